@@ -1,0 +1,27 @@
+"""ExpertDispatch: the experts' half of a MoE layer, y = sum over k of weight * expert(x)."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gmoe.experts.expert import Routing
+from gmoe.experts.store import ExpertStore
+from gmoe.kernels.ops import Activations, expert_mlp
+
+Observer = Callable[[int, Routing], None]
+
+
+class ExpertDispatch:
+    """Runs the experts that a routing asks for; `observers` hear of every routing before it is served."""
+
+    def __init__(self, store: ExpertStore, activations: Activations):
+        self.store = store
+        self.activations = activations
+        self.observers: list[Observer] = []
+
+    def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
+        """x [T, D] float32, routing of this layer -> [T, D] float32."""
+        for observe in self.observers:
+            observe(layer, routing)
+        ids, weights = routing
+        return expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)

@@ -1,0 +1,171 @@
+"""Hparams: the hyperparameters of a GGUF model, one row a key, named as llama.cpp names them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from gmoe.gguf.file import UnsupportedModel
+
+REQUIRED = object()
+
+# Keys that say something about the file, not about the arithmetic.
+DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length"})
+
+
+class Gating(IntEnum):
+    """The file format's `expert_gating_func`."""
+
+    NONE = 0
+    SOFTMAX = 1
+    SIGMOID = 2
+    SOFTMAX_WEIGHT = 3  # softmax over the chosen logits only
+    SQRT_SOFTPLUS = 4
+
+
+def key(name: str, default: Any = REQUIRED) -> Any:
+    """A field read from the metadata key `<architecture>.<name>`."""
+    return field(metadata={"key": name, "default": default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hparams:
+    """Frozen hyperparameters; a missing required key or an unknown key of the architecture is an error that names it."""
+
+    file: str
+    architecture: str
+    n_block: int = key("block_count")
+    n_ctx_train: int = key("context_length")
+    n_embd: int = key("embedding_length")
+    n_ff: int = key("feed_forward_length", 0)
+    n_head: int = key("attention.head_count")
+    n_head_kv: int = key("attention.head_count_kv", None)
+    key_length: int | None = key("attention.key_length", None)
+    value_length: int | None = key("attention.value_length", None)
+    rms_eps: float = key("attention.layer_norm_rms_epsilon", None)
+    norm_eps: float = key("attention.layer_norm_epsilon", None)
+    attention_scale: float = key("attention.scale", 0.0)
+    n_swa: int = key("attention.sliding_window", 0)
+    n_chunk: int = key("attention.chunk_size", 8192)
+    causal: bool = key("attention.causal", True)
+
+    q_lora_rank: int = key("attention.q_lora_rank", 0)
+    kv_lora_rank: int = key("attention.kv_lora_rank", 0)
+    key_length_mla: int | None = key("attention.key_length_mla", None)
+    value_length_mla: int | None = key("attention.value_length_mla", None)
+
+    rope_freq_base: float = key("rope.freq_base", 10000.0)
+    rope_dimension_count: int | None = key("rope.dimension_count", None)
+    rope_scaling_type: str = key("rope.scaling.type", "none")
+    rope_scaling_factor: float = key("rope.scaling.factor", 0.0)
+    rope_scale_linear: float = key("rope.scale_linear", 0.0)
+    rope_finetuned: bool = key("rope.scaling.finetuned", True)
+    rope_attn_factor: float = key("rope.scaling.attn_factor", 1.0)
+    n_ctx_orig: int | None = key("rope.scaling.original_context_length", None)
+    yarn_log_multiplier: float = key("rope.scaling.yarn_log_multiplier", 0.0)
+    yarn_ext_factor: float = key("rope.scaling.yarn_ext_factor", 1.0)
+    yarn_attn_factor: float = key("rope.scaling.yarn_attn_factor", 1.0)
+    yarn_beta_fast: float = key("rope.scaling.yarn_beta_fast", 32.0)
+    yarn_beta_slow: float = key("rope.scaling.yarn_beta_slow", 1.0)
+
+    n_expert: int = key("expert_count", 0)
+    n_expert_used: int = key("expert_used_count", 0)
+    n_expert_shared: int = key("expert_shared_count", 0)
+    n_expert_groups: int = key("expert_group_count", 0)
+    n_group_used: int = key("expert_group_used_count", 0)
+    n_ff_exp: int = key("expert_feed_forward_length", 0)
+    n_ff_shexp: int = key("expert_shared_feed_forward_length", 0)
+    expert_weights_scale: float = key("expert_weights_scale", 0.0)
+    expert_weights_norm: bool = key("expert_weights_norm", False)
+    gating: Gating = key("expert_gating_func", Gating.NONE)
+    n_layer_dense_lead: int = key("leading_dense_block_count", 0)
+    moe_layer_step: int = key("interleave_moe_layer_step", 1)
+    n_layer_nextn: int = key("nextn_predict_layers", 0)
+
+    embedding_scale: float = key("embedding_scale", 1.0)
+    residual_scale: float = key("residual_scale", 1.0)
+    logit_scale: float = key("logit_scale", 1.0)
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks that a forward pass runs; `block_count` also counts next-token-prediction blocks at the end."""
+        return self.n_block - self.n_layer_nextn
+
+    @property
+    def n_head_k(self) -> int:
+        """Width of a head's query and key."""
+        return self.key_length if self.key_length is not None else self.n_embd // self.n_head
+
+    @property
+    def n_head_v(self) -> int:
+        """Width of a head's value."""
+        return self.value_length if self.value_length is not None else self.n_embd // self.n_head
+
+    @property
+    def n_kv(self) -> int:
+        """Key and value heads."""
+        return self.n_head_kv if self.n_head_kv is not None else self.n_head
+
+    def gating_or(self, default: Gating) -> Gating:
+        """The gating function that the file states, else the architecture's own."""
+        return self.gating or default
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], file: str = "model") -> "Hparams":
+        """Read the keys of `general.architecture`; raises `UnsupportedModel` naming the file and the key."""
+        if "general.architecture" not in metadata:
+            raise UnsupportedModel(file, "general.architecture", "required in every GGUF model")
+        architecture = str(metadata["general.architecture"])
+        prefix = architecture + "."
+        rows = {f.metadata["key"]: f for f in fields(cls) if "key" in f.metadata}
+        values: dict[str, Any] = {"file": file, "architecture": architecture}
+        for name, row in rows.items():
+            if prefix + name in metadata:
+                values[row.name] = _scalar(metadata[prefix + name], row.type, file, prefix + name)
+            elif row.metadata["default"] is REQUIRED:
+                raise UnsupportedModel(file, prefix + name, f"required by architecture {architecture}")
+            else:
+                values[row.name] = row.metadata["default"]
+        for name in metadata:
+            if name.startswith(prefix) and name[len(prefix) :] not in rows and name[len(prefix) :] not in DESCRIPTIVE:
+                raise UnsupportedModel(file, name, "not known to gmoe and may change the arithmetic")
+        return cls(**values)._checked()
+
+    def _checked(self) -> "Hparams":
+        prefix = self.architecture + "."
+        for name, value, low, high in (
+            ("block_count", self.n_block, 1, 10_000),
+            ("nextn_predict_layers", self.n_layer_nextn, 0, self.n_block - 1),
+            ("context_length", self.n_ctx_train, 1, 1 << 32),
+            ("embedding_length", self.n_embd, 1, 1 << 20),
+            ("attention.head_count", self.n_head, 1, 1 << 16),
+            ("attention.head_count_kv", self.n_kv, 1, self.n_head),
+            ("expert_count", self.n_expert, 0, 1 << 16),
+            ("expert_used_count", self.n_expert_used, 1 if self.n_expert else 0, self.n_expert),
+        ):
+            if not low <= value <= high:
+                raise UnsupportedModel(self.file, prefix + name, f"{value} is outside {low} to {high}")
+        if self.n_head % self.n_kv:
+            raise UnsupportedModel(self.file, prefix + "attention.head_count_kv", "must divide attention.head_count")
+        if not self.causal:
+            raise UnsupportedModel(self.file, prefix + "attention.causal", "only causal attention is supported")
+        return self
+
+
+def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
+    """One number; an array whose entries are all equal counts as that number."""
+    if isinstance(value, list | tuple | np.ndarray):
+        entries = {v.item() if isinstance(v, np.generic) else v for v in value}
+        if len(entries) != 1:
+            raise UnsupportedModel(file, name, "a value that differs by layer is not supported")
+        value = entries.pop()
+    if kind is Gating:
+        if value not in set(Gating):
+            raise UnsupportedModel(file, name, f"{value} is not one of {[g.value for g in Gating]}")
+        return Gating(value)
+    wants_text, wants_flag = kind is str, kind is bool
+    if isinstance(value, str) != wants_text or isinstance(value, bool) != wants_flag:
+        raise UnsupportedModel(file, name, f"has the wrong type ({type(value).__name__})")
+    return float(value) if kind is float else value

@@ -1,0 +1,69 @@
+"""Feed-forward blocks: dense, and the routed mixture with its shared expert."""
+
+import torch
+from torch import Tensor
+
+from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.expert import Routing
+from gmoe.kernels.ops import activate, dequantize
+from gmoe.layers.router import Router
+from gmoe.layers.weights import Weights
+
+__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN"]
+
+
+class DenseFFN:
+    """gate, up, activation, down; `suffix="_shexp"` makes it the shared expert."""
+
+    def __init__(self, w: Weights, suffix: str = "", activation: str = "swiglu"):
+        self.activation = activation
+        self.gate = w.linear("ffn_gate" + suffix)
+        self.up = w.linear("ffn_up" + suffix)
+        self.down = w.linear("ffn_down" + suffix)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        return self.down(activate(self.activation, self.gate(x), self.up(x)))
+
+
+class GatedFFN:
+    """A shared expert behind a scalar sigmoid gate (Qwen2-MoE)."""
+
+    def __init__(self, w: Weights):
+        self.expert = DenseFFN(w, "_shexp")
+        self.gate = w.linear("ffn_gate_inp_shexp", w.hparams.n_embd, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        return self.expert(x) * torch.sigmoid(self.gate(x))
+
+
+class MoEFFN:
+    """Router, routed experts, shared expert: y = sum of weight * expert(x), + shared(x)."""
+
+    def __init__(
+        self,
+        w: Weights,
+        route: Router,
+        dispatch: ExpertDispatch,
+        *,
+        shared: DenseFFN | GatedFFN | None = None,
+        activation: str = "swiglu",
+    ):
+        self.layer = w.layer
+        self.gate_inp = dequantize(w.quant("ffn_gate_inp"))  # [E, D]
+        self.gate_bias = w.get("ffn_gate_inp", ".bias")
+        self.route = route
+        self.dispatch = dispatch
+        self.shared = shared
+        self.activation = activation
+
+    def routing(self, x: Tensor) -> Routing:
+        """Which experts x [T, D] asks for."""
+        logits = x @ self.gate_inp.T
+        return self.route(logits if self.gate_bias is None else logits + self.gate_bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        y = self.dispatch(self.layer, x, self.routing(x), self.activation)
+        return y if self.shared is None else y + self.shared(x)

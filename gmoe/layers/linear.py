@@ -1,0 +1,40 @@
+"""Linear maps and embeddings whose weights stay as the file has them."""
+
+import torch
+from torch import Tensor
+
+from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.ops import Activations, dequantize, matmul
+from gmoe.kernels.reference import as_tensor
+
+
+class QuantLinear:
+    """x [T, in] float32 -> x @ weight.T + bias, [T, out] float32."""
+
+    def __init__(self, weight: QuantTensor, bias: Tensor | None, activations: Activations):
+        self.weight = weight
+        self.bias = bias
+        self.activations = activations
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = matmul(x, self.weight, activations=self.activations)
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, begin: int, end: int) -> "QuantLinear":
+        """The same map, only these outputs."""
+        shape = (end - begin, self.weight.shape[1])
+        weight = QuantTensor(self.weight.data[begin:end], self.weight.format, shape)
+        return QuantLinear(weight, None if self.bias is None else self.bias[begin:end], self.activations)
+
+
+class QuantEmbedding:
+    """ids [T] -> rows [T, D] float32, dequantized exactly."""
+
+    def __init__(self, weight: QuantTensor):
+        self.format = weight.format
+        self.width = weight.shape[1]
+        self.data = as_tensor(weight.data)  # uint8 [V, row_bytes]
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        rows = self.data.index_select(0, ids)
+        return dequantize(QuantTensor(rows, self.format, (len(ids), self.width)), torch.float32)

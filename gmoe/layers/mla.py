@@ -1,0 +1,88 @@
+"""MLA: multi-head latent attention (DeepSeek-V2), absorbed: the cache holds one latent row a token for all heads."""
+
+import torch
+from torch import Tensor
+
+from gmoe.gguf.file import UnsupportedModel
+from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.ops import dequantize, matmul
+from gmoe.layers.attention import attend, causal, spans
+from gmoe.layers.batch import Batch
+from gmoe.layers.rope import rope, yarn_magnitude
+from gmoe.layers.weights import Weights
+
+
+class MLA:
+    """Queries are carried into the latent space by `k_b`, results out of it by `v_b`; `kv_b` holds both in older files."""
+
+    def __init__(self, w: Weights):
+        hp = w.hparams
+        self.layer = w.layer
+        self.activations = w.activations
+        self.n_head = hp.n_head
+        self.n_lora = hp.kv_lora_rank
+        self.n_rot = hp.rope_dimension_count or 0
+        self.n_head_k = hp.key_length_mla or hp.n_head_k
+        self.n_head_v = hp.value_length_mla or hp.n_head_v
+        self.n_nope = self.n_head_k - self.n_rot
+        if not self.n_lora or self.n_nope <= 0 or not self.n_rot:
+            raise UnsupportedModel(
+                hp.file, f"{hp.architecture}.attention.kv_lora_rank", "latent attention needs it and rope.dimension_count"
+            )
+        self.rope = rope(w, "norm", self.n_rot)
+        # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
+        self.scale = yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2 * self.n_head_k**-0.5
+        q_width = self.n_head * self.n_head_k
+        if hp.q_lora_rank:
+            self.q_a, self.q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm")
+            self.q = w.linear("attn_q_b", hp.q_lora_rank, q_width)
+        else:
+            self.q_a = None
+            self.q = w.linear("attn_q", hp.n_embd, q_width)
+        self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
+        self.kv_a_norm = w.norm("attn_kv_a_norm")
+        self.k_b, self.v_b = self._heads(w)
+        self.output = w.linear("attn_output", self.n_head * self.n_head_v, hp.n_embd)
+        self.widths = (self.n_lora + self.n_rot, 0)
+
+    def _heads(self, w: Weights) -> tuple[list[QuantTensor], list[QuantTensor]]:
+        """By head: k_b [n_lora, n_nope] and v_b [n_head_v, n_lora]."""
+        if w.has("attn_k_b"):
+            k, v = w.quant("attn_k_b"), w.quant("attn_v_b")
+            return _split(k, self.n_head), _split(v, self.n_head)
+        kv = w.quant("attn_kv_b")  # rows: by head, n_nope of k and then n_head_v of v
+        rows = self.n_nope + self.n_head_v
+        heads = [QuantTensor(kv.data[h * rows : (h + 1) * rows], kv.format, (rows, self.n_lora)) for h in range(self.n_head)]
+        ks = [_as_f32(dequantize(head)[: self.n_nope].T.contiguous()) for head in heads]
+        vs = [QuantTensor(h.data[self.n_nope :], h.format, (self.n_head_v, self.n_lora)) for h in heads]
+        return ks, vs
+
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
+        """x [T, D] -> [T, D]; this step's latent rows are in the cache afterwards."""
+        q = self.q(x if self.q_a is None else self.q_a_norm(self.q_a(x))).view(-1, self.n_head, self.n_head_k)
+        latent = self.kv_a(x)  # [T, n_lora + n_rot]
+        q_rot = self.rope(q[..., self.n_nope :].contiguous(), batch.positions)
+        k_rot = self.rope(latent[:, None, self.n_lora :], batch.positions).flatten(1)
+        absorbed = self._by_head(q[..., : self.n_nope], self.k_b)  # [T, H, n_lora]
+        query = torch.cat((absorbed, q_rot), -1)
+        key = torch.cat((self.kv_a_norm(latent[:, : self.n_lora]), k_rot), -1)
+        batch.kv.write(self.layer, batch.slot_mapping, key)
+        mixed = torch.empty_like(absorbed)
+        for begin, end, blocks, length in spans(batch):
+            (rows,) = batch.kv.read(self.layer, blocks, length)
+            keys = rows.view(length, 1, -1)
+            values = keys[..., : self.n_lora]
+            mixed[begin:end] = attend(query[begin:end], keys, values, batch.positions[begin:end], self.scale, causal)
+        return self.output(self._by_head(mixed, self.v_b).flatten(1))
+
+    def _by_head(self, x: Tensor, maps: list[QuantTensor]) -> Tensor:
+        heads = [matmul(x[:, h].contiguous(), maps[h], activations=self.activations) for h in range(self.n_head)]
+        return torch.stack(heads, 1)
+
+
+def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:
+    return [QuantTensor(tensor.data[h], tensor.format, tensor.shape[1:]) for h in range(n_head)]
+
+
+def _as_f32(x: Tensor) -> QuantTensor:
+    return QuantTensor(x.numpy().view("uint8"), FORMATS["F32"], tuple(x.shape))

@@ -1,0 +1,32 @@
+"""Norms: RMSNorm, with a bias where a file has one."""
+
+import torch
+from torch import Tensor
+
+
+class RMSNorm:
+    """x / rms(x) * weight (+ bias) over the last dimension; without a weight, only x / rms(x)."""
+
+    def __init__(self, weight: Tensor | None, eps: float, bias: Tensor | None = None):
+        self.weight = weight
+        self.eps = eps
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        if self.weight is not None:
+            y = y * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class HeadNorm:
+    """Norm of queries or keys [T, H, d]: by head, or over all heads at once where the weight is that wide."""
+
+    def __init__(self, norm: RMSNorm):
+        if norm.weight is None:
+            raise ValueError("a head norm needs a weight")
+        self.norm = norm
+        self.width = norm.weight.numel()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x.reshape(x.shape[0], -1, self.width)).view(x.shape)

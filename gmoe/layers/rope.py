@@ -1,0 +1,120 @@
+"""Rotary position embedding: pairing styles, and the scalings as GGUF states them (linear, YaRN, LongRoPE, llama 3)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.hparams import Hparams
+from gmoe.layers.weights import Weights
+
+Style = Literal["norm", "neox"]
+
+
+class Rope:
+    """Rotates the first `n_rot` of each head; "norm" pairs neighbours, "neox" pairs halves."""
+
+    def __init__(self, style: Style, n_rot: int, frequencies: Tensor, magnitude: float):
+        self.style = style
+        self.n_rot = n_rot
+        self.frequencies = frequencies  # [n_rot / 2] radians a position
+        self.magnitude = magnitude
+        self._table = (torch.empty(0, n_rot // 2), torch.empty(0, n_rot // 2))
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [T, H, d], positions [T] -> rotated copy of x."""
+        cos, sin = (t.index_select(0, positions)[:, None, :] for t in self._grown(positions))  # [T, 1, n_rot / 2]
+        rot, rest = x[..., : self.n_rot], x[..., self.n_rot :]
+        if self.style == "neox":
+            a, b = rot.chunk(2, -1)
+            out = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        else:
+            a, b = rot[..., 0::2], rot[..., 1::2]
+            out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        return torch.cat((out, rest), -1) if rest.shape[-1] else out
+
+    def _grown(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        need = int(positions.max()) + 1
+        if need > len(self._table[0]):
+            angles = torch.arange(max(need, 2 * len(self._table[0]), 256))[:, None].float() * self.frequencies
+            self._table = (angles.cos() * self.magnitude, angles.sin() * self.magnitude)
+        return self._table
+
+
+def rope(w: Weights, style: Style, n_rot: int | None = None) -> Rope:
+    """The model's one rotary embedding, as its metadata and its factor tensors say."""
+    hp = w.hparams
+    width = n_rot or hp.rope_dimension_count or hp.n_head_k
+    return w.shared(("rope", style, width), lambda: _build(w, style, width))
+
+
+def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
+    """YaRN's growth of attention with the scaling factor (1 where there is no YaRN)."""
+    if hp.rope_scaling_type != "yarn" or hp.rope_scaling_factor <= 1.0:
+        return 1.0
+    return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
+
+
+def _build(w: Weights, style: Style, n_rot: int) -> Rope:
+    hp = w.hparams
+    if n_rot % 2 or n_rot <= 0:
+        raise UnsupportedModel(hp.file, f"{hp.architecture}.rope.dimension_count", f"{n_rot} is not even and positive")
+    kind = hp.rope_scaling_type
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedModel(
+            hp.file, f"{hp.architecture}.rope.scaling.type", f"{kind!r} is not one of none, linear, yarn, longrope"
+        )
+    frequencies = hp.rope_freq_base ** (-torch.arange(0, n_rot, 2, dtype=torch.float64) / n_rot)
+    factors = _factors(w, n_rot)
+    if factors is not None:
+        frequencies = frequencies / factors
+    factor = hp.rope_scaling_factor or hp.rope_scale_linear or 1.0
+    magnitude = hp.rope_attn_factor
+    if kind == "linear":
+        frequencies = frequencies / factor
+    if kind == "yarn":
+        ramp = _yarn_ramp(hp, n_rot) * hp.yarn_ext_factor
+        frequencies = frequencies / factor * (1 - ramp) + frequencies * ramp
+        # DeepSeek puts the growth into the softmax scale instead (its log multiplier says so).
+        magnitude *= 1.0 if hp.yarn_log_multiplier else yarn_magnitude(hp)
+    return Rope(style, n_rot, frequencies.float(), magnitude)
+
+
+def _factors(w: Weights, n_rot: int) -> Tensor | None:
+    """Divisors of the frequencies [n_rot / 2]: llama 3's, or LongRoPE's for a short or a long context."""
+    hp = w.hparams
+    long = w.n_ctx > (hp.n_ctx_orig or hp.n_ctx_train)
+    tables = {name: _anywhere(w, name) for name in ("rope_factors_long", "rope_factors_short", "rope_freqs")}
+    chosen = tables["rope_freqs"]
+    if tables["rope_factors_short"] is not None:
+        chosen = tables["rope_factors_long" if long else "rope_factors_short"]
+    if chosen is not None and chosen.numel() != n_rot // 2:
+        raise UnsupportedModel(hp.file, "rope factors", f"{chosen.numel()} factors for {n_rot} rotated dimensions")
+    return None if chosen is None else chosen.double()
+
+
+def _anywhere(w: Weights, name: str) -> Tensor | None:
+    """A table that some files keep once and others repeat in each block."""
+    found = None
+    for layer in range(w.hparams.n_block):
+        table = w.block(layer).get(name)
+        found = table if found is None else found
+    root = Weights(w.file, w.hparams, w.n_ctx, w.activations)
+    root.used = w.used
+    table = root.get(name)
+    return table if table is not None else found
+
+
+def _yarn_ramp(hp: Hparams, n_rot: int) -> Tensor:
+    """How much of each frequency is kept unscaled, 0 to 1, [n_rot / 2]; ggml rounds the two corners outwards."""
+
+    def corner(turns: float) -> float:
+        length = (hp.n_ctx_orig or hp.n_ctx_train) / (turns * 2 * math.pi)
+        return n_rot * math.log(length) / (2 * math.log(hp.rope_freq_base))
+
+    low = max(0.0, math.floor(corner(hp.yarn_beta_fast)))
+    high = min(n_rot - 1.0, math.ceil(corner(hp.yarn_beta_slow)))
+    steps = torch.arange(n_rot // 2, dtype=torch.float64)
+    return 1 - ((steps - low) / max(0.001, high - low)).clamp(0, 1)

@@ -1,0 +1,106 @@
+"""Weights: the hyperparameters plus a scope over the tensors of a GGUF file."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from torch import Tensor
+
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.gguf.hparams import Hparams
+from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.ops import Activations, dequantize
+from gmoe.layers.linear import QuantEmbedding, QuantLinear
+from gmoe.layers.norm import HeadNorm, RMSNorm
+
+T = TypeVar("T")
+
+
+class Weights:
+    """Tensors by their GGUF name without prefix and `.weight`; a missing one is an error naming file and tensor."""
+
+    def __init__(
+        self, file: GGUFFile, hparams: Hparams, n_ctx: int, activations: Activations, prefix: str = "", layer: int = -1
+    ):
+        self.file = file
+        self.hparams = hparams
+        self.n_ctx = n_ctx
+        self.activations = activations
+        self.prefix = prefix
+        self.layer = layer
+        self.used: set[str] = set()
+        self._shared: dict[Any, Any] = {}
+
+    def block(self, layer: int) -> "Weights":
+        """The scope of `blk.<layer>.`."""
+        scope = Weights(self.file, self.hparams, self.n_ctx, self.activations, f"blk.{layer}.", layer)
+        scope.used, scope._shared = self.used, self._shared
+        return scope
+
+    def shared(self, key: Any, build: Callable[[], T]) -> T:
+        """What all blocks have in common, built once a model."""
+        if key not in self._shared:
+            self._shared[key] = build()
+        value: T = self._shared[key]
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether the file has this tensor here."""
+        return self.prefix + name + ".weight" in self.file.tensors
+
+    def quant(self, name: str, suffix: str = ".weight") -> QuantTensor:
+        """A tensor as it lies in the file."""
+        full = self.prefix + name + suffix
+        if full not in self.file.tensors:
+            raise UnsupportedModel(
+                str(self.file.path), full, f"this tensor is required by architecture {self.hparams.architecture}"
+            )
+        self.used.add(full)
+        return self.file.view(full)
+
+    def get(self, name: str, suffix: str = ".weight") -> Tensor | None:
+        """A small tensor as float32, or None where the file has none."""
+        full = self.prefix + name + suffix
+        return dequantize(self.quant(name, suffix)) if full in self.file.tensors else None
+
+    def linear(self, name: str, n_in: int | None = None, n_out: int | None = None) -> QuantLinear:
+        """The map `name`, with its bias where the file has one."""
+        weight = self.quant(name)
+        if len(weight.shape) == 1:
+            weight = QuantTensor(weight.data.reshape(1, -1), weight.format, (1, *weight.shape))
+        for what, want, have in (("inputs", n_in, weight.shape[-1]), ("outputs", n_out, weight.shape[0])):
+            if want is not None and want != have:
+                raise UnsupportedModel(
+                    str(self.file.path), self.prefix + name + ".weight", f"has {have} {what}, the metadata says {want}"
+                )
+        return QuantLinear(weight, self.get(name, ".bias"), self.activations)
+
+    def norm(self, *names: str) -> RMSNorm:
+        """The first of these norms that the file has; it must have one."""
+        name = next((name for name in names if self.has(name)), names[0])
+        weight = dequantize(self.quant(name))
+        eps = self.hparams.rms_eps if self.hparams.rms_eps is not None else self.hparams.norm_eps
+        if eps is None:
+            key = f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon"
+            raise UnsupportedModel(str(self.file.path), key, "required by its norms")
+        return RMSNorm(weight, eps, self.get(name, ".bias"))
+
+    def head_norm(self, name: str) -> HeadNorm | None:
+        """A norm of queries or keys, where the file has it."""
+        return HeadNorm(self.norm(name)) if self.has(name) else None
+
+    def embedding(self, name: str) -> QuantEmbedding:
+        """The table `name` of token rows."""
+        return QuantEmbedding(self.quant(name))
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        """Raise `UnsupportedModel` naming this file, the metadata key or tensor, and why."""
+        raise UnsupportedModel(str(self.file.path), key, why)
+
+    def finish(self, also: set[str]) -> None:
+        """Refuse a file with tensors that nobody read: they would change the arithmetic."""
+        skipped = tuple(f"blk.{n}." for n in range(self.hparams.n_layer, self.hparams.n_block))
+        for name in self.file.tensors:
+            if name not in self.used and name not in also and not (skipped and name.startswith(skipped)):
+                raise UnsupportedModel(
+                    str(self.file.path), name, f"architecture {self.hparams.architecture} of gmoe does not use this tensor"
+                )

@@ -1,0 +1,101 @@
+"""Decoder: the one skeleton of all architectures; embed, blocks, norm, logits."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gmoe.layers.batch import Batch
+from gmoe.layers.ffn import ExpertDispatch
+from gmoe.layers.kv_cache import KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.weights import Weights
+
+
+class Attention(Protocol):
+    """What a block needs of its attention."""
+
+    widths: tuple[int, int]  # of one token's key and value rows in the cache
+
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor: ...
+
+
+FeedForward = Callable[[Tensor], Tensor]
+
+
+class Decoder:
+    """A model: an architecture gives `attention` and `feed_forward` of each block, and overrides what else differs."""
+
+    def __init__(self, weights: Weights, dispatch: ExpertDispatch):
+        self.hparams = hp = weights.hparams
+        self.dispatch = dispatch
+        self.token_embd = weights.embedding("token_embd")
+        self.n_vocab = len(self.token_embd.data)
+        scopes = [weights.block(layer) for layer in range(hp.n_layer)]
+        self.attn_norm = [w.norm("attn_norm") for w in scopes]
+        self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]
+        self.ffn_norm = [w.norm("ffn_norm", "post_attention_norm") for w in scopes]
+        self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
+        self.output_norm = weights.norm("output_norm")
+        self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd)
+
+    def attention(self, w: Weights, layer: int) -> Attention:
+        """The attention of a block."""
+        raise NotImplementedError
+
+    def feed_forward(self, w: Weights, layer: int) -> FeedForward:
+        """The feed-forward part of a block."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Token rows [T, D]."""
+        return self.token_embd(batch.token_ids)
+
+    def block(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
+        """One block, pre-norm and residual: x [T, D] -> [T, D]."""
+        x = x + self.attn[layer](self.attn_norm[layer](x), batch)
+        return x + self.ffn[layer](self.ffn_norm[layer](x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Normed rows [R, D] -> [R, n_vocab]."""
+        return self.output(x)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits [R, n_vocab] float32 of `batch.output_rows`; the cache has this step's rows afterwards."""
+        with torch.inference_mode():
+            x = self.embed(batch)
+            for layer in range(self.hparams.n_layer):
+                x = self.block(layer, x, batch)
+            return self.logits(self.output_norm(x.index_select(0, batch.output_rows)))
+
+    def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
+        """An empty cache for this model."""
+        return PagedKVCache([attn.widths for attn in self.attn], n_blocks, block_size, kv_type)
+
+    def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
+        """What one block of the cache takes."""
+        return block_size * bytes_per_slot([attn.widths for attn in self.attn], kv_type)
+
+
+def module_name(architecture: str) -> str:
+    """The file of an architecture: its own name, with what Python forbids made an underscore."""
+    return architecture.replace("-", "_").replace(".", "_")
+
+
+def architectures() -> list[str]:
+    """The architectures that this folder has files for."""
+    here = Path(__file__).parent
+    return sorted(p.stem for p in here.glob("*.py") if p.stem not in ("__init__", "decoder"))
+
+
+def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
+    """The model of `general.architecture`; `UnsupportedModel` where there is no file for it."""
+    name = module_name(weights.hparams.architecture)
+    if name in ("__init__", "decoder") or not name.isidentifier() or find_spec(f"gmoe.models.{name}") is None:
+        weights.refuse("general.architecture", f"{weights.hparams.architecture!r}; supported: {', '.join(architectures())}")
+    model: Decoder = import_module(f"gmoe.models.{name}").Model(weights, dispatch)
+    return model
+

@@ -1,0 +1,38 @@
+"""Granite-MoE: scaled embedding, residual, attention and logits; softmax over the chosen top-k."""
+
+from torch import Tensor
+
+from gmoe.layers.attention import GQA
+from gmoe.layers.batch import Batch
+from gmoe.layers.ffn import DenseFFN, MoEFFN
+from gmoe.layers.rope import rope
+from gmoe.layers.router import Gating, topk
+from gmoe.layers.weights import Weights
+from gmoe.models.decoder import Attention, Decoder, FeedForward
+
+
+class Model(Decoder):
+    """`granitemoe`."""
+
+    def attention(self, w: Weights, layer: int) -> Attention:
+        """`attention.scale` takes the place of one over the root of the width; rope can be switched off by the file."""
+        return GQA(w, rope(w, "norm") if w.hparams.rope_finetuned else None)
+
+    def feed_forward(self, w: Weights, layer: int) -> FeedForward:
+        """A shared expert where the file has one."""
+        shared = DenseFFN(w, "_shexp") if w.has("ffn_up_shexp") else None
+        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=True), self.dispatch, shared=shared)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Token rows, scaled."""
+        return super().embed(batch) * self.hparams.embedding_scale
+
+    def block(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
+        """Both branches scaled before they are added."""
+        scale = self.hparams.residual_scale
+        x = x + scale * self.attn[layer](self.attn_norm[layer](x), batch)
+        return x + scale * self.ffn[layer](self.ffn_norm[layer](x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Divided by `logit_scale`."""
+        return super().logits(x) / self.hparams.logit_scale

@@ -1,0 +1,430 @@
+"""Tiny GGUF files of any architecture and quant type, written with `GGUFWriter`: random weights, a real tokenizer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["h e", "l l", "Ġ t", "i n", "o n", "he r", "Ġt he", "a n", "an d", "Ġ and", "Ġ w", "o r", "l d"]
+
+
+def byte_characters() -> list[str]:
+    """The printable stand-ins of the 256 bytes in byte-level BPE."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(other)) for b in range(256)]
+
+
+VOCAB = byte_characters() + [m.replace(" ", "") for m in MERGES] + SPECIALS
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a tiny model; `embd` of 256 lets K-quants apply."""
+
+    embd: int = 64
+    head: int = 4
+    head_kv: int = 2
+    head_dim: int = 16
+    ff: int = 96
+    ff_exp: int = 32
+    expert: int = 8
+    used: int = 2
+    layer: int = 2
+
+
+Tensors = Iterator[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between architectures: metadata below `<arch>.` and the tensors of a block."""
+
+    block: Callable[[Shape, int], Tensors]
+    keys: Callable[[Shape], dict[str, Any]]
+    shape: Shape = field(default_factory=Shape)
+    extra: Callable[[Shape], Tensors] = lambda s: iter(())
+    rope_style: str = "neox"
+
+
+def gqa(s: Shape, *, bias: str = "", norm: str = "", fused: bool = False) -> Tensors:
+    """Attention tensors; `bias` lists which of q, k, v, o have one, `norm` is "", "head" or "full"."""
+    q, kv = s.head * s.head_dim, s.head_kv * s.head_dim
+    yield "attn_norm.weight", (s.embd,)
+    if fused:
+        yield "attn_qkv.weight", (q + 2 * kv, s.embd)
+    else:
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            yield f"attn_{name}.weight", (rows, s.embd)
+            if name in bias:
+                yield f"attn_{name}.bias", (rows,)
+    yield "attn_output.weight", (s.embd, q)
+    if "o" in bias:
+        yield "attn_output.bias", (s.embd,)
+    if norm:
+        yield "attn_q_norm.weight", (s.head_dim if norm == "head" else q,)
+        yield "attn_k_norm.weight", (s.head_dim if norm == "head" else kv,)
+
+
+def dense(s: Shape, suffix: str = "", ff: int = 0) -> Tensors:
+    """A dense feed-forward block, or with `suffix` a shared expert."""
+    yield f"ffn_gate{suffix}.weight", (ff or s.ff, s.embd)
+    yield f"ffn_up{suffix}.weight", (ff or s.ff, s.embd)
+    yield f"ffn_down{suffix}.weight", (s.embd, ff or s.ff)
+
+
+def routed(s: Shape, *, bias: bool = False, selection_bias: bool = False, fused: bool = False) -> Tensors:
+    """Router and experts."""
+    yield "ffn_gate_inp.weight", (s.expert, s.embd)
+    if fused:
+        yield "ffn_gate_up_exps.weight", (s.expert, 2 * s.ff_exp, s.embd)
+    else:
+        yield "ffn_gate_exps.weight", (s.expert, s.ff_exp, s.embd)
+        yield "ffn_up_exps.weight", (s.expert, s.ff_exp, s.embd)
+    yield "ffn_down_exps.weight", (s.expert, s.embd, s.ff_exp)
+    if bias:
+        yield "ffn_gate_inp.bias", (s.expert,)
+        yield "ffn_gate_exps.bias", (s.expert, s.ff_exp)
+        yield "ffn_up_exps.bias", (s.expert, s.ff_exp)
+        yield "ffn_down_exps.bias", (s.expert, s.embd)
+    if selection_bias:
+        yield "exp_probs_b.bias", (s.expert,)
+
+
+def mla(s: Shape, *, q_lora: bool, legacy: bool) -> Tensors:
+    """Latent attention: 24 = 16 + 8 rotated per head, values of 16, a latent row of 32."""
+    yield "attn_norm.weight", (s.embd,)
+    if q_lora:
+        yield "attn_q_a.weight", (32, s.embd)
+        yield "attn_q_a_norm.weight", (32,)
+        yield "attn_q_b.weight", (s.head * 40, 32)
+    else:
+        yield "attn_q.weight", (s.head * 40, s.embd)
+    yield "attn_kv_a_mqa.weight", (32 + 8, s.embd)
+    yield "attn_kv_a_norm.weight", (32,)
+    if legacy:
+        yield "attn_kv_b.weight", (s.head * (32 + 16), 32)
+    else:
+        yield "attn_k_b.weight", (s.head, 32, 32)
+        yield "attn_v_b.weight", (s.head, 16, 32)
+    yield "attn_output.weight", (s.embd, s.head * 16)
+
+
+def ffn_norm(s: Shape, name: str = "ffn_norm", bias: bool = False) -> Tensors:
+    """The norm before the feed-forward part."""
+    yield f"{name}.weight", (s.embd,)
+    if bias:
+        yield f"{name}.bias", (s.embd,)
+
+
+def _llama(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    yield from routed(s) if s.expert else dense(s)
+
+
+def _plain(norm: str = "", bias: str = "", fused_experts: bool = False) -> Callable[[Shape, int], Tensors]:
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from gqa(s, norm=norm, bias=bias)
+        yield from ffn_norm(s)
+        yield from routed(s, fused=fused_experts) if s.expert else dense(s)
+
+    return block
+
+
+def _qwen2moe(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s, bias="qkv")
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield "ffn_gate_inp_shexp.weight", (s.embd,)
+    yield from dense(s, "_shexp", 64)
+
+
+def _granitemoe(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield from dense(s, "_shexp", 64)
+
+
+def _deepseek2(q_lora: bool, legacy: bool, selection_bias: bool) -> Callable[[Shape, int], Tensors]:
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from mla(s, q_lora=q_lora, legacy=legacy)
+        yield from ffn_norm(s)
+        if layer == 0:
+            yield from dense(s)
+        else:
+            yield from routed(s, selection_bias=selection_bias)
+            yield from dense(s, "_shexp", s.ff_exp)
+
+    return block
+
+
+def _led(
+    norm: str = "head", bias: str = "", fused: bool = False, before: str = "ffn_norm"
+) -> Callable[[Shape, int], Tensors]:
+    """First block dense, then routed with a selection bias and a shared expert."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from gqa(s, norm=norm, bias=bias, fused=fused)
+        yield from ffn_norm(s, before)
+        if layer == 0:
+            yield from dense(s)
+        else:
+            yield from routed(s, selection_bias=True)
+            yield from dense(s, "_shexp", s.ff_exp)
+
+    return block
+
+
+def _ernie(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    if layer == 0:
+        yield from dense(s)
+    else:
+        yield from routed(s, selection_bias=True)
+        yield from dense(s, "_shexp", 64)
+
+
+def _hunyuan(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s, norm="head")
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield from dense(s, "_shexp", 64)
+
+
+def _minimax(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s, norm="full")
+    yield from ffn_norm(s)
+    yield from routed(s, selection_bias=True)
+
+
+def _phimoe(s: Shape, layer: int) -> Tensors:
+    yield "attn_norm.bias", (s.embd,)
+    yield from gqa(s, bias="qkvo")
+    yield from ffn_norm(s, bias=True)
+    yield from routed(s)
+
+
+def _gpt_oss(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s, bias="qkvo")
+    yield "attn_sinks.weight", (s.head,)
+    yield from ffn_norm(s, "post_attention_norm")
+    yield from routed(s, bias=True)
+
+
+def _llama4(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    if layer % 2 == 0:
+        yield from dense(s)
+    else:
+        yield from routed(s)
+        yield from dense(s, "_shexp", s.ff_exp)
+
+
+def _base(s: Shape) -> dict[str, Any]:
+    return {
+        "block_count": s.layer,
+        "context_length": 512,
+        "embedding_length": s.embd,
+        "feed_forward_length": s.ff,
+        "attention.head_count": s.head,
+        "attention.head_count_kv": s.head_kv,
+        "attention.key_length": s.head_dim,
+        "attention.value_length": s.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "rope.dimension_count": s.head_dim,
+    }
+
+
+def _moe(s: Shape, **more: Any) -> dict[str, Any]:
+    keys = _base(s)
+    if s.expert:
+        keys |= {"expert_count": s.expert, "expert_used_count": s.used, "expert_feed_forward_length": s.ff_exp}
+    return keys | {name.replace("__", "."): value for name, value in more.items()}
+
+
+LED = {"leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 8.0,
+    "rope.scaling.original_context_length": 64,
+    "rope.scaling.yarn_log_multiplier": 0.0707,
+}
+
+
+def _mla_keys(s: Shape, q_lora: bool, legacy: bool, **more: Any) -> dict[str, Any]:
+    keys = _moe(s) | {"attention.kv_lora_rank": 32, "rope.dimension_count": 8, "attention.q_lora_rank": 32 * q_lora}
+    if legacy:
+        keys |= {"attention.head_count_kv": s.head, "attention.key_length": 40, "attention.value_length": 16}
+    else:
+        keys |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": 40,
+            "attention.value_length": 32,
+            "attention.key_length_mla": 40,
+            "attention.value_length_mla": 16,
+        }
+    return keys | LED | more
+
+
+def _factors(s: Shape) -> Tensors:
+    yield "output.bias", (len(VOCAB),)
+    yield "output_norm.bias", (s.embd,)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(_llama, lambda s: _base(s) | {"vocab_size": len(VOCAB)}, Shape(expert=0)),
+    "llama+mixtral": Architecture(_llama, lambda s: _moe(s, vocab_size=len(VOCAB), feed_forward_length=32)),
+    "qwen3": Architecture(_plain("head"), _base, Shape(expert=0)),
+    "qwen2moe": Architecture(_qwen2moe, lambda s: _moe(s, expert_shared_feed_forward_length=64)),
+    "qwen3moe": Architecture(_plain("head"), _moe, Shape(used=3)),
+    "qwen3moe+fused": Architecture(_plain("head", fused_experts=True), _moe),
+    "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4)),
+    "granitemoe": Architecture(
+        _granitemoe,
+        lambda s: _moe(
+            s,
+            expert_shared_feed_forward_length=64,
+            attention__scale=0.2,
+            embedding_scale=3.0,
+            residual_scale=0.4,
+            logit_scale=4.0,
+            vocab_size=len(VOCAB),
+        ),
+    ),
+    "deepseek2": Architecture(
+        _deepseek2(True, False, True),
+        lambda s: (
+            _mla_keys(s, True, False) | YARN | {"expert_gating_func": 2, "expert_group_count": 4, "expert_group_used_count": 2}
+        ),
+        Shape(layer=3),
+    ),
+    "deepseek2+lite": Architecture(
+        _deepseek2(False, False, False),
+        lambda s: _mla_keys(s, False, False, expert_weights_norm=False) | {"expert_group_count": 1},
+    ),
+    "deepseek2+legacy": Architecture(
+        _deepseek2(True, True, False), lambda s: _mla_keys(s, True, True) | YARN | {"expert_gating_func": 2}
+    ),
+    "gpt-oss": Architecture(
+        _gpt_oss,
+        lambda s: (
+            _moe(s) | {k: v for k, v in YARN.items() if "log" not in k} | {"attention.sliding_window": 8}
+        ),
+        Shape(layer=3),
+    ),
+    "glm4moe": Architecture(
+        _led(bias="qkv", before="post_attention_norm"),
+        lambda s: _moe(s) | LED | {"expert_gating_func": 2, "rope.dimension_count": 8, "expert_group_count": 1, "expert_group_used_count": 1},
+    ),
+    "dots1": Architecture(_led(), lambda s: _moe(s) | LED | {"expert_gating_func": 2}),
+    "bailingmoe2": Architecture(
+        _led(fused=True),
+        lambda s: (
+            _moe(s)
+            | LED
+            | {
+                "expert_gating_func": 2,
+                "rope.dimension_count": 8,
+                "expert_group_count": 4,
+                "expert_group_used_count": 2,
+                "expert_shared_feed_forward_length": 32,
+            }
+        ),
+    ),
+    "ernie4_5-moe": Architecture(
+        _ernie,
+        lambda s: _moe(
+            s,
+            leading_dense_block_count=1,
+            interleave_moe_layer_step=1,
+            expert_shared_feed_forward_length=64,
+            expert_shared_count=2,
+        ),
+    ),
+    "hunyuan-moe": Architecture(_hunyuan, lambda s: _moe(s, expert_shared_feed_forward_length=64, expert_shared_count=2)),
+    "minimax-m2": Architecture(_minimax, lambda s: _moe(s) | {"expert_gating_func": 2, "rope.dimension_count": 8}),
+    "phimoe": Architecture(_phimoe, _moe, extra=_factors),
+    "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
+}
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, template: str | None = CHATML) -> None:
+    """A byte-level BPE of 272 tokens, ChatML."""
+    types = [gguf.TokenType.NORMAL] * (len(VOCAB) - len(SPECIALS)) + [gguf.TokenType.CONTROL] * len(SPECIALS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(VOCAB)
+    writer.add_token_types(types)
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(VOCAB.index("<|im_end|>"))
+    writer.add_bos_token_id(VOCAB.index("<|endoftext|>"))
+    writer.add_add_bos_token(False)
+    if template is not None:
+        writer.add_chat_template(template)
+
+
+def write_model(
+    path: Path,
+    architecture: str = "qwen3moe",
+    *,
+    quant: str = "F32",
+    shape: Shape | None = None,
+    seed: int = 0,
+    metadata: dict[str, Any] | None = None,
+    template: str | None = CHATML,
+) -> Path:
+    """Write a tiny model; `architecture` is a row of ARCHITECTURES, `quant` any type that `gguf.quantize` writes."""
+    row = ARCHITECTURES[architecture]
+    s = shape or row.shape
+    name = architecture.split("+")[0]
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(str(path), name)
+    writer.add_name(f"tiny {architecture}")
+    for key, value in (row.keys(s) | (metadata or {})).items():
+        _add(writer, f"{name}.{key}", value)
+    add_tokenizer(writer, template)
+    tensors = [("token_embd.weight", (len(VOCAB), s.embd)), ("output_norm.weight", (s.embd,))]
+    tensors += [("output.weight", (len(VOCAB), s.embd)), *row.extra(s)]
+    for layer in range(s.layer):
+        tensors += [(f"blk.{layer}.{tensor}", dims) for tensor, dims in row.block(s, layer)]
+    for tensor, dims in tensors:
+        data = random_weights(rng, tensor, dims)
+        kind = gguf.GGMLQuantizationType[quant]
+        matrix = len(dims) > 1 and tensor.endswith(".weight") and "ffn_gate_inp" not in tensor
+        if matrix and kind != gguf.GGMLQuantizationType.F32 and dims[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            writer.add_tensor(tensor, gguf.quantize(data, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...]) -> np.ndarray:
+    """Norms near one, biases small, matrices of a size that keeps activations near one."""
+    noise = rng.standard_normal(dims).astype(np.float32)
+    if "norm" in tensor and tensor.endswith(".weight"):
+        return 1.0 + 0.2 * noise
+    if len(dims) == 1 or tensor.endswith(".bias"):
+        return 0.2 * noise
+    return noise * (2.0 if "token_embd" in tensor or "ffn_gate_inp" in tensor else 1.0) / np.sqrt(dims[-1], dtype=np.float32)
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds[type(value)](key, value)
