@@ -1,0 +1,1 @@
+"""For people who work on gmoe; never imported by it."""

@@ -1,0 +1,1 @@
+"""The demo model: its corpus, its network and its file."""

@@ -1,0 +1,248 @@
+"""Train the demo model from scratch: `python -m tools.train_demo --preset cpu --out DIR`; run again to go on."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tools.demo.corpus import DOMAINS, WEIGHTS, Packed, pack, token_lengths
+from tools.demo.export import export
+from tools.demo.model import Model, Shape
+from tools.demo.muon import optimizers
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one training run is; rates and steps are those of the stable phase of warm-up, stable, decay."""
+
+    shape: Shape
+    domain_bytes: int | None  # taken of each domain's train split; None: all
+    batch: int  # sequences of n_ctx tokens a step
+    micro: int  # of them at once
+    steps: int
+    warmup: int
+    decay: int  # last steps, over which the rates fall to zero
+    save_minutes: float
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    balance: float = 0.005
+
+
+PRESETS = {
+    "gpu": Preset(Shape(n_ctx=1024, n_expert=24, n_expert_used=4), None, 256, 64, 2000, 40, 600, 2.0),
+    "cpu": Preset(Shape(), 12_000_000, 16, 8, 4000, 40, 1000, 5.0),
+    "smoke": Preset(
+        Shape(n_vocab=512, n_ctx=64, n_embd=64, n_layer=2, head_dim=16, n_expert=4, n_ff_exp=64),
+        *(30_000, 8, 8, 40, 5, 20, 1.0),
+    ),
+}
+
+
+def rate(step: int, warmup: int, decay_from: int, steps: int) -> float:
+    """The share of the full learning rate at a step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return min(1.0, (steps - step) / max(1, steps - decay_from))
+
+
+def windows(data: Packed, n_ctx: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n windows of n_ctx + 1 tokens, domains drawn by WEIGHTS, half of them from the start of a document."""
+    rows = []
+    for domain in rng.choice(len(DOMAINS), n, p=np.array(WEIGHTS) / sum(WEIGHTS)):
+        first, end = data.span(domain)
+        last = max(first, end - n_ctx - 1)
+        if rng.random() < 0.5:
+            mine = data.starts[np.searchsorted(data.domains, domain) : np.searchsorted(data.domains, domain, "right")]
+            at = min(int(rng.choice(mine)), last)
+        else:
+            at = int(rng.integers(first, last + 1))
+        rows.append(data.tokens[at : at + n_ctx + 1].astype(np.int64))
+    return np.stack(rows)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """torch.save that never leaves half a file under the name."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+class Training:
+    """Model, optimizers and how far they are; everything a checkpoint holds."""
+
+    def __init__(self, preset: Preset, data: Packed, device: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.preset, self.data, self.device, self.seed = preset, data, device, seed
+        self.model = Model(preset.shape).to(device)
+        self.optimizers = optimizers(self.model, preset.muon_lr, preset.adam_lr)
+        self.full_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []  # tokens seen, nats a token
+
+    def state(self) -> dict[str, Any]:
+        """For torch.save; everything in it loads with weights_only=True."""
+        return {
+            "shape": asdict(self.preset.shape),
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "curve": self.curve,
+            "seed": self.seed,
+        }
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises ValueError when it is of another shape."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["shape"] != asdict(self.preset.shape):
+            raise ValueError(f"{path}: the checkpoint has another shape than the preset; choose another --out")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.curve, self.seed = state["step"], state["curve"], state["seed"]
+
+    def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [S, n_ctx + 1] -> nats a token, and the router's balance loss."""
+        with torch.autocast(self.device, torch.bfloat16):
+            logits, balance = self.model(tokens[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()), balance
+
+    def advance(self, share: float) -> float:
+        """One step at `share` of the full rates; the mean loss. The batch depends on seed and step only."""
+        preset = self.preset
+        rng = np.random.default_rng((self.seed, self.step))
+        total = 0.0
+        for _ in range(preset.batch // preset.micro):
+            tokens = torch.from_numpy(windows(self.data, preset.shape.n_ctx, preset.micro, rng)).to(self.device)
+            loss, balance = self.loss(tokens)
+            ((loss + preset.balance * balance) * preset.micro / preset.batch).backward()
+            total += loss.item() * preset.micro / preset.batch
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        for group, full in zip(groups, self.full_rates, strict=True):
+            group["lr"] = full * share
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.curve.append((self.step * preset.batch * preset.shape.n_ctx, total))
+        return total
+
+
+@torch.no_grad()
+def bits_per_byte(training: Training, test: Packed, lengths: np.ndarray, tokens: int = 16_384) -> dict[str, float]:
+    """Per domain, for the first `tokens` tokens or so of its test split; control tokens cost bits, hold no bytes."""
+    n_ctx = training.preset.shape.n_ctx
+    result = {}
+    for number, domain in enumerate(DOMAINS):
+        first, end = test.span(number)
+        n = min(max(1, tokens // n_ctx), (end - first - 1) // n_ctx)
+        nats, size = 0.0, 0
+        for at in range(first, first + n * n_ctx, n_ctx):
+            window = test.tokens[at : at + n_ctx + 1].astype(np.int64)
+            nats += training.loss(torch.from_numpy(window)[None].to(training.device))[0].item() * n_ctx
+            size += int(lengths[window[1:]].sum())
+        result[domain] = nats / math.log(2) / size
+    return result
+
+
+def plot(curve: list[tuple[int, float]], path: Path) -> None:
+    """The loss curve as a picture, smoothed over 20 steps."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    seen, losses = np.array(curve).T
+    width = min(20, len(losses))
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.plot(seen[width - 1 :] / 1e6, np.convolve(losses, np.ones(width) / width, "valid"))
+    axes.set(xlabel="million tokens", ylabel="nats a token", title="training loss")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def finish(training: Training, test: Packed, tokenizer: Tokenizer, out: Path, types: list[str]) -> None:
+    """Measure, plot and export what has been trained so far."""
+    measured = bits_per_byte(training, test, token_lengths(tokenizer))
+    shape, preset = training.preset.shape, training.preset
+    record = {
+        "seed": training.seed,
+        "steps": training.step,
+        "tokens": training.step * preset.batch * shape.n_ctx,
+        "loss": training.curve[-1][1],
+        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "bits_per_byte": {domain: round(bits, 3) for domain, bits in measured.items()},
+        "shape": asdict(shape),
+    }
+    (out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(training.curve, out / "loss.png")
+    for name in types:
+        export(training.model.state_dict(), shape, tokenizer, out / f"demo-{name}.gguf", name)
+    print(json.dumps(record["bits_per_byte"]), file=sys.stderr)
+
+
+def train(training: Training, steps: int, decay_from: int, minutes: float, save_to: Path) -> None:
+    """Advance to `steps` or for `minutes`, saving on the way and at the end."""
+    preset = training.preset
+    began = saved = time.monotonic()
+    first = training.step
+    while training.step < steps and time.monotonic() - began < 60 * minutes:
+        loss = training.advance(rate(training.step, preset.warmup, decay_from, steps))
+        now = time.monotonic()
+        if training.step % 10 == 0 or training.step - first < 3 or training.step == steps:
+            speed = (training.step - first) * preset.batch * preset.shape.n_ctx / (now - began)
+            print(
+                f"step {training.step}/{steps}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
+                f"  {speed:.0f} tokens/s  {(now - began) / 60:.1f} min",
+                file=sys.stderr,
+                flush=True,
+            )
+        if now - saved > 60 * preset.save_minutes:
+            save_atomically(training.state(), save_to)
+            saved = now
+    save_atomically(training.state(), save_to)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints, packed corpus, curves and GGUF files")
+    parser.add_argument("--corpus", type=Path, default=Path(__file__).parents[2] / "shared" / "corpus")
+    parser.add_argument("--resume", type=Path, help="a checkpoint; without it OUT/checkpoint.pt, if it is there")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
+    parser.add_argument("--finish", type=int, metavar="STEPS", help="only decay to zero over STEPS more, and export")
+    parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q5_0"], help="what to export")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    preset, device = PRESETS[given.preset], "cuda" if torch.cuda.is_available() else "cpu"
+    packed = given.out / "corpus"
+    pack(given.corpus, packed, preset.shape.n_vocab, preset.domain_bytes)
+    training = Training(preset, Packed.open(packed, "train"), device, given.seed)
+    checkpoint = given.out / "checkpoint.pt"
+    resumed = given.resume or (checkpoint if checkpoint.exists() else None)
+    if resumed:
+        training.load(resumed)
+    if given.finish is None:
+        train(training, preset.steps, preset.steps - preset.decay, given.minutes, checkpoint)
+    else:
+        decay_from = training.step
+        train(training, decay_from + given.finish, decay_from, given.minutes, given.out / "finished.pt")
+    tokenizer = Tokenizer.from_file(str(packed / "tokenizer.json"))
+    finish(training, Packed.open(packed, "test"), tokenizer, given.out, given.types)
+
+
+if __name__ == "__main__":
+    main()
