@@ -1,5 +1,6 @@
 """Tiny GGUF files of any architecture and quant type, written with `GGUFWriter`: random weights, a real tokenizer."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,12 @@ def _moe(s: Shape, **more: Any) -> dict[str, Any]:
     return keys | {name.replace("__", "."): value for name, value in more.items()}
 
 
-LED = {"leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_scale": 2.5, "expert_weights_norm": True}
+LED = {
+    "leading_dense_block_count": 1,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 2.5,
+    "expert_weights_norm": True,
+}
 YARN = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 8.0,
@@ -291,7 +297,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2moe": Architecture(_qwen2moe, lambda s: _moe(s, expert_shared_feed_forward_length=64)),
     "qwen3moe": Architecture(_plain("head"), _moe, Shape(used=3)),
     "qwen3moe+fused": Architecture(_plain("head", fused_experts=True), _moe),
-    "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4)),
+    "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4, ff=32)),
     "granitemoe": Architecture(
         _granitemoe,
         lambda s: _moe(
@@ -303,11 +309,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             logit_scale=4.0,
             vocab_size=len(VOCAB),
         ),
+        Shape(ff=32),
     ),
     "deepseek2": Architecture(
         _deepseek2(True, False, True),
         lambda s: (
-            _mla_keys(s, True, False) | YARN | {"expert_gating_func": 2, "expert_group_count": 4, "expert_group_used_count": 2}
+            _mla_keys(s, True, False)
+            | YARN
+            | {"expert_gating_func": 2, "expert_group_count": 4, "expert_group_used_count": 2}
         ),
         Shape(layer=3),
     ),
@@ -320,16 +329,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gpt-oss": Architecture(
         _gpt_oss,
-        lambda s: (
-            _moe(s) | {k: v for k, v in YARN.items() if "log" not in k} | {"attention.sliding_window": 8}
-        ),
+        lambda s: _moe(s) | {k: v for k, v in YARN.items() if "log" not in k} | {"attention.sliding_window": 8},
         Shape(layer=3),
     ),
     "glm4moe": Architecture(
         _led(bias="qkv", before="post_attention_norm"),
-        lambda s: _moe(s) | LED | {"expert_gating_func": 2, "rope.dimension_count": 8, "expert_group_count": 1, "expert_group_used_count": 1},
+        lambda s: (
+            _moe(s)
+            | LED
+            | {
+                "expert_gating_func": 2,
+                "rope.dimension_count": 8,
+                "expert_group_count": 1,
+                "expert_group_used_count": 1,
+            }
+        ),
     ),
-    "dots1": Architecture(_led(), lambda s: _moe(s) | LED | {"expert_gating_func": 2}),
+    "dots1": Architecture(_led(), lambda s: _moe(s) | LED | {"expert_gating_func": 2}, Shape(head_kv=4)),
     "bailingmoe2": Architecture(
         _led(fused=True),
         lambda s: (
@@ -354,9 +370,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             expert_shared_count=2,
         ),
     ),
-    "hunyuan-moe": Architecture(_hunyuan, lambda s: _moe(s, expert_shared_feed_forward_length=64, expert_shared_count=2)),
-    "minimax-m2": Architecture(_minimax, lambda s: _moe(s) | {"expert_gating_func": 2, "rope.dimension_count": 8}),
-    "phimoe": Architecture(_phimoe, _moe, extra=_factors),
+    "hunyuan-moe": Architecture(
+        _hunyuan, lambda s: _moe(s, expert_shared_feed_forward_length=64, expert_shared_count=2), Shape(ff=32)
+    ),
+    "minimax-m2": Architecture(
+        _minimax, lambda s: _moe(s) | {"expert_gating_func": 2, "rope.dimension_count": 8}, Shape(ff=32)
+    ),
+    "phimoe": Architecture(_phimoe, _moe, Shape(ff=32), extra=_factors),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
 
@@ -422,9 +442,18 @@ def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...])
         return 1.0 + 0.2 * noise
     if len(dims) == 1 or tensor.endswith(".bias"):
         return 0.2 * noise
-    return noise * (2.0 if "token_embd" in tensor or "ffn_gate_inp" in tensor else 1.0) / np.sqrt(dims[-1], dtype=np.float32)
+    return (
+        noise
+        * (2.0 if "token_embd" in tensor or "ffn_gate_inp" in tensor else 1.0)
+        / np.sqrt(dims[-1], dtype=np.float32)
+    )
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds[type(value)](key, value)
+
+
+if __name__ == "__main__":
+    for each in ARCHITECTURES:
+        write_model(Path(sys.argv[1]) / f"{each}.gguf", each)

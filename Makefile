@@ -1,0 +1,34 @@
+# `make demo` runs the bundled model, `make test` the tests; each sets up its own environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= Once upon a time
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	$(BIN)/python tools/demo_model.py build/demo.gguf
+	$(BIN)/gmoe run build/demo.gguf "$(PROMPT)" --max-tokens 32 --temperature 0 --raw --verbose
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,44 @@
+"""Record llama.cpp's logits on the factory's tiny models: `python tools/llamacpp_logits.py MODELS.. OUT.npz`.
+
+Run it where `pip install llama-cpp-python` was; it needs nothing of gmoe. Each MODEL is a file of `tests/factory.py`
+(`python -m tests.factory FOLDER` writes them all); the settings are those of an exact run: F32 cache, no flash
+attention, one batch.
+"""
+
+import sys
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
+ROWS = [0, 1, 30, 63]
+
+
+def logits(path: Path) -> np.ndarray:
+    """Rows `ROWS` of the logits after `IDS`, float32 [rows, n_vocab]."""
+    llama = llama_cpp.Llama(
+        str(path),
+        n_ctx=256,
+        n_batch=256,
+        n_ubatch=256,
+        logits_all=True,
+        type_k=0,
+        type_v=0,
+        flash_attn=False,
+        verbose=False,
+        n_threads=1,
+    )
+    llama.eval(IDS)
+    return llama.scores[: len(IDS)][ROWS].copy()
+
+
+def main() -> None:
+    """Write one array a model, named after its file, and what they were made of."""
+    *models, out = map(Path, sys.argv[1:])
+    found = {path.stem: logits(path) for path in models}
+    np.savez_compressed(out, ids=np.array(IDS), rows=np.array(ROWS), version=llama_cpp.__version__, **found)
+
+
+if __name__ == "__main__":
+    main()
