@@ -131,7 +131,9 @@ class ExpertLayout:
 def _rows(stack: ExpertStack, begin: int, end: int) -> ExpertStack:
     """The same experts, only these rows of each."""
     row_bytes = stack.format.row_bytes(stack.cols)
-    spans = tuple(s._replace(offset=s.offset + begin * row_bytes, nbytes=(end - begin) * row_bytes) for s in stack.spans)
+    spans = tuple(
+        s._replace(offset=s.offset + begin * row_bytes, nbytes=(end - begin) * row_bytes) for s in stack.spans
+    )
     bias = stack.bias
     if bias is not None:
         data = np.asarray(bias.data).reshape(bias.shape[0], bias.shape[1], -1)[:, begin:end]
