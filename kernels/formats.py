@@ -99,12 +99,12 @@ _ROWS = (
     _plain("I64", "i8"),
     QuantFormat("Q4_0", 32, (_D, _u8("qs", 16)), Plane("qs", 4, 16), bias=8, scales="d"),
     QuantFormat("Q4_1", 32, (_D, _M, _u8("qs", 16)), Plane("qs", 4, 16), scales="d_m"),
-    QuantFormat("Q5_0", 32, (_D, _u8("qh", 4), _u8("qs", 16)), Plane("qs", 4, 16), Plane("qh", 1, 1), bias=16, scales="d"),
+    QuantFormat(
+        "Q5_0", 32, (_D, _u8("qh", 4), _u8("qs", 16)), Plane("qs", 4, 16), Plane("qh", 1, 1), bias=16, scales="d"
+    ),
     QuantFormat("Q5_1", 32, (_D, _M, _u8("qh", 4), _u8("qs", 16)), Plane("qs", 4, 16), Plane("qh", 1, 1), scales="d_m"),
     QuantFormat("Q8_0", 32, (_D, Field("qs", "i1", 32)), Plane("qs", 8, 32), scales="d"),
-    QuantFormat(
-        "Q2_K", 256, (_u8("scales", 16), _u8("qs", 64), _D, _DMIN), Plane("qs", 2, 32), group=16, scales="k2"
-    ),
+    QuantFormat("Q2_K", 256, (_u8("scales", 16), _u8("qs", 64), _D, _DMIN), Plane("qs", 2, 32), group=16, scales="k2"),
     QuantFormat(
         "Q3_K",
         256,
@@ -115,9 +115,7 @@ _ROWS = (
         group=16,
         scales="k3",
     ),
-    QuantFormat(
-        "Q4_K", 256, (_D, _DMIN, _u8("scales", 12), _u8("qs", 128)), Plane("qs", 4, 32), group=32, scales="k4"
-    ),
+    QuantFormat("Q4_K", 256, (_D, _DMIN, _u8("scales", 12), _u8("qs", 128)), Plane("qs", 4, 32), group=32, scales="k4"),
     QuantFormat(
         "Q5_K",
         256,
@@ -148,20 +146,14 @@ _ROWS = (
         codebook=_IQ4,
     ),
     QuantFormat("MXFP4", 32, (_u8("e", 1), _u8("qs", 16)), Plane("qs", 4, 16), scales="e8m0", codebook=_FP4),
-    QuantFormat(
-        "NVFP4", 64, (_u8("d", 4), _u8("qs", 32)), Plane("qs", 4, 8), group=16, scales="ue4m3", codebook=_FP4
-    ),
+    QuantFormat("NVFP4", 64, (_u8("d", 4), _u8("qs", 32)), Plane("qs", 4, 8), group=16, scales="ue4m3", codebook=_FP4),
     QuantFormat("TQ2_0", 256, (_u8("qs", 64), _D), Plane("qs", 2, 32), bias=1, scales="d"),
     QuantFormat("TQ1_0", 256, (_u8("qs", 48), _u8("qh", 4), _D), scales="tq1_0"),
     QuantFormat("IQ2_XXS", 256, (_D, Field("qs", "u4", 16)), scales="iq2_xxs"),
     QuantFormat("IQ2_XS", 256, (_D, Field("qs", "u2", 32), _u8("scales", 8)), scales="iq2_xs"),
-    QuantFormat(
-        "IQ2_S", 256, (_D, _u8("qs", 32), _u8("signs", 32), _u8("qh", 8), _u8("scales", 8)), scales="iq2_s"
-    ),
+    QuantFormat("IQ2_S", 256, (_D, _u8("qs", 32), _u8("signs", 32), _u8("qh", 8), _u8("scales", 8)), scales="iq2_s"),
     QuantFormat("IQ3_XXS", 256, (_D, _u8("qs", 64), Field("scales", "u4", 8)), scales="iq3_xxs"),
-    QuantFormat(
-        "IQ3_S", 256, (_D, _u8("qs", 64), _u8("qh", 8), _u8("signs", 32), _u8("scales", 4)), scales="iq3_s"
-    ),
+    QuantFormat("IQ3_S", 256, (_D, _u8("qs", 64), _u8("qh", 8), _u8("signs", 32), _u8("scales", 4)), scales="iq3_s"),
     QuantFormat("IQ1_S", 256, (_D, _u8("qs", 32), Field("qh", "u2", 8)), scales="iq1_s"),
     QuantFormat("IQ1_M", 256, (_u8("qs", 32), _u8("qh", 16), Field("scales", "u2", 4)), scales="iq1_m"),
 )

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmoe.kernels import cpu_ops
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.reference import dequantize
+from gmoe.kernels.rounding import round_activations
 
 __all__ = ["Activations", "ExpertMatrix", "ExpertTable", "combine", "dequantize", "expert_mlp", "expert_rows", "matmul"]
 
@@ -50,7 +50,7 @@ def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Ten
     "q8" rounds x to 8-bit blocks as llama.cpp does, "float" multiplies with the exactly dequantized weights.
     """
     if activations == "q8":
-        return cpu_ops.matmul(x.contiguous(), w)
+        x = round_activations(x, w.format)
     return x @ dequantize(w).T
 
 
@@ -58,13 +58,10 @@ def expert_rows(
     x: Tensor, topk_ids: Tensor, table: ExpertTable, activation: str, activations: Activations, out: Tensor
 ) -> None:
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
-    if activations == "q8":
-        cpu_ops.expert_rows(x.contiguous(), topk_ids, table, activation, out)
-        return
     for expert in torch.unique(topk_ids).tolist():
         if expert >= 0:
             token, slot = torch.nonzero(topk_ids == expert, as_tuple=True)
-            out[token, slot] = _expert(x[token], expert, table, activation)
+            out[token, slot] = _expert(x[token], expert, table, activation, activations)
 
 
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
@@ -108,11 +105,12 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     raise ValueError(f"unknown activation {name!r}; known: swiglu, geglu, reglu, relu2, swiglu_oai")
 
 
-def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str) -> Tensor:
-    gate = None if table.gate is None else _biased(x, table.gate, expert)
-    return _biased(activate(activation, gate, _biased(x, table.up, expert)), table.down, expert)
+def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:
+    gate = None if table.gate is None else _biased(x, table.gate, expert, activations)
+    up = _biased(x, table.up, expert, activations)
+    return _biased(activate(activation, gate, up), table.down, expert, activations)
 
 
-def _biased(x: Tensor, matrix: ExpertMatrix, expert: int) -> Tensor:
-    y = matmul(x, matrix.tensor(expert), activations="float")
+def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
+    y = matmul(x, matrix.tensor(expert), activations=activations)
     return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])

@@ -27,7 +27,9 @@ class MLA:
         self.n_nope = self.n_head_k - self.n_rot
         if not self.n_lora or self.n_nope <= 0 or not self.n_rot:
             raise UnsupportedModel(
-                hp.file, f"{hp.architecture}.attention.kv_lora_rank", "latent attention needs it and rope.dimension_count"
+                hp.file,
+                f"{hp.architecture}.attention.kv_lora_rank",
+                "latent attention needs it and rope.dimension_count",
             )
         self.rope = rope(w, "norm", self.n_rot)
         # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
@@ -52,7 +54,9 @@ class MLA:
             return _split(k, self.n_head), _split(v, self.n_head)
         kv = w.quant("attn_kv_b")  # rows: by head, n_nope of k and then n_head_v of v
         rows = self.n_nope + self.n_head_v
-        heads = [QuantTensor(kv.data[h * rows : (h + 1) * rows], kv.format, (rows, self.n_lora)) for h in range(self.n_head)]
+        heads = [
+            QuantTensor(kv.data[h * rows : (h + 1) * rows], kv.format, (rows, self.n_lora)) for h in range(self.n_head)
+        ]
         ks = [_as_f32(dequantize(head)[: self.n_nope].T.contiguous()) for head in heads]
         vs = [QuantTensor(h.data[self.n_nope :], h.format, (self.n_head_v, self.n_lora)) for h in heads]
         return ks, vs

@@ -102,5 +102,7 @@ class Weights:
         for name in self.file.tensors:
             if name not in self.used and name not in also and not (skipped and name.startswith(skipped)):
                 raise UnsupportedModel(
-                    str(self.file.path), name, f"architecture {self.hparams.architecture} of gmoe does not use this tensor"
+                    str(self.file.path),
+                    name,
+                    f"architecture {self.hparams.architecture} of gmoe does not use this tensor",
                 )

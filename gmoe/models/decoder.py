@@ -95,7 +95,8 @@ def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
     """The model of `general.architecture`; `UnsupportedModel` where there is no file for it."""
     name = module_name(weights.hparams.architecture)
     if name in ("__init__", "decoder") or not name.isidentifier() or find_spec(f"gmoe.models.{name}") is None:
-        weights.refuse("general.architecture", f"{weights.hparams.architecture!r}; supported: {', '.join(architectures())}")
+        weights.refuse(
+            "general.architecture", f"{weights.hparams.architecture!r}; supported: {', '.join(architectures())}"
+        )
     model: Decoder = import_module(f"gmoe.models.{name}").Model(weights, dispatch)
     return model
-

@@ -1,0 +1,78 @@
+"""The sampler: one sequence's logits to its next token, through llama.cpp's chain in llama.cpp's order."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gmoe.engine.sampling import SamplingParams
+
+
+class Logprobs(NamedTuple):
+    """Natural logarithms of the softmax over the raw logits."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]  # the best ids, most probable first
+
+
+class Sampler:
+    """One sequence's chain and its own random numbers: batch mates never change what it draws."""
+
+    def __init__(self, params: SamplingParams, default_seed: int | None = None):
+        self.params = params
+        self.random = np.random.default_rng(params.seed if params.seed is not None else default_seed)
+
+    def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
+        """logits [V] float32, the tokens so far (prompt included) -> a token id."""
+        p = self.params
+        x = logits.astype(np.float64)
+        for token, bias in p.logit_bias.items():
+            if 0 <= token < len(x):
+                x[token] += bias
+        self._penalize(x, context)
+        if p.temperature <= 0:
+            return int(x.argmax())
+        ids = np.argsort(-x, kind="stable")
+        if p.top_k:
+            ids = ids[: p.top_k]
+        if p.typical_p < 1:
+            ids = _typical(ids, x, p.typical_p)
+        if p.top_p < 1:
+            ids = ids[: int(np.searchsorted(np.cumsum(_softmax(x[ids])), p.top_p)) + 1]
+        if p.min_p > 0:
+            ids = ids[x[ids] >= x[ids[0]] + np.log(p.min_p)]
+        chances = _softmax(x[ids] / p.temperature)
+        return int(ids[min(int(np.searchsorted(np.cumsum(chances), self.random.random())), len(ids) - 1)])
+
+    def logprobs(self, logits: np.ndarray, token: int) -> Logprobs | None:
+        """What is reported of the choice, where the request asks for it."""
+        if self.params.logprobs is None:
+            return None
+        x = logits.astype(np.float64)
+        x = x - x.max() - np.log(np.exp(x - x.max()).sum())
+        best = np.argsort(-x, kind="stable")[: self.params.logprobs]
+        return Logprobs(float(x[token]), tuple((int(i), float(x[i])) for i in best))
+
+    def _penalize(self, x: np.ndarray, context: Sequence[int]) -> None:
+        p = self.params
+        neutral = p.repeat_penalty == 1 and not p.presence_penalty and not p.frequency_penalty
+        if neutral or not p.repeat_last_n:
+            return
+        recent = context if p.repeat_last_n < 0 else context[-p.repeat_last_n :]
+        ids, counts = np.unique(np.array(recent, dtype=np.int64), return_counts=True)
+        x[ids] = np.where(x[ids] <= 0, x[ids] * p.repeat_penalty, x[ids] / p.repeat_penalty)
+        x[ids] -= counts * p.frequency_penalty + p.presence_penalty
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def _typical(ids: np.ndarray, x: np.ndarray, mass: float) -> np.ndarray:
+    """Those whose surprise is nearest to the expected one, until `mass` is reached (Meister et al., 2022)."""
+    chances = _softmax(x[ids])
+    surprise = -np.log(np.maximum(chances, 1e-300))
+    order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
+    kept = order[: int(np.searchsorted(np.cumsum(chances[order]), mass)) + 1]
+    return ids[np.sort(kept)]
