@@ -1,57 +1,51 @@
-"""SentencePiece: a `sentencepiece` model proto built in memory from a file's tokens, scores and types."""
+"""SentencePiece: a `sentencepiece` model proto built in memory from a GGUF file's tokens, scores and types."""
 
 from collections.abc import Sequence
 
-from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
+from gmoe.gguf.file import UnsupportedModel
+
+UNKNOWN, BYTE = 2, 6
 SPACE = "\u2581"
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-_MODEL_TYPES = {"llama": 2, "t5": 1}  # of TrainerSpec: BPE, UNIGRAM
 
 
-class SentencePieces:
-    """Text without special tokens to ids and a token's text to bytes; `model` is "llama" (BPE) or "t5" (unigram)."""
+class Spm:
+    """Text without special tokens <-> ids; spaces are kept as they are."""
 
-    def __init__(
-        self,
-        model: str,
-        tokens: Sequence[str],
-        scores: Sequence[float],
-        types: Sequence[int],
-        *,
-        unknown: int,
-        space_prefix: bool,
-        remove_extra_spaces: bool,
-        charsmap: bytes = b"",
-    ) -> None:
-        self._prefix = " " if space_prefix and model == "llama" else ""
-        proto = ModelProto()
-        proto.trainer_spec.model_type = _MODEL_TYPES[model]
-        proto.trainer_spec.byte_fallback = sum(kind == _BYTE for kind in types) == 256
-        proto.trainer_spec.unk_id = unknown
-        proto.normalizer_spec.name = "identity"
-        proto.normalizer_spec.precompiled_charsmap = charsmap
-        proto.normalizer_spec.add_dummy_prefix = space_prefix and model == "t5"
-        proto.normalizer_spec.remove_extra_whitespaces = remove_extra_spaces and model == "t5"
+    def __init__(self, tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], unigram: bool, file: str):
+        proto = sentencepiece_model_pb2.ModelProto()
+        unknown = next((id for id, kind in enumerate(types) if kind == UNKNOWN), 0)
+        seen: set[str] = set()
         for id, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
-            piece = proto.pieces.add()
-            piece.piece, piece.score, piece.type = token, score, _piece_type(id, kind, unknown)
-        self._processor = SentencePieceProcessor(model_proto=proto.SerializeToString())
+            # The library wants one unknown piece and no piece twice; a duplicate could never be chosen anyway.
+            kind = UNKNOWN if id == unknown else (5 if kind == UNKNOWN else int(kind))
+            piece = token if token and token not in seen else f"{token}\0{id}"
+            seen.add(piece)
+            proto.pieces.add(piece=piece, score=float(score), type=kind)
+        proto.trainer_spec.model_type = 1 if unigram else 2
+        proto.trainer_spec.byte_fallback = any(kind == BYTE for kind in types)
+        proto.normalizer_spec.name = "identity"
+        proto.normalizer_spec.add_dummy_prefix = False
+        proto.normalizer_spec.remove_extra_whitespaces = False
+        proto.normalizer_spec.escape_whitespaces = True
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except RuntimeError as error:
+            raise UnsupportedModel(
+                file, "tokenizer.ggml.tokens", f"no SentencePiece model can be made of them ({error})"
+            ) from None
+        self._tokens, self._types = tokens, types
 
-    def encode(self, text: str, after_special: bool) -> list[int]:
-        """The ids of `text`, in which no special token is looked for; `after_special`: a special token, or nothing,
-        stands before it, so that the space prefix is due."""
-        ids: list[int] = self._processor.encode((self._prefix if after_special else "") + text)
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        ids: list[int] = self._model.encode(text, out_type=int)
         return ids
 
-    def piece(self, token: str) -> bytes:
-        """The bytes that the normal token `token` stands for."""
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for."""
+        token = self._tokens[id]
+        if self._types[id] == BYTE:
+            return bytes([int(token[3:5], 16)])
         return token.replace(SPACE, " ").encode()
-
-
-def _piece_type(id: int, kind: int, unknown: int) -> int:
-    """The proto's type: exactly one piece may be unknown, and llama.cpp merges unused tokens as if they were normal."""
-    if id == unknown:
-        return _UNKNOWN
-    return kind if kind in (_CONTROL, _BYTE) else _CONTROL if kind == _UNKNOWN else _NORMAL

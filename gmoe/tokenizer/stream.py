@@ -1,4 +1,4 @@
-"""Incremental detokenizing: ids in one by one, whole UTF-8 text out."""
+"""Detokenizer: ids in, one by one; whole UTF-8 text out."""
 
 import codecs
 
@@ -6,24 +6,20 @@ from gmoe.tokenizer.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """What `push` and the last `flush` return, joined, is `tokenizer.decode` of the ids pushed.
+    """Holds back the bytes of an unfinished character; `flush` gives U+FFFD for a broken tail."""
 
-    `continues`: the ids go on from a text that is already there, so a first space is the text's own and is kept.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, continues: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, after_prompt: bool = True):
         self._tokenizer = tokenizer
-        self._strips_space = tokenizer.space_prefix and not continues
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.starts_with_space and not after_prompt
 
     def push(self, id: int) -> str:
-        """The text that `id` completes; a character still in parts is held back."""
-        piece = self._tokenizer.token_bytes(id)
-        if self._strips_space:
-            piece = piece.removeprefix(b" ")
-            self._strips_space = False
-        return self._decoder.decode(piece)
+        """The text that this token completes, maybe none."""
+        text = self._decoder.decode(self._tokenizer.token_bytes(id))
+        if self._strip and text:
+            text, self._strip = text.removeprefix(" "), False
+        return text
 
     def flush(self) -> str:
-        """What is held back: U+FFFD for a character that never was completed, else nothing."""
+        """What is left at the end."""
         return self._decoder.decode(b"", final=True)

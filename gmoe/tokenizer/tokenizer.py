@@ -1,181 +1,179 @@
-"""Tokenizer: text to token ids and back, from GGUF metadata alone, as llama.cpp does it."""
+"""Tokenizer: text <-> ids from GGUF metadata alone, as llama.cpp does it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from gmoe.gguf.file import GGUFFile, InvalidFile, UnsupportedModel
-from gmoe.tokenizer import pretokenize
-from gmoe.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.tokenizer.pretokenize import Pretokenizer, pretokenizer
 
-
-class _Encoder(Protocol):
-    def encode(self, text: str, after_special: bool) -> list[int]: ...
-
-    def piece(self, token: str) -> bytes: ...
+KEY = "tokenizer.ggml."
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+END_TEXTS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "</s>",
+)
+END_TEXTS += ("<|return|>", "<|call|>", "<|user|>", "<|observation|>", "[EOS]", "<|eom_id|>", "<｜end▁of▁sentence｜>")
 
 
 class Tokenizer:
-    """Made by `from_gguf` or `from_file`.
+    """`encode` and `decode`; special tokens are found in the text only where the caller allows it."""
 
-    `bos_id`, `eos_id`: None where the file has none. `add_bos`, `add_eos`: whether `encode(add_special=True)` puts
-    them around the text. `space_prefix`: whether a text's first piece carries a space that is not the text's.
-    """
+    def __init__(self, metadata: Mapping[str, Any], file: str):
+        def get(name: str, default: Any = None) -> Any:
+            return metadata.get(KEY + name, default)
 
-    def __init__(self, metadata: Mapping[str, Any], file: str) -> None:
-        self._vocabulary = Vocabulary(metadata, file)
-        self._pieces: dict[int, bytes] = {}
-        self._specials = self._vocabulary.specials()
-        self._strips_right = self._right_stripping(str(metadata.get("general.name", "")).lower())
-        model = metadata.get("tokenizer.ggml.model")
-        defaults = _sentence_pieces if model in ("llama", "t5") else _byte_pairs if model in ("gpt2", "gemma4") else None
-        if defaults is None:
-            raise UnsupportedModel(file, "tokenizer.ggml.model", f"{model!r} is none of 'gpt2', 'gemma4', 'llama', 't5'")
-        self._encoder, flags, roles = defaults(self._vocabulary, metadata, file)
-        self.bos_id = self._vocabulary.role("bos", roles.get("bos"))
-        self.eos_id = self._vocabulary.role("eos", roles.get("eos"))
-        self._ends = self._vocabulary.ends | ({self.eos_id} if self.eos_id is not None else set())
-        self.space_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", flags["add_space_prefix"]))
-        self.add_bos = flags["force_bos"] or bool(metadata.get("tokenizer.ggml.add_bos_token", flags["add_bos"]))
-        self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", flags["add_eos"]))
-        for wanted, id, name in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
-            if wanted and id is None:
-                raise InvalidFile(file, f"tokenizer.ggml.add_{name}_token asks for a token that the file does not name")
+        self._file = file
+        self._model_name = get("model")
+        for name in ("model", "tokens"):
+            if get(name) is None:
+                raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
+        self._tokens: list[str] = list(get("tokens"))
+        n = len(self._tokens)
+        self._types = [int(t) for t in get("token_type", [NORMAL] * n)]
+        if len(self._types) != n:
+            raise UnsupportedModel(file, KEY + "token_type", f"has {len(self._types)} entries for {n} tokens")
+        self._pre = Pretokenizer((), add_bos=True)
+        self._add_space = False
+        self._model = self._build(get)
+        bos, eos = (1, 2) if self._model_name == "llama" else (None, None)
+        self.bos_id: int | None = self._id(get("bos_token_id", bos), "bos_token_id")
+        self.eos_id: int | None = self._id(get("eos_token_id", eos), "eos_token_id")
+        self.add_bos = bool(get("add_bos_token", self._pre.add_bos))
+        self.add_eos = bool(get("add_eos_token", self._model_name == "t5"))
+        ends = {get(f"{name}_token_id") for name in ("eos", "eot", "eom")} - {None}
+        ends |= {id for id, text in enumerate(self._tokens) if text in END_TEXTS and self._types[id] == CONTROL}
+        self.end_ids = frozenset(int(id) for id in ends)
+        special = [id for id, kind in enumerate(self._types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+        self._special = sorted((id for id in special if self._tokens[id]), key=lambda id: -len(self._tokens[id]))
+        stripped = re.search("phi-?3", str(metadata.get("general.name", "")).lower()) is not None
+        keep = {"<unk>", "<s>", "<|endoftext|>"}
+        self._rstrip = {id for id in self._special if stripped and self._tokens[id] not in keep}
+
+    def _build(self, get: Any) -> Any:
+        """The model below the special tokens; the libraries load only where they are needed."""
+        if self._model_name == "gpt2":
+            from gmoe.tokenizer.bpe import Bpe
+
+            self._pre = pretokenizer(str(get("pre", "default")), self._file)
+            return Bpe(self._tokens, get("merges", ()), self._pre, self._file)
+        if self._model_name in ("llama", "t5"):
+            from gmoe.tokenizer.spm import Spm
+
+            scores = get("scores")
+            if scores is None or len(scores) != len(self._tokens):
+                raise UnsupportedModel(self._file, KEY + "scores", "one score a token is required by SentencePiece")
+            self._add_space = bool(get("add_space_prefix", True))
+            self._pre = Pretokenizer((), add_bos=self._model_name == "llama")
+            return Spm(self._tokens, scores, self._types, self._model_name == "t5", self._file)
+        raise UnsupportedModel(
+            self._file, KEY + "model", f"{self._model_name!r} is not supported; supported: gpt2, llama, t5"
+        )
+
+    def _id(self, value: Any, name: str) -> int | None:
+        if value is None or 0 <= int(value) < len(self._tokens):
+            return None if value is None else int(value)
+        raise UnsupportedModel(self._file, KEY + name, f"{value} is not one of {len(self._tokens)} tokens")
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], file: str) -> "Tokenizer":
-        """The tokenizer that `metadata` describes; errors are GGUFErrors that name `file`."""
+        """From a file's metadata; raises `UnsupportedModel` naming the key."""
         return cls(metadata, file)
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
-        """The tokenizer of the GGUF file at `path`, which needs no tensors."""
+        """From a GGUF file, which needs no tensors."""
         with GGUFFile.open(path) as file:
             return cls(file.metadata, str(path))
 
     @property
     def n_vocab(self) -> int:
         """How many tokens there are."""
-        return len(self._vocabulary.tokens)
+        return len(self._tokens)
 
-    def is_end(self, id: int) -> bool:
-        """Whether `id` ends an answer."""
-        return id in self._ends
-
-    def token_text(self, id: int) -> str:
-        """The text of token `id` as the file spells it."""
-        return self._vocabulary.tokens[id]
-
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes that token `id` puts into a text (special tokens: their own text; unused ones: nothing)."""
-        if id not in self._pieces:
-            self._pieces[id] = self._piece(id)
-        return self._pieces[id]
-
-    def is_special(self, id: int) -> bool:
-        """Whether `id` is a control or unknown token, which a reader of the text need not see."""
-        return self._vocabulary.types[id] in (CONTROL, UNKNOWN)
+    def text(self, id: int) -> str:
+        """A token as the file spells it."""
+        return self._tokens[id]
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """The ids of `text`.
-
-        `add_special`: with the beginning and end tokens that the file asks for. `parse_special`: control tokens
-        written out in the text are those tokens; user-defined ones always are. Lone surrogates become U+FFFD.
-        """
-        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if not text.isascii() else text
+        """Ids; `add_special` adds what the file wants at the ends, `parse_special` finds control tokens in the text."""
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after_special = True
-        for fragment in self._fragments(text, parse_special):
-            after_special = isinstance(fragment, int) or self._add(ids, fragment, after_special)
-            if isinstance(fragment, int):
-                ids.append(fragment)
-        return ids + [self.eos_id] if add_special and self.add_eos and self.eos_id is not None else ids
+        for part in self._split(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+                after_special = True
+            else:
+                ids += self._model.encode(" " + part if self._add_space and after_special else part)
+                after_special = False
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def _split(self, text: str, parse_special: bool) -> list[str | int]:
+        """The text cut at its special tokens, the longest first."""
+        parts: list[str | int] = [text] if text else []
+        for id in self._special:
+            token = self._tokens[id]
+            if (not parse_special and self._types[id] != USER_DEFINED) or token not in text:
+                continue
+            parts = [piece for part in parts for piece in self._cut(part, token, id)]
+        return parts
+
+    def _cut(self, part: str | int, token: str, id: int) -> list[str | int]:
+        if isinstance(part, int) or token not in part:
+            return [part]
+        out: list[str | int] = []
+        for n, piece in enumerate(part.split(token)):
+            if n:
+                out.append(id)
+                piece = piece.lstrip() if id in self._rstrip else piece
+            if piece:
+                out.append(piece)
+        return out
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token adds to the text; control tokens add nothing."""
+        if not 0 <= id < len(self._tokens):
+            raise ValueError(f"{id} is not one of {len(self._tokens)} tokens")
+        kind = self._types[id]
+        if kind in (CONTROL, UNKNOWN):
+            return b""
+        if kind == USER_DEFINED:
+            return self._tokens[id].encode()
+        raw: bytes = self._model.token_bytes(id)
+        return raw
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens written out; broken UTF-8 becomes U+FFFD.
-
-        This is llama.cpp's detokenizing without its clean-up of spaces before punctuation, which loses text.
-        """
-        pieces = [self.token_bytes(int(id)) for id in ids]
-        if pieces and self.space_prefix:
+        """Text of ids, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
+        pieces = [self._spelled(id) for id in ids]
+        if pieces and self._add_space:
             pieces[0] = pieces[0].removeprefix(b" ")
-        return b"".join(pieces).decode("utf-8", "replace")
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return clean(text) if self._pre.clean_spaces else text
 
-    def _add(self, ids: list[int], text: str, after_special: bool) -> bool:
-        ids += self._encoder.encode(text, after_special)
-        return False
+    def _spelled(self, id: int) -> bytes:
+        return self.token_bytes(id) or self._tokens[id].encode()
 
-    def _piece(self, id: int) -> bytes:
-        kind, text = self._vocabulary.types[id], self._vocabulary.tokens[id]
-        if kind == NORMAL:
-            return self._encoder.piece(text)
-        if kind == BYTE:
-            return bytes([int(text[3:5], 16)])
-        return text.encode() if kind in (CONTROL, UNKNOWN, USER_DEFINED) else b""
+    @property
+    def starts_with_space(self) -> bool:
+        """Whether a text's first token carries a space that is not in the text."""
+        return self._add_space
 
-    def _fragments(self, text: str, parse_special: bool) -> Iterator[str | int]:
-        """`text` cut at its special tokens, the longest ones first."""
-        fragments: list[str | int] = [text] if text else []
-        for id in self._specials:
-            special = self._vocabulary.tokens[id]
-            if special in text and (parse_special or self._vocabulary.types[id] == USER_DEFINED):
-                fragments = [part for whole in fragments for part in self._cut(whole, id, special)]
-        return iter(fragments)
-
-    def _cut(self, fragment: str | int, id: int, special: str) -> Iterator[str | int]:
-        if isinstance(fragment, int):
-            yield fragment
-            return
-        while fragment:
-            left, found, right = fragment.partition(special)
-            if left:
-                yield left
-            if found:
-                yield id
-            fragment = right.lstrip(" \t\n\v\f\r") if id in self._strips_right else right
-
-    def _right_stripping(self, model_name: str) -> frozenset[int]:
-        """Phi-3's special tokens eat the white space after them, which no metadata key says."""
-        if "phi-3" not in model_name and "phi3" not in model_name:
-            return frozenset()
-        tokens = self._vocabulary.tokens
-        return frozenset(id for id in self._specials if tokens[id] not in ("<unk>", "<s>", "<|endoftext|>"))
+    def is_end(self, id: int) -> bool:
+        """Whether a token ends an answer."""
+        return id in self.end_ids
 
 
-_Parts = tuple[_Encoder, dict[str, bool], dict[str, int]]
-
-
-def _byte_pairs(vocabulary: Vocabulary, metadata: Mapping[str, Any], file: str) -> _Parts:
-    from gmoe.tokenizer.bpe import BytePairs
-
-    gemma4 = metadata["tokenizer.ggml.model"] == "gemma4"
-    pre = pretokenize.find("gemma4" if gemma4 else metadata.get("tokenizer.ggml.pre") or "default", file)
-    merges = metadata.get("tokenizer.ggml.merges")
-    if merges is None:
-        raise InvalidFile(file, "tokenizer.ggml.merges is missing")
-    flags = {"add_bos": pre.add_bos, "add_eos": False, "add_space_prefix": False, "force_bos": pre.forces_bos}
-    return BytePairs(vocabulary.tokens, merges, pre), flags, {}
-
-
-def _sentence_pieces(vocabulary: Vocabulary, metadata: Mapping[str, Any], file: str) -> _Parts:
-    from gmoe.tokenizer.spm import SentencePieces
-
-    model = metadata["tokenizer.ggml.model"]
-    llama = model == "llama"
-    roles = {"bos": 1, "eos": 2, "unknown": 0} if llama else {"eos": 1, "unknown": 2}
-    flags = {"add_bos": llama, "add_eos": not llama, "add_space_prefix": llama, "force_bos": False}
-    unknown = vocabulary.role("unknown", roles["unknown"])
-    try:
-        encoder = SentencePieces(
-            model,
-            vocabulary.tokens,
-            vocabulary.numbers("scores", 0.0),
-            vocabulary.types,
-            unknown=unknown or 0,
-            space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", llama)),
-            remove_extra_spaces=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)),
-            charsmap=bytes(bytearray(metadata.get("tokenizer.ggml.precompiled_charsmap", b""))),
-        )
-    except (RuntimeError, ValueError) as error:
-        raise InvalidFile(file, f"its tokens make no SentencePiece model ({str(error).splitlines()[0]})") from error
-    return encoder, flags, roles
+def clean(text: str) -> str:
+    """Without the spaces before punctuation, as `clean_up_tokenization_spaces` wants it."""
+    text = re.sub(r" ([?!.,])", r"\1", text)
+    text = text.replace(" ' ", "'")
+    return re.sub(r" '(s|m|ve|re)", r"'\1", text)

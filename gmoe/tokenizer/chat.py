@@ -1,0 +1,136 @@
+"""Chat templates: messages -> prompt text by the file's own jinja template, in a sandbox."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gmoe.gguf.file import GGUFError
+from gmoe.tokenizer.tokenizer import Tokenizer
+
+CHATML = (
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+SECONDS = 5.0
+MOST_TEXT = 16 << 20
+
+
+class TemplateError(GGUFError):
+    """A chat template that cannot be used on these messages."""
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks text for training, renders what it encloses."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """No attributes that begin with an underscore, no mutation, and an end to every loop."""
+
+    deadline = 0.0
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._tick()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._tick()
+        return super().getitem(obj, argument)
+
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        self._tick()
+        return super().call(context, obj, *args, **kwargs)
+
+    def _tick(self) -> None:
+        if self.deadline and time.monotonic() > self.deadline:
+            raise jinja2.TemplateError(f"it ran longer than {SECONDS:g} seconds")
+
+
+class ChatTemplate:
+    """`render` gives the prompt; `fallback` says that the file has no template and ChatML is used."""
+
+    def __init__(self, source: str | None, tokenizer: Tokenizer, file: str, named: Mapping[str, str] | None = None):
+        self.file = file
+        self.fallback = source is None
+        self.source = CHATML if source is None else source
+        self.named = dict(named or {})
+        self._tokenizer = tokenizer
+        self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self._environment.filters["tojson"] = _tojson
+        self._environment.globals["raise_exception"] = _raise
+        self._environment.globals["strftime_now"] = time.strftime
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer, file: str = "model") -> "ChatTemplate":
+        """The template of `tokenizer.chat_template`, and its named variants."""
+        prefix = "tokenizer.chat_template."
+        named = {key.removeprefix(prefix): str(value) for key, value in metadata.items() if key.startswith(prefix)}
+        source = metadata.get("tokenizer.chat_template", named.get("default"))
+        return cls(None if source is None else str(source), tokenizer, file, named)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt's text; `kwargs` such as `enable_thinking` go to the template; raises `TemplateError`."""
+        source = self.named.get("tool_use", self.source) if tools else self.source
+        values = {
+            "messages": [dict(message) for message in messages],
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self._special(self._tokenizer.bos_id),
+            "eos_token": self._special(self._tokenizer.eos_id),
+            **kwargs,
+        }
+        self._environment.deadline = time.monotonic() + SECONDS
+        try:
+            return _limited(self._environment.from_string(source).generate(values))
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise TemplateError(
+                f"{self.file}: tokenizer.chat_template: the template cannot be rendered: {line}"
+            ) from None
+
+    def _special(self, id: int | None) -> str:
+        return "" if id is None else self._tokenizer.text(id)
+
+
+def _limited(pieces: Iterator[str]) -> str:
+    out, size, end = [], 0, time.monotonic() + SECONDS
+    for piece in pieces:
+        size += len(piece)
+        if size > MOST_TEXT or time.monotonic() > end:
+            raise jinja2.TemplateError("its text does not end")
+        out.append(piece)
+    return "".join(out)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
