@@ -70,7 +70,7 @@ class RuntimeOptions:
 
 
 def memory_bytes(text: str, total: int, name: str = "memory") -> int:
-    """Bytes meant by "6GiB", "500MB", "4096", "60%" (of `total`) or "auto" (all of `total`); KB is 1000, K and KiB 1024.
+    """Bytes meant by "6GiB", "500MB", "4096", "60%" (of `total`) or "auto" (all of `total`); KB is 1000, KiB 1024.
 
     An amount may exceed `total`. Anything else, a share above 100 %, or nothing at all is a `ValueError` naming `name`.
     """
