@@ -13,6 +13,7 @@ from torch import Tensor
 from tools.demo.corpus import END_OF_TEXT, SPECIAL, TURN_END
 from tools.demo.model import Shape
 
+WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -61,6 +62,13 @@ def tensor_type(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType)
     return wanted
 
 
+def file_type(type_name: str) -> int:
+    """general.file_type for matrices of this type. Raises ValueError where gguf cannot quantize to it."""
+    if type_name not in WRITABLE:
+        raise ValueError(f"gguf cannot quantize to {type_name}; supported are {', '.join(WRITABLE)}")
+    return int(LlamaFileType["ALL_F32" if type_name == "F32" else f"MOSTLY_{type_name}"])
+
+
 def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, path: Path, type_name: str = "F16") -> None:
     """Write the state dict of a `Model` as a GGUF; `type_name` is F32, F16 or a type that gguf can quantize to.
 
@@ -70,19 +78,14 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, path:
     writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_name("gmoe demo")
     writer.add_license("MIT; trained on the texts named in the model card")
-    writer.add_file_type(LlamaFileType["ALL_F32" if type_name == "F32" else f"MOSTLY_{type_name}"])
+    writer.add_file_type(file_type(type_name))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_hparams(writer, shape)
     write_tokenizer(writer, tokenizer)
     for name, weight in weights.items():
         values = weight.detach().to("cpu", torch.float32).numpy()
         kind = tensor_type(name, values.shape, wanted)
-        try:
-            data = gguf.quantize(np.ascontiguousarray(values), kind)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{path.name}: gguf cannot quantize to {type_name}; use F16, Q8_0, Q5_0 or Q4_0"
-            ) from error
+        data = gguf.quantize(np.ascontiguousarray(values), kind)
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

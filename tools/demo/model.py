@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# An expert's rows are filled up to a multiple of this: a matrix product of a new size is compiled anew on the CPU,
+# which takes longer than the product.
+ROW_MULTIPLE = 64
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -106,13 +110,19 @@ class Block(nn.Module):
 
     def experts(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, D] through the chosen experts -> [T, D] f32; the rows of one expert are multiplied together."""
-        order = ids.flatten().argsort(stable=True)  # [T k]
+        chosen, order = ids.flatten().sort(stable=True)  # [T k]
         token = order // self.shape.n_expert_used
-        ends = torch.bincount(ids.flatten(), minlength=self.shape.n_expert).cumsum(0).int()
+        counts = torch.bincount(chosen, minlength=self.shape.n_expert)
+        room = (counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+        ends = room.cumsum(0)
+        shift = (ends - room) - (counts.cumsum(0) - counts)  # [E] zero rows before an expert's first
+        place = torch.arange(len(order), device=x.device) + shift[chosen]
         kind = x.device.type
-        rows = x[token].to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        rows = x.new_zeros(int(ends[-1]), x.shape[1], dtype=dtype).index_copy(0, place, x.to(dtype)[token])
+        ends = ends.int()
         hidden = F.silu(self.ffn_gate_exps(rows, ends)) * self.ffn_up_exps(rows, ends)
-        out = self.ffn_down_exps(hidden, ends) * weights.flatten()[order, None]
+        out = self.ffn_down_exps(hidden, ends)[place] * weights.flatten()[order, None]
         return torch.zeros_like(x, dtype=torch.float32).index_add(0, token, out.float())
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
