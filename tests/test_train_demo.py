@@ -2,6 +2,7 @@
 
 import json
 import lzma
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,15 @@ from tools.demo.muon import orthogonalize
 
 SHAPE = Shape(n_vocab=320, n_ctx=32, n_embd=32, n_layer=2, n_head=2, n_head_kv=1, head_dim=16, n_expert=4, n_ff_exp=32)
 PRESET = replace(train_demo.PRESETS["smoke"], shape=SHAPE, batch=4, micro=2, steps=12, warmup=2, decay=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

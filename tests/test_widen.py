@@ -1,5 +1,6 @@
 """A widened model is bigger and says the same."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -16,6 +17,15 @@ from tools.widen import main, widen
 SMALL = Shape(
     n_vocab=270, n_embd=64, n_layer=2, n_head=2, n_head_kv=1, head_dim=32, n_expert=4, n_expert_used=2, n_ff_exp=32
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
