@@ -1,17 +1,20 @@
 """LLM: the one place that assembles the parts; text in, events out."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
-from gmoe.engine.engine import Engine
+from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop
+from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.experts.dispatch import ExpertDispatch
@@ -23,10 +26,26 @@ from gmoe.layers.weights import Weights
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.tokenizer.chat import ChatTemplate
+from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+KV_SHARE = 0.25  # of the free memory, where the context is not given
+
+# What this version runs; every other value of an option is refused by name, never ignored.
+AVAILABLE: Mapping[str, tuple[Any, ...]] = {
+    "device": ("auto", "cpu"),
+    "host_memory": ("auto",),
+    "gpu_memory": ("auto",),
+    "route": ("exact",),
+    "evict": ("auto",),
+    "prefetch": ("auto", "none"),
+    "working_set": ("auto", "none"),
+    "miss": ("auto", "load"),
+    "twin": (None,),
+    "trace": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -36,4 +55,138 @@ class TextEvent:
     text: str
     token_id: int | None
     finish_reason: str | None = None
-    logprobs: Any = None
+    logprobs: Logprobs | None = None
+
+
+class LLM:
+    """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
+
+    def __init__(self, file: GGUFFile, options: RuntimeOptions):
+        _require_available(options)
+        torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+        activations = cast(Literal["q8", "float"], options.activations)
+        kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
+        self.file, self.options = file, options
+        self.notices: list[str] = []
+        name = str(file.path)
+        self.hparams = Hparams.from_metadata(file.metadata, name)
+        self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
+        self.template = ChatTemplate.from_gguf(file.metadata, self.tokenizer, name)
+        if self.template.fallback:
+            self.notices.append(f"{name} has no chat template; ChatML is used")
+        layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
+        self.dispatch = ExpertDispatch(ExpertStore(layout), activations)
+        weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
+        self.model = decoder.load(weights, self.dispatch)
+        weights.finish(layout.names)
+        if self.model.n_vocab < self.tokenizer.n_vocab:
+            weights.refuse("tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings")
+        self.context = options.context or self._context_that_fits()
+        self._loop = EngineLoop(Engine(self.model, self.context, options.max_sequences, kv_type))
+        self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
+
+    @classmethod
+    def load(cls, path: Path | str, options: RuntimeOptions | None = None) -> "LLM":
+        """Open a GGUF file and make it ready; raises `GGUFError` or `ValueError`, one sentence each."""
+        return cls(GGUFFile.open(path), options or RuntimeOptions())
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 [len(ids), n_vocab] of one fresh sequence."""
+        self._check(ids)
+        logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids))
+        return logits
+
+    def generate(self, prompt: str, params: SamplingParams | None = None) -> Iterator[TextEvent]:
+        """Continue a text; the events of its answer as they come."""
+        return self.run(self.tokenizer.encode(prompt, add_special=True, parse_special=True), params)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template: Any,
+    ) -> Iterator[TextEvent]:
+        """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
+        text = self.template.render(messages, tools, **template)
+        bos = self.tokenizer.bos_id
+        begun = bos is not None and text.startswith(self.tokenizer.text(bos))
+        return self.run(self.tokenizer.encode(text, add_special=not begun, parse_special=True), params)
+
+    def run(
+        self, ids: Sequence[int], params: SamplingParams | None = None, ignore_end: bool = False
+    ) -> Iterator[TextEvent]:
+        """Continue token ids; closing the iterator ends the answer; `ignore_end` goes on past end tokens."""
+        self._check(ids)
+        params = params or SamplingParams()
+        ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
+        seq = TokenSequence(list(ids), params, ends, self.options.seed)
+        stop, text = StopMatcher(params.stop), Detokenizer(self.tokenizer)
+        began = last = time.perf_counter()
+        with closing(self._loop.submit(seq)) as outputs:
+            for n, output in enumerate(outputs):
+                now = time.perf_counter()
+                self._count(n == 0, len(ids), now - (began if n == 0 else last))
+                last = now
+                reason = output.finish_reason
+                piece = "" if reason == "stop" else stop.push(text.push(output.token_id))
+                if stop.stopped:
+                    reason = "stop"
+                elif reason:
+                    piece += stop.push(text.flush()) + stop.flush()
+                yield TextEvent(piece, output.token_id, reason, output.logprobs)
+                if stop.stopped:
+                    return
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counters since loading: by tier, by action with the routed weight mass they served, tokens and seconds."""
+        return self.dispatch.stats() | self._counts
+
+    def close(self) -> None:
+        """End the engine and forget the file."""
+        self._loop.close()
+        self.file.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._loop.engine
+
+    def _check(self, ids: Sequence[int]) -> None:
+        bad = next((id for id in ids if not 0 <= id < self.model.n_vocab), None)
+        if bad is not None:
+            raise ValueError(f"the token id {bad} is not one of {self.model.n_vocab}")
+
+    def _count(self, first: bool, n_prompt: int, seconds: float) -> None:
+        self._counts["generated_tokens"] += 1
+        if first:
+            self._counts["prompt_tokens"] += n_prompt
+        self._counts["prompt_seconds" if first else "decode_seconds"] += seconds
+
+    def _context_that_fits(self) -> int:
+        """The model's own context, or what a share of the free memory holds, in whole blocks."""
+        own = self.hparams.n_ctx_train
+        block = self.model.kv_bytes_per_block(BLOCK_SIZE, cast(Literal["f16"], self.options.kv_type))
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = max(1, int(KV_SHARE * free) // (block * self.options.max_sequences)) * BLOCK_SIZE
+        if fits < own:
+            self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
+        return min(own, fits)
+
+
+def _require_available(options: RuntimeOptions) -> None:
+    for name, values in AVAILABLE.items():
+        value = getattr(options, name)
+        if value not in values:
+            known = ", ".join(str(v) for v in values if v is not None) or "nothing yet"
+            raise ValueError(f"{name}={str(value)!r} is not available in this version; available: {known}")
+    if options.policy:
+        raise ValueError(f"policy: the knob {next(iter(options.policy))!r} is unknown; the chosen policies have none")

@@ -15,7 +15,7 @@ class EngineLoop:
     """Runs an engine in its own thread until `close`."""
 
     def __init__(self, engine: Engine):
-        self._engine = engine
+        self.engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[int, tuple[Sequence, _Outbox]] = {}
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
@@ -60,7 +60,7 @@ class EngineLoop:
 
     def _add(self, seq: Sequence, outbox: _Outbox) -> None:
         try:
-            self._engine.add(seq)
+            self.engine.add(seq)
         except ValueError as error:
             seq.finish_reason = "abort"
             outbox.put(error)
@@ -68,13 +68,13 @@ class EngineLoop:
             self._outboxes[id(seq)] = (seq, outbox)
 
     def _abort(self, seq: Sequence) -> None:
-        self._engine.abort(seq)
+        self.engine.abort(seq)
         self._outboxes.pop(id(seq), None)
 
     def _run(self) -> None:
         while self._take():
             try:
-                outputs = self._engine.step() if self._outboxes else []
+                outputs = self.engine.step() if self._outboxes else []
             except Exception as error:  # the step's requesters hear of it; the loop lives on
                 for seq, outbox in list(self._outboxes.values()):
                     self._abort(seq)
