@@ -11,7 +11,7 @@ _HOME = {
     "SamplingParams": "gmoe.engine.sampling",
     "Tokenizer": "gmoe.tokenizer.tokenizer",
 }
-__all__ = ["LLM", "RuntimeOptions", "SamplingParams", "Tokenizer", "__version__"]  # noqa: F822
+__all__ = ["LLM", "RuntimeOptions", "SamplingParams", "Tokenizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

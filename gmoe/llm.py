@@ -80,7 +80,9 @@ class LLM:
         self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
         if self.model.n_vocab < self.tokenizer.n_vocab:
-            weights.refuse("tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings")
+            weights.refuse(
+                "tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
+            )
         self.context = options.context or self._context_that_fits()
         self._loop = EngineLoop(Engine(self.model, self.context, options.max_sequences, kv_type))
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}

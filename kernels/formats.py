@@ -1,4 +1,4 @@
-"""Quant types as rows of data: each block layout is stated here once, for the reference, the kernels and the encoders."""
+"""Quant types as rows of data: each block layout stated once, for the reference, the kernels and the encoders."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -69,7 +69,7 @@ class QuantFormat:
 
 @dataclass(frozen=True)
 class QuantTensor:
-    """Quantized rows: `data` is uint8, shape[:-1] + (row_bytes,), numpy on the host (maybe a view of the map) or torch."""
+    """Quantized rows: `data` is uint8, shape[:-1] + (row_bytes,), numpy (maybe a view of the map) or torch."""
 
     data: Any
     format: QuantFormat

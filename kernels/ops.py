@@ -7,11 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.reference import dequantize
 from gmoe.kernels.rounding import round_activations
+from torch import Tensor
 
 __all__ = ["Activations", "ExpertMatrix", "ExpertTable", "combine", "dequantize", "expert_mlp", "expert_rows", "matmul"]
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from gmoe.kernels.formats import Plane, QuantFormat, QuantTensor
 from gmoe.kernels.grids import grid, sign_bytes
+from torch import Tensor
 
 _TORCH = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "u1": torch.uint8, "i1": torch.int8}
 _TORCH |= {"u2": torch.uint16, "i2": torch.int16, "u4": torch.uint32, "i4": torch.int32, "i8": torch.int64}

@@ -1,9 +1,8 @@
 """Rounding of activations before they meet quantized weights, as llama.cpp's CPU kernels do it."""
 
 import torch
-from torch import Tensor
-
 from gmoe.kernels.formats import QuantFormat
+from torch import Tensor
 
 
 def round_activations(x: Tensor, format: QuantFormat) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shared conformance fixtures against gmoe: one row of figures a file (`python -m tests.fixture_table` prints all)."""
+"""The shared conformance fixtures against gmoe, a row a file (`python -m tests.fixture_table` prints all)."""
 
 import json
 import sys

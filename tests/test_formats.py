@@ -6,7 +6,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-
 from gmoe.kernels.formats import FORMAT_BY_TYPE, FORMATS, QuantTensor
 from gmoe.kernels.reference import as_tensor, dequantize
 

@@ -2,11 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Sequence as Steps
+from tokenizers.pre_tokenizers import Split
 
+from gmoe.gguf.file import GGUFError
+from gmoe.tokenizer.pretokenize import PRETOKENIZERS
 from gmoe.tokenizer.tokenizer import Tokenizer
+from toy_tokenizers import CORPUS, byte_level, sentence_pieces
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 VOCABULARIES = sorted((FIXTURES / "vocab").glob("*.gguf"))
@@ -39,3 +48,137 @@ def test_model_goldens(path: Path) -> None:
         plain = tokenizer.encode(case["text"], add_special=False, parse_special=False)
         assert plain == case["ids_nospecial"], case["text"]
         assert tokenizer.decode(ids) == case["detok"]
+
+
+def words(pre: str, text: str) -> list[str]:
+    """`text` as the pre-tokenizer alone cuts it: no merges, so that only the bytes are left to count."""
+    steps = Steps([Split(Regex(pattern), "isolated") for pattern in PRETOKENIZERS[pre].patterns])
+    return [word for word, _ in steps.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "expected"),
+    [
+        ("llama-bpe", "I'LL pay 12345", ["I", "'LL", " pay", " ", "123", "45"]),
+        ("qwen2", "x  12\n\n y", ["x", " ", " ", "1", "2", "\n\n", " y"]),
+        ("qwen35", "e\u0301a 1", ["e\u0301a", " ", "1"]),
+        ("gpt-2", " 12 don't  x", [" 12", " don", "'t", " ", " x"]),
+        ("starcoder", "a 12", ["a", " ", "1", "2"]),
+        ("deepseek-llm", "ab 12\n 你好!", ["ab", " ", "12", "\n", " ", "你好", "!"]),
+        ("deepseek-v3", "ab1234你好.x", ["ab", "123", "4", "你好", ".x"]),
+        ("gpt-4o", "MixedCASE andCamelCase isn't", ["Mixed", "CASE", " and", "Camel", "Case", " isn't"]),
+        ("tekken", "CamelCase 12", ["Camel", "Case", " ", "1", "2"]),
+        ("kimi-k2", "a你好b's", ["a", "你好", "b's"]),
+        ("afmoe", "1234567 12", ["1", "234", "567", " ", "12"]),
+        ("bailingmoe", "\n\nit'S 12", ["\n\n", "it", "'S", " ", "1", "2"]),
+        ("falcon", "a<=1234", ["a", "<=", "123", "4"]),
+        ("gemma4", "a b\n\nc", ["a b", "\n\n", "c"]),
+    ],
+)
+def test_words(pre: str, text: str, expected: list[str]) -> None:
+    assert words(pre, text) == expected
+
+
+@pytest.mark.parametrize("pre", sorted(name for name in PRETOKENIZERS if not PRETOKENIZERS[name].raw))
+def test_every_byte_level_pre_tokenizer_gives_the_text_back(pre: str) -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level(pre), "toy")
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+    def holds(text: str) -> None:
+        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
+    holds()
+    for text in CORPUS[:3]:
+        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
+
+
+def test_special_tokens_are_parsed_when_asked_and_user_defined_ones_always() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level(), "toy")
+    start, end, think = (tokenizer.n_vocab - n for n in (4, 3, 2))
+    ids = tokenizer.encode("<|im_start|>a<think><|im_end|>", add_special=False, parse_special=True)
+    assert [id for id in ids if id >= start] == [start, think, end]
+    plain = tokenizer.encode("<|im_start|>a<think>", add_special=False)
+    assert start not in plain and plain[-1] == think
+    assert tokenizer.decode(ids) == "<|im_start|>a<think><|im_end|>"
+    assert tokenizer.is_end(end) and not tokenizer.is_end(start)
+    assert tokenizer.is_special(start) and not tokenizer.is_special(think)
+
+
+def test_beginning_and_end_are_added_as_the_file_or_its_kind_says() -> None:
+    def ids(metadata: dict[str, Any]) -> list[int]:
+        return Tokenizer.from_gguf(metadata, "toy").encode("x")
+
+    plain = ids(byte_level())
+    bos, eos = (byte_level()[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos"))
+    assert bos not in plain
+    assert ids(byte_level("llama-bpe")) == [bos, *plain]
+    assert ids(byte_level(add_bos_token=True, add_eos_token=True)) == [bos, *plain, eos]
+    assert ids(sentence_pieces())[0] == 1
+    assert 1 not in ids(sentence_pieces(add_bos_token=False))
+
+
+def test_sentence_pieces_prefix_fallback_and_round_trip() -> None:
+    tokenizer = Tokenizer.from_gguf(sentence_pieces(), "toy")
+    texts = [tokenizer.text(id) for id in tokenizer.encode("hello the ß")]
+    assert texts == ["<s>", "▁hello", "▁the", "▁", "<0xC3>", "<0x9F>"]
+    parsed = tokenizer.encode("<s>hello<tool>the</s>", add_special=False, parse_special=True)
+    assert [tokenizer.text(id) for id in parsed] == ["<s>", "▁hello", "<tool>", "▁the", "</s>"]
+    bare = Tokenizer.from_gguf(sentence_pieces(add_space_prefix=False), "toy")
+    assert bare.text(bare.encode("the", add_special=False)[0]) == "t"
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁\0"), max_size=40))
+    def holds(text: str) -> None:
+        for each in (tokenizer, bare):
+            assert each.decode(each.encode(text, add_special=False)) == text
+
+    holds()
+
+
+def test_unigram_takes_the_likeliest_pieces() -> None:
+    tokenizer = Tokenizer.from_gguf(sentence_pieces("t5", add_space_prefix=True), "toy")
+    assert [tokenizer.text(id) for id in tokenizer.encode("hello the")] == ["▁hello", "▁the", "</s>"]
+
+
+def test_gemma4_escapes_spaces_takes_newlines_whole_and_falls_back_to_bytes() -> None:
+    tokens = ["<bos>", "▁", "a", "b", "▁a", "\n", "\n\n", *(f"<0x{byte:02X}>" for byte in range(256))]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] + [1] * 6 + [6] * 256,
+        "tokenizer.ggml.merges": ["▁ a"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    tokenizer = Tokenizer.from_gguf(metadata, "toy")
+    ids = tokenizer.encode("b a\n\né")
+    assert [tokens[id] for id in ids] == ["<bos>", "b", "▁a", "\n\n", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(ids[1:]) == "b a\n\né"
+
+
+def test_harmony_message_end_is_not_the_end_of_the_answer() -> None:
+    harmony = ["<|start|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"]
+    metadata = byte_level()
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *harmony]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], *[3] * 5]
+    tokenizer = Tokenizer.from_gguf(metadata, "toy")
+    ends = [tokenizer.is_end(tokenizer.n_vocab - 5 + n) for n in range(5)]
+    assert ends == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizer.ggml.pre": "qwen3"}, "toy.*'qwen3'.*nearest known is 'qwen2'"),
+        ({"tokenizer.ggml.model": "bert"}, "toy: tokenizer.ggml.model: 'bert' is not supported"),
+        ({"tokenizer.ggml.tokens": None}, "toy.*tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.merges": None}, "toy.*tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.token_type": [1, 2]}, "toy.*tokenizer.ggml.token_type"),
+        ({"tokenizer.ggml.tokens": ["a", "a"]}, "toy.*same token twice"),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 10**6}, "toy.*add_bos_token"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_sentence(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(GGUFError, match=words):
+        Tokenizer.from_gguf(byte_level() | change, "toy")

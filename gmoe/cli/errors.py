@@ -1,42 +1,42 @@
-"""What a command's exceptions become: one sentence and an exit status, never a traceback."""
+"""Errors that a user can cause: one sentence on standard error, and the exit status that api.md promises."""
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import click
 
-INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
-BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nobody is told
+
+class Group(click.Group):
+    """A group whose commands end with `Error: one sentence`, status 1, and never with a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line; `Error:` and 1, 2 for wrong usage, 130 where interrupted."""
+        standalone = kwargs.pop("standalone_mode", True)
+        if not standalone:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except click.UsageError as error:
+            error.show()
+            sys.exit(2)
+        except click.ClickException as error:
+            sys.exit(say(error.format_message()))
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except MemoryError:
+            sys.exit(say("there is not enough memory"))
+        except OSError as error:
+            sys.exit(say(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        except ValueError as error:
+            sys.exit(say(str(error)))
+        sys.exit(status if isinstance(status, int) else 0)
 
 
-def sentence(error: BaseException) -> str:
-    """The error on one line, whatever it holds."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
-    if isinstance(error, MemoryError):
-        return f"not enough memory{': ' if str(error) else ''}{error}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Errors that a user can cause leave as `Error: one sentence` and status 1; Ctrl-C as 130; a broken pipe quietly."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _silence()
-        raise click.exceptions.Exit(BROKEN_PIPE) from None
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
-    except (ValueError, OSError, MemoryError) as error:
-        raise click.ClickException(sentence(error)) from None
-
-
-def _silence() -> None:
-    """Nothing that is still buffered may fail at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def say(text: str) -> int:
+    """Print the sentence; returns the exit status."""
+    print(f"Error: {' '.join(text.split())}", file=sys.stderr)
+    return 1

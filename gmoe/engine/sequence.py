@@ -1,6 +1,7 @@
 """Sequence: one request's tokens and where it stands."""
 
-from collections.abc import Container, Sequence as Ids
+from collections.abc import Container
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
 from gmoe.engine.sampler import Sampler

@@ -1,4 +1,4 @@
-"""GGUFFile: a GGUF model over one memory map a part; nothing is copied, and no count is believed before it is checked."""
+"""GGUFFile: a GGUF model over one memory map a part; nothing is copied, no count is believed before it is checked."""
 
 import mmap
 import re

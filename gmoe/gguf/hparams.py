@@ -32,7 +32,7 @@ def key(name: str, default: Any = REQUIRED) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Hparams:
-    """Frozen hyperparameters; a missing required key or an unknown key of the architecture is an error that names it."""
+    """Frozen hyperparameters; a missing required key, or an unknown one of the architecture, is an error naming it."""
 
     file: str
     architecture: str

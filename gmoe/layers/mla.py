@@ -13,7 +13,7 @@ from gmoe.layers.weights import Weights
 
 
 class MLA:
-    """Queries are carried into the latent space by `k_b`, results out of it by `v_b`; `kv_b` holds both in older files."""
+    """`k_b` carries queries into the latent space, `v_b` results out of it; older files hold both as `kv_b`."""
 
     def __init__(self, w: Weights):
         hp = w.hparams

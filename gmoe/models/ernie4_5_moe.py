@@ -1,4 +1,4 @@
-"""ERNIE 4.5: interleaved rope; blocks dense first and then every `interleave_moe_layer_step`-th routed; shared experts."""
+"""ERNIE 4.5: interleaved rope; first blocks dense, then every n-th routed; softmax renormalised; shared experts."""
 
 from gmoe.layers.attention import GQA
 from gmoe.layers.ffn import DenseFFN, MoEFFN

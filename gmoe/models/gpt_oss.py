@@ -1,4 +1,4 @@
-"""gpt-oss: attention sinks, every other block in a sliding window; biased experts, clamped SwiGLU, softmax after top-k."""
+"""gpt-oss: attention sinks, every other block in a window; biased experts, clamped SwiGLU, softmax after top-k."""
 
 from gmoe.layers.attention import GQA, causal, sliding
 from gmoe.layers.ffn import MoEFFN

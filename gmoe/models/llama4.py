@@ -1,4 +1,4 @@
-"""Llama 4: three blocks in chunks with rope, the fourth full without; the router's sigmoid scales the expert's input."""
+"""Llama 4: three blocks in chunks with rope, the fourth full without; the router scales the expert's input."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,7 @@
 """Chat templates: messages -> prompt text by the file's own jinja template, in a sandbox."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from gmoe.gguf.file import GGUFError
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 CHATML = (
-    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') + '<|im_end|>\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 SECONDS = 5.0
@@ -37,9 +38,32 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """No attributes that begin with an underscore, no mutation, and an end to every loop."""
+    """No attributes that begin with an underscore, no mutation, an end to every loop, and no operation that is huge."""
 
     deadline = 0.0
+    intercepted_binops = frozenset(("*", "**", "%"))
+    padding = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs"))
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """As Jinja's, with a look at the clock in every turn of every loop."""
+        template = super()._parse(source, name, filename)
+        for loop in template.find_all(nodes.For):
+            clock = nodes.Call(nodes.EnvironmentAttribute("_tick"), [], [], None, None)
+            loop.body.insert(0, nodes.ExprStmt(clock).set_lineno(loop.lineno))
+        return template
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        huge = {
+            "*": lambda: _size(left) * _size(right) > MOST_TEXT,
+            "**": lambda: isinstance(right, int) and abs(right) > 1024,
+            "%": lambda: isinstance(left, str) and re.search(r"\d{6}|\*", left) is not None,
+        }
+        if huge[operator]():
+            raise jinja2.TemplateError(f"the result of a {operator} would be too large")
+        return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in self.padding and super().is_safe_attribute(obj, attr, value)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         self._tick()
@@ -68,6 +92,7 @@ class ChatTemplate:
         self.named = dict(named or {})
         self._tokenizer = tokenizer
         self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        del self._environment.globals["lipsum"], self._environment.filters["center"]
         self._environment.filters["tojson"] = _tojson
         self._environment.globals["raise_exception"] = _raise
         self._environment.globals["strftime_now"] = time.strftime
@@ -106,6 +131,7 @@ class ChatTemplate:
             ValueError,
             ArithmeticError,
             LookupError,
+            AttributeError,
             RecursionError,
             MemoryError,
         ) as error:
@@ -116,6 +142,10 @@ class ChatTemplate:
 
     def _special(self, id: int | None) -> str:
         return "" if id is None else self._tokenizer.text(id)
+
+
+def _size(factor: Any) -> int:
+    return len(factor) if isinstance(factor, (str, list, tuple)) else abs(factor) if isinstance(factor, int) else 1
 
 
 def _limited(pieces: Iterator[str]) -> str:

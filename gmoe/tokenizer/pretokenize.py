@@ -50,6 +50,25 @@ _DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
     + _SPACES,
 )
+_CAMEL = (
+    rf"{_WORD}[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_SUFFIX}?"
+    rf"|{_WORD}[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SUFFIX}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES
+)
+_HAN = _class("4E00-9FFF 3400-4DBF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B820-2CEAF 2CEB0-2EBEF F900-FAFF 2F800-2FA1F")
+_KIMI = rf"{_HAN}+|{_WORD}(?:(?!{_HAN})\p{{L}})+{_SUFFIX}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|" + _SPACES
+_UNSPACED = _class(
+    "4E00-9FFF 3400-4DBF F900-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF 1000-109F "
+    "AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF"
+)
+_AFMOE = (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _UNSPACED + "+", _DEEPSEEK_V3[2])
+_EXAONE_MOE = (
+    rf"{_SUFFIX}|{_WORD}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_SEED = rf"{_SUFFIX}|{_WORD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|" + _SPACES
+_PORO = " ?[^" + "(\\s|.,!?" + _class("2026 3002 FF0C 3001 964 6D4 60C")[1:-1] + ")]+"
+_LINES = r"[^\n]+|\n+"
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 _FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")
 _DIGIT_BY_DIGIT = (r"\p{N}", _GPT2)
@@ -62,6 +81,8 @@ class Pretokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    forces_bos: bool = False  # whatever the file says
+    raw: bool = False  # UTF-8 with U+2581 for the space, not GPT-2's byte alphabet
     clean_spaces: bool = False  # decode drops the spaces before punctuation
 
 
@@ -76,19 +97,37 @@ for _names, _row in (
     (("chatglm-bpe", "glm4"), Pretokenizer((_LLAMA3,), clean_spaces=True)),
     (("deepseek-llm",), Pretokenizer(_DEEPSEEK_LLM)),
     (("deepseek-coder",), Pretokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"))),
-    (("deepseek-v3", "hunyuan-dense"), Pretokenizer(_DEEPSEEK_V3)),
+    (("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), Pretokenizer(_DEEPSEEK_V3)),
     (("falcon",), Pretokenizer(_FALCON, clean_spaces=True)),
-    (("starcoder", "refact", "codeshell", "exaone"), Pretokenizer(_DIGIT_BY_DIGIT, clean_spaces=True)),
+    (
+        ("starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
+        Pretokenizer(_DIGIT_BY_DIGIT, clean_spaces=True),
+    ),
     (("command-r", "smollm"), Pretokenizer(_DIGIT_BY_DIGIT)),
     (
-        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "granite", "granite-docling", "roberta-bpe", "gigachat", "trillion"),
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "granite", "gigachat", "a.x-4.0", "mellum", "exaone4"),
         Pretokenizer((_GPT2,), clean_spaces=True),
     ),
-    (("qwen2", "deepseek-r1-qwen", "megrez", "hunyuan", "kormo", "stablelm2"), Pretokenizer((_QWEN2,))),
+    (("trillion", "granite-docling"), Pretokenizer((_GPT2,))),
+    (("qwen2", "deepseek-r1-qwen", "megrez", "hunyuan", "kormo", "solar-open", "grok-2"), Pretokenizer((_QWEN2,))),
+    (("stablelm2",), Pretokenizer((_QWEN2,), clean_spaces=True)),
     (("qwen35",), Pretokenizer((_QWEN35,))),
-    (("gpt-4o", "llama4", "minimax-m2", "kanana2"), Pretokenizer((_GPT4O,))),
+    (("gpt-4o", "llama4", "minimax-m2", "kanana2", "talkie"), Pretokenizer((_GPT4O,))),
     (("tekken",), Pretokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)),
     (("bailingmoe", "bailingmoe2", "llada-moe"), Pretokenizer((_BAILING,))),
+    (("tiny_aya", "cohere2moe"), Pretokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _CAMEL))),
+    (("kimi-k2",), Pretokenizer((_KIMI,))),
+    (("afmoe",), Pretokenizer(_AFMOE)),
+    (("exaone-moe",), Pretokenizer((_EXAONE_MOE,), clean_spaces=True)),
+    (("seed-coder",), Pretokenizer((_SEED,))),
+    (("minicpm5",), Pretokenizer((r"\p{N}{1,3}", _LLAMA3), ignore_merges=True, clean_spaces=True)),
+    (("laguna",), Pretokenizer((_LINES, _QWEN2))),
+    (("superbpe",), Pretokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
+    (("poro-chat",), Pretokenizer((_PORO,))),
+    (("bloom", "gpt3-finnish"), Pretokenizer((_PORO,), clean_spaces=True)),
+    (("viking",), Pretokenizer((_PORO, r"\p{N}"))),
+    (("gemma4",), Pretokenizer((_LINES,), forces_bos=True, raw=True, clean_spaces=True)),
+    (("sarvam-moe",), Pretokenizer((_LINES,), raw=True)),
 ):
     PRETOKENIZERS |= dict.fromkeys(_names, _row)
 

@@ -6,21 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.tokenizer import special
 from gmoe.tokenizer.pretokenize import Pretokenizer, pretokenizer
+from gmoe.tokenizer.special import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 KEY = "tokenizer.ggml."
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-END_TEXTS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<EOT>",
-    "</s>",
-)
-END_TEXTS += ("<|return|>", "<|call|>", "<|user|>", "<|observation|>", "[EOS]", "<|eom_id|>", "<｜end▁of▁sentence｜>")
 
 
 class Tokenizer:
@@ -35,34 +25,36 @@ class Tokenizer:
         for name in ("model", "tokens"):
             if get(name) is None:
                 raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
-        self._tokens: list[str] = list(get("tokens"))
+        self._tokens: list[str] = [text or f"[EMPTY_{id}]" for id, text in enumerate(get("tokens"))]
         n = len(self._tokens)
         self._types = [int(t) for t in get("token_type", [NORMAL] * n)]
         if len(self._types) != n:
             raise UnsupportedModel(file, KEY + "token_type", f"has {len(self._types)} entries for {n} tokens")
+        roles = {key.removeprefix(KEY).removesuffix("_token_id") for key in metadata if key.endswith("_token_id")}
+        named = {role: id for role in roles if isinstance(id := get(f"{role}_token_id"), int) and 0 <= id < n}
+        self._types, self.end_ids = special.correct(self._tokens, self._types, named)
         self._pre = Pretokenizer((), add_bos=True)
         self._add_space = False
         self._model = self._build(get)
         bos, eos = (1, 2) if self._model_name == "llama" else (None, None)
         self.bos_id: int | None = self._id(get("bos_token_id", bos), "bos_token_id")
         self.eos_id: int | None = self._id(get("eos_token_id", eos), "eos_token_id")
-        self.add_bos = bool(get("add_bos_token", self._pre.add_bos))
+        self.add_bos = self._pre.forces_bos or bool(get("add_bos_token", self._pre.add_bos))
         self.add_eos = bool(get("add_eos_token", self._model_name == "t5"))
-        ends = {get(f"{name}_token_id") for name in ("eos", "eot", "eom")} - {None}
-        ends |= {id for id, text in enumerate(self._tokens) if text in END_TEXTS and self._types[id] == CONTROL}
-        self.end_ids = frozenset(int(id) for id in ends)
-        special = [id for id, kind in enumerate(self._types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-        self._special = sorted((id for id in special if self._tokens[id]), key=lambda id: -len(self._tokens[id]))
+        self.end_ids |= frozenset(() if self.eos_id is None else (self.eos_id,))
+        found = [id for id, kind in enumerate(self._types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+        self._special = sorted(found, key=lambda id: -len(self._tokens[id].encode()))
         stripped = re.search("phi-?3", str(metadata.get("general.name", "")).lower()) is not None
         keep = {"<unk>", "<s>", "<|endoftext|>"}
         self._rstrip = {id for id in self._special if stripped and self._tokens[id] not in keep}
 
     def _build(self, get: Any) -> Any:
         """The model below the special tokens; the libraries load only where they are needed."""
-        if self._model_name == "gpt2":
+        if self._model_name in ("gpt2", "gemma4"):
             from gmoe.tokenizer.bpe import Bpe
 
-            self._pre = pretokenizer(str(get("pre", "default")), self._file)
+            name = "gemma4" if self._model_name == "gemma4" else get("pre") or "default"
+            self._pre = pretokenizer(str(name), self._file)
             return Bpe(self._tokens, get("merges", ()), self._pre, self._file)
         if self._model_name in ("llama", "t5"):
             from gmoe.tokenizer.spm import Spm
@@ -72,9 +64,12 @@ class Tokenizer:
                 raise UnsupportedModel(self._file, KEY + "scores", "one score a token is required by SentencePiece")
             self._add_space = bool(get("add_space_prefix", True))
             self._pre = Pretokenizer((), add_bos=self._model_name == "llama")
-            return Spm(self._tokens, scores, self._types, self._model_name == "t5", self._file)
+            squeeze = bool(get("remove_extra_whitespaces", False))
+            charsmap = bytes(bytearray(get("precompiled_charsmap", b"")))
+            unigram = self._model_name == "t5"
+            return Spm(self._tokens, scores, self._types, unigram, self._file, squeeze and unigram, charsmap)
         raise UnsupportedModel(
-            self._file, KEY + "model", f"{self._model_name!r} is not supported; supported: gpt2, llama, t5"
+            self._file, KEY + "model", f"{self._model_name!r} is not supported; supported: gpt2, gemma4, llama, t5"
         )
 
     def _id(self, value: Any, name: str) -> int | None:
@@ -103,7 +98,11 @@ class Tokenizer:
         return self._tokens[id]
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Ids; `add_special` adds what the file wants at the ends, `parse_special` finds control tokens in the text."""
+        """Ids; `add_special` adds what the file wants at the ends, `parse_special` finds control tokens in the text.
+
+        A lone surrogate in `text` counts as U+FFFD.
+        """
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not text.isascii() else text
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after_special = True
         for part in self._split(text, parse_special):
@@ -134,17 +133,17 @@ class Tokenizer:
         for n, piece in enumerate(part.split(token)):
             if n:
                 out.append(id)
-                piece = piece.lstrip() if id in self._rstrip else piece
+                piece = piece.lstrip(" \t\n\v\f\r") if id in self._rstrip else piece
             if piece:
                 out.append(piece)
         return out
 
     def token_bytes(self, id: int) -> bytes:
-        """What a token adds to the text; control tokens add nothing."""
+        """What a token adds to the text; control and unused tokens add nothing."""
         if not 0 <= id < len(self._tokens):
             raise ValueError(f"{id} is not one of {len(self._tokens)} tokens")
         kind = self._types[id]
-        if kind in (CONTROL, UNKNOWN):
+        if kind in (CONTROL, UNKNOWN, UNUSED):
             return b""
         if kind == USER_DEFINED:
             return self._tokens[id].encode()
@@ -160,7 +159,8 @@ class Tokenizer:
         return clean(text) if self._pre.clean_spaces else text
 
     def _spelled(self, id: int) -> bytes:
-        return self.token_bytes(id) or self._tokens[id].encode()
+        piece = self.token_bytes(id)
+        return self._tokens[id].encode() if self._types[id] in (CONTROL, UNKNOWN) else piece
 
     @property
     def starts_with_space(self) -> bool:
