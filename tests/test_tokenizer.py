@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Sequence as Steps
 from tokenizers.pre_tokenizers import Split
+from toy_tokenizers import CORPUS, byte_level, sentence_pieces
 
 from gmoe.gguf.file import GGUFError
 from gmoe.tokenizer.pretokenize import PRETOKENIZERS
 from gmoe.tokenizer.tokenizer import Tokenizer
-from toy_tokenizers import CORPUS, byte_level, sentence_pieces
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 VOCABULARIES = sorted((FIXTURES / "vocab").glob("*.gguf"))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -10,30 +11,38 @@ import click
 class Group(click.Group):
     """A group whose commands end with `Error: one sentence`, status 1, and never with a traceback."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run a command line; `Error:` and 1, 2 for wrong usage, 130 where interrupted."""
-        standalone = kwargs.pop("standalone_mode", True)
-        if not standalone:
-            return super().main(*args, standalone_mode=False, **kwargs)
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        sys.exit(self._status(args, prog_name, extra))
+
+    def _status(self, args: Sequence[str] | None, prog_name: str | None, extra: dict[str, Any]) -> int:
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
+            return status if isinstance(status, int) else 0
         except click.UsageError as error:
             error.show()
-            sys.exit(2)
+            return 2
         except click.ClickException as error:
-            sys.exit(say(error.format_message()))
+            return say(error.format_message())
         except (click.Abort, KeyboardInterrupt):
-            sys.exit(130)
+            return 130
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            return 1
         except MemoryError:
-            sys.exit(say("there is not enough memory"))
+            return say("there is not enough memory")
         except OSError as error:
-            sys.exit(say(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+            return say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except ValueError as error:
-            sys.exit(say(str(error)))
-        sys.exit(status if isinstance(status, int) else 0)
+            return say(str(error))
 
 
 def say(text: str) -> int:

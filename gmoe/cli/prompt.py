@@ -10,8 +10,8 @@ import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from gmoe.cli.answer import figures, write
 from gmoe.cli.home import home
-from gmoe.cli.run import figures, write
 from gmoe.engine.sampling import SamplingParams
 
 HELP = """Available Commands:

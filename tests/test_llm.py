@@ -1,0 +1,118 @@
+"""LLM: text in, events out, on a tiny model."""
+
+from pathlib import Path
+
+import pytest
+
+import gmoe
+from gmoe.gguf.file import GGUFError
+from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.stop import StopMatcher
+from gmoe.tokenizer.stream import Detokenizer
+from tests.factory import write_model
+
+GREEDY = gmoe.SamplingParams(max_tokens=12, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    with gmoe.LLM.load(write_model(tmp_path_factory.mktemp("llm") / "m.gguf"), gmoe.RuntimeOptions(context=128)) as llm:
+        yield llm
+
+
+def test_events_and_their_end(llm: gmoe.LLM) -> None:
+    events = list(llm.generate("hello", GREEDY))
+    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + [events[-1].finish_reason]
+    assert events[-1].finish_reason in ("length", "stop")
+    ids = [event.token_id for event in events]
+    detokenizer = Detokenizer(llm.tokenizer)
+    assert "".join(event.text for event in events) == "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+    assert ids == [event.token_id for event in llm.generate("hello", GREEDY)]
+
+
+def test_counters_grow(llm: gmoe.LLM) -> None:
+    before = llm.stats
+    n = len(list(llm.chat([{"role": "user", "content": "hello"}], GREEDY)))
+    after = llm.stats
+    assert after["generated_tokens"] - before["generated_tokens"] == n
+    assert after["prompt_tokens"] > before["prompt_tokens"]
+    assert after["host"]["hits"] > before["host"]["hits"] and after["host"]["misses"] == 0
+
+
+def test_a_stop_text_ends_the_answer(llm: gmoe.LLM) -> None:
+    whole = "".join(event.text for event in llm.generate("hello", GREEDY))
+    stop = whole[2:4]
+    events = list(llm.generate("hello", gmoe.SamplingParams(max_tokens=12, temperature=0, stop=(stop,))))
+    assert "".join(event.text for event in events) == whole[: whole.index(stop)]
+    assert events[-1].finish_reason == "stop"
+
+
+def test_stop_texts_are_found_across_pieces() -> None:
+    matcher = StopMatcher(["</end>", "##"])
+    assert [matcher.push(piece) for piece in ("a<", "/en", "x </e", "nd> after")] == ["a", "", "</enx ", ""]
+    assert matcher.stopped
+    matcher = StopMatcher(["##"])
+    assert (matcher.push("a#"), matcher.flush(), matcher.stopped) == ("a", "#", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"device": "cuda"}, "device='cuda' is not available"),
+        ({"evict": "lru"}, "evict='lru' is not available"),
+        ({"policy": {"t1": 0.5}}, "the knob 't1' is unknown"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_and_not_ignored(
+    tmp_path: Path, options: dict[str, object], what: str
+) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match=what):
+        gmoe.LLM.load(path, gmoe.RuntimeOptions(**options))  # type: ignore[arg-type]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(llm: gmoe.LLM) -> None:
+    with pytest.raises(ValueError, match="the prompt has .* tokens, the context holds 128"):
+        next(llm.generate("a b " * 200))
+
+
+def test_without_a_template_chatml_is_used_and_said(tmp_path: Path) -> None:
+    with gmoe.LLM.load(write_model(tmp_path / "m.gguf", template=None)) as llm:
+        assert any("no chat template; ChatML is used" in notice for notice in llm.notices)
+        text = llm.template.render([{"role": "user", "content": "Hi"}])
+        assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% for a in range(10 ** 12) %}{% endfor %}",
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ ''.__class__ }}",
+        "{{ messages.append(1) }}",
+        "{% if %}",
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[99].content }}",
+    ],
+)
+def test_a_template_that_misbehaves_is_one_sentence(llm: gmoe.LLM, template: str) -> None:
+    chat = ChatTemplate(template, llm.tokenizer, "evil.gguf")
+    try:
+        text = chat.render([{"role": "user", "content": "Hi"}])
+    except TemplateError as error:
+        assert str(error).startswith("evil.gguf: tokenizer.chat_template: the template cannot be rendered: ")
+        assert "\n" not in str(error)
+    else:
+        assert text == ""  # jinja gives nothing for what its sandbox hides
+
+
+def test_tools_and_switches_reach_the_template(llm: gmoe.LLM) -> None:
+    source = "{{ tools[0].name }} {{ enable_thinking }} {{ tools | tojson }}{% if bos_token %}!{% endif %}"
+    text = ChatTemplate(source, llm.tokenizer, "f").render([], [{"name": "add"}], enable_thinking=False)
+    assert text == 'add False [{"name": "add"}]!'
+
+
+def test_a_library_name_is_not_a_file() -> None:
+    with pytest.raises(GGUFError, match="cannot be read"):
+        gmoe.LLM.load("no-such-model")

@@ -1,0 +1,131 @@
+"""Every architecture on tiny models: llama.cpp's logits, and one answer however the tokens are cut into steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gmoe.engine.engine import Engine
+from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sequence import Sequence
+from gmoe.gguf.file import UnsupportedModel
+from gmoe.llm import LLM
+from gmoe.options import RuntimeOptions
+from tests.factory import ARCHITECTURES, Shape, write_model
+
+EXACT = RuntimeOptions(activations="float", kv_type="f32", context=256, threads=1)
+RECORDED = Path(__file__).parent / "data" / "llamacpp_logits.npz"
+IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    path = write_model(tmp_path_factory.mktemp("models") / f"{request.param}.gguf", request.param)
+    with LLM.load(path, EXACT) as llm:
+        yield llm
+
+
+def run(engine: Engine, prompts: list[list[int]], n: int) -> list[list[int]]:
+    """Greedy tokens of prompts that run together."""
+    seqs = [Sequence(list(ids), SamplingParams(temperature=0, max_tokens=n)) for ids in prompts]
+    for seq in seqs:
+        engine.add(seq)
+    while any(seq.finish_reason is None for seq in seqs):
+        engine.step()
+    return [list(seq.generated) for seq in seqs]
+
+
+def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
+    recorded = np.load(RECORDED)
+    name = llm.file.path.stem
+    if name not in recorded:
+        assert name == "qwen3moe+fused"  # llama.cpp reads no fused experts in this architecture
+        return
+    got = llm.logits(recorded["ids"].tolist())[recorded["rows"]]
+    np.testing.assert_allclose(got, recorded[name], atol=1e-4, rtol=0)
+    assert recorded[name].std() > 0.2
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+def test_a_prompt_in_chunks_is_the_prompt_in_one_piece(llm: LLM, chunk: int) -> None:
+    whole = llm.logits(IDS)
+    parts = Engine(llm.model, 256, 1, "f32", chunk).logits(IDS)
+    np.testing.assert_allclose(parts, whole, atol=2e-5, rtol=0)
+
+
+def test_a_batch_of_two_is_two_singles(llm: LLM) -> None:
+    prompts = [IDS[:20], IDS[30:47]]
+    together = run(Engine(llm.model, 256, 2, "f32", 16), prompts, 8)
+    alone = [run(Engine(llm.model, 256, 1, "f32"), [prompt], 8)[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_decoding_continues_what_prefill_says(llm: LLM) -> None:
+    (answer,) = run(Engine(llm.model, 256, 1, "f32"), [IDS[:20]], 6)
+    logits = llm.logits([*IDS[:20], *answer[:-1]])
+    assert logits[19:].argmax(-1).tolist() == answer
+
+
+def test_fused_experts_are_the_same_experts(tmp_path: Path) -> None:
+    """The factory draws gate and up in another order, so the fused file is filled from the plain one."""
+    import gguf
+
+    plain, fused = write_model(tmp_path / "a.gguf", "qwen3moe", shape=Shape()), tmp_path / "b.gguf"
+    reader, writer = gguf.GGUFReader(str(plain)), gguf.GGUFWriter(str(fused), "qwen3moe")
+    for name, entry in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            kinds = [*entry.types, None]
+            writer.add_key_value(name, entry.contents(), kinds[0], kinds[1])
+    tensors = {t.name: t.data for t in reader.tensors}
+    for name, data in tensors.items():
+        if "ffn_gate_exps" in name:
+            both = np.concatenate((data, tensors[name.replace("gate", "up")]), 1)
+            writer.add_tensor(name.replace("gate_exps", "gate_up_exps"), both)
+        elif "ffn_up_exps" not in name:
+            writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with LLM.load(plain, EXACT) as a, LLM.load(fused, EXACT) as b:
+        assert np.array_equal(a.logits(IDS), b.logits(IDS))
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "q8_0"])
+def test_smaller_caches_stay_near(tmp_path: Path, kv_type: str) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    with LLM.load(path, EXACT) as exact, LLM.load(path, RuntimeOptions(kv_type=kv_type, context=256)) as small:
+        want, got = exact.logits(IDS), small.logits(IDS)
+    error = float(np.sqrt(((got - want) ** 2).mean()) / want.std())
+    assert 0 < error < {"f16": 0.002, "bf16": 0.01, "q8_0": 0.02}[kv_type]
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q5_1", "F16", "BF16"])
+def test_rounded_activations_stay_near(tmp_path: Path, quant: str) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe", quant=quant, shape=Shape(embd=256, ff_exp=64))
+    with LLM.load(path, EXACT) as exact, LLM.load(path, RuntimeOptions(kv_type="f32", context=256)) as q8:
+        want, got = exact.logits(IDS), q8.logits(IDS)
+    assert 0 < float(np.sqrt(((got - want) ** 2).mean()) / want.std()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"rope.scaling.type": "spiral"}, "'spiral' is not one of none, linear, yarn, longrope"),
+        ({"rope.dimension_count": 7}, "7 is not even and positive"),
+        ({"attention.logit_softcapping": 30.0}, "qwen3moe.attention.logit_softcapping: not known to gmoe"),
+        ({"embedding_length": 32}, "has 64 inputs, the metadata says 32"),
+    ],
+)
+def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe", metadata=change)
+    with pytest.raises(UnsupportedModel) as error:
+        LLM.load(path)
+    assert what in str(error.value) and str(path) in str(error.value)
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
+    with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: bailingmoe2, .*qwen3moe"):
+        LLM.load(path)
