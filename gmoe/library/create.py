@@ -21,9 +21,13 @@ Progress = Callable[[str], None]
 
 
 def create(
-    library: Library, name: ModelName, modelfile: Modelfile, folder: Path, progress: Progress = lambda status: None
+    library: Library,
+    name: ModelName,
+    modelfile: Modelfile,
+    folder: Path | None,
+    progress: Progress = lambda status: None,
 ) -> Manifest:
-    """Build a model and name it; paths are relative to `folder`. Raises `LibraryError`, `GGUFError`, `ModelNotFound`.
+    """Build a model and name it; paths are relative to `folder`, and without one no file is opened. Raises `LibraryError`, `GGUFError`, `ModelNotFound`.
 
     What the Modelfile leaves out comes from the model that FROM names, if it names one; parameters are merged.
     """
@@ -68,18 +72,21 @@ def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
 
 
 def _base(
-    library: Library, sources: list[str], folder: Path, progress: Progress
+    library: Library, sources: list[str], folder: Path | None, progress: Progress
 ) -> tuple[dict[str, Any], tuple[Layer, ...]]:
-    """The config and the layers of what FROM names: a GGUF file or another model."""
+    """The config and the layers of what FROM names: a blob's digest, a GGUF file or another model."""
     if len(sources) != 1:
         raise LibraryError("a Modelfile with more than one FROM is not supported: gmoe runs a single GGUF file")
-    path = _path(folder, sources[0])
-    if path.is_file():
+    if sources[0].startswith("sha256:"):
+        blob = library.blob(sources[0])
+        return _describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
+    path = _path(folder, sources[0]) if folder else None
+    if path and path.is_file():
         progress("parsing GGUF")
         config = _describe(path)
         progress("copying the model into the library")
         return config, (_put_file(library, path, OLLAMA_TYPE + "model"),)
-    if path.is_dir():
+    if path and path.is_dir():
         raise LibraryError(f"{path} is a folder; FROM needs a GGUF file or the name of a model")
     try:
         manifest = library.resolve(ModelName.parse(sources[0]))
@@ -104,7 +111,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"model_format": "gguf", **family, **sizes, "architecture": "amd64", "os": "linux"}
 
 
-def _layers(library: Library, modelfile: Modelfile, folder: Path, inherited: Iterable[Layer]) -> list[Layer]:
+def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherited: Iterable[Layer]) -> list[Layer]:
     """The layers that the Modelfile itself gives."""
     layers = []
     for kind in ("template", "system"):
@@ -122,6 +129,8 @@ def _layers(library: Library, modelfile: Modelfile, folder: Path, inherited: Ite
         layers.append(_put_json(library, settings, GMOE_TYPE + "settings"))
     for kind, value in modelfile.settings:
         if kind in PACKED:
+            if folder is None:
+                raise LibraryError(f"{kind} names a file, which is not allowed here")
             path = _path(folder, value)
             if not path.is_file():
                 raise LibraryError(f"{kind} {value}: there is no such file")

@@ -60,6 +60,7 @@ class Manifest:
     layers: tuple[Layer, ...]
     digest: str = ""  # 64 hex digits of the manifest itself; the model ID is the first 12
     modified: float = 0.0  # seconds since 1970
+    source: bytes = b""  # what it was read from, so that a copy keeps its digest
 
     @property
     def size(self) -> int:
@@ -77,6 +78,8 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored and sent."""
+        if self.source:
+            return self.source
         layers = [layer.to_json() for layer in self.layers]
         body = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": self.config.to_json(), "layers": layers}
         return json.dumps(body, separators=(",", ":")).encode()
@@ -89,7 +92,7 @@ class Manifest:
             config, *layers = (_layer(entry) for entry in [body["config"], *(body["layers"] or [])])
         except (ValueError, TypeError, KeyError, AttributeError):
             raise LibraryError(f"{source} is not a manifest of a model") from None
-        return cls(config, tuple(layers), hashlib.sha256(data).hexdigest(), modified)
+        return cls(config, tuple(layers), hashlib.sha256(data).hexdigest(), modified, data)
 
 
 class Library:
