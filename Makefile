@@ -1,4 +1,4 @@
-# `make demo` runs the bundled model, `make test` the tests; each sets up its own environment first.
+# `make demo` runs a tiny model, `make test` the tests; each sets up its own environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,8 @@ PROMPT ?= Once upon a time
 .PHONY: demo test check clean
 
 demo: $(VENV)/installed
-	$(BIN)/python tools/demo_model.py build/demo.gguf
-	$(BIN)/gmoe run build/demo.gguf "$(PROMPT)" --max-tokens 32 --temperature 0 --raw --verbose
+	$(BIN)/python tools/tiny_model.py build/tiny.gguf
+	$(BIN)/gmoe run build/tiny.gguf "$(PROMPT)" --max-tokens 32 --temperature 0 --raw --verbose
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -47,7 +47,8 @@ def test_run_answers_on_standard_output(model: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "what"),
     [
-        (["run", "no-such.gguf", "hi"], 1, "Error: no-such.gguf is not there"),
+        (["run", "no-such.gguf", "hi"], 1, "Error: no-such.gguf cannot be read"),
+        (["run", "no-such", "hi"], 1, "Error: no-such is neither a file nor a model of the library"),
         (["run", "MODEL", "hi", "--evict", "lru"], 1, "Error: evict='lru' is not available"),
         (["run", "MODEL", "hi", "--top-p", "7"], 1, "Error: top_p is 7.0; it must lie between 0 and 1"),
         (["run", "MODEL", "hi", "--no-such-flag"], 2, "No such option"),

@@ -113,6 +113,9 @@ def test_tools_and_switches_reach_the_template(llm: gmoe.LLM) -> None:
     assert text == 'add False [{"name": "add"}]!'
 
 
-def test_a_library_name_is_not_a_file() -> None:
-    with pytest.raises(GGUFError, match="cannot be read"):
+def test_a_model_is_a_file_or_a_name_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="neither a file nor a model of the library"):
         gmoe.LLM.load("no-such-model")
+    with pytest.raises(GGUFError, match="cannot be read"):
+        gmoe.LLM.load(tmp_path / "none.gguf")

@@ -8,11 +8,17 @@ import click
 from gmoe import __version__
 from gmoe.cli.errors import Group
 
-COMMANDS = {
-    "run": ("gmoe.cli.run", "Talk to a model, or continue a prompt."),
-    "show": ("gmoe.cli.show", "Show what a GGUF file holds."),
-    "simulate": ("gmoe.cli.simulate", "Replay a routing trace through cache policies."),
-    "trace": ("gmoe.cli.trace", "Show and export routing traces."),
+COMMANDS = {  # name: (module:object, its line in --help)
+    "run": ("gmoe.cli.run:run", "Talk to a model, or continue a prompt."),
+    "show": ("gmoe.cli.show:show", "Show what a GGUF file holds."),
+    "create": ("gmoe.cli.library:create", "Create a model from a Modelfile."),
+    "list": ("gmoe.cli.library:list_models", "List the models of the library."),
+    "ls": ("gmoe.cli.library:list_models", "The same as list."),
+    "cp": ("gmoe.cli.library:cp", "Copy a model of the library."),
+    "rm": ("gmoe.cli.library:rm", "Remove models from the library."),
+    "pull": ("gmoe.cli.library:pull", "Pull a model from a registry."),
+    "simulate": ("gmoe.cli.simulate:simulate", "Replay a routing trace through cache policies."),
+    "trace": ("gmoe.cli.trace:trace", "Show and export routing traces."),
 }
 
 
@@ -21,13 +27,14 @@ class Commands(Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands that this installation has."""
-        return [name for name, (module, _) in COMMANDS.items() if find_spec(module)]
+        return [name for name, (where, _) in COMMANDS.items() if find_spec(where.partition(":")[0])]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -65,4 +65,4 @@ sampling_flags = _flags(SamplingParams)
 
 def take(kind: type[T], given: dict[str, Any]) -> T:
     """Build `kind` out of a command's arguments, taking those of its fields that are flags out of them."""
-    return kind(**{row.name: given.pop(row.name) for row in fields(kind) if row.name in given})
+    return kind(**{row.name: given.pop(row.name) for row in fields(cast(Any, kind)) if row.name in given})

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -32,11 +31,9 @@ def run(
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Talk to MODEL, the path of a GGUF file; without PROMPT, piped input is the prompt, or the chat prompt opens."""
+    """Talk to MODEL, a GGUF file or a name in the library; without PROMPT, piped input is the prompt, or the chat prompt opens."""
     params = take(SamplingParams, given)
     options = take(RuntimeOptions, given)
-    if not Path(model).exists():
-        raise ValueError(f"{model} is not there; MODEL must be the path of a GGUF file")
     if prompt is None and not sys.stdin.isatty():
         prompt = piped(sys.stdin.buffer.read())
     began = time.perf_counter()
@@ -46,7 +43,7 @@ def run(
         llm = LLM.load(model, options)
     with llm:
         loaded = time.perf_counter() - began
-        template = {} if think is None else {"enable_thinking": think}
+        template: dict[str, Any] = {} if think is None else {"enable_thinking": think}
         if prompt is None:
             from gmoe.cli.prompt import Chat, interact
 

@@ -62,12 +62,12 @@ class Engine:
         turns = self.scheduler.schedule()
         if not turns:
             return []
-        whole = [turn.seq.n_cached + turn.count == len(turn.seq.ids) for turn in turns]
+        whole = [turn.seq.n_cached + turn.tokens == len(turn.seq.ids) for turn in turns]
         logits = self._forward(turns, [row for row, done in zip(_last_rows(turns), whole, strict=True) if done])
         rows = iter(logits)
         outputs = []
         for turn, done in zip(turns, whole, strict=True):
-            turn.seq.n_cached += turn.count
+            turn.seq.n_cached += turn.tokens
             if done:
                 outputs.append(self._choose(turn.seq, next(rows)))
         return outputs
@@ -90,7 +90,10 @@ class Engine:
         return np.concatenate(parts)
 
     def _forward(self, turns: list[Turn], rows: list[int]) -> np.ndarray:
-        ids, positions, slots, starts = [], [], [], [0]
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts = [0]
         for seq, count in turns:
             span = range(seq.n_cached, seq.n_cached + count)
             ids += seq.ids[span.start : span.stop]
@@ -105,7 +108,7 @@ class Engine:
             torch.tensor(positions),
             torch.tensor(slots),
             tables,
-            torch.tensor([turn.seq.n_cached + turn.count for turn in turns], dtype=torch.int32),
+            torch.tensor([turn.seq.n_cached + turn.tokens for turn in turns], dtype=torch.int32),
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor(rows, dtype=torch.int64),
             self.kv,
@@ -127,6 +130,6 @@ class Engine:
 def _last_rows(turns: list[Turn]) -> list[int]:
     ends, at = [], 0
     for turn in turns:
-        at += turn.count
+        at += turn.tokens
         ends.append(at - 1)
     return ends

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from gmoe.engine.engine import Engine, StepOutput
@@ -21,7 +21,7 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, seq: Sequence) -> Iterator[StepOutput]:
+    def submit(self, seq: Sequence) -> Generator[StepOutput, None, None]:
         """The sequence's tokens as they come; closing the iterator aborts it."""
         outbox: _Outbox = queue.SimpleQueue()
         self._inbox.put(lambda: self._add(seq, outbox))

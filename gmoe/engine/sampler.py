@@ -65,8 +65,9 @@ class Sampler:
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max())
-    return e / e.sum()
+    e: np.ndarray = np.exp(x - x.max())
+    e /= e.sum()
+    return e
 
 
 def _typical(ids: np.ndarray, x: np.ndarray, mass: float) -> np.ndarray:

@@ -8,10 +8,10 @@ from gmoe.engine.sequence import Sequence
 
 
 class Turn(NamedTuple):
-    """`count` tokens of `seq` from `seq.n_cached` on."""
+    """So many `tokens` of `seq` from `seq.n_cached` on."""
 
     seq: Sequence
-    count: int
+    tokens: int
 
 
 class Scheduler:
@@ -40,7 +40,8 @@ class Scheduler:
         """The next step's turns; empty only where there is nothing to do."""
         while self.waiting and len(self.running) < self.max_sequences:
             self.running.append(self.waiting.popleft())
-        left, turns = self.chunk, []
+        left = self.chunk
+        turns: list[Turn] = []
         for seq in sorted(self.running, key=lambda seq: len(seq.ids) - seq.n_cached > 1):  # stable: decodes first
             count = min(len(seq.ids) - seq.n_cached, max(left, 0))
             if seq not in self.running or not count:

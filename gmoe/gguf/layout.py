@@ -79,7 +79,8 @@ class ExpertLayout:
         fused = self._stack(prefix, "gate_up")
         if fused is not None:
             half = fused.rows // 2
-            gate, up = _rows(fused, 0, half), _rows(fused, half, fused.rows)
+            gate: ExpertStack | None = _rows(fused, 0, half)
+            up = _rows(fused, half, fused.rows)
         else:
             found = self._stack(prefix, "up")
             if found is None:

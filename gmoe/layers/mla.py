@@ -1,5 +1,7 @@
 """MLA: multi-head latent attention (DeepSeek-V2), absorbed: the cache holds one latent row a token for all heads."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,10 @@ class MLA:
         self.scale = yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2 * self.n_head_k**-0.5
         q_width = self.n_head * self.n_head_k
         if hp.q_lora_rank:
-            self.q_a, self.q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm")
-            self.q = w.linear("attn_q_b", hp.q_lora_rank, q_width)
+            q_a, q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm")
+            q_b = w.linear("attn_q_b", hp.q_lora_rank, q_width)
+            self.q: Callable[[Tensor], Tensor] = lambda x: q_b(q_a_norm(q_a(x)))
         else:
-            self.q_a = None
             self.q = w.linear("attn_q", hp.n_embd, q_width)
         self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
         self.kv_a_norm = w.norm("attn_kv_a_norm")
@@ -63,7 +65,7 @@ class MLA:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D]; this step's latent rows are in the cache afterwards."""
-        q = self.q(x if self.q_a is None else self.q_a_norm(self.q_a(x))).view(-1, self.n_head, self.n_head_k)
+        q = self.q(x).view(-1, self.n_head, self.n_head_k)
         latent = self.kv_a(x)  # [T, n_lora + n_rot]
         q_rot = self.rope(q[..., self.n_nope :].contiguous(), batch.positions)
         k_rot = self.rope(latent[:, None, self.n_lora :], batch.positions).flatten(1)

@@ -16,7 +16,9 @@ from gmoe.gguf.file import GGUFError
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 CHATML = (
-    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') + '<|im_end|>\n' }}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{{ (message.content or '')"
+    " + '<|im_end|>\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 SECONDS = 5.0
@@ -55,7 +57,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         huge = {
             "*": lambda: _size(left) * _size(right) > MOST_TEXT,
-            "**": lambda: isinstance(right, int) and abs(right) > 1024,
+            "**": lambda: isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > 1 << 16,
             "%": lambda: isinstance(left, str) and re.search(r"\d{6}|\*", left) is not None,
         }
         if huge[operator]():

@@ -1,6 +1,7 @@
 """SentencePiece: a `sentencepiece` model proto built in memory from a GGUF file's tokens, scores and types."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -25,7 +26,7 @@ class Spm:
         charsmap: bytes = b"",
     ):
         """`squeeze`: runs of spaces are one; `charsmap`: the file's compiled normalization, none if empty."""
-        proto = sentencepiece_model_pb2.ModelProto()
+        proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         unknown = next((id for id, kind in enumerate(types) if kind == UNKNOWN), 0)
         seen: set[str] = set()
         for id, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):

@@ -55,7 +55,9 @@ class Tokenizer:
 
             name = "gemma4" if self._model_name == "gemma4" else get("pre") or "default"
             self._pre = pretokenizer(str(name), self._file)
-            return Bpe(self._tokens, get("merges", ()), self._pre, self._file)
+            if get("merges") is None:
+                raise UnsupportedModel(self._file, KEY + "merges", "required by a BPE tokenizer")
+            return Bpe(self._tokens, get("merges"), self._pre, self._file)
         if self._model_name in ("llama", "t5"):
             from gmoe.tokenizer.spm import Spm
 

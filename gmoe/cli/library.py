@@ -1,0 +1,119 @@
+"""The commands about models that are here: create, list, cp, rm, pull."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bars
+
+from gmoe.library.create import create as create_model
+from gmoe.library.manifest import Library
+from gmoe.library.modelfile import parse_modelfile
+from gmoe.library.name import ModelName
+from gmoe.library.pull import Progress
+from gmoe.library.pull import pull as pull_model
+
+AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60))
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Name of the Modelfile (default: Modelfile).")
+def create(name: str, file: Path | None) -> None:
+    """Create a model from a Modelfile."""
+    path = file or Path("Modelfile")
+    with _sentences():
+        modelfile = parse_modelfile(path.read_bytes())
+        for warning in modelfile.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        create_model(
+            Library.default(),
+            ModelName.parse(name),
+            modelfile,
+            path.parent,
+            lambda status: click.echo(status, err=True),
+        )
+
+
+@click.command(name="list")
+@click.argument("prefix", default="")
+def list_models(prefix: str) -> None:
+    """List models."""
+    rows = [("NAME", "ID", "SIZE", "MODIFIED")]
+    for name, manifest in Library.default().models():
+        if str(name).lower().startswith(prefix.lower()):
+            rows.append((str(name), manifest.digest[:12], human_bytes(manifest.size), age(manifest.modified)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        click.echo("".join(cell.ljust(width + 4) for cell, width in zip(row, widths, strict=True)))
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination")
+def cp(source: str, destination: str) -> None:
+    """Copy a model."""
+    with _sentences():
+        Library.default().copy(ModelName.parse(source), ModelName.parse(destination))
+    click.echo(f"copied '{source}' to '{destination}'")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove one or more models."""
+    with _sentences():
+        for name in names:
+            Library.default().remove(ModelName.parse(name))
+            click.echo(f"deleted '{name}'")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--insecure", is_flag=True, help="Speak plain HTTP with the registry.")
+def pull(name: str, insecure: bool) -> None:
+    """Pull a model from a registry."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with _sentences(), Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(step: Progress) -> None:
+            if not step.digest:
+                bars.console.print(step.status, highlight=False)
+                return
+            if step.digest not in tasks:
+                tasks[step.digest] = bars.add_task(step.status, total=step.total)
+            bars.update(tasks[step.digest], completed=step.completed)
+
+        pull_model(Library.default(), ModelName.parse(name), report, insecure=insecure)
+
+
+def human_bytes(size: int) -> str:
+    """A size as Ollama writes it, in powers of 1000: 4.7 GB, 21 MB, 512 B."""
+    for unit, letter in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if size >= unit:
+            amount = size / unit
+            return f"{amount:.1f} {letter}" if amount < 10 else f"{amount:.0f} {letter}"
+    return f"{size} B"
+
+
+def age(then: float) -> str:
+    """How long ago, in words: "3 weeks ago"; `then` is seconds since 1970."""
+    seconds = max(0, int(time.time() - then))
+    if seconds < 60:
+        return "Less than a second ago" if seconds == 0 else f"{seconds} second{'s' * (seconds != 1)} ago"
+    word, count = next((word, seconds // unit) for word, unit in AGES if seconds >= unit)
+    return f"{count} {word}{'s' * (count != 1)} ago"
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What the user can cause ends as one sentence, with exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,174 @@
+"""create: a Modelfile becomes a named model of the library; and back."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gmoe.gguf.file import GGUFFile
+from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
+from gmoe.library.modelfile import PARAMETERS, Command, Modelfile
+from gmoe.library.name import InvalidName, ModelName
+
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"}
+FILE_TYPES |= {12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"}
+FILE_TYPES |= {19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL"}
+FILE_TYPES |= {26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16"}
+FILE_TYPES |= {36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"}
+TEXTS = {"template": "template", "system": "system", "license": "license"}
+PACKED = ("twin", "trace")  # settings that name a file, which becomes a layer of the package
+Progress = Callable[[str], None]
+
+
+def create(
+    library: Library,
+    name: ModelName,
+    modelfile: Modelfile,
+    folder: Path | None,
+    progress: Progress = lambda status: None,
+) -> Manifest:
+    """Build a model and name it; paths are relative to `folder`, and without one no file is opened.
+    Raises `LibraryError`, `GGUFError`, `ModelNotFound`.
+
+    What the Modelfile leaves out comes from the model that FROM names, if it names one; parameters are merged.
+    """
+    for unsupported in ("adapter", "draft"):
+        if modelfile.last(unsupported) is not None:
+            raise LibraryError(f"{unsupported.upper()} is not supported: gmoe runs a single GGUF file")
+    with library.adding():
+        config, inherited = _base(library, modelfile.values("from"), folder, progress)
+        own = _layers(library, modelfile, folder, inherited)
+        kinds = {layer.kind for layer in own}
+        layers = [layer for layer in inherited if layer.kind not in kinds] + own
+        for layer in own:
+            progress(f"creating new layer {layer.digest}")
+        for key in ("renderer", "parser", "requires"):
+            if modelfile.last(key) is not None:
+                config[key] = modelfile.last(key)
+        config["rootfs"] = {"type": "layers", "diff_ids": [layer.digest for layer in layers]}
+        manifest = Manifest(_put_json(library, config, CONFIG_TYPE), tuple(layers))
+        progress("writing manifest")
+        library.write(name, manifest)
+    library.prune()
+    progress("success")
+    return library.resolve(name)
+
+
+def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
+    """The Modelfile that would build this model again, FROM its own blob."""
+    commands = [Command("from", str(library.blob(layer.digest))) for layer in manifest.of_kind("model")]
+    for kind in TEXTS:
+        commands += [Command(kind, library.text(layer)) for layer in manifest.of_kind(kind)]
+    for layer in manifest.of_kind("params"):
+        for key, value in library.json(layer).items():
+            texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
+            commands += [Command("parameter", text, key) for text in texts if key in PARAMETERS]
+    for layer in manifest.of_kind("messages"):
+        commands += [Command("message", message["content"], message["role"]) for message in library.json(layer)]
+    config = library.json(manifest.config)
+    commands += [Command(key, config[key]) for key in ("renderer", "parser", "requires") if config.get(key)]
+    settings = [(key, value) for layer in manifest.of_kind("settings") for key, value in library.json(layer)]
+    settings += [(kind, str(library.blob(layer.digest))) for kind in PACKED for layer in manifest.of_kind(kind)]
+    return Modelfile(tuple(commands), tuple(settings))
+
+
+def _base(
+    library: Library, sources: list[str], folder: Path | None, progress: Progress
+) -> tuple[dict[str, Any], tuple[Layer, ...]]:
+    """The config and the layers of what FROM names: a blob's digest, a GGUF file or another model."""
+    if len(sources) != 1:
+        raise LibraryError("a Modelfile with more than one FROM is not supported: gmoe runs a single GGUF file")
+    if sources[0].startswith("sha256:"):
+        blob = library.blob(sources[0])
+        return _describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
+    path = _path(folder, sources[0]) if folder else None
+    if path and path.is_file():
+        progress("parsing GGUF")
+        config = _describe(path)
+        progress("copying the model into the library")
+        return config, (_put_file(library, path, OLLAMA_TYPE + "model"),)
+    if path and path.is_dir():
+        raise LibraryError(f"{path} is a folder; FROM needs a GGUF file or the name of a model")
+    try:
+        manifest = library.resolve(ModelName.parse(sources[0]))
+    except InvalidName:
+        raise LibraryError(f"FROM {sources[0]}: there is no such file, and it is no name of a model") from None
+    progress(f"using existing model {sources[0]}")
+    layers = [layer for layer in manifest.layers if layer.kind != "model"]
+    return library.json(manifest.config), (*manifest.of_kind("model"), *layers)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    file = GGUFFile.open(path)
+    try:
+        if len(file.parts) > 1:
+            raise LibraryError(f"{path} is one of {len(file.parts)} parts; join them into one file first")
+        number = sum(_product(tensor.shape) for tensor in file.tensors.values())
+        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "unknown")
+        family = {"model_family": file.architecture, "model_families": [file.architecture]}
+    finally:
+        file.close()
+    sizes = {"model_type": human_number(number), "file_type": kind}
+    return {"model_format": "gguf", **family, **sizes, "architecture": "amd64", "os": "linux"}
+
+
+def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherited: Iterable[Layer]) -> list[Layer]:
+    """The layers that the Modelfile itself gives."""
+    layers = []
+    for kind in ("template", "system"):
+        text = modelfile.last(kind)
+        if text is not None:
+            layers.append(library.put_blob(text.encode(), OLLAMA_TYPE + kind))
+    layers += [library.put_blob(text.encode(), OLLAMA_TYPE + "license") for text in modelfile.values("license")]
+    if modelfile.parameters:
+        old = [library.json(layer) for layer in inherited if layer.kind == "params"]
+        layers.append(_put_json(library, {**(old[0] if old else {}), **modelfile.parameters}, OLLAMA_TYPE + "params"))
+    if modelfile.messages:
+        layers.append(_put_json(library, modelfile.messages, OLLAMA_TYPE + "messages"))
+    settings = [list(setting) for setting in modelfile.settings if setting[0] not in PACKED]
+    if settings:
+        layers.append(_put_json(library, settings, GMOE_TYPE + "settings"))
+    for kind, value in modelfile.settings:
+        if kind in PACKED:
+            if folder is None:
+                raise LibraryError(f"{kind} names a file, which is not allowed here")
+            path = _path(folder, value)
+            if not path.is_file():
+                raise LibraryError(f"{kind} {value}: there is no such file")
+            layers.append(_put_file(library, path, GMOE_TYPE + kind))
+    return layers
+
+
+def _put_file(library: Library, path: Path, media_type: str) -> Layer:
+    with path.open("rb") as source:
+        return library.put_blob(source, media_type)
+
+
+def _put_json(library: Library, value: Any, media_type: str) -> Layer:
+    return library.put_blob(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(), media_type)
+
+
+def _path(folder: Path, text: str) -> Path:
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError:
+        return folder / text
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    number = 1
+    for size in shape:
+        number *= size
+    return number
+
+
+def human_number(number: int) -> str:
+    """A count of parameters as Ollama writes it: 30.5B, 270M, 12K."""
+    for unit, letter, digits in ((1e9, "B", 1), (1e6, "M", 2), (1e3, "K", 0)):
+        if number >= unit:
+            return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"
+    return str(number)

@@ -1,0 +1,44 @@
+"""Tokens whose text says more than the file's token types: ends of an answer, fill-in-the-middle, channel marks."""
+
+from collections.abc import Mapping, Sequence
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_ENDS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> <|eom_id|> "
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
+    "<｜end▁of▁sentence｜> [e~[ "
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
+    "<|file_sep|>".split()
+)
+_ENDS_IF_CONTROL = frozenset(("<|user|>", "<|observation|>", "</s>"))  # "</s>" may be plain HTML, as in Qwen2
+_FILL = frozenset(
+    "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|> "
+    "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|> "
+    "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>".split()
+)
+_SHOWN = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())
+
+
+def correct(tokens: Sequence[str], types: Sequence[int], named: Mapping[str, int]) -> tuple[list[int], frozenset[int]]:
+    """The token types as llama.cpp corrects them, and the ids that end an answer.
+
+    `named`: the ids that the file gives a role; its eos, eot, eom, fim_pad, fim_rep and fim_sep end an answer too.
+    """
+    marks = _ENDS | _ENDS_IF_CONTROL | _FILL | _SHOWN
+    at = {text: id for id, text in enumerate(tokens) if text in marks}
+    types = list(types)
+    ends = {at[text] for text in _ENDS & at.keys()}
+    for id in ends | {at[text] for text in _FILL & at.keys()}:
+        types[id] = CONTROL
+    ends |= {at[text] for text in _ENDS_IF_CONTROL & at.keys() if types[at[text]] == CONTROL}
+    for text in _SHOWN & at.keys():
+        types[at[text]] = USER_DEFINED
+    ends |= {named[role] for role in ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep") if role in named}
+    if "<|end|>" in at and {"<|call|>", "<|calls|>"} & at.keys() and {"<|return|>", "<|flush|>"} & at.keys():
+        ends.discard(at["<|end|>"])  # there it ends a message, not the answer
+        types[at["<|end|>"]] = USER_DEFINED
+    if {"<|tool_response>", "</s>"} <= at.keys():
+        ends.discard(at["</s>"])
+        types[at["</s>"]] = NORMAL
+    return types, frozenset(ends)

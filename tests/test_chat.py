@@ -1,0 +1,112 @@
+"""Chat templates against recorded prompts, against what templates use, and against what they must not do."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_tokenizers import byte_level
+
+from gmoe.gguf.file import GGUFFile
+from gmoe.tokenizer import chat
+from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.tokenizer import Tokenizer
+
+MODELS = sorted((Path(__file__).parents[2] / "shared" / "fixtures" / "open").glob("*.npz"))
+USER = [{"role": "user", "content": "Hi"}]
+KEY = "tokenizer.chat_template"
+
+
+def rendered(source: str, messages: Any = USER, **more: Any) -> str:
+    metadata = byte_level() | {KEY: source}
+    return ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata, "toy"), "toy").render(messages, **more)
+
+
+@pytest.mark.skipif(not MODELS, reason="the shared fixtures are not there")
+@pytest.mark.parametrize("path", MODELS or [Path("absent")], ids=lambda path: path.stem)
+def test_model_goldens(path: Path) -> None:
+    with GGUFFile.open(path.with_suffix(".gguf")) as file:
+        tokenizer = Tokenizer.from_gguf(file.metadata, path.name)
+        template = ChatTemplate.from_gguf(file.metadata, tokenizer, path.name)
+    with np.load(path) as arrays:
+        cases = json.loads(str(arrays["chat_json"]))
+    assert cases and not template.fallback
+    for case in cases:
+        text = template.render(case["messages"], add_generation_prompt=case["add_generation_prompt"])
+        assert text == case["text"]
+        assert tokenizer.encode(text, add_special=False, parse_special=True) == case["ids"]
+
+
+def test_a_file_without_a_template_gets_chatml_and_says_so() -> None:
+    template = ChatTemplate.from_gguf(byte_level(), Tokenizer.from_gguf(byte_level(), "toy"), "toy")
+    assert template.fallback
+    messages = [{"role": "system", "content": "Be brief."}, *USER, {"role": "assistant", "content": None}]
+    turns = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+    )
+    assert template.render(messages, add_generation_prompt=False) == turns
+    assert template.render(messages) == turns + "<|im_start|>assistant\n"
+
+
+def test_keywords_tools_and_special_tokens_reach_the_template() -> None:
+    source = (
+        "{{ bos_token }}{{ tools[0].function.name if tools else 'none' }}"
+        "{{ '/no_think' if enable_thinking is defined and not enable_thinking }}{{ eos_token }}"
+    )
+    assert rendered(source) == "<|endoftext|>none<|im_end|>"
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    assert rendered(source, tools=tools, enable_thinking=False) == "<|endoftext|>weather/no_think<|im_end|>"
+
+
+def test_tool_use_template_is_taken_when_there_are_tools() -> None:
+    metadata = byte_level() | {KEY: "plain", KEY + ".tool_use": "with tools"}
+    template = ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata, "toy"), "toy")
+    assert template.render(USER) == "plain"
+    assert template.render(USER, tools=[{"type": "function"}]) == "with tools"
+
+
+def test_blocks_leave_no_blank_lines_and_loops_can_be_left() -> None:
+    leave = "  {% if loop.index > 1 %}\n    {% break %}\n  {% endif %}\n"
+    source = "{% for m in messages %}\n" + leave + "{{ m.content }}\n{% endfor %}"
+    assert rendered(source, [*USER, *USER]) == "Hi\n"
+    assert rendered("{% generation %}{{ messages[0].content }}{% endgeneration %}!") == "Hi!"
+    assert rendered("{% for i in [] %}x{% else %}none{% endfor %}{{ [1, 2, 3] | sum }}") == "none6"
+
+
+def test_tojson_keeps_order_letters_and_brackets() -> None:
+    value = [{"z": "<é>", "a": [1, True, None]}]
+    assert rendered("{{ messages | tojson }}", value) == '[{"z": "<é>", "a": [1, true, null]}]'
+    assert rendered("{{ messages[0].a | tojson(indent=2) }}", value) == "[\n  1,\n  true,\n  null\n]"
+
+
+def test_strftime_now_is_there() -> None:
+    assert rendered("{{ strftime_now('%Y') }}") == time.strftime("%Y")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% if %}", "Expected an expression"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ messages[0].content.center(10 ** 9) }}", "unsafe"),
+        ("{% for i in range(10000000) %}x{% endfor %}", "Range too big"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}", "ran longer"),
+        ("{% for i in range(99999) %}{{ 'xxxxxxxxxx' * 1000 }}{% endfor %}", "does not end"),
+        ("{{ 'x' * 10000000000 }}", "too large"),
+        ("{{ (10 ** 1000) ** 1000 }}", "too large"),
+        ("{{ '%9999999999d' % 1 }}", "too large"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
+        ("{{ lipsum(n=100000) }}", "undefined"),
+        ("{{ messages[0].content + 1 }}", "str"),
+    ],
+)
+def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    with pytest.raises(TemplateError, match=words) as refusal:
+        rendered(source)
+    assert str(refusal.value).startswith("toy: ") and "\n" not in str(refusal.value)
+    assert isinstance(refusal.value, ValueError)
