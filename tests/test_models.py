@@ -93,7 +93,8 @@ def test_fused_experts_are_the_same_experts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "q8_0"])
 def test_smaller_caches_stay_near(tmp_path: Path, kv_type: str) -> None:
-    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    """On a dense model: where experts are chosen, a rounding can flip a near tie, which is no small change."""
+    path = write_model(tmp_path / "m.gguf", "qwen3")
     with LLM.load(path, EXACT) as exact, LLM.load(path, RuntimeOptions(kv_type=kv_type, context=256)) as small:
         want, got = exact.logits(IDS), small.logits(IDS)
     error = float(np.sqrt(((got - want) ** 2).mean()) / want.std())
@@ -102,7 +103,7 @@ def test_smaller_caches_stay_near(tmp_path: Path, kv_type: str) -> None:
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q5_1", "F16", "BF16"])
 def test_rounded_activations_stay_near(tmp_path: Path, quant: str) -> None:
-    path = write_model(tmp_path / "m.gguf", "qwen3moe", quant=quant, shape=Shape(embd=256, ff_exp=64))
+    path = write_model(tmp_path / "m.gguf", "qwen3", quant=quant, shape=Shape(embd=256, expert=0))
     with LLM.load(path, EXACT) as exact, LLM.load(path, RuntimeOptions(kv_type="f32", context=256)) as q8:
         want, got = exact.logits(IDS), q8.logits(IDS)
     assert 0 < float(np.sqrt(((got - want) ** 2).mean()) / want.std()) < 0.05

@@ -31,7 +31,10 @@ def run(
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Talk to MODEL, a GGUF file or a name in the library; without PROMPT, piped input is the prompt, or the chat prompt opens."""
+    """Talk to MODEL, a GGUF file or a name in the library.
+
+    Without PROMPT, piped standard input is the prompt; on a terminal the chat prompt opens.
+    """
     params = take(SamplingParams, given)
     options = take(RuntimeOptions, given)
     if prompt is None and not sys.stdin.isatty():
