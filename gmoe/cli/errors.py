@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one sentence on standard error, and the exit status that api.md promises."""
+"""Errors that a user can cause: one sentence on standard error, no traceback, and a status that says which kind."""
 
 import os
 import sys
@@ -6,37 +6,39 @@ from typing import Any
 
 import click
 
+INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nobody is told
+
 
 class Group(click.Group):
-    """A group whose commands end with `Error: one sentence`, status 1, and never with a traceback."""
+    """A group whose commands end with `Error: one sentence` and status 1; click itself gives 2 for wrong usage."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command line; `Error:` and 1, 2 for wrong usage, 130 where interrupted."""
-        standalone = kwargs.pop("standalone_mode", True)
-        if not standalone:
-            return super().main(*args, standalone_mode=False, **kwargs)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command; its exceptions become statuses."""
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
-        except click.UsageError as error:
-            error.show()
-            sys.exit(2)
-        except click.ClickException as error:
-            sys.exit(say(error.format_message()))
-        except (click.Abort, KeyboardInterrupt):
-            sys.exit(130)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except MemoryError:
-            sys.exit(say("there is not enough memory"))
-        except OSError as error:
-            sys.exit(say(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
-        except ValueError as error:
-            sys.exit(say(str(error)))
-        sys.exit(status if isinstance(status, int) else 0)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail
+            status = BROKEN_PIPE
+        except (click.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        except (ValueError, OSError, MemoryError) as error:
+            status = say(sentence(error))
+        raise click.exceptions.Exit(status)
+
+
+def sentence(error: Exception) -> str:
+    """The error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def say(text: str) -> int:
     """Print the sentence; returns the exit status."""
-    print(f"Error: {' '.join(text.split())}", file=sys.stderr)
+    click.echo(f"Error: {text}", err=True)
     return 1

@@ -12,7 +12,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
-from gmoe.cli.errors import say
+from gmoe.cli.errors import say, sentence
 from gmoe.cli.home import home
 from gmoe.engine.sampling import SamplingParams
 
@@ -108,8 +108,8 @@ class Chat:
                 pieces.append(piece)
         except KeyboardInterrupt:
             pass  # what was said stays said
-        except (ValueError, MemoryError) as error:
-            say(str(error) or "there is not enough memory")
+        except (ValueError, OSError, MemoryError) as error:
+            say(sentence(error))
             return
         click.echo("\n")
         if not self.raw:
@@ -175,11 +175,11 @@ class Chat:
         try:
             if ours not in kinds:
                 raise ValueError(f"unknown parameter '{name}'; known: {', '.join(sorted(kinds))}")
-            value = tuple(values) if ours == "stop" else _number(name, values[0], "int" in kinds[ours])
+            value: Any = tuple(values) if ours == "stop" else _number(name, values[0], "int" in kinds[ours])
             self.params = replace(self.params, **{ours: value})
             click.echo(f"Set parameter '{name}' to '{' '.join(values)}'")
         except ValueError as error:
-            say(str(error))
+            say(sentence(error))
 
     def _show(self, what: str) -> None:
         metadata = self.llm.file.metadata

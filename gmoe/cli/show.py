@@ -74,7 +74,8 @@ def _model(file: GGUFFile) -> Rows:
 
 def _quantization(file: GGUFFile) -> str:
     """What the file calls itself, else the type that most of its weights have."""
-    name = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "-")
+    number = file.metadata.get("general.file_type")
+    name = FILE_TYPES.get(number, "-") if isinstance(number, int) else "-"
     weights: Counter[str] = Counter()
     for info in file.tensors.values():
         weights[info.format.name] += math.prod(info.shape)
@@ -151,11 +152,11 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _short(value: object) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, str):
         first = value.split("\n")[0]
         return first if first == value and len(first) <= 60 else first[:57] + "..."
-    if isinstance(value, Sequence) or hasattr(value, "__len__"):
+    if hasattr(value, "__len__"):
         head = ", ".join(str(entry) for entry in list(value[:3]))
         return f"[{head}{', ...' if len(value) > 3 else ''}] ({len(value)} entries)"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
