@@ -97,6 +97,8 @@ class _Part:
         self.number = number
         self.name = str(path)
         try:
+            if path.exists() and not path.is_file():
+                raise GGUFError(f"{self.name} cannot be read: it is not a regular file")
             with path.open("rb") as file:
                 if not file.seek(0, 2):
                     raise InvalidFile(self.name, "it is empty")
@@ -107,6 +109,7 @@ class _Part:
         self.bytes = np.frombuffer(self.map, dtype=np.uint8)
         self.at = 0
         self.metadata: dict[str, Any] = {}
+        self.spans: dict[str, slice] = {}  # key -> the bytes of its type and value
         self.tensors: dict[str, TensorInfo] = {}
         self._read()
 
@@ -150,7 +153,9 @@ class _Part:
             key = self._text("a metadata key", MAX_KEY)
             if key in self.metadata:
                 raise self._fail(f"the key {key!r} stands there twice")
+            begin = self.at
             self.metadata[key] = self._value(self._take("u4", f"the type of {key}"), key)
+            self.spans[key] = slice(begin, self.at)
         self._read_tensors(n_tensors)
 
     def _value(self, kind: int, key: str) -> Any:
@@ -226,10 +231,9 @@ class _Part:
             raise self._fail(f"the tensor {name} has an empty dimension")
         kind, offset = self._take("u4", f"the tensor {name}"), self._take("u8", f"the tensor {name}")
         if kind not in FORMAT_BY_TYPE:
-            known = {int(t): t.name for t in gguf.GGMLQuantizationType}
-            called = known.get(kind, "unknown to ggml")
+            called = next((f" ({t.name})" for t in gguf.GGMLQuantizationType if t == kind), "")
             raise UnsupportedModel(
-                self.name, name, f"quant type {kind} ({called}) is not supported; supported: {', '.join(FORMATS)}"
+                self.name, name, f"quant type {kind}{called} is not supported; supported: {', '.join(FORMATS)}"
             )
         return name, shape, FORMAT_BY_TYPE[kind], offset
 
@@ -242,6 +246,7 @@ class GGUFFile:
         self.parts = [part.path for part in parts]
         self.metadata: Mapping[str, Any] = parts[0].metadata
         self.tensors: dict[str, TensorInfo] = {}
+        self._spans = parts[0].spans
         self._bytes = [part.bytes for part in parts]
         for part in parts:
             for name, info in part.tensors.items():
@@ -286,6 +291,10 @@ class GGUFFile:
         info = self.tensors[name]
         raw = self._bytes[info.part][info.offset : info.offset + info.nbytes]
         return QuantTensor(raw.reshape(*info.shape[:-1], -1), info.format, info.shape)
+
+    def stored(self, key: str) -> np.ndarray:
+        """A key's type and value as the file stores them, uint8, without a copy."""
+        return self._bytes[0][self._spans[key]]
 
     def close(self) -> None:
         """Forget the map; the system unmaps it with the last view."""
