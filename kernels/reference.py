@@ -64,7 +64,8 @@ class _Blocks:
         """The plane's bits of each element, int64 [B, block_size]."""
         stored = self.field(plane.field).view(torch.uint8).long().view(len(self.data), -1, 1, plane.run)
         shifts = (torch.arange(plane.lanes) * plane.bits).view(1, 1, -1, 1)
-        return ((stored >> shifts) & ((1 << plane.bits) - 1)).reshape(len(self.data), -1)
+        bits: Tensor = (stored >> shifts) & ((1 << plane.bits) - 1)
+        return bits.reshape(len(self.data), -1)
 
     def codes(self) -> Tensor:
         """The values before scaling, float32 [B, groups, group]."""
@@ -77,7 +78,8 @@ class _Blocks:
             code = torch.tensor(format.codebook)[code]
         elif format.low.bits == 8:
             code = code - ((code & 128) << 1)
-        return (code - format.bias).float().view(len(code), -1, format.group or format.block_size)
+        values: Tensor = (code - format.bias).float()
+        return values.view(len(code), -1, format.group or format.block_size)
 
 
 def _d(b: _Blocks) -> Tensor:

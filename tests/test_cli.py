@@ -1,154 +1,320 @@
-"""The command line: exit status, streams, and the chat prompt."""
+"""The command line: what goes to which stream, exit statuses, and what is imported for it."""
 
 import io
+import json
 import subprocess
 import sys
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from gmoe.cli.main import cli
-from gmoe.cli.prompt import Chat
+from gmoe.cli.answer import Figures, Wrapped, difference, spoken
+from gmoe.cli.errors import Group, sentence
+from gmoe.cli.main import COMMANDS, cli
+from gmoe.cli.model import model_file
+from gmoe.cli.options import HELP, runtime_flags, sampling_flags, take
+from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams
-from gmoe.llm import TextEvent
-from tests.factory import write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("cli") / "tiny.gguf", quant="Q8_0")
-
-
-def invoke(*args: str, **more: Any) -> Any:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], **more)
-
-
-def test_help_and_show_import_no_torch(model: Path) -> None:
-    for args in (["--help"], ["show", str(model)]):
-        code = f"import sys; from gmoe.cli.main import cli; cli({args!r}, standalone_mode=False); "
-        done = subprocess.run(
-            [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Usage: " in done.stdout or "architecture" in done.stdout
-
-
-def test_run_answers_on_standard_output(model: Path) -> None:
-    first = invoke("run", model, "hello", "--max-tokens", "6", "--temperature", "0", "--verbose")
-    again = invoke("run", model, "--max-tokens", "6", "--temperature", "0", input="hello\n")
-    assert first.exit_code == 0
-    assert first.stdout == again.stdout and first.stdout.strip()
-    assert "eval count:           6 token(s)" in first.stderr
-    assert "hits, 0 misses" in first.stderr
-
-
-@pytest.mark.parametrize(
-    ("args", "status", "what"),
-    [
-        (["run", "no-such.gguf", "hi"], 1, "Error: no-such.gguf cannot be read"),
-        (["run", "no-such", "hi"], 1, "Error: no-such is neither a file nor a model of the library"),
-        (["run", "MODEL", "hi", "--evict", "lru"], 1, "Error: evict='lru' is not available"),
-        (["run", "MODEL", "hi", "--top-p", "7"], 1, "Error: top_p is 7.0; it must lie between 0 and 1"),
-        (["run", "MODEL", "hi", "--no-such-flag"], 2, "No such option"),
-        (["run", "MODEL", "hi", "--temperature", "warm"], 2, "'warm' is not a valid float"),
-        (["show", "no-such.gguf"], 1, "Error: no-such.gguf cannot be read: No such file or directory"),
-        (["show", "MODEL", "--template", "--license"], 2, "only one of"),
-        (["nonsense"], 2, "No such command"),
-    ],
-)
-def test_errors_are_one_sentence(model: Path, args: list[str], status: int, what: str) -> None:
-    done = invoke(*[str(model) if arg == "MODEL" else arg for arg in args])
-    assert (done.exit_code, done.stdout) == (status, "")
-    assert what in done.stderr and "Traceback" not in done.stderr
-    assert status == 2 or done.stderr.count("\n") == 1
-
-
-def test_standard_input_must_be_utf8(model: Path) -> None:
-    done = invoke("run", model, input=io.BytesIO(b"a\xffb"))
-    assert done.exit_code == 1
-    assert done.stderr == "Error: standard input is not UTF-8: byte 1 is 0xff\n"
-
-
-def test_a_truncated_file_is_one_sentence(model: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.gguf"
-    cut.write_bytes(model.read_bytes()[:-100])
-    done = invoke("run", cut, "hi")
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert "it ends inside the tensor" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_show_lists_the_experts(model: Path) -> None:
-    done = invoke("show", model, "-v")
-    assert done.exit_code == 0
-    for line in (
-        "architecture        qwen3moe",
-        "8 a layer, 3 used",
-        "2 of 2 routed",
-        "Q8_0/Q8_0/Q8_0, 6.4 KiB an expert",
-    ):
-        assert line in done.stdout
-    assert "blk.1.ffn_down_exps.weight" in done.stdout
-    assert "im_start" in invoke("show", model, "--template").stdout
-
-
-class Echo:
-    """A model that says what it was asked, or is interrupted."""
-
-    notices: list[str] = []
-    stats = {"prompt_tokens": 1, "prompt_seconds": 1.0, "generated_tokens": 3, "decode_seconds": 1.0, "actions": {}}
-
-    def __init__(self) -> None:
-        self.asked: list[Any] = []
-        self.interrupt = False
-
-    def chat(self, messages: list[dict[str, str]], params: SamplingParams, **template: Any):  # type: ignore[no-untyped-def]
-        self.asked.append((messages, params, template))
-        yield TextEvent("you said ", 1)
-        if self.interrupt:
-            raise KeyboardInterrupt
-        yield TextEvent(messages[-1]["content"], 2, "stop")
+from gmoe.options import RuntimeOptions, memory_bytes
+from tests.fake_llm import FakeLLM
 
 
 @pytest.fixture
-def chat() -> Chat:
-    return Chat(Echo(), SamplingParams(), None, {}, False)
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    """A fake model in the place of gmoe.llm.LLM; `loaded` holds the arguments of load."""
+    fake, module = FakeLLM(), ModuleType("gmoe.llm")
+
+    def load(path: Path, options: RuntimeOptions) -> FakeLLM:
+        fake.loaded = (path, options)  # type: ignore[attr-defined]
+        return fake
+
+    module.LLM = SimpleNamespace(load=load)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gmoe.llm", module)
+    return fake
 
 
-def test_the_prompt_keeps_the_conversation(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
-    for line in ("hello", "", '"""two', 'lines"""', "/clear", "/set nohistory", "again"):
-        assert chat.line(line)
-    assert capsys.readouterr().out == ("you said hello\nyou said two\nlines\nCleared session context\nyou said again\n")
-    messages = [asked[0] for asked in chat.llm.asked]
-    assert [len(m) for m in messages] == [1, 3, 1]
-    assert not chat.line("/bye")
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    return str(path)
 
 
-def test_the_prompt_s_settings(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
-    for line in (
-        "/set parameter temperature 0",
-        "/set parameter stop a b",
-        '/set system """be',
-        'kind"""',
-        "/set nothink",
-    ):
-        assert chat.line(line)
-    chat.line("hi")
-    messages, params, template = chat.llm.asked[0]
-    assert messages[0] == {"role": "system", "content": "be\nkind"}
-    assert (params.temperature, params.stop, template) == (0.0, ("a", "b"), {"enable_thinking": False})
-    chat.line("/set parameter top_p 7")
-    chat.line("/set parameter wings 2")
-    chat.line("/show system")
-    chat.line("/what")
-    out, err = capsys.readouterr()
-    assert "top_p is 7.0" in err and "unknown parameter 'wings'" in err
-    assert "be\nkind" in out and "Unknown command '/what'" in out
+def gmoe(*args: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(cli, args, input=stdin)
 
 
-def test_an_interrupt_stops_the_answer_and_not_the_program(chat: Chat) -> None:
-    chat.llm.interrupt = True
-    assert chat.line("hi")
-    chat.llm.interrupt = False
-    assert chat.line("hi")
+def test_an_answer_goes_to_standard_output_and_nothing_else_does(llm: FakeLLM, model: str) -> None:
+    result = gmoe("run", model, "Hi", "you")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello there\n", "Note: it is a fake\n")
+    assert llm.asked == [("chat", [{"role": "user", "content": "Hi you"}], SamplingParams(), {})]
+    assert llm.closed and llm.answers_closed == 1
+
+
+def test_raw_leaves_the_template_out(llm: FakeLLM, model: str) -> None:
+    assert gmoe("run", model, "Once", "--raw").exit_code == 0
+    assert llm.asked == [("generate", "Once", SamplingParams())]
+    assert gmoe("run", model, "Once", "--raw", "--system", "s").exit_code == 2
+
+
+def test_system_and_thinking_reach_the_template(llm: FakeLLM, model: str) -> None:
+    assert gmoe("run", model, "Hi", "--system", "Be brief.", "--no-think").exit_code == 0
+    _, messages, _, template = llm.asked[0]
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    assert template == {"enable_thinking": False, "thinking": False}
+
+
+def test_piped_input_is_the_prompt_and_comes_before_the_words(llm: FakeLLM, model: str) -> None:
+    gmoe("run", model, stdin="für dich\n")
+    gmoe("run", model, "in", "short?", stdin="A text.\n")
+    assert [asked[1][0]["content"] for asked in llm.asked] == ["für dich", "A text. in short?"]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "status", "text"),
+    [(b"ab\xff", 1, "Error: standard input is not valid UTF-8: byte 2 cannot be read\n"), (b"\n", 2, "is empty")],
+)
+def test_bad_piped_input_is_one_sentence(llm: FakeLLM, model: str, stdin: bytes, status: int, text: str) -> None:
+    result = gmoe("run", model, stdin=stdin)
+    assert result.exit_code == status and text in result.stderr and not result.stdout
+    assert not llm.asked
+
+
+def test_verbose_figures_go_to_standard_error(llm: FakeLLM, model: str) -> None:
+    result = gmoe("run", model, "Hi", "--verbose")
+    assert result.stdout == "Hello there\n"
+    lines = dict(line.split(":", 1) for line in result.stderr.splitlines())
+    assert lines["prompt eval count"].strip() == "3 token(s)"
+    assert lines["prompt eval rate"].strip() == "2.00 tokens/s"
+    assert lines["eval count"].strip() == "2 token(s)"
+    assert lines["host"].strip() == "hits 8, misses 2"
+    assert lines["actions load"].strip() == "count 0, mass 0"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ValueError("the prompt\nis too long"), 1, "Error: the prompt is too long\n"),
+        (FileNotFoundError(2, "No such file or directory", "part-2"), 1, "Error: part-2: No such file or directory\n"),
+        (MemoryError(), 1, "Error: there is not enough memory\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_goes_wrong_in_an_answer(llm: FakeLLM, model: str, error: BaseException, status: int, text: str) -> None:
+    llm.pieces = ["Hel", error]
+    result = gmoe("run", model, "Hi")
+    assert (result.exit_code, result.stdout) == (status, "Hel")
+    assert result.stderr == "Note: it is a fake\n" + text
+    assert llm.closed and llm.answers_closed == 1
+
+
+def test_every_field_is_a_flag_with_a_line_of_help() -> None:
+    names = {f.name for kind in (RuntimeOptions, SamplingParams) for f in fields(kind)}
+    assert names == set(HELP)
+    flags = [option for parameter in run.params for option in parameter.opts if isinstance(parameter, click.Option)]
+    assert {"--" + name.replace("_", "-") for name in names} <= set(flags)
+    assert len(flags) == len(set(flags))
+
+
+def test_flags_become_options(llm: FakeLLM, model: str) -> None:
+    words = "--host-memory 6GiB --miss hobbit --policy t1=0.6 --policy order=fast --threads 3 --twin t.gguf"
+    words += " --max-tokens 32 --temperature 0 --stop a --stop b --logit-bias 7=-1.5 --seed 4"
+    assert gmoe("run", model, "Hi", *words.split()).exit_code == 0
+    path, options = llm.loaded  # type: ignore[attr-defined]
+    knobs = {"t1": 0.6, "order": "fast"}
+    assert path == Path(model)
+    assert options == RuntimeOptions(host_memory="6GiB", miss="hobbit", policy=knobs, threads=3, twin=Path("t.gguf"))
+    assert llm.asked[0][2] == SamplingParams(32, 0, stop=("a", "b"), logit_bias={7: -1.5}, seed=4)
+
+
+def test_without_flags_the_defaults_hold() -> None:
+    seen: list[object] = []
+
+    @click.command()
+    @sampling_flags
+    @runtime_flags
+    def command(**flags: Any) -> None:
+        seen.extend([take(SamplingParams, flags), take(RuntimeOptions, flags)])
+        assert not flags
+
+    assert CliRunner().invoke(command, []).exit_code == 0
+    assert seen == [SamplingParams(), RuntimeOptions()]
+
+
+@pytest.mark.parametrize(
+    "flags", ["--threads x", "--host-memory lots", "--temperature -1", "--policy t1", "--logit-bias a=b", "--nonsense"]
+)
+def test_wrong_usage_is_status_2(llm: FakeLLM, model: str, flags: str) -> None:
+    result = gmoe("run", model, "Hi", *flags.split())
+    assert result.exit_code == 2 and "Error: " in result.stderr and not result.stdout
+    assert not llm.asked
+
+
+@pytest.mark.parametrize("args", [("run", "no.gguf", "Hi"), ("show", "no.gguf")])
+def test_a_missing_file_is_one_sentence(args: tuple[str, ...]) -> None:
+    result = gmoe(*args)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no.gguf: there is no such file\n")
+
+
+def test_a_model_is_a_path_or_a_name(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    assert model_file(model) == Path(model)
+    with pytest.raises(ValueError, match="is a folder"):
+        model_file(str(tmp_path))
+    with pytest.raises(ValueError, match="'nobody:latest' not found"):
+        model_file("nobody")
+
+
+def test_every_command_in_the_table_that_is_there_can_be_called() -> None:
+    context = click.Context(cli)
+    names = cli.list_commands(context)
+    assert names[:2] == ["run", "show"]
+    for name in names:
+        assert isinstance(cli.get_command(context, name), click.Command)
+    assert gmoe("nonsense").exit_code == 2
+
+
+def test_a_command_whose_module_is_not_there_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "dream", ("gmoe.cli.dream:dream", "Dream."))
+    assert "dream" not in gmoe("--help").stdout
+    assert gmoe("dream").exit_code == 2
+
+
+def test_help_names_every_command() -> None:
+    result = gmoe("--help")
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.stdout for name in cli.list_commands(click.Context(cli)))
+    assert "0.1.0" in gmoe("--version").stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["show", "no.gguf"]])
+def test_what_needs_no_model_imports_no_torch(args: list[str]) -> None:
+    script = (
+        "import json, sys\nfrom gmoe.cli.main import cli\n"
+        f"try: cli({args!r}, prog_name='gmoe')\n"
+        "except SystemExit as end: print(json.dumps([end.code, sorted(sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    status, modules = json.loads(done.stdout.splitlines()[-1])
+    assert status == (1 if args[0] == "show" else 0)
+    assert "gmoe.cli.main" in modules
+    assert not {"torch", "starlette", "uvicorn", "transformers", "rich", "prompt_toolkit"} & set(modules)
+
+
+def test_a_reader_that_goes_away_is_not_an_error() -> None:
+    script = (
+        "import click\nfrom gmoe.cli.errors import Group\n"
+        "@click.group(cls=Group)\ndef cli(): pass\n"
+        "@cli.command()\ndef lots():\n    for _ in range(100000): click.echo('x' * 100)\n"
+        "cli(['lots'])"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stderr is not None
+    writer.stdout.readline()
+    writer.stdout.close()
+    complaint = writer.stderr.read()
+    writer.stderr.close()
+    assert (writer.wait(timeout=60), complaint) == (141, b"")
+
+
+def test_our_own_bugs_are_not_hidden() -> None:
+    @click.group(cls=Group)
+    def group() -> None:
+        pass
+
+    @group.command()
+    def broken() -> None:
+        raise KeyError("bug")
+
+    assert isinstance(CliRunner().invoke(group, ["broken"]).exception, KeyError)
+    assert sentence(ValueError()) == "ValueError"
+
+
+def test_an_answer_that_is_left_is_ended_in_the_model() -> None:
+    llm = FakeLLM(["a", "b", "c"])
+    out = io.StringIO()
+    answer = spoken(llm.generate("x"), lambda text: out.write(text) and None)
+    assert next(answer) == "a"
+    answer.close()
+    assert llm.answers_closed == 1 and out.getvalue() == "a"
+
+
+@pytest.mark.parametrize("pieces", [["one two three four"], list("one two three four"), ["one tw", "o three", " four"]])
+def test_words_are_wrapped_wherever_the_pieces_break(pieces: list[str]) -> None:
+    out = io.StringIO()
+    wrapped = Wrapped(lambda text: out.write(text) and None, width=9)
+    for piece in pieces:
+        wrapped(piece)
+    wrapped.end()
+    assert out.getvalue() == "one two \nthree \nfour"
+
+
+def test_text_that_fits_is_wrapped_into_itself() -> None:
+    text, out = "def f():\n    return 1\n\n* a  b", io.StringIO()
+    wrapped = Wrapped(lambda piece: out.write(piece) and None, width=40)
+    wrapped(text)
+    wrapped.end()
+    assert out.getvalue() == text
+
+
+def test_figures_count_one_answer_only() -> None:
+    llm = FakeLLM()
+    list(llm.generate("first"))
+    figures = Figures(llm, 0.0)
+    list(llm.generate("second"))
+    lines = dict(line.split(":", 1) for line in figures.lines())
+    assert lines["prompt eval count"].strip() == "3 token(s)"
+    assert lines["host"].strip() == "hits 8, misses 0"
+    assert difference({"a": 3, "b": "x", "c": {"d": 2}}, {"a": 1, "c": {}}) == {"a": 2, "b": "x", "c": {"d": 2}}
+
+
+def test_memory_is_read_as_written() -> None:
+    texts = {
+        "6GiB": 6 << 30,
+        "6gib": 6 << 30,
+        "500MB": 500_000_000,
+        "1.5K": 1536,
+        "4096": 4096,
+        "60%": 600,
+        "auto": 1000,
+    }
+    assert {text: memory_bytes(text, 1000) for text in texts} == texts
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "0%", "101%", "6 apples", "6GiB 2", "1e9", "nan"])
+def test_memory_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="host_memory is"):
+        RuntimeOptions(host_memory=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("device", "tpu"),
+        ("threads", -1),
+        ("threads", 1.5),
+        ("context", True),
+        ("max_sequences", 0),
+        ("kv_type", "q4_0"),
+        ("activations", "int8"),
+        ("miss", "../load"),
+        ("evict", None),
+        ("policy", [1]),
+        ("twin", ""),
+        ("seed", "x"),
+    ],
+)
+def test_an_option_out_of_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        RuntimeOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_options_do_not_wait_for_torch() -> None:
+    assert import_module("gmoe").RuntimeOptions is RuntimeOptions
+    assert RuntimeOptions(twin="a/b").twin == Path("a/b")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Spoiled headers: a file is read or refused in a sentence, whatever its bytes; `-m tests.test_gguf_fuzz` tries 10 000."""
+"""Spoiled headers are read or refused in a sentence; `python -m tests.test_gguf_fuzz 10000` tries many more."""
 
 import struct
 import sys
@@ -23,7 +23,7 @@ EXTREMES = (0, 1, 2, 31, 255, (1 << 31) - 1, (1 << 32) - 1, 1 << 40, (1 << 63) -
 
 
 def read_or_refuse(path: Path, data: bytes) -> bool:
-    """Whether it could be read, and then all of it was touched; nothing but a GGUFError naming the file may come out."""
+    """Whether all of it could be read; nothing but a GGUFError that names the file may come out."""
     path.write_bytes(data)
     try:
         with GGUFFile.open(path) as file:

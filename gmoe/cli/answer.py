@@ -1,42 +1,158 @@
-"""An answer on the terminal: the text as it streams, and the figures after it."""
+"""An answer on its way out: streamed text, wrapped words on a terminal, and the figures of `--verbose`."""
 
-from collections.abc import Iterable
-from typing import Any
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Protocol, cast
 
 import click
 
+from gmoe.cli.progress import waiting
+from gmoe.engine.sampling import SamplingParams
 
-def write(events: Iterable[Any]) -> str:
-    """Stream an answer to standard output; returns it."""
-    pieces = []
-    for event in events:
-        pieces.append(event.text)
-        click.echo(event.text, nl=False)
-    click.echo()
-    return "".join(pieces)
+Write = Callable[[str], None]
 
 
-def figures(stats: dict[str, Any], loaded: float) -> str:
-    """The lines of `--verbose`: Ollama's, and the experts'."""
-    prompt, decode = stats["prompt_seconds"], stats["decode_seconds"]
-    n_prompt, n_decode = stats["prompt_tokens"], stats["generated_tokens"]
-    rows = [
-        ("total duration", f"{loaded + prompt + decode:.3f}s"),
-        ("load duration", f"{loaded:.3f}s"),
-        ("prompt eval count", f"{n_prompt} token(s)"),
-        ("prompt eval duration", f"{prompt:.3f}s"),
-        ("prompt eval rate", f"{n_prompt / prompt if prompt else 0:.2f} tokens/s"),
-        ("eval count", f"{n_decode} token(s)"),
-        ("eval duration", f"{decode:.3f}s"),
-        ("eval rate", f"{(n_decode - 1) / decode if decode else 0:.2f} tokens/s"),
-    ]
-    for tier in ("gpu", "host", "disk"):
-        if tier in stats:
-            row = stats[tier]
-            rows.append(
-                (f"experts in {tier}", f"{row['hits']} hits, {row['misses']} misses, {row['bytes_loaded']} bytes")
-            )
-    for name, row in stats["actions"].items():
-        if row["count"]:
-            rows.append((f"experts by {name}", f"{row['count']}, {row['mass']:.3f} of the routed weight"))
-    return "\n".join(f"{name + ':':<22}{value}" for name, value in rows)
+class Event(Protocol):
+    """What is read of a `TextEvent`."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class Speaker(Protocol):
+    """What is used of an `LLM`."""
+
+    @property
+    def stats(self) -> Mapping[str, Any]: ...
+
+    def generate(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Event]: ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[Event]: ...
+
+
+def write(text: str) -> None:
+    """To standard output, at once."""
+    click.echo(text, nl=False)
+
+
+def messages_of(system: str | None, before: Sequence[Mapping[str, Any]], text: str) -> list[Mapping[str, Any]]:
+    """The conversation that a user's `text` ends."""
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, *before, {"role": "user", "content": text}]
+
+
+class Wrapped:
+    """Writes text with lines broken between words; a word wider than a line is left whole."""
+
+    def __init__(self, write: Write, width: int | None = None):
+        self._write, self._width = write, width
+        self._column, self._word = 0, ""
+
+    def __call__(self, text: str) -> None:
+        """Write what is whole; the last word waits for its end."""
+        for character in text:
+            if character.isspace():
+                self.end()
+                self._space(character)
+            else:
+                self._word += character
+
+    def end(self) -> None:
+        """Write the word that waits."""
+        width = self._width or shutil.get_terminal_size().columns - 1
+        if self._column and self._column + len(self._word) > width:
+            self._write("\n")
+            self._column = 0
+        self._write(self._word)
+        self._column += len(self._word)
+        self._word = ""
+
+    def _space(self, character: str) -> None:
+        self._write(character)
+        self._column = 0 if character == "\n" else self._column + 1
+
+
+def spoken(events: Iterator[Event], write: Write, wrap: bool = False) -> Generator[str, None, None]:
+    """Write each piece as it comes and give it on; closing ends the answer in the model too."""
+    out = Wrapped(write) if wrap else None
+    with closing(cast(Generator[Event, None, None], events)):
+        with waiting("reading the prompt"):
+            event = next(events, None)
+        while event is not None:
+            (out or write)(event.text)
+            yield event.text
+            event = next(events, None)
+    if out:
+        out.end()
+
+
+def think_kwargs(think: bool | str | None) -> dict[str, Any]:
+    """What chat templates read about thinking: True, False, a level such as "high", or None for their own default."""
+    if think is None:
+        return {}
+    level = {"reasoning_effort": think} if isinstance(think, str) else {}
+    return {"enable_thinking": bool(think), "thinking": bool(think)} | level
+
+
+class Figures:
+    """What one answer took: the differences of the model's counters between `__init__` and `lines`."""
+
+    def __init__(self, llm: Speaker, load_seconds: float):
+        self._llm, self._load = llm, load_seconds
+        self._before = dict(llm.stats)
+        self._began = time.perf_counter()
+
+    def lines(self) -> Iterator[str]:
+        """Ollama's figures, then every counter of the experts."""
+        now = self._llm.stats
+        spent = {name: difference(now[name], self._before.get(name)) for name in now}
+        yield _line("total duration", _seconds(time.perf_counter() - self._began + self._load))
+        yield _line("load duration", _seconds(self._load))
+        for title, count, seconds in (
+            ("prompt eval", spent.pop("prompt_tokens", 0), spent.pop("prompt_seconds", 0.0)),
+            ("eval", spent.pop("generated_tokens", 0), spent.pop("decode_seconds", 0.0)),
+        ):
+            yield _line(f"{title} count", f"{count} token(s)")
+            yield _line(f"{title} duration", _seconds(seconds))
+            yield _line(f"{title} rate", f"{count / seconds:.2f} tokens/s" if seconds else "-")
+        for name, value in spent.items():
+            yield from _counters(name.replace("_", " "), value)
+
+
+def difference(now: Any, before: Any) -> Any:
+    """Numbers that grew, by how much; mappings entry by entry; anything else as it is now."""
+    if isinstance(now, Mapping):
+        earlier = before if isinstance(before, Mapping) else {}
+        return {name: difference(value, earlier.get(name)) for name, value in now.items()}
+    if isinstance(now, int | float) and isinstance(before, int | float):
+        return now - before
+    return now
+
+
+def _counters(title: str, value: Any) -> Iterator[str]:
+    """A mapping of numbers is a line, a mapping of mappings a line each."""
+    if not isinstance(value, Mapping):
+        yield _line(title, _number(value))
+        return
+    flat = {name: entry for name, entry in value.items() if not isinstance(entry, Mapping)}
+    if flat:
+        yield _line(title, ", ".join(f"{str(name).replace('_', ' ')} {_number(entry)}" for name, entry in flat.items()))
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _counters(f"{title} {name}", entry)
+
+
+def _line(title: str, value: str) -> str:
+    return f"{title + ':':<21} {value}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"

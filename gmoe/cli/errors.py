@@ -1,51 +1,44 @@
-"""Errors that a user can cause: one sentence on standard error, and the exit status that api.md promises."""
+"""Errors that a user can cause: one sentence on standard error, no traceback, and a status that says which kind."""
 
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
+INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nobody is told
+
 
 class Group(click.Group):
-    """A group whose commands end with `Error: one sentence`, status 1, and never with a traceback."""
+    """A group whose commands end with `Error: one sentence` and status 1; click itself gives 2 for wrong usage."""
 
-    def main(  # type: ignore[override]
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run a command line; `Error:` and 1, 2 for wrong usage, 130 where interrupted."""
-        if not standalone_mode:
-            return super().main(args, prog_name, standalone_mode=False, **extra)
-        sys.exit(self._status(args, prog_name, extra))
-
-    def _status(self, args: Sequence[str] | None, prog_name: str | None, extra: dict[str, Any]) -> int:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command; its exceptions become statuses."""
         try:
-            status = super().main(args, prog_name, standalone_mode=False, **extra)
-            return status if isinstance(status, int) else 0
-        except click.UsageError as error:
-            error.show()
-            return 2
-        except click.ClickException as error:
-            return say(error.format_message())
-        except (click.Abort, KeyboardInterrupt):
-            return 130
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except MemoryError:
-            return say("there is not enough memory")
-        except OSError as error:
-            return say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        except ValueError as error:
-            return say(str(error))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail
+            status = BROKEN_PIPE
+        except (click.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        except (ValueError, OSError, MemoryError) as error:
+            status = say(sentence(error))
+        raise click.exceptions.Exit(status)
+
+
+def sentence(error: Exception) -> str:
+    """The error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def say(text: str) -> int:
     """Print the sentence; returns the exit status."""
-    print(f"Error: {' '.join(text.split())}", file=sys.stderr)
+    click.echo(f"Error: {text}", err=True)
     return 1

@@ -1,8 +1,6 @@
 """The commands about models that are here: create, list, cp, rm, pull."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -26,17 +24,10 @@ AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 8
 def create(name: str, file: Path | None) -> None:
     """Create a model from a Modelfile."""
     path = file or Path("Modelfile")
-    with _sentences():
-        modelfile = parse_modelfile(path.read_bytes())
-        for warning in modelfile.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        create_model(
-            Library.default(),
-            ModelName.parse(name),
-            modelfile,
-            path.parent,
-            lambda status: click.echo(status, err=True),
-        )
+    modelfile = parse_modelfile(path.read_bytes())
+    for warning in modelfile.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    create_model(Library.default(), ModelName.parse(name), modelfile, path.parent, lambda s: click.echo(s, err=True))
 
 
 @click.command(name="list")
@@ -49,7 +40,7 @@ def list_models(prefix: str) -> None:
             rows.append((str(name), manifest.digest[:12], human_bytes(manifest.size), age(manifest.modified)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
-        click.echo("".join(cell.ljust(width + 4) for cell, width in zip(row, widths, strict=True)))
+        click.echo("".join(cell.ljust(width + 4) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @click.command()
@@ -57,8 +48,7 @@ def list_models(prefix: str) -> None:
 @click.argument("destination")
 def cp(source: str, destination: str) -> None:
     """Copy a model."""
-    with _sentences():
-        Library.default().copy(ModelName.parse(source), ModelName.parse(destination))
+    Library.default().copy(ModelName.parse(source), ModelName.parse(destination))
     click.echo(f"copied '{source}' to '{destination}'")
 
 
@@ -66,10 +56,9 @@ def cp(source: str, destination: str) -> None:
 @click.argument("names", nargs=-1, required=True)
 def rm(names: tuple[str, ...]) -> None:
     """Remove one or more models."""
-    with _sentences():
-        for name in names:
-            Library.default().remove(ModelName.parse(name))
-            click.echo(f"deleted '{name}'")
+    for name in names:
+        Library.default().remove(ModelName.parse(name))
+        click.echo(f"deleted '{name}'")
 
 
 @click.command()
@@ -78,7 +67,7 @@ def rm(names: tuple[str, ...]) -> None:
 def pull(name: str, insecure: bool) -> None:
     """Pull a model from a registry."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with _sentences(), Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+    with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(step: Progress) -> None:
@@ -108,12 +97,3 @@ def age(then: float) -> str:
         return "Less than a second ago" if seconds == 0 else f"{seconds} second{'s' * (seconds != 1)} ago"
     word, count = next((word, seconds // unit) for word, unit in AGES if seconds >= unit)
     return f"{count} {word}{'s' * (count != 1)} ago"
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """What the user can cause ends as one sentence, with exit status 1."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from None

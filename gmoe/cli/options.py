@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, cast
+from inspect import signature
+from typing import Any, TypeVar
 
 import click
 
@@ -35,6 +36,40 @@ def _biases(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
         raise click.BadParameter("must be TOKEN_ID=BIAS, both numbers") from None
 
 
+HELP: Mapping[str, str] = {
+    "device": "Where the non-expert part runs: auto, cpu, cuda, cuda:1.",
+    "threads": "CPU threads; 0: the cores this process may use.",
+    "context": "Tokens of KV cache a sequence; 0: the model's own, lowered to what fits.",
+    "max_sequences": "Sequences decoded together.",
+    "host_memory": "Budget for all weights in RAM: auto, 6GiB, 60%.",
+    "gpu_memory": "Budget for weights and cache on the GPU: auto, 8GiB, 80%.",
+    "kv_type": "Type of the KV cache: f16, bf16, f32, q8_0.",
+    "activations": "Rounding of activations in the CPU kernels: q8, or float for none.",
+    "route": "Policy: which experts are asked for.",
+    "evict": "Policy: which expert leaves a full cache.",
+    "prefetch": "Policy: which experts are fetched ahead.",
+    "working_set": "Policy: which experts are kept for a while.",
+    "miss": "Policy: what is done about an expert that is not there.",
+    "policy": "A knob of the chosen policies; may be given again.",
+    "twin": "Low-precision twin GGUF, for --miss twin and hobbit.",
+    "trace": "Routing trace to warm the cache from.",
+    "max_tokens": "Most tokens of an answer.",
+    "temperature": "0: always the most likely token.",
+    "top_k": "Keep the k most likely tokens; 0: all.",
+    "top_p": "Keep the most likely tokens up to this probability.",
+    "min_p": "Drop tokens less likely than this share of the best.",
+    "typical_p": "Locally typical sampling; 1: off.",
+    "repeat_last_n": "Tokens that the penalties look back; -1: the context.",
+    "repeat_penalty": "Divide the scores of repeated tokens; 1: off.",
+    "presence_penalty": "Subtract from the scores of tokens that were there.",
+    "frequency_penalty": "Subtract from them for each time they were there.",
+    "seed": "Seed of the sampling.",
+    "stop": "End the answer at this text; may be given again.",
+    "logit_bias": "Add to the score of a token; may be given again.",
+    "logprobs": "Report the probabilities of this many candidates.",
+    "grammar": "Grammar that the answer must follow.",
+    "json_schema": "JSON schema that the answer must follow.",
+}
 _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "policy": {"multiple": True, "callback": _knobs, "metavar": "KNOB=VALUE"},
     "logit_bias": {"multiple": True, "callback": _biases, "metavar": "TOKEN_ID=BIAS"},
@@ -53,7 +88,7 @@ def _flags(kind: type[Any], without: frozenset[str] = frozenset()) -> Callable[[
                 names = str(row.type)
                 number = int if "int" in names else float if "float" in names else str
                 settings = {"default": default, "type": number, "show_default": default is not None}
-            function = click.option(flag, row.name, **settings)(function)
+            function = click.option(flag, row.name, help=HELP[row.name], **settings)(function)
         return function
 
     return add
@@ -63,6 +98,13 @@ runtime_flags = _flags(RuntimeOptions, without=frozenset({"seed"}))  # --seed is
 sampling_flags = _flags(SamplingParams)
 
 
-def take(kind: type[T], given: dict[str, Any]) -> T:
-    """Build `kind` out of a command's arguments, taking those of its fields that are flags out of them."""
-    return kind(**{row.name: given.pop(row.name) for row in fields(cast(Any, kind)) if row.name in given})
+def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
+    """Build the dataclass `kind` from those of a command's arguments that are its fields, taking them out.
+
+    A value that it refuses is wrong usage.
+    """
+    names = [name for name in signature(kind).parameters if name in given]
+    try:
+        return kind(**{name: given.pop(name) for name in names})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None

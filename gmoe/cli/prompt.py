@@ -1,43 +1,62 @@
 """The chat prompt of `gmoe run`: lines in, answers and settings out."""
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from gmoe.cli.answer import figures, write
+from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
+from gmoe.cli.errors import say, sentence
 from gmoe.cli.home import home
 from gmoe.engine.sampling import SamplingParams
 
 HELP = """Available Commands:
   /set parameter NAME VALUE   Set a sampling parameter
   /set system TEXT            Set the system message
-  /set history | nohistory    Keep the conversation, or forget it after each answer
+  /set history | nohistory    Keep typed lines in the history file, or not
+  /set wordwrap | nowordwrap  Break lines between words, or not
   /set verbose | quiet        Figures after each answer, or none
-  /set think | nothink        Ask the template for thinking, or for none
-  /show info | parameters | system | template
+  /set think [LEVEL]          Ask the template for thinking
+  /set nothink                Ask it for none
+  /show info | license | parameters | system | template
   /clear                      Forget the conversation
-  /bye                        Exit
+  /bye, /exit                 Exit
   /?, /help                   This text
 
 Use \"\"\" to begin and end a message of several lines."""
+SETTINGS = "parameter|system|history|nohistory|wordwrap|nowordwrap|verbose|quiet|think|nothink"
+ALIASES = {"num_predict": "max_tokens"}  # Ollama's name: ours
+TOO_RICH = ("logit_bias", "grammar", "json_schema")  # not writable as one word
 
 
 class Chat:
     """The state of a conversation; `line` takes what was typed and returns False to leave."""
 
-    def __init__(self, llm: Any, params: SamplingParams, system: str | None, template: dict[str, Any], verbose: bool):
+    def __init__(
+        self,
+        llm: Any,
+        params: SamplingParams,
+        system: str | None = None,
+        template: Mapping[str, Any] = MappingProxyType({}),
+        verbose: bool = False,
+        *,
+        raw: bool = False,
+        wordwrap: bool = False,
+    ):
         self.llm = llm
         self.params = params
         self.system = system
         self.template = dict(template)
         self.verbose = verbose
-        self.history = True
+        self.raw = raw  # each message is continued as it stands, without template or memory
+        self.wordwrap = wordwrap
+        self.history = True  # whether typed lines go to the history file
         self.messages: list[dict[str, str]] = []
         self._open: list[str] | None = None  # lines since an opening \"\"\"
         self._finish: Callable[[str], None] = self._ask
@@ -48,109 +67,122 @@ class Chat:
         return self._open is not None
 
     def interrupt(self) -> None:
-        """Forget a half-typed message."""
+        """Ctrl-C where there is nothing to stop: forget a half-typed message, or say how to leave."""
+        if self._open is None:
+            click.echo("\nUse Ctrl + d or /bye to exit.")
         self._open = None
 
     def line(self, text: str) -> bool:
-        """One line as it was typed; False: the user wants to leave."""
+        """One line as it was typed, or several as pasted; False: the user wants to leave."""
         if self._open is not None:
-            body, end, _ = text.partition('"""')
-            self._open.append(body)
-            if end:
-                whole, self._open = "\n".join(self._open), None
-                self._finish(whole)
-            return True
-        if text.startswith('"""'):
-            return self._begin(text[3:], self._ask)
-        if not text.startswith("/"):
-            if text.strip():
-                self._ask(text)
-            return True
-        return self._command(text.split())
-
-    def _begin(self, text: str, finish: Callable[[str], None]) -> bool:
-        body, end, _ = text.partition('"""')
-        if end:
-            finish(body)
-        else:
-            self._open, self._finish = [body] if body else [], finish
+            self._continue(text, self._open)
+        elif text.lstrip().startswith('"""'):
+            self._begin(text.lstrip()[3:], self._ask)
+        elif text.startswith("/"):
+            return self._command(text.split())
+        elif text.strip():
+            self._ask(text)
         return True
 
+    def _begin(self, text: str, finish: Callable[[str], None]) -> None:
+        self._finish = finish
+        self._continue(text, [])
+
+    def _continue(self, text: str, before: list[str]) -> None:
+        body, end, _ = text.partition('"""')
+        lines = [*before, body] if before or body else []  # an opening line without text is no line
+        self._open = None if end else lines
+        if end:
+            self._finish("\n".join(lines[:-1] if lines and not lines[-1] else lines))
+
     def _ask(self, text: str) -> None:
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages += [*self.messages, {"role": "user", "content": text}]
-        answer = ""
-        try:
-            answer = write(self.llm.chat(messages, self.params, **self.template))
-        except KeyboardInterrupt:
-            click.echo()
-        except ValueError as error:
-            click.echo(f"Error: {error}", err=True)
+        if not text.strip():
             return
-        if self.history:
-            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        figures, pieces = Figures(self.llm, 0.0), list[str]()
+        try:
+            if self.raw:
+                events = self.llm.generate(text, self.params)
+            else:
+                events = self.llm.chat(messages_of(self.system, self.messages, text), self.params, **self.template)
+            for piece in spoken(events, write, self.wordwrap):
+                pieces.append(piece)
+        except KeyboardInterrupt:
+            pass  # what was said stays said
+        except (ValueError, OSError, MemoryError) as error:
+            say(sentence(error))
+            return
+        click.echo("\n")
+        if not self.raw:
+            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(pieces)}]
         if self.verbose:
-            click.echo(figures(self.llm.stats, 0.0), err=True)
+            click.echo("\n".join(figures.lines()), err=True)
 
     def _command(self, words: list[str]) -> bool:
         match words:
-            case ["/bye"] | ["/exit"]:
+            case ["/bye" | "/exit"]:
                 return False
-            case ["/?"] | ["/help"]:
+            case ["/?" | "/help", *_]:
                 click.echo(HELP)
             case ["/clear"]:
                 self.messages = []
                 click.echo("Cleared session context")
             case ["/set", *rest]:
-                return self._set(rest)
+                self._set(rest)
             case ["/show", what]:
                 self._show(what)
+            case ["/show", *_]:
+                self._show("")
             case _:
                 click.echo(f"Unknown command '{words[0]}'. Type /? for help")
         return True
 
-    def _set(self, words: list[str]) -> bool:
+    def _set(self, words: list[str]) -> None:
         match words:
             case ["parameter", name, *values] if values:
                 self._set_parameter(name, values)
-            case ["system", *rest]:
-                return self._set_system(" ".join(rest))
+            case ["system", *rest] if rest:
+                self._set_system(" ".join(rest))
             case ["history" | "nohistory" as word]:
                 self.history = word == "history"
-                if not self.history:
-                    self.messages = []
+            case ["wordwrap" | "nowordwrap" as word]:
+                self.wordwrap = word == "wordwrap"
+                click.echo(f"Set '{word}' mode.")
             case ["verbose" | "quiet" as word]:
                 self.verbose = word == "verbose"
-            case ["think" | "nothink" as word]:
-                self.template["enable_thinking"] = word == "think"
+                click.echo(f"Set '{word}' mode.")
+            case ["think", *level] if len(level) < 2:
+                self.template = think_kwargs(level[0] if level else True)
+                click.echo("Set 'think' mode.")
+            case ["nothink"]:
+                self.template = think_kwargs(False)
+                click.echo("Set 'nothink' mode.")
             case _:
-                click.echo("Usage: /set parameter|system|history|nohistory|verbose|quiet|think|nothink")
-        return True
+                click.echo(f"Usage: /set {SETTINGS}")
 
-    def _set_system(self, text: str) -> bool:
+    def _set_system(self, text: str) -> None:
         def finish(system: str) -> None:
             self.system = system
             click.echo("Set system message.")
 
         if text.startswith('"""'):
-            return self._begin(text[3:], finish)
-        finish(text)
-        return True
+            self._begin(text[3:], finish)
+        else:
+            finish(text)
 
     def _set_parameter(self, name: str, values: list[str]) -> None:
-        kinds = {row.name: str(row.type) for row in fields(SamplingParams)}
+        kinds = {row.name: str(row.type) for row in fields(SamplingParams) if row.name not in TOO_RICH}
+        ours = ALIASES.get(name, name)
         try:
-            if name not in kinds or name in ("logit_bias", "grammar", "json_schema"):
-                raise ValueError(f"unknown parameter {name!r}; known: {', '.join(sorted(kinds))}")
-            value: Any = tuple(values)
-            if name != "stop":
-                value = int(values[0]) if "int" in kinds[name] else float(values[0])
-            self.params = replace(self.params, **{name: value})
+            if ours not in kinds:
+                raise ValueError(f"unknown parameter '{name}'; known: {', '.join(sorted(kinds))}")
+            value: Any = tuple(values) if ours == "stop" else _number(name, values[0], "int" in kinds[ours])
+            self.params = replace(self.params, **{ours: value})
             click.echo(f"Set parameter '{name}' to '{' '.join(values)}'")
         except ValueError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(sentence(error))
 
     def _show(self, what: str) -> None:
+        metadata = self.llm.file.metadata
         if what == "info":
             from gmoe.cli.show import describe
 
@@ -161,22 +193,28 @@ class Chat:
         elif what == "system":
             click.echo(self.system or "No system message was specified for this model.")
         elif what == "template":
-            click.echo(self.llm.template.source)
+            click.echo(metadata.get("tokenizer.chat_template", "No template was specified for this model."))
+        elif what == "license":
+            click.echo(metadata.get("general.license", "No license was specified for this model."))
         else:
-            click.echo("Usage: /show info|parameters|system|template")
+            click.echo("Usage: /show info|license|parameters|system|template")
+
+
+def _number(name: str, text: str, whole: bool) -> int | float:
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be a {'whole ' if whole else ''}number") from None
 
 
 def interact(chat: Chat) -> None:
-    """The prompt itself: Ctrl-C stops an answer, Ctrl-D or /bye leave."""
-    for notice in chat.llm.notices:
-        click.echo(notice, err=True)
-    session: PromptSession[str] = PromptSession(history=_history(home() / "history"))
+    """The prompt itself: Ctrl-C stops an answer or clears the line, Ctrl-D or /bye leave."""
+    session: PromptSession[str] = PromptSession(history=_history(home() / "history", chat), key_bindings=_keys())
     while True:
         try:
             text = session.prompt("... " if chat.continues else ">>> ", placeholder=_placeholder(chat))
         except KeyboardInterrupt:
             chat.interrupt()
-            click.echo("\nUse Ctrl + d or /bye to exit.")
             continue
         except EOFError:
             return
@@ -184,15 +222,40 @@ def interact(chat: Chat) -> None:
             return
 
 
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("c-c")
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
+
+    return keys
+
+
 def _placeholder(chat: Chat) -> str:
     return 'Use """ to end multi-line input' if chat.continues else "Send a message (/? for help)"
 
 
-def _history(path: Path) -> History:
+class _KeptHistory(FileHistory):
+    """A history file that nothing is added to while `chat.history` is off."""
+
+    def __init__(self, path: Path, chat: Chat):
+        super().__init__(str(path))
+        self._chat = chat
+
+    def store_string(self, string: str) -> None:
+        if self._chat.history:
+            super().store_string(string)
+
+
+def _history(path: Path, chat: Chat) -> History:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
-        print(f"the history is not kept: {path}: {error.strerror}", file=sys.stderr)
+        click.echo(f"Note: the history is not kept: {path}: {error.strerror}", err=True)
         return InMemoryHistory()
-    return FileHistory(path)
+    return _KeptHistory(path, chat)

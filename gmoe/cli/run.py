@@ -1,69 +1,105 @@
-"""`gmoe run`: answer one prompt, or open the chat prompt."""
+"""`gmoe run`: answer one prompt on standard output, or chat."""
 
+import os
+import stat
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console
 
-from gmoe.cli.answer import figures, write
+from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
+from gmoe.cli.model import model_file
 from gmoe.cli.options import runtime_flags, sampling_flags, take
+from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions
 
 
 @click.command()
 @click.argument("model")
-@click.argument("prompt", required=False)
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@click.option("--system", default=None, help="System message of the chat.")
-@click.option("--think/--no-think", default=None, help="Whether the template should ask for thinking.")
-@click.option("--verbose", is_flag=True, help="Figures after each answer, on standard error.")
-@runtime_flags
+@click.argument("prompt", nargs=-1)
+@click.option("--system", help="System message.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
+@click.option("--think/--no-think", default=None, help="Ask the chat template for thinking, or for none.")
+@click.option("--verbose", is_flag=True, help="Say afterwards how long it took and what the experts did.")
+@click.option("--nowordwrap", is_flag=True, help="Do not break lines between words on a terminal.")
 @sampling_flags
+@runtime_flags
 def run(
     model: str,
-    prompt: str | None,
-    raw: bool,
+    prompt: tuple[str, ...],
     system: str | None,
+    raw: bool,
     think: bool | None,
     verbose: bool,
-    **given: Any,
+    nowordwrap: bool,
+    **flags: Any,
 ) -> None:
-    """Talk to MODEL, a GGUF file or a name in the library.
+    """Answer PROMPT with MODEL, a GGUF file or the name of a model.
 
-    Without PROMPT, piped standard input is the prompt; on a terminal the chat prompt opens.
+    Piped standard input is the prompt, or comes before PROMPT. Without either, on a terminal, this is a chat.
     """
-    params = take(SamplingParams, given)
-    options = take(RuntimeOptions, given)
-    if prompt is None and not sys.stdin.isatty():
-        prompt = piped(sys.stdin.buffer.read())
+    params, options = take(SamplingParams, flags), take(RuntimeOptions, flags)
+    if raw and (system is not None or think is not None):
+        raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
+    path = model_file(model)
+    text = prompt_text(prompt)
+    wrap = sys.stdout.isatty() and not nowordwrap
     began = time.perf_counter()
-    with Console(stderr=True).status(f"loading {model}"):
+    with waiting(f"loading {path.name}"):
         from gmoe.llm import LLM
 
-        llm = LLM.load(model, options)
+        llm = LLM.load(path, options)
     with llm:
-        loaded = time.perf_counter() - began
-        template: dict[str, Any] = {} if think is None else {"enable_thinking": think}
-        if prompt is None:
+        load_seconds = time.perf_counter() - began
+        for notice in llm.notices:
+            click.echo(f"Note: {notice}", err=True)
+        if text is None:
             from gmoe.cli.prompt import Chat, interact
 
-            interact(Chat(llm, params, system, template, verbose))
+            interact(Chat(llm, params, system, think_kwargs(think), verbose, raw=raw, wordwrap=wrap))
             return
-        for notice in [] if raw else llm.notices:
-            click.echo(notice, err=True)
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        write(llm.generate(prompt, params) if raw else llm.chat(messages, params, **template))
+        figures = Figures(llm, load_seconds)
+        messages = messages_of(system, [], text)
+        events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
+        for _ in spoken(events, write, wrap):
+            pass
+        click.echo()
         if verbose:
-            click.echo(figures(llm.stats, loaded), err=True)
+            click.echo("\n".join(figures.lines()), err=True)
 
 
-def piped(raw: bytes) -> str:
-    """Standard input as a prompt."""
+def prompt_text(words: Sequence[str]) -> str | None:
+    """Piped standard input and the words of the command line; None: neither, and a terminal to chat on."""
+    if words:
+        piped = _piped() if _holds_text() else ""
+    elif sys.stdin.isatty():
+        return None
+    else:
+        piped = _piped()
+    text = " ".join([*([piped] if piped else []), *words])
     try:
-        return raw.decode("utf-8").rstrip("\n")
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not valid UTF-8") from None
+    if not text.strip():
+        raise click.UsageError("the prompt is empty")
+    return text
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+        raise ValueError(f"standard input is not valid UTF-8: byte {error.start} cannot be read") from None
+
+
+def _holds_text() -> bool:
+    """Standard input is a pipe or a file: a PROMPT does not wait for what a service manager or /dev/null is."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return True  # not a file of the system at all: text given by a program
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -5,12 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-
-class ExpertId(NamedTuple):
-    """One expert of the model."""
-
-    layer: int
-    expert: int
+from gmoe.experts.expert_id import ExpertId as ExpertId
 
 
 class Tier(IntEnum):

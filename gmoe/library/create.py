@@ -27,9 +27,9 @@ def create(
     folder: Path | None,
     progress: Progress = lambda status: None,
 ) -> Manifest:
-    """Build a model and name it; paths are relative to `folder`, and without one no file is opened.
-    Raises `LibraryError`, `GGUFError`, `ModelNotFound`.
+    """Build a model and name it. Raises `LibraryError` and `GGUFError`.
 
+    Paths are relative to `folder`; without one no file is opened, and FROM is a model or the digest of a blob.
     What the Modelfile leaves out comes from the model that FROM names, if it names one; parameters are merged.
     """
     for unsupported in ("adapter", "draft"):

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import httpx
 
@@ -97,7 +98,7 @@ def _fetch(client: httpx.Client, url: str, library: Library, layer: Layer, repor
         os.replace(partial, target)
 
 
-def _continue(client: httpx.Client, url: str, file: BinaryIO, have: int, layer: Layer, report: Report) -> None:
+def _continue(client: httpx.Client, url: str, file: BufferedRandom, have: int, layer: Layer, report: Report) -> None:
     """Append to `file` what the registry sends from byte `have` on, or all of it where it knows no ranges."""
     headers = {"Range": f"bytes={have}-"} if have else {}
     with client.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}) as response:
@@ -127,7 +128,7 @@ def _require_status(response: httpx.Response, status: int) -> None:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+def _claimed(path: Path) -> Iterator[tuple[BufferedRandom, Path]]:
     """A partial file open for appending, which no other process has; waits for the one that has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

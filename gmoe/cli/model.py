@@ -1,0 +1,23 @@
+"""Which file a user means by MODEL: a path, `demo`, or a name in the library."""
+
+from pathlib import Path
+
+import gmoe
+from gmoe.library.manifest import Library
+from gmoe.library.name import ModelName
+
+DEMO = Path(gmoe.__file__).parent / "demo" / "demo.gguf"
+
+
+def model_file(name: str) -> Path:
+    """The GGUF file of a model; a `ValueError` where there is none of that name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder; name the GGUF file in it")
+    if name == "demo" and DEMO.is_file():
+        return DEMO
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith("."):
+        raise ValueError(f"{name}: there is no such file")
+    return Library.default().model_path(ModelName.parse(name))

@@ -1,0 +1,75 @@
+"""SlotPool: the places of one tier, who sits where, and one eviction policy; integers only."""
+
+from collections.abc import Callable, Container, Iterator
+from typing import NamedTuple
+
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import EvictionPolicy
+
+
+class Placement(NamedTuple):
+    """The slot of a newcomer, and who had to leave for it."""
+
+    slot: int
+    evicted: tuple[ExpertId, ...]
+
+
+class SlotPool:
+    """`capacity` equal slots; with `size`, a budget of `capacity` bytes of which an expert takes `size(id)`."""
+
+    def __init__(self, capacity: int, evict: EvictionPolicy, size: Callable[[ExpertId], int] = lambda id: 1):
+        if capacity < 1:
+            raise ValueError(f"a pool needs room for one expert at least, not {capacity}")
+        self.capacity = capacity
+        self.evict = evict
+        self.used = 0
+        self._size = size
+        self._slots: dict[ExpertId, int] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._slots
+
+    def __iter__(self) -> Iterator[ExpertId]:
+        return iter(self._slots)
+
+    def lookup(self, id: ExpertId) -> int:
+        """The slot, or -1; tells the policy of a hit."""
+        slot = self._slots.get(id, -1)
+        if slot >= 0:
+            self.evict.hit(id)
+        return slot
+
+    def place(self, id: ExpertId, pinned: Container[ExpertId] = ()) -> Placement:
+        """Give an absent expert a slot; others leave until it fits, never a pinned one.
+
+        Raises ValueError where it is resident, or where pinned ones leave no room; nothing has changed then.
+        """
+        if id in self._slots:
+            raise ValueError(f"{id} is resident already")
+        size = self._size(id)
+        free = sum(self._size(other) for other in self._slots if other not in pinned) if self.is_full(size) else size
+        if size > self.capacity - self.used + free:
+            raise ValueError(f"{id} does not fit: the others are pinned")
+        evicted = []
+        while self.is_full(size):
+            evicted.append(self.evict.victim(pinned))
+            self.remove(evicted[-1])
+        slot = self._free.pop() if self._free else len(self._slots)
+        self._slots[id] = slot
+        self.used += size
+        self.evict.insert(id)
+        return Placement(slot, tuple(evicted))
+
+    def is_full(self, size: int = 1) -> bool:
+        """Whether somebody must leave for a newcomer of this size."""
+        return self.used + size > self.capacity
+
+    def remove(self, id: ExpertId) -> None:
+        """Take an expert out, as after a failed read."""
+        self._free.append(self._slots.pop(id))
+        self.used -= self._size(id)
+        self.evict.remove(id)

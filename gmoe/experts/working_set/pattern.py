@@ -1,0 +1,41 @@
+"""PreMoe (arXiv 2505.17639): the stored pattern nearest to this request's first layer says which experts it needs.
+
+A pattern is the mean routing weight of every expert over a request; its key is the row of the first layer.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet
+
+
+class Policy(WorkingSet):
+    def __init__(self, shape: Shape, capacity: int = 64):
+        self.shape = shape
+        self.capacity = capacity
+        self.patterns: list[Floats] = []
+        self.current = np.zeros(shape)
+        self.tokens = np.zeros((shape[0], 1))
+
+    def begin(self, task: str = "") -> None:
+        if self.current.any():
+            self.patterns.append(self.current / np.maximum(self.tokens, 1))
+            del self.patterns[: -self.capacity]
+        self.current = np.zeros(self.shape)
+        self.tokens = np.zeros((self.shape[0], 1))
+
+    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+        np.add.at(self.current[layer], ids.ravel(), weights.ravel())
+        self.tokens[layer] += len(ids)
+
+    def plan(self, slots: int) -> Sequence[ExpertId]:
+        routed = np.flatnonzero(self.tokens.ravel())
+        if not self.patterns or not len(routed):
+            return []
+        first = routed[0]
+        key = self.current[first] / self.tokens[first]
+        pattern = min(self.patterns, key=lambda stored: float(np.linalg.norm(stored[first] - key)))
+        best = np.argsort(-pattern, axis=None, kind="stable")[:slots]
+        return [ExpertId(*divmod(int(n), self.shape[1])) for n in best if pattern.flat[n] > 0]

@@ -1,0 +1,39 @@
+"""eMoE (arXiv 2503.06823): the experts that requests of this task used, foretold anew every `period` requests.
+
+The paper's predictor is a trained sequence model; here it is the decayed count of each task's own routing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet
+
+
+class Policy(WorkingSet):
+    def __init__(self, shape: Shape, period: int = 20, memory: float = 0.9):
+        self.shape = shape
+        self.period = period
+        self.memory = memory
+        self.profiles: dict[str, Floats] = {}
+        self.requests: dict[str, int] = {}
+        self.current = self.foretold = np.zeros(shape)
+        self.task = ""
+
+    def begin(self, task: str = "") -> None:
+        old = self.profiles.get(self.task)
+        share = self.current / max(self.current.sum(), 1)
+        self.profiles[self.task] = share if old is None else self.memory * old + (1 - self.memory) * share
+        self.current = np.zeros(self.shape)
+        n = self.requests[task] = self.requests.get(task, 0) + 1
+        if task != self.task or n % self.period == 1 or self.period == 1:
+            self.foretold = self.profiles.get(task, np.zeros(self.shape))
+        self.task = task
+
+    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+        np.add.at(self.current[layer], ids.ravel(), 1)
+
+    def plan(self, slots: int) -> Sequence[ExpertId]:
+        best = np.argsort(-self.foretold, axis=None, kind="stable")[:slots]
+        return [ExpertId(*divmod(int(n), self.shape[1])) for n in best if self.foretold.flat[n] > 0]

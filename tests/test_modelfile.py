@@ -1,0 +1,142 @@
+"""Modelfiles: every instruction, every way to quote, every error with its line; and back to text."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmoe.library.modelfile import COMMANDS, PARAMETERS, Command, Modelfile, ModelfileError, parse_modelfile
+from gmoe.options import RuntimeOptions
+
+EXAMPLE = Path(__file__).parents[1] / "Modelfile.example"
+VALUES = [
+    ("SYSTEM plain text  ", "plain text"),
+    ("system lower case", "lower case"),
+    ("SYSTEM a # is text", "a # is text"),
+    ('SYSTEM "one line"', "one line"),
+    ('SYSTEM " edges "', " edges "),
+    ('SYSTEM "two\nlines"', "two\nlines"),
+    ('SYSTEM """\ntwo\nlines\n"""', "\ntwo\nlines\n"),
+    ('SYSTEM """a "quoted" word"""', 'a "quoted" word'),
+    ('SYSTEM """ends with ""', None),
+    ('SYSTEM "say "hi" now"', 'say "hi" now'),
+    ("SYSTEM 'single'", "'single'"),
+    ('SYSTEM ""', ""),
+    ('SYSTEM """"""', ""),
+    ('SYSTEM "never closed', None),
+    ("SYSTEM \\n stays", "\\n stays"),
+    ("SYSTEM 日本語 🦙", "日本語 🦙"),
+    ('SYSTEM """\r\ncr\r\n"""', "\ncr\n"),
+    ("SYSTEM\ttab", "tab"),
+]
+ERRORS = [
+    ("", "no FROM line"),
+    ("SYSTEM x", "no FROM line"),
+    ("# only a comment\n", "no FROM line"),
+    ("FROM x\n\nBAD thing", "line 3: command must be one of from, adapter,"),
+    ("FROM x\nSYSTEM", "line 2: a value is missing"),
+    ("FROM", "line 1: a value is missing"),
+    ('FROM x\nSYSTEM """a\n\n', "line 2: unexpected end of file"),
+    ("FROM x\nPARAMETER nonsense 1", "line 2: unknown parameter 'nonsense'"),
+    ("FROM x\nPARAMETER num_ctx many", "line 2: num_ctx must be a whole number, not 'many'"),
+    ("FROM x\nPARAMETER temperature hot", "line 2: temperature must be a number"),
+    ("FROM x\nPARAMETER use_mmap maybe", "line 2: use_mmap must be true or false"),
+    ("FROM x\nPARAMETER", "line 2: a name is expected"),
+    ("FROM x\nMESSAGE robot hi", 'line 2: message role must be one of "system", "user", or "assistant"'),
+    ("FROM x\nREQUIRES soon", "line 2: requires must be a version"),
+    ("FROM x\n<html>", "line 2: a name is expected"),
+    ("FROM x\n# gmoe: speed 11", "unknown setting 'speed'"),
+    ("FROM x\n# gmoe: host_memory lots", "host_memory is 'lots'"),
+    ("FROM x\n# gmoe: threads two", "threads must be a whole number"),
+    ("FROM x\n# gmoe: miss", "must be a setting and its value"),
+    ("FROM x\n# gmoe: policy fast", "unknown setting 'policy'"),
+]
+
+
+@pytest.mark.parametrize(("line", "value"), VALUES)
+def test_values(line: str, value: str | None) -> None:
+    if value is None:
+        with pytest.raises(ModelfileError, match="unexpected end of file"):
+            parse_modelfile(f"FROM x\n{line}\nLICENSE MIT\n")
+        return
+    modelfile = parse_modelfile(f"FROM x\n{line}\nLICENSE MIT\n")
+    assert modelfile.commands == (Command("from", "x"), Command("system", value), Command("license", "MIT"))
+    assert parse_modelfile(str(modelfile)) == modelfile
+
+
+@pytest.mark.parametrize(("text", "sentence"), ERRORS)
+def test_errors_are_a_sentence_with_the_line(text: str, sentence: str) -> None:
+    with pytest.raises(ModelfileError) as error:
+        parse_modelfile(text)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(encoding: str) -> None:
+    text = "FROM x\nSYSTEM 日本 ü\n"
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    assert parse_modelfile((mark + text).encode(encoding)).last("system") == "日本 ü"
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ModelfileError, match="neither UTF-8 nor UTF-16"):
+        parse_modelfile(b"FROM \xff\n")
+
+
+def test_parameters_have_types_and_stop_gathers() -> None:
+    text = 'FROM x\nPARAMETER stop "a "\nPARAMETER stop b\nparameter NUM_CTX 1\nPARAMETER num_ctx 4096\n'
+    text += "PARAMETER temperature 0.5\nPARAMETER use_mmap True\n"
+    assert parse_modelfile(text).parameters == {
+        "stop": ["a ", "b"],
+        "num_ctx": 4096,
+        "temperature": 0.5,
+        "use_mmap": True,
+    }
+
+
+def test_a_deprecated_parameter_is_dropped_with_a_warning() -> None:
+    modelfile = parse_modelfile("FROM x\nPARAMETER mirostat 2\nPARAMETER top_k 3\n")
+    assert modelfile.parameters == {"top_k": 3}
+    assert modelfile.warnings == ("line 2: parameter mirostat is deprecated",)
+
+
+def test_own_settings_are_comments_to_others() -> None:
+    text = "# gmoe: host_memory 6GiB\nFROM x\n  #gmoe: threads 2\n# gmoe: policy.t1 0.6\n# gmoe likes comments\n"
+    modelfile = parse_modelfile(text)
+    assert modelfile.options == {"host_memory": "6GiB", "threads": 2, "policy": {"t1": 0.6}}
+    assert RuntimeOptions(**modelfile.options).threads == 2
+    assert parse_modelfile(str(modelfile)) == modelfile
+    assert [line[0] for line in str(modelfile).splitlines()] == ["#", "#", "#", "F"]
+
+
+def test_the_example_shows_everything_once() -> None:
+    modelfile = parse_modelfile(EXAMPLE.read_bytes())
+    shown = EXAMPLE.read_text()
+    assert not modelfile.warnings
+    assert [name for name in COMMANDS if f"{name.upper()} " not in shown] == []
+    assert set(modelfile.parameters) == set(PARAMETERS)
+    assert parse_modelfile(str(modelfile)) == modelfile
+    settings = {setting[0].partition(".")[0] for setting in modelfile.settings}
+    assert settings == {*RuntimeOptions.__dataclass_fields__}
+
+
+def test_conversation() -> None:
+    modelfile = parse_modelfile('FROM x\nMESSAGE user Hi\nMESSAGE assistant """Hello\nyou"""\n')
+    assert modelfile.messages == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello\nyou"}]
+
+
+@given(st.text(alphabet='ab "#\n', max_size=12))
+def test_whatever_parses_round_trips(text: str) -> None:
+    try:
+        modelfile = parse_modelfile(f"FROM x\nSYSTEM {text}\n")
+    except ModelfileError:
+        return
+    assert parse_modelfile(str(modelfile)) == modelfile
+
+
+def test_a_modelfile_built_by_hand_prints() -> None:
+    assert (
+        str(Modelfile((Command("from", "x"), Command("parameter", "a b ", "stop"))))
+        == 'FROM x\nPARAMETER stop "a b "\n'
+    )
