@@ -8,7 +8,7 @@ PROMPT ?= Once upon a time
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/tiny_model.py build/tiny.gguf
-	$(BIN)/gmoe run build/tiny.gguf "$(PROMPT)" --max-tokens 32 --temperature 0 --raw --verbose
+	$(BIN)/gmoe run build/tiny.gguf "$(PROMPT)" --max-tokens 32 --temperature 1 --seed 2 --raw --verbose
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

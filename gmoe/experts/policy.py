@@ -84,7 +84,7 @@ class ScoredEviction(EvictionPolicy):
             id = ExpertId(*divmod(int(where[n]), n_experts))
             if id not in pinned:
                 return id
-            where, score, used = (np.delete(a, n) for a in (where, score, used))
+            where, score, used = np.delete(where, n), np.delete(score, n), np.delete(used, n)
 
 
 class Prefetcher(ABC):

@@ -77,9 +77,8 @@ class Trace:
         part = path.with_name(path.name + ".part")
         try:
             with part.open("wb") as file:
-                np.savez_compressed(
-                    file, header=np.array(header), ids=self.ids, weights=self.weights, **dict(self.rows)
-                )
+                arrays: dict[str, Any] = dict(self.rows)
+                np.savez_compressed(file, header=np.array(header), ids=self.ids, weights=self.weights, **arrays)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -90,7 +90,7 @@ def _fetch(client: httpx.Client, url: str, library: Library, layer: Layer, repor
                     raise PullError(f"{layer.digest}: {error}; pull again to go on from here") from None
         report(Progress("verifying sha256 digest", layer.digest, layer.size, layer.size))
         file.seek(0)
-        got = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
+        got = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         if got != layer.digest:
             partial.unlink()
             raise PullError(f"digest mismatch, file must be downloaded again: want {layer.digest}, got {got}")

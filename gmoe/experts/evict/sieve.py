@@ -18,7 +18,7 @@ class Policy(EvictionPolicy):
         self.visited[id] = False
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
-        pinned_here = []
+        pinned_here: list[ExpertId] = []
         while True:
             if not self.visited:
                 self.visited, self.behind = self.behind, {}

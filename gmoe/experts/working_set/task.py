@@ -18,7 +18,8 @@ class Policy(WorkingSet):
         self.memory = memory
         self.profiles: dict[str, Floats] = {}
         self.requests: dict[str, int] = {}
-        self.current = self.foretold = np.zeros(shape)
+        self.current: Floats = np.zeros(shape)
+        self.foretold: Floats = np.zeros(shape)
         self.task = ""
 
     def begin(self, task: str = "") -> None:
