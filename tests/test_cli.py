@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -22,6 +23,7 @@ from gmoe.cli.options import HELP, runtime_flags, sampling_flags, take
 from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions, memory_bytes
+from tests.factory import write_model
 from tests.fake_llm import FakeLLM
 
 
@@ -148,7 +150,8 @@ def test_without_flags_the_defaults_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", ["--threads x", "--host-memory lots", "--temperature -1", "--policy t1", "--logit-bias a=b", "--nonsense"]
+    "flags",
+    ["--threads x", "--host-memory lots", "--max-tokens x", "--stop", "--policy t1", "--logit-bias a=b", "--nonsense"],
 )
 def test_wrong_usage_is_status_2(llm: FakeLLM, model: str, flags: str) -> None:
     result = gmoe("run", model, "Hi", *flags.split())
@@ -318,3 +321,19 @@ def test_an_option_out_of_range_is_named(name: str, value: object) -> None:
 def test_the_options_do_not_wait_for_torch() -> None:
     assert import_module("gmoe").RuntimeOptions is RuntimeOptions
     assert RuntimeOptions(twin="a/b").twin == Path("a/b")  # type: ignore[arg-type]
+
+
+def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
+    path = str(write_model(tmp_path / "tiny.gguf"))
+    words = ["run", path, "Once", "--temperature", "0", "--max-tokens"]
+    first, second = (gmoe(*words, "4", "--verbose") for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0) and first.stdout == second.stdout
+    assert "eval count:           4 token(s)" in first.stderr and "hits" in first.stderr
+    assert gmoe(*words, "4", "--context", "2").stderr.count("Error: ") == 1
+
+    command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], "--raw"]
+    endless = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert endless.stdout is not None and endless.stdout.read(1)
+    endless.send_signal(signal.SIGINT)
+    _, complaint = endless.communicate(timeout=60)
+    assert endless.returncode == 130 and b"Traceback" not in complaint

@@ -45,7 +45,7 @@ CASES = [
     ("{{ range $k, $v := .Map }}{{ $k }}={{ $v }};{{ end }}", "x=1;y=<z>;"),
     ("{{ range .Nothing }}x{{ else }}none{{ end }}", "none"),
     (
-        "{{ range .List }}{{ if eq . 2 }}{{ continue }}{{ end }}{{ if eq . 4 }}{{ break }}{{ end }}{{ . }}{{ end }}",
+        "{{range .List}}{{if eq . 2}}{{continue}}{{end}}{{if eq . 4}}{{break}}{{end}}{{.}}{{end}}",
         "13",
     ),
     ("{{ $last := 0 }}{{ range .List }}{{ $last = . }}{{ end }}{{ $last }}", "4"),
@@ -87,8 +87,8 @@ REFUSED = [
     ("{{ range .N }}{{ end }}", "cannot range over"),
     ('{{ printf "%x" 1 }}', "knows %s, %d, %v and %q only"),
     ("{{ if lt .N .System }}{{ end }}", "cannot compare"),
-    ("{{ if 1 }}" * 60, "blocks within one another"),
-    ("{{ " + "(" * 60, "parentheses within one another"),
+    ("{{ if 1 }}" * 60, "parentheses within one another"),
+    ("{{ " + "(" * 60 + " }}", "parentheses within one another"),
 ]
 LEGACY = "{{ if .System }}[{{ .System }}]{{ end }}{{ if .Prompt }}<{{ .Prompt }}>{{ end }}({{ .Response }})"
 TURNS = [

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import gmoe
-from gmoe.library.manifest import Library
-from gmoe.library.name import ModelName
 
 DEMO = Path(gmoe.__file__).parent / "demo" / "demo.gguf"
 
@@ -20,4 +18,7 @@ def model_file(name: str) -> Path:
         return DEMO
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith("."):
         raise ValueError(f"{name}: there is no such file")
+    from gmoe.library.manifest import Library  # a path does not wait for the library
+    from gmoe.library.name import ModelName
+
     return Library.default().model_path(ModelName.parse(name))

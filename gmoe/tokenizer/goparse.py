@@ -96,7 +96,7 @@ class _Parser:
         found: list[Node] = []
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.error(f"more than {MAX_DEPTH} blocks within one another")
+            raise self.error(f"more than {MAX_DEPTH} blocks or parentheses within one another")
         while self.at < len(self.text):
             text = self.plain()
             if text:
@@ -181,7 +181,7 @@ class _Parser:
         """Take a pipeline from the front of `tokens`."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.error(f"more than {MAX_DEPTH} parentheses within one another")
+            raise self.error(f"more than {MAX_DEPTH} blocks or parentheses within one another")
         value = self.command(tokens, None)
         while tokens and tokens[0].text == "|" and tokens[0].kind == "op":
             tokens.pop(0)

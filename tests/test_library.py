@@ -1,0 +1,283 @@
+"""The library: whole files or none, shared blobs counted, another store read in place, models built."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from gmoe.gguf.file import GGUFError
+from gmoe.library.create import create, human_number, modelfile_of
+from gmoe.library.manifest import CONFIG_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
+from gmoe.library.modelfile import parse_modelfile
+from gmoe.library.name import ModelName
+
+A, B = ModelName.parse("a"), ModelName.parse("B:Two")
+
+
+def write_gguf(path: Path, value: float = 1.0) -> Path:
+    """A file with one tensor of 2000 weights."""
+    writer = gguf.GGUFWriter(str(path), "qwen3moe")
+    writer.add_file_type(15)
+    writer.add_tensor("token_embd.weight", np.full((50, 40), value, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def blobs(library: Library) -> set[str]:
+    return {path.name for path in (library.root / "blobs").iterdir()}
+
+
+def named(library: Library, name: ModelName, *contents: bytes) -> Manifest:
+    """A model whose layers hold these bytes."""
+    config = library.put_blob(b"{}", CONFIG_TYPE)
+    manifest = Manifest(config, tuple(library.put_blob(data, OLLAMA_TYPE + "model") for data in contents))
+    library.write(name, manifest)
+    return library.resolve(name)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "models")
+
+
+def test_the_folders_are_those_of_ollama(library: Library) -> None:
+    manifest = named(library, A, b"weights")
+    path = library.root / "manifests/registry.ollama.ai/library/a/latest"
+    body = json.loads(path.read_bytes())
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert body["layers"] == [{"mediaType": OLLAMA_TYPE + "model", "digest": f"sha256:{digest}", "size": 7}]
+    assert (library.root / "blobs" / f"sha256-{digest}").read_bytes() == b"weights"
+    assert manifest.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest.size == 9
+    assert library.model_path(A) == library.blob(f"sha256-{digest}")
+
+
+def test_a_wrong_digest_leaves_nothing(library: Library) -> None:
+    with pytest.raises(LibraryError, match="digest mismatch"):
+        library.put_blob(io.BytesIO(b"x"), "t", "sha256:" + "0" * 64)
+    assert blobs(library) == set()
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:..", "sha256-../../x", "md5:" + "0" * 32, "sha256:" + "0" * 63 + "\n"])
+def test_no_digest_leads_elsewhere(library: Library, digest: str) -> None:
+    with pytest.raises(LibraryError, match="is not a digest"):
+        library.blob(digest)
+
+
+def test_shared_blobs_stay_until_the_last_name_goes(library: Library) -> None:
+    named(library, A, b"shared", b"only a")
+    named(library, B, b"shared")
+    library.remove(A)
+    assert len(blobs(library)) == 2
+    with pytest.raises(ModelNotFound, match="model 'a:latest' not found"):
+        library.resolve(A)
+    library.remove(B)
+    assert blobs(library) == set()
+    assert list((library.root / "manifests").iterdir()) == []
+
+
+def test_nothing_is_dropped_while_somebody_adds(library: Library) -> None:
+    with library.adding():
+        layer = library.put_blob(b"not named yet", "t")
+        assert library.prune() == []
+        assert library.has_blob(layer.digest)
+    assert library.prune() == [f"sha256-{layer.digest[7:]}"]
+
+
+def test_nothing_is_dropped_where_a_manifest_is_damaged(library: Library) -> None:
+    named(library, A, b"weights")
+    (library.root / "manifests" / A.path).write_text("{")
+    assert library.prune() == []
+    assert len(blobs(library)) == 2
+    assert library.models() == []
+    with pytest.raises(LibraryError, match="is not a manifest"):
+        library.resolve(A)
+
+
+def test_partial_downloads_survive_pruning_and_unfinished_files_do_not(library: Library) -> None:
+    named(library, A, b"weights")
+    partial = library.root / "blobs" / f"sha256-{'0' * 64}-partial"
+    partial.write_bytes(b"half")
+    (library.root / "blobs" / ".new-x").write_bytes(b"left by a crash")
+    assert library.prune() == [".new-x"]
+    assert partial.exists()
+
+
+def test_names_match_whatever_their_case(library: Library) -> None:
+    named(library, B, b"x")
+    assert library.resolve(ModelName.parse("b:two")).layers[0].size == 1
+    named(library, ModelName.parse("b:two"), b"yy")
+    assert [(str(name), manifest.layers[0].size) for name, manifest in library.models()] == [("B:Two", 2)]
+
+
+def test_a_name_needs_its_blobs(library: Library) -> None:
+    manifest = named(library, A, b"x")
+    missing = manifest.layers[0]._replace(digest="sha256:" + "0" * 64)
+    with pytest.raises(LibraryError, match="not found"):
+        library.write(B, Manifest(manifest.config, (missing,)))
+    with pytest.raises(ModelNotFound):
+        library.resolve(B)
+
+
+def test_copy_keeps_the_digest(library: Library) -> None:
+    digest = named(library, A, b"x").digest
+    library.copy(A, B)
+    assert library.resolve(B).digest == digest
+    with pytest.raises(ModelNotFound):
+        library.copy(ModelName.parse("none"), A)
+
+
+def test_another_store_is_read_in_place_and_never_written(tmp_path: Path) -> None:
+    theirs = Library(tmp_path / "ollama")
+    named(theirs, A, b"weights")
+    before = {path: path.stat().st_mtime_ns for path in theirs.root.rglob("*")}
+    mine = Library(tmp_path / "mine", also=[theirs.root])
+    assert [name for name, _ in mine.models()] == [A]
+    assert mine.model_path(A).is_relative_to(theirs.root)
+    mine.copy(A, B)
+    assert mine.model_path(B).is_relative_to(theirs.root)
+    with pytest.raises(LibraryError, match="only read"):
+        mine.remove(A)
+    mine.remove(B)
+    assert {path: path.stat().st_mtime_ns for path in theirs.root.rglob("*")} == before
+
+
+def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    assert Library.default().root == tmp_path / "models"
+    monkeypatch.delenv("GMOE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert Library.default().root == tmp_path / "user/.gmoe/models"
+    assert Library.default().models() == []
+
+
+def churn(root: Path, seed: int) -> None:
+    library, rng = Library(root), np.random.default_rng(seed)
+    name = ModelName.parse(f"m{seed}")
+    for _ in range(30):
+        with library.adding():
+            named(library, name, rng.bytes(2000), b"shared by all")
+        if rng.random() < 0.5:
+            library.remove(name)
+    named(library, name, b"last", b"shared by all")
+
+
+def test_two_processes_at_once_corrupt_nothing(library: Library) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=churn, args=(library.root, seed)) for seed in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    assert len(library.models()) == 2
+    for _, manifest in library.models():
+        for digest in manifest.digests:
+            assert f"sha256:{hashlib.sha256(library.blob(digest).read_bytes()).hexdigest()}" == digest
+    library.prune()
+    assert len(blobs(library)) == 3
+
+
+def test_killed_at_any_moment_the_library_opens_and_nothing_named_is_missing(library: Library) -> None:
+    context, rng = multiprocessing.get_context("fork"), np.random.default_rng(0)
+    for _ in range(12):
+        worker = context.Process(target=churn, args=(library.root, 7))
+        worker.start()
+        time.sleep(float(rng.uniform(0.002, 0.06)))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        for _, manifest in library.models():
+            for digest in manifest.digests:
+                assert f"sha256:{hashlib.sha256(library.blob(digest).read_bytes()).hexdigest()}" == digest
+    library.prune()
+    assert blobs(library) == {f"sha256-{d[7:]}" for _, manifest in library.models() for d in manifest.digests}
+
+
+def test_create_from_a_file(library: Library, tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "m.trace").write_bytes(b"trace")
+    text = (
+        'FROM ./m.gguf\nSYSTEM "be\nkind"\nTEMPLATE {{ .Prompt }}\nPARAMETER stop x\nPARAMETER top_k 3\nLICENSE MIT\n'
+    )
+    text += "LICENSE GPL\nMESSAGE user hi\nREQUIRES 0.14.0\n# gmoe: host_memory 6GiB\n# gmoe: trace m.trace\n"
+    steps: list[str] = []
+    manifest = create(library, A, parse_modelfile(text), tmp_path, steps.append)
+    assert steps[0] == "parsing GGUF" and steps[-2:] == ["writing manifest", "success"]
+    assert library.model_path(A).read_bytes() == source.read_bytes()
+    config = library.json(manifest.config)
+    assert (config["model_family"], config["model_type"], config["file_type"]) == ("qwen3moe", "2K", "Q4_K_M")
+    assert config["requires"] == "0.14.0"
+    kinds = ["model", "template", "system", "license", "license", "params", "messages", "settings", "trace"]
+    assert [layer.kind for layer in manifest.layers] == kinds
+    assert library.json(manifest.of_kind("params")[0]) == {"stop": ["x"], "top_k": 3}
+
+
+def test_a_model_gives_its_modelfile_back(library: Library, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    text = 'FROM m.gguf\nSYSTEM "be\nkind"\nPARAMETER stop x\nPARAMETER stop y\nPARAMETER use_mmap false\n'
+    text += "MESSAGE user hi\nRENDERER qwen3\n# gmoe: policy.t1 0.6\n"
+    first = create(library, A, parse_modelfile(text), tmp_path)
+    again = create(library, B, parse_modelfile(str(modelfile_of(library, first))), tmp_path)
+    assert again.digests == first.digests
+
+
+def test_create_from_a_name_replaces_texts_and_merges_parameters(library: Library, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    base = create(library, A, parse_modelfile("FROM m.gguf\nSYSTEM old\nPARAMETER top_k 1\nPARAMETER seed 1"), tmp_path)
+    model = create(library, B, parse_modelfile("FROM a\nSYSTEM new\nPARAMETER top_k 2"), None)
+    assert model.of_kind("model") == base.of_kind("model")
+    assert [library.text(layer) for layer in model.of_kind("system")] == ["new"]
+    assert library.json(model.of_kind("params")[0]) == {"top_k": 2, "seed": 1}
+
+
+def test_create_from_a_blob(library: Library, tmp_path: Path) -> None:
+    layer = library.put_blob(write_gguf(tmp_path / "m.gguf").read_bytes(), "t")
+    manifest = create(library, A, parse_modelfile(f"FROM {layer.digest}"), None)
+    assert manifest.layers[0].digest == layer.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("FROM nothing", "model 'nothing:latest' not found"),
+        ("FROM ./nothing.gguf", "is no name of a model"),
+        ("FROM .", "is a folder"),
+        ("FROM m.gguf\nFROM m.gguf", "more than one FROM"),
+        ("FROM m.gguf\nADAPTER lora.gguf", "ADAPTER is not supported"),
+        ("FROM m.gguf\n# gmoe: twin none.gguf", "twin none.gguf: there is no such file"),
+        ("FROM bad.gguf", "is not a valid GGUF file"),
+    ],
+)
+def test_create_refuses_with_a_sentence_and_leaves_nothing(
+    library: Library, tmp_path: Path, text: str, sentence: str
+) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"no model")
+    with pytest.raises((LibraryError, GGUFError)) as error:
+        create(library, A, parse_modelfile(text), tmp_path)
+    assert sentence in str(error.value)
+    assert library.models() == []
+    library.prune()
+    assert not (library.root / "blobs").exists() or blobs(library) == set()
+
+
+def test_without_a_folder_no_file_is_opened(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="no name of a model"):
+        create(library, A, parse_modelfile(f"FROM {write_gguf(tmp_path / 'm.gguf')}"), None)
+
+
+def test_counts_of_parameters() -> None:
+    numbers = [999, 12_000, 270_000_000, 1_500_000, 30_500_000_000, 7_000_000_000]
+    assert [human_number(n) for n in numbers] == ["999", "12K", "270M", "1.50M", "30.5B", "7B"]
