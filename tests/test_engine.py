@@ -1,224 +1,203 @@
-"""The engine with a scripted model: no weights, logits that follow from the ids."""
+"""Engine and EngineLoop over scripted models: no weights, every token known."""
+
+import random
+import threading
 
 import numpy as np
 import pytest
-import torch
+from scripted_model import N_VOCAB, ScriptedModel, counting, hashed, uniform
 
-from gmoe.engine.engine import Engine
+from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop
-from gmoe.engine.sampler import Sampler
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
-from gmoe.layers.batch import Batch
 
-VOCAB = 50
-GREEDY = SamplingParams(temperature=0, max_tokens=5)
+GREEDY = SamplingParams(temperature=0)
 
 
-class Successor:
-    """After token n comes n + 1; it notes how many tokens each step had."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.fail = False
-
-    def new_cache(self, n_blocks: int, block_size: int, kv_type: str) -> None:
-        return None
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        if self.fail:
-            raise RuntimeError("the model broke")
-        self.steps.append(len(batch.token_ids))
-        assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping)
-        return torch.nn.functional.one_hot((batch.token_ids[batch.output_rows] + 1) % VOCAB, VOCAB) * 5.0
+def make(script=hashed, context=256, max_sequences=4, **given):
+    return Engine(ScriptedModel(script), context, max_sequences, "f32", **given)
 
 
-def finish(engine: Engine) -> None:
-    for _ in range(1000):
-        if not engine.step() and not engine.scheduler.running and not engine.scheduler.waiting:
-            return
-    raise AssertionError("the engine does not come to an end")
-
-
-def test_greedy_tokens_until_their_number_is_reached() -> None:
-    engine = Engine(Successor(), 64, 2, "f32")
-    seq = Sequence([3, 4], GREEDY)
-    engine.add(seq)
-    finish(engine)
-    assert (list(seq.generated), seq.finish_reason) == ([5, 6, 7, 8, 9], "length")
-
-
-def test_an_end_token_stops_and_a_full_context_too() -> None:
-    engine = Engine(Successor(), 64, 2, "f32")
-    ends = Sequence([3], GREEDY, end_ids={5})
-    full = Sequence(list(range(40)), SamplingParams(temperature=0))
-    for seq in (ends, full):
+def finish(engine, *sequences):
+    """Run all to the end; their generated tokens."""
+    for seq in sequences:
         engine.add(seq)
-    finish(engine)
-    assert (list(ends.generated), ends.finish_reason) == ([4, 5], "stop")
-    assert (len(full.ids), full.finish_reason) == (64, "length")
+    while not all(seq.finish_reason for seq in sequences):
+        assert engine.step() or any(seq.pending for seq in sequences)
+    assert engine.scheduler.blocks.n_free == len(engine.scheduler.blocks.users)
+    return [list(seq.generated) for seq in sequences]
 
 
-def test_a_long_prompt_does_not_starve_a_decode() -> None:
-    model = Successor()
-    engine = Engine(model, 256, 2, "f32", chunk=16)
-    short = Sequence([1], SamplingParams(temperature=0, max_tokens=12))
-    engine.add(short)
-    engine.step()
-    long = Sequence(list(range(40)) * 4, GREEDY)
-    engine.add(long)
-    for _ in range(5):
-        before = len(short.ids)
-        engine.step()
-        assert len(short.ids) == before + 1
-    assert max(model.steps) <= 16
-    finish(engine)
-    assert list(long.generated) == [40, 41, 42, 43, 44]
+def sampled(seed, n=40, prompt=(1, 2, 3)):
+    return Sequence(list(prompt), SamplingParams(seed=seed, max_tokens=n, temperature=1.0))
 
 
-def test_every_block_comes_back() -> None:
-    rng = np.random.default_rng(0)
-    engine = Engine(Successor(), 128, 3, "f32", chunk=32)
-    free = len(engine.scheduler.blocks.free)
-    seqs: list[Sequence] = []
-    for step in range(300):
-        if step < 250 and rng.random() < 0.3:
-            n = int(rng.integers(1, 12))
-            ids = rng.integers(0, VOCAB, rng.integers(1, 60)).tolist()
-            seqs.append(Sequence(ids, SamplingParams(temperature=0, max_tokens=n)))
-            engine.add(seqs[-1])
-        if seqs and rng.random() < 0.05:
-            engine.abort(seqs[int(rng.integers(len(seqs)))])
-        engine.step()
-    finish(engine)
-    assert sorted(engine.scheduler.blocks.free) == list(range(free))
-    for seq in seqs:
-        want = [(seq.ids[seq.n_prompt - 1] + 1 + i) % VOCAB for i in range(len(seq.generated))]
-        assert list(seq.generated) == want
+def test_greedy_until_the_end_token():
+    (tokens,) = finish(make(counting), seq := Sequence([3], GREEDY, end_ids={9}))
+    assert tokens == [4, 5, 6, 7, 8, 9] and seq.finish_reason == "stop"
 
 
-def test_when_blocks_run_out_the_youngest_begins_anew_and_says_the_same() -> None:
-    engine = Engine(Successor(), 96, 3, "f32")
-    engine.scheduler.blocks.free = engine.scheduler.blocks.free[:4]  # of 9
-    seqs = [Sequence([n] * 40, SamplingParams(temperature=0, max_tokens=30)) for n in (1, 2, 3)]
-    for seq in seqs:
-        engine.add(seq)
-    finish(engine)
-    for n, seq in zip((1, 2, 3), seqs, strict=True):
-        assert list(seq.generated) == [(n + 1 + i) % VOCAB for i in range(30)]
-
-
-@pytest.mark.parametrize(("ids", "what"), [([], "the prompt is empty"), ([1] * 64, "64 tokens, the context holds 64")])
-def test_prompts_that_do_not_fit_are_refused(ids: list[int], what: str) -> None:
-    with pytest.raises(ValueError, match=what):
-        Engine(Successor(), 64, 1, "f32").add(Sequence(ids, GREEDY))
-
-
-def test_the_loop_streams_and_a_closed_iterator_ends_its_sequence() -> None:
-    engine = Engine(Successor(), 4096, 2, "f32")
-    loop = EngineLoop(engine)
-    try:
-        endless = loop.submit(Sequence([1], SamplingParams(temperature=0)))
-        first = next(endless)
-        endless.close()
-        assert [output.token_id for output in loop.submit(Sequence([7], GREEDY))] == [8, 9, 10, 11, 12]
-        assert first.seq.finish_reason == "abort"
-        assert len(engine.scheduler.blocks.free) == 256
-    finally:
-        loop.close()
-
-
-def test_a_step_that_fails_reaches_its_requester_and_the_loop_lives_on() -> None:
-    model = Successor()
-    loop = EngineLoop(Engine(model, 64, 2, "f32"))
-    try:
-        model.fail = True
-        with pytest.raises(RuntimeError, match="the model broke"):
-            next(loop.submit(Sequence([1], GREEDY)))
-        model.fail = False
-        assert len(list(loop.submit(Sequence([1], GREEDY)))) == 5
-        with pytest.raises(ValueError, match="the prompt is empty"):
-            next(loop.submit(Sequence([], GREEDY)))
-    finally:
-        loop.close()
-
-
-LOGITS = np.random.default_rng(5).standard_normal(VOCAB).astype(np.float32) * 3
-
-
-def draws(params: SamplingParams, n: int = 300) -> set[int]:
-    sampler = Sampler(params)
-    return {sampler.sample(LOGITS, []) for _ in range(n)}
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
-
-
-def test_the_samplers_keep_what_they_should() -> None:
-    best = np.argsort(-LOGITS)
-    chances = softmax(LOGITS.astype(np.float64))
-    wide = {"seed": 1, "top_k": 0, "top_p": 1.0, "temperature": 3.0}
-    assert draws(SamplingParams(**wide | {"top_k": 3})) == set(best[:3].tolist())
-    nucleus = int(np.searchsorted(np.cumsum(chances[best]), 0.8)) + 1
-    assert draws(SamplingParams(**wide | {"top_p": 0.8})) <= set(best[:nucleus].tolist())
-    assert draws(SamplingParams(**wide | {"min_p": 0.3})) <= set(
-        np.flatnonzero(chances >= 0.3 * chances.max()).tolist()
-    )
-    assert draws(SamplingParams(**wide | {"typical_p": 0.5})) < draws(SamplingParams(**wide))
-    assert draws(SamplingParams(**wide | {"logit_bias": {7: 1e9}}), 5) == {7}
-
-
-def test_frequencies_follow_the_probabilities() -> None:
-    sampler = Sampler(SamplingParams(seed=3, top_k=0, top_p=1.0, temperature=1.0))
-    counts = np.bincount([sampler.sample(LOGITS, []) for _ in range(4000)], minlength=VOCAB)
-    assert np.abs(counts / 4000 - softmax(LOGITS.astype(np.float64))).max() < 0.03
-
-
-def test_penalties() -> None:
-    context = [4, 4, 9]
-    for params, want in (
-        (SamplingParams(temperature=0, repeat_penalty=2.0), lambda x, n: x / 2 if x > 0 else x * 2),
-        (SamplingParams(temperature=0, frequency_penalty=0.5), lambda x, n: x - 0.5 * n),
-        (SamplingParams(temperature=0, presence_penalty=0.5), lambda x, n: x - 0.5),
-    ):
-        x = LOGITS.astype(np.float64)
-        expected = x.copy()
-        for token, n in ((4, 2), (9, 1)):
-            expected[token] = want(x[token], n)
-        Sampler(params)._penalize(x, context)
-        np.testing.assert_allclose(x, expected)
-
-
-def test_a_seed_repeats_itself_and_batch_mates_do_not_matter() -> None:
-    params = SamplingParams(seed=11, temperature=1.0, max_tokens=10)
-
-    class Noisy(Successor):
-        def __call__(self, batch: Batch) -> torch.Tensor:
-            return super().__call__(batch) * 0.2
-
-    def answer(mates: int) -> list[int]:
-        engine = Engine(Noisy(), 64, 4, "f32")
-        seqs = [Sequence([5], params)] + [Sequence([m], SamplingParams(seed=m, max_tokens=7)) for m in range(mates)]
-        for seq in seqs:
-            engine.add(seq)
-        finish(engine)
-        return list(seqs[0].generated)
-
-    assert answer(0) == answer(3)
-
-
-def test_logprobs_are_those_of_the_raw_softmax() -> None:
-    report = Sampler(SamplingParams(logprobs=2)).logprobs(LOGITS, 3)
-    assert report is not None
-    chances = np.log(softmax(LOGITS.astype(np.float64)))
-    assert report.chosen == pytest.approx(chances[3])
-    assert [token for token, _ in report.top] == np.argsort(-LOGITS)[:2].tolist()
+def test_max_tokens_and_a_full_context_end_by_length():
+    engine = make(counting, context=10)
+    (tokens,) = finish(engine, seq := Sequence([3], SamplingParams(temperature=0, max_tokens=2)))
+    assert tokens == [4, 5] and seq.finish_reason == "length"
+    (tokens,) = finish(engine, seq := Sequence([3] * 6, GREEDY))
+    assert tokens == [4, 5, 6, 7] and seq.finish_reason == "length"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 1.5}, {"max_tokens": 0}, {"stop": ("",)}, {"grammar": "root ::= 'a'"}]
+    "ids, says", [([], "the prompt is empty"), ([1] * 11, "the prompt has 11 tokens, the context holds 10")]
 )
-def test_parameters_out_of_range_are_named(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        SamplingParams(**wrong)  # type: ignore[arg-type]
+def test_a_prompt_that_cannot_be_run_is_refused(ids, says):
+    engine = make(context=10)
+    with pytest.raises(ValueError, match=says):
+        engine.add(Sequence(ids, GREEDY))
+    with pytest.raises(ValueError, match=says):
+        engine.logits(ids)
+
+
+def test_tokens_depend_on_the_seed_and_on_no_batch_mate():
+    alone = [finish(make(), sampled(seed, prompt=[seed]))[0] for seed in range(4)]
+    assert finish(make(), *(sampled(seed, prompt=[seed]) for seed in range(4))) == alone
+    assert finish(make(uniform), sampled(1)) == finish(make(uniform), sampled(1))
+    assert finish(make(uniform), sampled(1)) != finish(make(uniform), sampled(2))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, BLOCK_SIZE, 100])
+def test_prefill_in_chunks_is_prefill_as_a_whole(chunk):
+    prompt = random.Random(1).choices(range(N_VOCAB), k=77)
+    whole = finish(make(chunk=512), sampled(5, prompt=prompt))
+    assert finish(make(chunk=chunk), sampled(5, prompt=prompt)) == whole
+    rows = make(chunk=chunk).logits(prompt)
+    assert np.array_equal(rows, np.stack([hashed(prompt[: i + 1]) for i in range(77)]))
+
+
+def test_logits_takes_and_leaves_no_block_even_where_all_are_in_use():
+    engine = make(context=64, max_sequences=2, n_blocks=2)
+    seq = sampled(1, prompt=range(30))
+    alone = finish(engine, sampled(1, prompt=range(30)))
+    engine.add(seq)
+    for _ in range(8):
+        engine.step()
+    assert len(engine.logits(range(50))) == 50
+    while not seq.finish_reason:
+        engine.step()
+    assert [list(seq.generated)] == alone and engine.scheduler.blocks.n_free == 2
+
+
+def test_preemption_changes_no_token():
+    prompts = [[seed] * 40 for seed in range(4)]
+    roomy, tight = make(), make(n_blocks=8)
+    wanted = finish(roomy, *(sampled(i, 100, prompt) for i, prompt in enumerate(prompts)))
+    assert finish(tight, *(sampled(i, 100, prompt) for i, prompt in enumerate(prompts))) == wanted
+    assert roomy.scheduler.preemptions == 0 and tight.scheduler.preemptions > 0
+
+
+def test_a_known_beginning_is_reused_and_changes_no_token():
+    engine, prompt = make(), list(range(45)) + [7] * 30
+    first = finish(engine, sampled(3, prompt=prompt))
+    computed = sum(len(batch.token_ids) for batch in engine.runner.model.batches)
+    again = sampled(3, prompt=prompt)
+    assert finish(engine, again) == first and again.n_reused == 2 * BLOCK_SIZE
+    total = sum(len(batch.token_ids) for batch in engine.runner.model.batches)
+    assert total - computed == computed - 2 * BLOCK_SIZE
+
+
+def test_abort_frees_at_once():
+    engine = make()
+    running, waiting = sampled(1), sampled(2)
+    engine.add(running)
+    engine.step()
+    engine.add(waiting)
+    engine.abort(running)
+    engine.abort(waiting)
+    assert (running.finish_reason, waiting.finish_reason) == ("abort", "abort")
+    assert engine.step() == [] and engine.scheduler.blocks.n_free == len(engine.scheduler.blocks.users)
+
+
+def test_logprobs_come_with_the_token():
+    engine = make()
+    engine.add(Sequence([1], SamplingParams(temperature=0, max_tokens=1, logprobs=2)))
+    (output,) = engine.step()
+    assert output.logprobs.top[0] == (output.token_id, output.logprobs.chosen)
+
+
+def test_a_thousand_random_steps_leak_nothing():
+    rng, engine, live = random.Random(3), make(context=100, n_blocks=9, chunk=16), []
+    finished = 0
+    for _ in range(1000):
+        if rng.random() < 0.1 and len(live) < 8:
+            prompt = [rng.randrange(3)] * rng.randint(1, 100)
+            live.append(Sequence(prompt, SamplingParams(seed=1, max_tokens=rng.randint(1, 60))))
+            engine.add(live[-1])
+        if live and rng.random() < 0.02:
+            engine.abort(live.pop(rng.randrange(len(live))))
+        assert engine.step() or not live or any(seq.pending for seq in live)
+        finished += sum(seq.finish_reason is not None for seq in live)
+        live = [seq for seq in live if not seq.finish_reason]
+        blocks = engine.scheduler.blocks
+        assert blocks.users == [sum(b in seq.blocks for seq in live) for b in range(9)]
+    assert finished > 20 and engine.scheduler.preemptions > 0
+    for seq in live:
+        engine.abort(seq)
+    assert blocks.n_free == 9
+
+
+@pytest.fixture
+def loop():
+    loop = EngineLoop(make(counting))
+    yield loop
+    loop.close()
+    assert not loop._thread.is_alive()
+
+
+def test_loop_streams_to_many_threads(loop):
+    answers = {}
+
+    def ask(first):
+        answers[first] = [o.token_id for o in loop.submit(Sequence([first], GREEDY, end_ids={40}))]
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {first: list(range(first + 1, 41)) for first in range(8)}
+
+
+def test_closing_the_iterator_aborts(loop):
+    seq = Sequence([0], GREEDY)
+    outputs = loop.submit(seq)
+    next(outputs)
+    outputs.close()
+    blocks = loop.engine.scheduler.blocks
+    assert loop.call(lambda: blocks.n_free) == len(blocks.users)
+    assert seq.finish_reason in ("abort", "length")
+
+
+def test_errors_reach_who_asked_and_the_loop_lives_on(loop):
+    with pytest.raises(ValueError, match="the context holds 256"):
+        next(loop.submit(Sequence([1] * 300, GREEDY)))
+    with pytest.raises(ZeroDivisionError):
+        loop.call(lambda: 1 // 0)
+    loop.engine.runner.model.fail_next = True
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(loop.submit(Sequence([1], GREEDY)))
+    assert [o.token_id for o in loop.submit(Sequence([1], GREEDY, end_ids={3}))] == [2, 3]
+    blocks = loop.engine.scheduler.blocks
+    assert loop.call(lambda: blocks.n_free) == len(blocks.users)
+
+
+def test_a_closed_loop_says_so():
+    loop = EngineLoop(make(counting, context=100_000, max_sequences=1))
+    outputs = loop.submit(Sequence([1], GREEDY))
+    next(outputs)
+    loop.close()
+    loop.close()
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        list(outputs)
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        next(loop.submit(Sequence([1], GREEDY)))
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        loop.call(lambda: None)

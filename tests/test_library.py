@@ -15,7 +15,7 @@ import pytest
 
 from gmoe.gguf.file import GGUFError
 from gmoe.library.create import create, human_number, modelfile_of
-from gmoe.library.manifest import CONFIG_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
+from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
 
@@ -281,3 +281,15 @@ def test_without_a_folder_no_file_is_opened(library: Library, tmp_path: Path) ->
 def test_counts_of_parameters() -> None:
     numbers = [999, 12_000, 270_000_000, 1_500_000, 30_500_000_000, 7_000_000_000]
     assert [human_number(n) for n in numbers] == ["999", "12K", "270M", "1.50M", "30.5B", "7B"]
+
+
+def test_options_name_the_packed_files_and_no_others(library: Library, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "t").write_bytes(b"trace")
+    text = "FROM m.gguf\n# gmoe: trace t\n# gmoe: threads 2\n"
+    manifest = create(library, A, parse_modelfile(text), tmp_path)
+    options = modelfile_of(library, manifest).options
+    assert options == {"threads": 2, "trace": str(library.blob(manifest.of_kind("trace")[0].digest))}
+    forged = library.put_blob(b'[["twin","/etc/passwd"],["threads","3"]]', GMOE_TYPE + "settings")
+    library.write(B, Manifest(manifest.config, (forged,)))
+    assert modelfile_of(library, library.resolve(B)).options == {"threads": 3}

@@ -1,14 +1,30 @@
-"""BlockManager: which sequence owns which block of the KV cache; integers only."""
+"""BlockManager: which sequence owns which block of the KV cache, and which blocks several share; integers only."""
+
+import hashlib
+
+import numpy as np
 
 from gmoe.engine.sequence import Sequence
 
 
 class BlockManager:
-    """Hands out blocks of `block_size` tokens and takes them back."""
+    """Hands out blocks of `block_size` tokens and takes them back.
+
+    A full block is known by the hash of all tokens up to its end. It keeps that name when nobody uses it any more,
+    until its turn comes to be handed out again: the longest unused goes first.
+    """
 
     def __init__(self, n_blocks: int, block_size: int):
         self.block_size = block_size
-        self.free = list(range(n_blocks - 1, -1, -1))
+        self.users = [0] * n_blocks
+        self._free: dict[int, None] = dict.fromkeys(range(n_blocks))  # in the order in which they are handed out
+        self._by_key: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
+
+    @property
+    def n_free(self) -> int:
+        """Blocks that no sequence uses."""
+        return len(self._free)
 
     def missing(self, seq: Sequence, length: int) -> int:
         """Blocks that `seq` still needs to hold `length` tokens."""
@@ -17,13 +33,56 @@ class BlockManager:
     def grow(self, seq: Sequence, length: int) -> bool:
         """Let `seq` hold `length` tokens; False, and nothing changed, where there is no room."""
         n = self.missing(seq, length)
-        if n > len(self.free):
+        if n > len(self._free):
             return False
-        seq.blocks += [self.free.pop() for _ in range(n)]
+        seq.blocks += [self._take() for _ in range(n)]
         return True
+
+    def reuse(self, seq: Sequence) -> int:
+        """Give a sequence without blocks those that hold its beginning; how many tokens they spare it.
+
+        The last token is always left to compute: its logits are wanted.
+        """
+        for end in range(self.block_size, len(seq.ids), self.block_size):
+            key = self._key(seq, end)
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            self._free.pop(block, None)
+            self.users[block] += 1
+            seq.blocks.append(block)
+            seq.block_keys.append(key)
+        seq.n_cached = seq.n_reused = len(seq.blocks) * self.block_size
+        return seq.n_reused
+
+    def publish(self, seq: Sequence) -> None:
+        """Make the full blocks that `seq` has computed findable."""
+        for index in range(len(seq.block_keys), seq.n_cached // self.block_size):
+            key = self._key(seq, (index + 1) * self.block_size)
+            seq.block_keys.append(key)
+            if key not in self._by_key:
+                self._by_key[key] = seq.blocks[index]
+                self._keys[seq.blocks[index]] = key
 
     def release(self, seq: Sequence) -> None:
         """Take all its blocks back; its tokens must be computed anew if it goes on."""
-        self.free += reversed(seq.blocks)
+        for block in reversed(seq.blocks):  # so that a beginning outlives what follows it
+            self.users[block] -= 1
+            if not self.users[block]:
+                self._free[block] = None
         seq.blocks = []
+        seq.block_keys = []
         seq.n_cached = 0
+
+    def _take(self) -> int:
+        block = next(iter(self._free))
+        del self._free[block]
+        self.users[block] = 1
+        if key := self._keys.pop(block, None):
+            del self._by_key[key]
+        return block
+
+    def _key(self, seq: Sequence, end: int) -> bytes:
+        before = seq.block_keys[-1] if seq.block_keys else b""
+        tokens = np.array(seq.ids[end - self.block_size : end], dtype=np.int64).tobytes()
+        return hashlib.sha256(before + tokens).digest()

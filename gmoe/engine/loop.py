@@ -8,6 +8,7 @@ from typing import Any
 from gmoe.engine.engine import Engine, StepOutput
 from gmoe.engine.sequence import Sequence
 
+CLOSED = "the model was closed"
 _Outbox = queue.SimpleQueue[StepOutput | BaseException]
 
 
@@ -18,13 +19,19 @@ class EngineLoop:
         self.engine = engine
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[int, tuple[Sequence, _Outbox]] = {}
+        self._closed = False
+        self._door = threading.Lock()  # nothing enters the inbox after its last word
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
 
     def submit(self, seq: Sequence) -> Generator[StepOutput, None, None]:
-        """The sequence's tokens as they come; closing the iterator aborts it."""
+        """The sequence's tokens as they come; closing the iterator aborts it.
+
+        Raises what the engine raised, and `RuntimeError` where the loop is closed.
+        """
         outbox: _Outbox = queue.SimpleQueue()
-        self._inbox.put(lambda: self._add(seq, outbox))
+        if not self._put(lambda: self._add(seq, outbox)):
+            raise RuntimeError(CLOSED)
         try:
             while True:
                 output = outbox.get()
@@ -35,7 +42,7 @@ class EngineLoop:
                     return
         finally:
             if not seq.finish_reason:
-                self._inbox.put(lambda: self._abort(seq))
+                self._put(lambda: self._abort(seq))
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run a function in the engine's thread and give back what it returns or raises."""
@@ -47,7 +54,8 @@ class EngineLoop:
             except Exception as error:
                 answer.put((None, error))
 
-        self._inbox.put(run)
+        if not self._put(run):
+            raise RuntimeError(CLOSED)
         value, error = answer.get()
         if error is not None:
             raise error
@@ -55,8 +63,17 @@ class EngineLoop:
 
     def close(self) -> None:
         """End the thread; sequences that are still running are aborted."""
-        self._inbox.put(None)
+        with self._door:
+            if not self._closed:
+                self._inbox.put(None)
+            self._closed = True
         self._thread.join()
+
+    def _put(self, task: Callable[[], None]) -> bool:
+        with self._door:
+            if not self._closed:
+                self._inbox.put(task)
+            return not self._closed
 
     def _add(self, seq: Sequence, outbox: _Outbox) -> None:
         try:
@@ -87,7 +104,7 @@ class EngineLoop:
                 outbox.put(output)
         for seq, outbox in list(self._outboxes.values()):
             self._abort(seq)
-            outbox.put(RuntimeError("the model was closed"))
+            outbox.put(RuntimeError(CLOSED))
 
     def _take(self) -> bool:
         """Do what is in the inbox; waits only where no sequence runs. False: close."""

@@ -20,10 +20,13 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, default_seed: int | None = None):
         self.params = params
-        self.random = np.random.default_rng(params.seed if params.seed is not None else default_seed)
+        seed = params.seed if params.seed is not None else default_seed
+        self.random = np.random.default_rng(None if seed is None else seed % 2**64)
 
     def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
-        """logits [V] float32, the tokens so far (prompt included) -> a token id."""
+        """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are a `ValueError`."""
+        if np.isnan(logits).any():
+            raise ValueError("the model gave logits that are not numbers")
         p = self.params
         x = logits.astype(np.float64)
         for token, bias in p.logit_bias.items():
@@ -32,9 +35,7 @@ class Sampler:
         self._penalize(x, context)
         if p.temperature <= 0:
             return int(x.argmax())
-        ids = np.argsort(-x, kind="stable")
-        if p.top_k:
-            ids = ids[: p.top_k]
+        ids = _best(x, p.top_k or len(x))
         if p.typical_p < 1:
             ids = _typical(ids, x, p.typical_p)
         if p.top_p < 1:
@@ -50,7 +51,7 @@ class Sampler:
             return None
         x = logits.astype(np.float64)
         x = x - x.max() - np.log(np.exp(x - x.max()).sum())
-        best = np.argsort(-x, kind="stable")[: self.params.logprobs]
+        best = _best(x, self.params.logprobs)
         return Logprobs(float(x[token]), tuple((int(i), float(x[i])) for i in best))
 
     def _penalize(self, x: np.ndarray, context: Sequence[int]) -> None:
@@ -64,10 +65,20 @@ class Sampler:
         x[ids] -= counts * p.frequency_penalty + p.presence_penalty
 
 
+def _best(x: np.ndarray, n: int) -> np.ndarray:
+    """The ids of the n largest, largest first, equals by id; sorts only what it keeps."""
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    if n >= len(x):
+        return np.argsort(-x, kind="stable")
+    ids = np.flatnonzero(x >= np.partition(x, -n)[-n])
+    best: np.ndarray = ids[np.argsort(-x[ids], kind="stable")][:n]
+    return best
+
+
 def _softmax(x: np.ndarray) -> np.ndarray:
     e: np.ndarray = np.exp(x - x.max())
-    e /= e.sum()
-    return e
+    return np.divide(e, e.sum())
 
 
 def _typical(ids: np.ndarray, x: np.ndarray, mass: float) -> np.ndarray:

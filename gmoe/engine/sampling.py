@@ -1,8 +1,26 @@
 """SamplingParams: how one request's tokens are chosen; frozen and checked."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_INF = math.inf
+_RANGES: tuple[tuple[str, type, float, float], ...] = (
+    ("max_tokens", int, 1, _INF),
+    ("temperature", float, -_INF, _INF),
+    ("top_k", int, 0, _INF),
+    ("top_p", float, 0, 1),
+    ("min_p", float, 0, 1),
+    ("typical_p", float, 0, 1),
+    ("repeat_last_n", int, -1, _INF),
+    ("repeat_penalty", float, 1e-6, _INF),
+    ("presence_penalty", float, -_INF, _INF),
+    ("frequency_penalty", float, -_INF, _INF),
+    ("seed", int, -_INF, _INF),
+    ("logprobs", int, 0, 1000),
+)
+_MAY_BE_NONE = ("max_tokens", "seed", "logprobs")
 
 
 @dataclass(frozen=True)
@@ -10,39 +28,41 @@ class SamplingParams:
     """The fields of llama.cpp's samplers with Ollama's defaults; a value out of range is a `ValueError` naming it."""
 
     max_tokens: int | None = None  # None: until the model ends or the context is full
-    temperature: float = 0.8  # 0: greedy
+    temperature: float = 0.8  # 0 and below: greedy
     top_k: int = 40  # 0: off
     top_p: float = 0.9
     min_p: float = 0.0
     typical_p: float = 1.0
-    repeat_last_n: int = 64  # -1: the whole context
+    repeat_last_n: int = 64  # 0: no penalties; -1: the whole context
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    seed: int | None = None
+    seed: int | None = None  # every integer is a seed; None: other tokens each time
     stop: tuple[str, ...] = ()
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # an id outside the vocabulary has no effect
     logprobs: int | None = None  # how many of the best to report beside the chosen one
     grammar: str | None = None
     json_schema: Any = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, float("inf")),
-            ("top_k", 0, float("inf")),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("typical_p", 0.0, 1.0),
-            ("repeat_last_n", -1, float("inf")),
-            ("repeat_penalty", 1e-6, float("inf")),
-            ("max_tokens", 1, float("inf")),
-            ("logprobs", 0, 1000),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+        for name, kind, low, high in _RANGES:
+            self._check_number(name, kind, low, high)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError("stop must be a list of texts, none of them empty")
+        for token, bias in self.logit_bias.items():
+            if type(token) is not int or not isinstance(bias, int | float) or math.isnan(bias) or bias == _INF:
+                raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")
         for name in ("grammar", "json_schema"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} is not supported yet")
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise ValueError("stop must be a list of texts, none of them empty")
+                raise ValueError(f"{name} is not supported in this version")
+
+    def _check_number(self, name: str, kind: type, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if value is None and name in _MAY_BE_NONE:
+            return
+        allowed = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}; it must be {'an integer' if kind is int else 'a finite number'}")
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == _INF else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} is {value}; it must be {bounds}")

@@ -4,25 +4,26 @@ from collections import deque
 from typing import NamedTuple
 
 from gmoe.engine.block_manager import BlockManager
-from gmoe.engine.sequence import Sequence
+from gmoe.engine.sequence import Sequence, Status
 
 
 class Turn(NamedTuple):
-    """So many `tokens` of `seq` from `seq.n_cached` on."""
+    """`n_new` tokens of `seq` from `seq.n_cached` on."""
 
     seq: Sequence
-    tokens: int
+    n_new: int
 
 
 class Scheduler:
-    """Decodes come first, then prompts in chunks out of what is left of `chunk` tokens a step."""
+    """Every decode has its token in every step; prompts share what these leave of `chunk` tokens, at least one."""
 
     def __init__(self, blocks: BlockManager, max_sequences: int, chunk: int):
         self.blocks = blocks
         self.max_sequences = max_sequences
         self.chunk = chunk
+        self.preemptions = 0
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # the oldest first
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence, first come first served."""
@@ -34,31 +35,56 @@ class Scheduler:
             self.running.remove(seq)
         if seq in self.waiting:
             self.waiting.remove(seq)
+        seq.status = Status.FINISHED
         self.blocks.release(seq)
 
     def schedule(self) -> list[Turn]:
-        """The next step's turns; empty only where there is nothing to do."""
-        while self.waiting and len(self.running) < self.max_sequences:
-            self.running.append(self.waiting.popleft())
-        left = self.chunk
+        """The next step's turns; empty only where there is nothing to do, if one sequence alone always has room."""
+        self._admit()
         turns: list[Turn] = []
-        for seq in sorted(self.running, key=lambda seq: len(seq.ids) - seq.n_cached > 1):  # stable: decodes first
-            count = min(len(seq.ids) - seq.n_cached, max(left, 0))
-            if seq not in self.running or not count:
-                continue
-            if not self._room(seq, seq.n_cached + count, [turn.seq for turn in turns]):
-                continue
-            turns.append(Turn(seq, count))
-            left -= count
+        for seq in [seq for seq in self.running if seq.pending == 1]:
+            self._plan(seq, 1, turns)
+        left = max(1, self.chunk - len(turns))
+        for seq in [seq for seq in self.running if seq.pending > 1]:
+            if left:
+                left -= self._plan(seq, min(seq.pending, left), turns)
         return turns
 
-    def _room(self, seq: Sequence, length: int, taken: list[Sequence]) -> bool:
-        """Grow `seq`, if need be by sending the youngest other sequence back to the queue."""
+    def make_room(self, seq: Sequence, length: int, keep: list[Sequence]) -> bool:
+        """Grow `seq`, if need be by sending the youngest others back to the queue, but none of `keep`."""
         while not self.blocks.grow(seq, length):
-            victim = next((other for other in reversed(self.running) if other is not seq and other not in taken), None)
+            victim = next((other for other in reversed(self.running) if other is not seq and other not in keep), None)
             if victim is None:
                 return False
-            self.running.remove(victim)
-            self.blocks.release(victim)
-            self.waiting.appendleft(victim)
+            self._preempt(victim)
         return True
+
+    def _admit(self) -> None:
+        """Let those that wait run, as long as they find room for all they have to compute."""
+        while self.waiting and len(self.running) < self.max_sequences:
+            seq = self.waiting[0]
+            if seq.reuse_prefix:
+                self.blocks.reuse(seq)
+            promised = sum(self.blocks.missing(other, len(other.ids)) for other in self.running)
+            if self.running and self.blocks.missing(seq, len(seq.ids)) + promised > self.blocks.n_free:
+                self.blocks.release(seq)
+                return
+            self.running.append(self.waiting.popleft())
+            seq.status = Status.RUNNING
+
+    def _plan(self, seq: Sequence, count: int, turns: list[Turn]) -> int:
+        """Add the turn if `seq` still runs and has room; the tokens it takes."""
+        if seq.status is not Status.RUNNING:  # an earlier turn of this step has sent it back
+            return 0
+        keep = self.running[: self.running.index(seq)] + [turn.seq for turn in turns]
+        if not self.make_room(seq, seq.n_cached + count, keep):
+            return 0
+        turns.append(Turn(seq, count))
+        return count
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self.blocks.release(seq)
+        self.waiting.appendleft(seq)
+        seq.status = Status.WAITING
+        self.preemptions += 1

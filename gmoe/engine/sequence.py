@@ -3,23 +3,40 @@
 from collections.abc import Container
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from enum import Enum
 
 from gmoe.engine.sampler import Sampler
 from gmoe.engine.sampling import SamplingParams
 
 
+class Status(Enum):
+    """A sequence waits, then runs; it may be sent back to wait, and ends once."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
 @dataclass(eq=False)
 class Sequence:
-    """`ids` grow as tokens are chosen; `n_cached` of them are in the KV cache."""
+    """`ids` grow as tokens are chosen; `n_cached` of them are in the KV cache.
+
+    `end_ids` end it with "stop"; `default_seed` serves where `params` have none; with `reuse_prefix` False every
+    token of the prompt is computed even where an earlier sequence left its blocks.
+    """
 
     ids: list[int]
     params: SamplingParams
     end_ids: Container[int] = frozenset()
     default_seed: int | None = None
+    reuse_prefix: bool = True
     n_prompt: int = field(init=False)
-    n_cached: int = 0
-    blocks: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
+    n_cached: int = field(default=0, init=False)
+    n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
+    blocks: list[int] = field(default_factory=list, init=False)
+    block_keys: list[bytes] = field(default_factory=list, init=False)  # one for each full block that is computed
+    status: Status = field(default=Status.WAITING, init=False)
+    finish_reason: str | None = field(default=None, init=False)
     sampler: Sampler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -30,3 +47,8 @@ class Sequence:
     def generated(self) -> Ids[int]:
         """The tokens after the prompt."""
         return self.ids[self.n_prompt :]
+
+    @property
+    def pending(self) -> int:
+        """How many tokens are not yet in the KV cache."""
+        return len(self.ids) - self.n_cached

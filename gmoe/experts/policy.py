@@ -76,15 +76,15 @@ class ScoredEviction(EvictionPolicy):
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
         where = np.flatnonzero(self.resident)
-        score, used = self.score().ravel()[where].astype(np.float64), self.used.ravel()[where]
-        n_experts = self.resident.shape[1]
-        while True:
+        score = self.score().ravel()[where].astype(np.float64)
+        while len(where):
             lowest = np.flatnonzero(score == score.min())
-            n = lowest[used[lowest].argmin()]
-            id = ExpertId(*divmod(int(where[n]), n_experts))
+            n = lowest[self.used.ravel()[where[lowest]].argmin()]
+            id = ExpertId(*divmod(int(where[n]), self.resident.shape[1]))
             if id not in pinned:
                 return id
-            where, score, used = np.delete(where, n), np.delete(score, n), np.delete(used, n)
+            where, score = np.delete(where, n), np.delete(score, n)
+        raise ValueError("every resident expert is pinned")
 
 
 class Prefetcher(ABC):

@@ -1,6 +1,6 @@
 """SlotPool: the places of one tier, who sits where, and one eviction policy; integers only."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from gmoe.experts.expert_id import ExpertId
@@ -43,7 +43,7 @@ class SlotPool:
             self.evict.hit(id)
         return slot
 
-    def place(self, id: ExpertId, pinned: Container[ExpertId] = ()) -> Placement:
+    def place(self, id: ExpertId, pinned: Collection[ExpertId] = ()) -> Placement:
         """Give an absent expert a slot; others leave until it fits, never a pinned one.
 
         Raises ValueError where it is resident, or where pinned ones leave no room; nothing has changed then.
@@ -51,8 +51,10 @@ class SlotPool:
         if id in self._slots:
             raise ValueError(f"{id} is resident already")
         size = self._size(id)
-        free = sum(self._size(other) for other in self._slots if other not in pinned) if self.is_full(size) else size
-        if size > self.capacity - self.used + free:
+        if (
+            self.is_full(size)
+            and size + sum(self._size(held) for held in pinned if held in self._slots) > self.capacity
+        ):
             raise ValueError(f"{id} does not fit: the others are pinned")
         evicted = []
         while self.is_full(size):

@@ -55,7 +55,7 @@ def create(
 
 
 def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
-    """The Modelfile that would build this model again, FROM its own blob."""
+    """The Modelfile that would build this model again, FROM its own blob; its `options` are those to load it with."""
     commands = [Command("from", str(library.blob(layer.digest))) for layer in manifest.of_kind("model")]
     for kind in TEXTS:
         commands += [Command(kind, library.text(layer)) for layer in manifest.of_kind(kind)]
@@ -67,7 +67,8 @@ def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
         commands += [Command("message", message["content"], message["role"]) for message in library.json(layer)]
     config = library.json(manifest.config)
     commands += [Command(key, config[key]) for key in ("renderer", "parser", "requires") if config.get(key)]
-    settings = [(key, value) for layer in manifest.of_kind("settings") for key, value in library.json(layer)]
+    pairs = [pair for layer in manifest.of_kind("settings") for pair in library.json(layer)]
+    settings = [(key, value) for key, value in pairs if key not in PACKED]  # a pulled model names no file of ours
     settings += [(kind, str(library.blob(layer.digest))) for kind in PACKED for layer in manifest.of_kind(kind)]
     return Modelfile(tuple(commands), tuple(settings))
 

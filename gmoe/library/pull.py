@@ -110,7 +110,7 @@ def _continue(client: httpx.Client, url: str, file: BufferedRandom, have: int, l
         start = _RANGE.match(response.headers.get("Content-Range", ""))
         if ranged and (start is None or int(start[1]) != have):
             raise PullError(f"{url} sent another range than the one asked for")
-        for chunk in response.iter_raw(CHUNK):
+        for chunk in response.iter_raw():  # of no fixed size: that would hold back what came before a cut
             have += len(chunk)
             if have > layer.size:
                 file.truncate(0)

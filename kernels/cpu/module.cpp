@@ -1,4 +1,132 @@
-// The Python door of the CPU kernels.
+// The Python door of the CPU kernels: addresses and sizes in; `cpu_ops.py` has checked them.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-NB_MODULE(_cpu, m) { m.doc() = "CPU kernels of gmoe."; }
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "experts.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+
+namespace gmoe {
+
+Grids grids = {};
+uint8_t sign_masks[256][8];
+
+namespace {
+
+#if defined(__x86_64__)
+const Level* const all_levels[] = {&portable(), &avx2(), &avx512()};
+#else
+const Level* const all_levels[] = {&portable()};
+#endif
+
+const Level& level_named(const std::string& name) {
+  for (const Level* level : all_levels)
+    if (level->name == name && level->here()) return *level;
+  throw std::invalid_argument("this CPU has no level " + name);
+}
+
+const Format& format_named(const Level& level, const std::string& name) {
+  for (int i = 0; i < level.count; i++)
+    if (level.formats[i].name == name) return level.formats[i];
+  throw std::invalid_argument("the CPU kernels have no format " + name);
+}
+
+std::vector<std::string> levels() {
+  std::vector<std::string> names;
+  for (const Level* level : all_levels)
+    if (level->here()) names.push_back(level->name);
+  return names;
+}
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (int i = 0; i < portable().count; i++) names.push_back(portable().formats[i].name);
+  return names;
+}
+
+void set_table(const std::string& name, nb::bytes data) {
+  uint8_t* copy = new uint8_t[data.size()];  // lives as long as the module
+  std::memcpy(copy, data.c_str(), data.size());
+  if (name == "IQ1_S") grids.iq1 = copy;
+  else if (name == "IQ2_XXS") grids.iq2_xxs = copy;
+  else if (name == "IQ2_XS") grids.iq2_xs = copy;
+  else if (name == "IQ2_S") grids.iq2_s = copy;
+  else if (name == "IQ3_XXS") grids.iq3_xxs = copy;
+  else if (name == "IQ3_S") grids.iq3_s = copy;
+  else if (name == "signs") grids.signs = copy;
+  else throw std::invalid_argument("no table " + name);
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+struct Matrix {  // of each expert, as Python hands it over
+  std::string format;
+  int rows, cols;
+  size_t row_bytes;
+  uintptr_t address, bias;
+
+  Matrices on(const Level& level) const {
+    return {&format_named(level, format), rows, cols, row_bytes, at<const int64_t>(address), at<const float>(bias)};
+  }
+};
+
+Gate gate_named(const std::string& name) {
+  const char* names[] = {"swiglu", "geglu", "reglu", "relu2", "swiglu_oai"};
+  for (int i = 0; i < 5; i++)
+    if (name == names[i]) return Gate(i);
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+}  // namespace
+}  // namespace gmoe
+
+NB_MODULE(_cpu, m) {
+  using namespace gmoe;
+  m.doc() = "CPU kernels of gmoe.";
+  for (int byte = 0; byte < 256; byte++)
+    for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;
+  m.def("levels", &levels);
+  m.def("formats", &format_names);
+  m.def("usable_cores", &usable_cores);
+  m.def("set_table", &set_table);
+  nb::class_<Matrix>(m, "Matrix")
+      .def("__init__", [](Matrix* self, std::string format, int rows, int cols, size_t row_bytes, uintptr_t address,
+                          uintptr_t bias) { new (self) Matrix{format, rows, cols, row_bytes, address, bias}; });
+  m.def("matmul", [](const std::string& level_name, const std::string& format, uintptr_t weights, size_t row_bytes,
+                     int rows, int cols, uintptr_t x, int tokens, uintptr_t out, int threads) {
+    const Level& level = level_named(level_name);
+    const Format& f = format_named(level, format);
+    nb::gil_scoped_release unlocked;
+    matmul(level, f, at<const uint8_t>(weights), row_bytes, rows, cols, at<const float>(x), tokens, at<float>(out),
+           threads);
+  });
+  m.def(
+      "expert_rows",
+      [](const std::string& level_name, const Matrix* gate, const Matrix& up, const Matrix& down,
+         const std::string& activation, uintptr_t x, uintptr_t ids, int tokens, int k, uintptr_t out, int threads) {
+        const Level& level = level_named(level_name);
+        Gate kind = gate_named(activation);
+        Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
+        nb::gil_scoped_release unlocked;
+        expert_rows(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids), tokens, k,
+                    at<float>(out), threads);
+      },
+      nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+      nb::arg(), nb::arg());
+  m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
+                      int threads) {
+    nb::gil_scoped_release unlocked;
+    combine(at<const float>(rows), at<const float>(weights), at<const int32_t>(ids), tokens, k, width, at<float>(y),
+            threads);
+  });
+}

@@ -1,0 +1,32 @@
+// Products of many rows on all threads: a dense matrix, and the chosen experts of a layer.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "block.h"
+
+namespace gmoe {
+
+struct Matrices {  // the same matrix of each expert
+  const Format* format;
+  int rows, cols;
+  size_t row_bytes;
+  const int64_t* address;
+  const float* bias;  // [experts][rows] or null
+};
+
+enum class Gate { swiglu, geglu, reglu, relu2, swiglu_oai };
+
+// x [tokens][cols] times the rows of `weights` -> out [tokens][rows].
+void matmul(const Level&, const Format&, const uint8_t* weights, size_t row_bytes, int rows, int cols, const float* x,
+            int tokens, float* out, int threads);
+
+// out [tokens][k][down.rows]; ids [tokens][k], -1 leaves its row alone; `gate` may be null (relu2).
+void expert_rows(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,
+                 const int32_t* ids, int tokens, int k, float* out, int threads);
+
+// The weighted sum over k, in order, of rows with ids >= 0 -> y [tokens][width].
+void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
+             int threads);
+
+}  // namespace gmoe

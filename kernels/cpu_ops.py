@@ -1,0 +1,217 @@
+"""The compiled CPU kernels behind checks: shapes are refused here in a sentence, addresses go in."""
+
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from gmoe.kernels.cpu import _cpu
+from gmoe.kernels.formats import QuantFormat, QuantTensor
+from gmoe.kernels.grids import grid, sign_bytes
+from torch import Tensor
+
+_ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
+
+
+class Matrix(Protocol):
+    """What is read of an `ops.ExpertMatrix`."""
+
+    @property
+    def format(self) -> QuantFormat: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def address(self) -> np.ndarray: ...
+    @property
+    def bias(self) -> np.ndarray | None: ...
+
+
+class Table(Protocol):
+    """What is read of an `ops.ExpertTable`."""
+
+    @property
+    def gate(self) -> Matrix | None: ...
+    @property
+    def up(self) -> Matrix: ...
+    @property
+    def down(self) -> Matrix: ...
+
+
+@cache
+def _formats() -> frozenset[str]:
+    return frozenset(_cpu.formats())
+
+
+def supported(format_name: str) -> bool:
+    """Whether the kernels multiply with this format, by its GGMLQuantizationType name."""
+    return format_name in _formats()
+
+
+@cache
+def levels() -> list[str]:
+    """The levels that this machine can run, slowest first: "portable", "avx2", "avx512"."""
+    return list(_cpu.levels())
+
+
+def matmul(x: Tensor, w: QuantTensor, *, threads: int = 0, level: str | None = None) -> Tensor:
+    """`x @ w.T`: x [T, in] float32 -> [T, out] float32, x rounded to 8-bit blocks as llama.cpp does.
+
+    A row's bits do not depend on the other rows, on `threads` (0: the usable cores) or on `level` (None: the best).
+    """
+    _check_format(w.format)
+    if len(w.shape) != 2:
+        raise ValueError(f"matmul takes a matrix, not weights of shape {tuple(w.shape)}")
+    rows, cols = w.shape
+    _check_floats("x", x, (None, cols))
+    row_bytes = w.format.row_bytes(cols)
+    if tuple(w.data.shape) != (rows, row_bytes):
+        raise ValueError(f"{w.format.name} of shape {(rows, cols)} is {(rows, row_bytes)} bytes, not {w.data.shape}")
+    x = x.contiguous()
+    out = torch.empty(len(x), rows)
+    address = _address(w.data)
+    _cpu.matmul(
+        _level(level), w.format.name, address, row_bytes, rows, cols, x.data_ptr(), len(x), out.data_ptr(), threads
+    )
+    return out
+
+
+def expert_rows(
+    x: Tensor,
+    topk_ids: Tensor,
+    table: Table,
+    activation: str,
+    out: Tensor,
+    *,
+    threads: int = 0,
+    level: str | None = None,
+) -> None:
+    """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
+    up, down, gate = table.up, table.down, table.gate
+    tokens, k = topk_ids.shape
+    for name, matrix, shape in (("up", up, (up.rows, up.cols)), ("down", down, (down.rows, up.rows))):
+        _check_matrix(name, matrix, shape)
+    if gate is not None:
+        _check_matrix("gate", gate, (up.rows, up.cols))
+    _check_activation(activation, gate)
+    _check_floats("x", x, (tokens, up.cols))
+    _check_floats("out", out, (tokens, k, down.rows))
+    if not out.is_contiguous():
+        raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
+    ids = topk_ids.to(torch.int32).contiguous()
+    for name, matrix in (("gate", gate), ("up", up), ("down", down)):
+        if matrix is not None:
+            _check_present(name, matrix, ids)
+    held = [_Held(m) for m in (gate, up, down) if m is not None]
+    native = [h.native for h in held]
+    x = x.contiguous()
+    _cpu.expert_rows(
+        _level(level),
+        None if gate is None else native[0],
+        native[-2],
+        native[-1],
+        "relu2" if gate is None else activation,
+        x.data_ptr(),
+        ids.data_ptr(),
+        tokens,
+        k,
+        out.data_ptr(),
+        threads,
+    )
+
+
+def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0) -> Tensor:
+    """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
+    tokens, k, width = out.shape
+    _check_floats("out", out, (tokens, k, width))
+    _check_floats("topk_weights", topk_weights, (tokens, k))
+    if tuple(topk_ids.shape) != (tokens, k):
+        raise ValueError(f"topk_ids of shape {tuple(topk_ids.shape)} must be {(tokens, k)}")
+    out, weights, ids = out.contiguous(), topk_weights.contiguous(), topk_ids.to(torch.int32).contiguous()
+    y = torch.empty(tokens, width)
+    _cpu.combine(out.data_ptr(), weights.data_ptr(), ids.data_ptr(), tokens, k, width, y.data_ptr(), threads)
+    return y
+
+
+class _Held:
+    """A matrix as the kernels see it, and what keeps its arrays alive."""
+
+    def __init__(self, matrix: Matrix):
+        self.address = np.ascontiguousarray(matrix.address, dtype=np.int64)
+        self.bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, dtype=np.float32)
+        row_bytes = matrix.format.row_bytes(matrix.cols)
+        bias = 0 if self.bias is None else self.bias.ctypes.data
+        self.native = _cpu.Matrix(
+            matrix.format.name, matrix.rows, matrix.cols, row_bytes, self.address.ctypes.data, bias
+        )
+
+
+def _level(name: str | None) -> str:
+    if name is None:
+        return levels()[-1]
+    if name not in levels():
+        raise ValueError(f"this CPU has no kernel level {name!r}; it has {', '.join(levels())}")
+    return name
+
+
+def _address(data: Tensor | np.ndarray) -> int:
+    if isinstance(data, Tensor):
+        if data.device.type != "cpu" or not data.is_contiguous():
+            raise ValueError("weights for the CPU kernels must be contiguous and on the CPU")
+        return data.data_ptr()
+    if not data.flags.c_contiguous:
+        raise ValueError("weights for the CPU kernels must be contiguous")
+    return int(data.ctypes.data)
+
+
+def _check_format(format: QuantFormat) -> None:
+    if not supported(format.name):
+        raise ValueError(f"the CPU kernels have no {format.name}; they have {', '.join(sorted(_formats()))}")
+
+
+def _check_floats(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = x.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, x.shape, strict=False))
+    if not fits or x.dtype != torch.float32 or x.device.type != "cpu":
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(
+            f"{name} must be float32 [{wanted}] on the CPU, not {x.dtype} {list(x.shape)} on {x.device.type}"
+        )
+
+
+def _check_matrix(name: str, matrix: Matrix, shape: tuple[int, int]) -> None:
+    _check_format(matrix.format)
+    if (matrix.rows, matrix.cols) != shape:
+        raise ValueError(f"{name} is [{matrix.rows}, {matrix.cols}] where [{shape[0]}, {shape[1]}] is needed")
+    if matrix.bias is not None and matrix.bias.shape != (len(matrix.address), matrix.rows):
+        raise ValueError(
+            f"{name}'s bias is {list(matrix.bias.shape)} where [{len(matrix.address)}, {matrix.rows}] is needed"
+        )
+
+
+def _check_activation(activation: str, gate: Matrix | None) -> None:
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
+    if gate is None and activation != "relu2":
+        raise ValueError(f"activation {activation!r} needs a gate")
+    if gate is not None and activation == "relu2":
+        raise ValueError("activation 'relu2' takes no gate")
+
+
+def _check_present(name: str, matrix: Matrix, ids: Tensor) -> None:
+    chosen = torch.unique(ids[ids >= 0]).numpy()
+    if len(chosen) and chosen[-1] >= len(matrix.address):
+        raise ValueError(f"expert {chosen[-1]} is chosen, {name} has {len(matrix.address)}")
+    absent = chosen[matrix.address[chosen] == 0]
+    if len(absent):
+        raise ValueError(f"{name} of expert {absent[0]} is chosen but absent")
+
+
+def _hand_over_grids() -> None:
+    for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"):
+        _cpu.set_table(name, grid(name).astype(np.uint8).tobytes())
+    _cpu.set_table("IQ1_S", (grid("IQ1_S") + 1).astype(np.uint8).tobytes())
+    _cpu.set_table("signs", sign_bytes().tobytes())
+
+
+_hand_over_grids()

@@ -1,0 +1,101 @@
+"""Every eviction policy keeps the contract, and none beats the oracle."""
+
+import pytest
+from traces import synthetic
+
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import PolicyError, load, names
+from gmoe.experts.pool import SlotPool
+from gmoe.experts.simulate import CONTROLS, Replay, eviction
+
+TRACE = synthetic()
+EVENTS = list(TRACE.events())
+SHAPE = TRACE.header.n_layer, TRACE.header.n_expert
+ALL = [*names("evict"), *CONTROLS]
+
+
+@pytest.mark.parametrize("capacity", [10, 24, 64])
+@pytest.mark.parametrize("name", ALL)
+def test_contract(name, capacity):
+    """A victim is resident and never pinned; the capacity holds; slots are never shared; same trace, same answer."""
+
+    def victims():
+        policy = eviction(name, {}, SHAPE, EVENTS)
+        pool = SlotPool(capacity, policy)
+        gone = []
+        for n, event in enumerate(EVENTS):
+            if n % 97 == 0:
+                policy.begin()
+            wanted = [ExpertId(event.layer, e) for e in sorted(set(event.ids.ravel().tolist()))][:capacity]
+            policy.observe(event.layer, event.ids, event.weights)
+            slots = []
+            for id in wanted:
+                before = set(pool)
+                slot = pool.lookup(id)
+                if slot < 0:
+                    slot, evicted = pool.place(id, wanted)
+                    assert set(evicted) <= before - set(wanted)
+                    gone += evicted
+                slots.append(slot)
+            assert len(pool) <= capacity
+            assert len(set(slots)) == len(slots) and max(slots) < capacity
+            assert all(pool.lookup(id) == slot for id, slot in zip(wanted, slots, strict=True))
+        return gone
+
+    first = victims()
+    assert first == victims()
+    assert bool(first) == (capacity < 64)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "belady"])
+@pytest.mark.parametrize("budget", [10_000, 24_000, 40_000])
+def test_belady_is_never_beaten(name, budget):
+    def hits(evict):
+        report = Replay(TRACE, budget, evict).run()
+        return report.prefill.hits + report.decode.hits
+
+    assert hits(name) <= hits("belady")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_slot(name):
+    pool = SlotPool(1, eviction(name, {}, SHAPE, EVENTS))
+    pool.place(ExpertId(0, 1))
+    assert pool.place(ExpertId(1, 1)).evicted == (ExpertId(0, 1),)
+
+
+def order(policy, n=3):
+    """The first n to leave, of three inserted in order."""
+    return [policy.victim({ExpertId(0, e) for e in pinned}).expert for pinned in ([], [0], [0, 1])][:n]
+
+
+def test_lru_and_lfu_order():
+    for name in ("lru", "lfu"):
+        policy = load("evict", name, shape=SHAPE)
+        for expert in (0, 1, 2):
+            policy.insert(ExpertId(0, expert))
+        assert order(policy) == [0, 1, 2]
+        policy.hit(ExpertId(0, 0))
+        assert policy.victim(()).expert == 1
+
+
+def test_sieve_spares_the_used_once():
+    policy = load("evict", "sieve")
+    for expert in (0, 1, 2):
+        policy.insert(ExpertId(0, expert))
+    policy.hit(ExpertId(0, 0))
+    assert policy.victim(()) == ExpertId(0, 1)
+    policy.remove(ExpertId(0, 1))
+    assert policy.victim(()) == ExpertId(0, 2)
+    policy.remove(ExpertId(0, 2))
+    assert policy.victim(()) == ExpertId(0, 0)
+
+
+def test_unknown_names_and_knobs_are_told():
+    with pytest.raises(PolicyError, match="no policy is called 'nope'; there are activation, belady, hobbit"):
+        load("evict", "nope")
+    with pytest.raises(PolicyError, match=r"evict.lfu: no knob is called 'agin'; there are shape, aging"):
+        load("evict", "lfu", {"agin": 3}, shape=SHAPE)
+    with pytest.raises(PolicyError, match=r"evict.belady: needs future"):
+        load("evict", "belady", shape=SHAPE)
+    assert load("evict", "lfu", {"aging": 3}, shape=SHAPE, future=()).aging == 3

@@ -1,0 +1,201 @@
+"""The CPU kernels: every format, level and shape against float64, and the same bits whatever is computed beside."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from gmoe.kernels import cpu_ops
+from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
+from gmoe.kernels.ops import activate
+from gmoe.kernels.reference import dequantize
+from gmoe.kernels.rounding import round_activations
+
+NAMES = [name for name in FORMATS if cpu_ops.supported(name)]
+
+
+def random_rows(name: str, rows: int, cols: int, seed: int = 0) -> QuantTensor:
+    """Random bytes with scales that are finite and of like size, so that every code and sign occurs."""
+    rng = np.random.default_rng(seed)
+    form = FORMATS[name]
+    if form.block_size == 1:
+        values = torch.from_numpy(rng.standard_normal((rows, cols)).astype(np.float32))
+        kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
+        return QuantTensor(values.to(kind).view(torch.uint8).numpy(), form, (rows, cols))
+    blocks = rng.integers(0, 256, (rows * (cols // form.block_size), form.type_size), dtype=np.uint8)
+    for field in form.fields:
+        at = form.offset(field.name)
+        if field.dtype == "f2":
+            scale = rng.uniform(0.001, 0.01, (len(blocks), field.count)).astype(np.float16)
+            blocks[:, at : at + field.nbytes] = scale.view(np.uint8)
+    if name == "MXFP4":
+        blocks[:, form.offset("e")] = rng.integers(118, 124, len(blocks))
+    if name == "IQ1_M":  # the four top nibbles are one f16
+        words = blocks[:, form.offset("scales") :].view(np.uint16)
+        bits = rng.uniform(0.001, 0.01, len(blocks)).astype(np.float16).view(np.uint16)
+        for n in range(4):
+            words[:, n] = (words[:, n] & 0x0FFF) | ((bits >> (4 * n)) & 15) << 12
+    return QuantTensor(blocks.reshape(rows, -1), form, (rows, cols))
+
+
+def activations(tokens: int, cols: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_near(got: torch.Tensor, x: torch.Tensor, w: QuantTensor) -> None:
+    """Within float32's rounding of the exact product of the rounded activations; sizes, not results, set the scale."""
+    values, rounded = dequantize(w).double(), round_activations(x, w.format).double()
+    bound = 4e-6 * (rounded.abs() @ values.abs().T) + 1e-30
+    assert ((got.double() - rounded @ values.T).abs() <= bound).all()
+
+
+def columns(form: QuantFormat) -> list[int]:
+    return {256: [256, 768], 32: [32, 352, 512]}.get(form.block_size, [7, 272])
+
+
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("name", NAMES)
+def test_matmul(name: str, level: str) -> None:
+    for cols in columns(FORMATS[name]):
+        w = random_rows(name, 37, cols)
+        x = activations(40, cols)
+        whole = cpu_ops.matmul(x, w, level=level)
+        assert_near(whole, x, w)
+        best = cpu_ops.matmul(x, w)
+        assert torch.equal(whole, best)
+        for tokens in (1, 2, 3, 5, 8, 13):
+            assert torch.equal(cpu_ops.matmul(x[:tokens], w, level=level, threads=1), whole[:tokens])
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])
+def test_many_tokens_and_threads_change_no_bit(name: str) -> None:
+    w, x = random_rows(name, 700, 512), activations(300, 512)
+    whole = cpu_ops.matmul(x, w, threads=3)
+    assert_near(whole, x, w)
+    assert torch.equal(whole, cpu_ops.matmul(x, w, threads=1))
+    assert torch.equal(whole[170:171], cpu_ops.matmul(x[170:171], w, threads=2))
+
+
+def test_all_formats_are_here() -> None:
+    missing = {"F64", "I8", "I16", "I32", "I64", "NVFP4"}
+    assert set(FORMATS) - set(NAMES) == missing
+
+
+def test_zeros_and_not_a_number() -> None:
+    w = random_rows("Q4_K", 5, 256)
+    x = torch.zeros(3, 256)
+    x[1, 7] = float("nan")
+    x[2, 9] = float("inf")
+    y = cpu_ops.matmul(x, w)
+    assert torch.equal(y[0], torch.zeros(5))
+    assert y[1:].isnan().all()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """An `ops.ExpertMatrix` for a test: n experts of random rows."""
+
+    format: QuantFormat
+    rows: int
+    cols: int
+    tensors: tuple[QuantTensor, ...]
+    address: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Table:
+    gate: Experts | None
+    up: Experts
+    down: Experts
+
+
+def experts(name: str, n: int, rows: int, cols: int, seed: int, bias: bool) -> Experts:
+    tensors = tuple(random_rows(name, rows, cols, seed + i) for i in range(n))
+    address = np.array([t.data.ctypes.data for t in tensors], dtype=np.int64)
+    values = np.random.default_rng(seed).standard_normal((n, rows)).astype(np.float32) if bias else None
+    return Experts(FORMATS[name], rows, cols, tensors, address, values)
+
+
+def table(names: tuple[str, str, str], gated: bool = True, bias: bool = False, n: int = 5) -> Table:
+    gate = experts(names[0], n, 288, 256, 10, bias) if gated else None
+    return Table(gate, experts(names[1], n, 288, 256, 30, bias), experts(names[2], n, 256, 288, 50, bias))
+
+
+def one_by_one(x: torch.Tensor, ids: torch.Tensor, t: Table, activation: str, out: torch.Tensor) -> None:
+    """The same through `matmul` and torch's activations."""
+
+    def times(h: torch.Tensor, m: Experts, e: int) -> torch.Tensor:
+        y = cpu_ops.matmul(h, m.tensors[e])
+        return y if m.bias is None else y + torch.from_numpy(m.bias[e])
+
+    for token in range(ids.shape[0]):
+        for j, e in enumerate(ids[token].tolist()):
+            if e >= 0:
+                row = x[token : token + 1]
+                gate = None if t.gate is None else times(row, t.gate, e)
+                out[token, j] = times(activate(activation, gate, times(row, t.up, e)), t.down, e)[0]
+
+
+SKEWED = torch.tensor([[0, 1], [0, 3], [0, -1], [0, 3], [-1, -1], [0, 1], [3, 0]] * 3, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_experts(activation: str, level: str, bias: bool) -> None:
+    t = table(("Q4_K", "Q4_K", "Q8_0"), gated=activation != "relu2", bias=bias)
+    x = activations(len(SKEWED), 256)
+    out, expected = torch.full((len(SKEWED), 2, 256), -7.0), torch.full((len(SKEWED), 2, 256), -7.0)
+    cpu_ops.expert_rows(x, SKEWED, t, activation, out, level=level)
+    one_by_one(x, SKEWED, t, activation, expected)
+    assert (out[SKEWED < 0] == -7).all()
+    # a middle value on the edge of two 8-bit codes may fall to either side: a step of its block, twice at most
+    for row in range(len(SKEWED)):
+        scale = expected[row].abs().amax()
+        assert (out[row] - expected[row]).abs().amax() <= 0.01 * scale
+
+
+def test_experts_do_not_depend_on_company() -> None:
+    t = table(("MXFP4", "Q6_K", "IQ4_NL"))
+    x = activations(len(SKEWED), 256)
+    out = torch.zeros(len(SKEWED), 2, 256)
+    cpu_ops.expert_rows(x, SKEWED, t, "swiglu", out, threads=2)
+    for level in cpu_ops.levels():
+        for row in (0, 2, 6, 19):
+            alone = torch.zeros(1, 2, 256)
+            cpu_ops.expert_rows(x[row : row + 1], SKEWED[row : row + 1], t, "swiglu", alone, threads=1, level=level)
+            assert torch.equal(alone[0], out[row])
+
+
+def test_combine() -> None:
+    out, weights = activations(len(SKEWED) * 2, 256).view(-1, 2, 256), activations(len(SKEWED), 2)
+    out[SKEWED < 0] = float("nan")
+    expected = torch.zeros(len(SKEWED), 256)
+    for j in range(2):
+        expected += torch.where(SKEWED[:, j, None] >= 0, weights[:, j, None] * out[:, j], 0.0)
+    assert torch.equal(cpu_ops.combine(out, weights, SKEWED), expected)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    w, x = random_rows("Q4_K", 8, 256), activations(2, 256)
+    with pytest.raises(ValueError, match=r"x must be float32 \[any, 256\].*\[2, 128\]"):
+        cpu_ops.matmul(x[:, :128], w)
+    with pytest.raises(ValueError, match="float64"):
+        cpu_ops.matmul(x.double(), w)
+    with pytest.raises(ValueError, match="no kernel level 'neon9'"):
+        cpu_ops.matmul(x, w, level="neon9")
+    with pytest.raises(ValueError, match="bytes"):
+        cpu_ops.matmul(x, QuantTensor(w.data[:7], w.format, w.shape))
+    t, ids, out = (
+        table(("Q4_K", "Q4_K", "Q8_0")),
+        torch.tensor([[0, 5], [1, 1]], dtype=torch.int32),
+        torch.zeros(2, 2, 256),
+    )
+    with pytest.raises(ValueError, match="expert 5 is chosen, gate has 5"):
+        cpu_ops.expert_rows(x, ids, t, "swiglu", out)
+    with pytest.raises(ValueError, match="unknown activation"):
+        cpu_ops.expert_rows(x, ids, t, "mish", out)
+    t.up.address[1] = 0
+    with pytest.raises(ValueError, match="up of expert 1 is chosen but absent"):
+        cpu_ops.expert_rows(x, ids.clamp(max=1), t, "swiglu", out)

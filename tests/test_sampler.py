@@ -1,0 +1,118 @@
+"""The sampler's chain, against the same chain written again token by token in plain Python."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gmoe.engine.sampler import Sampler
+from gmoe.engine.sampling import SamplingParams
+
+RNG = np.random.default_rng(7)
+LOGITS = RNG.normal(0, 3, 200).astype(np.float32)
+CONTEXT = [3, 7, 7, 150, 7, 3, 199, 0]
+
+
+def plain_candidates(p: SamplingParams, logits, context):
+    """llama.cpp's chain up to the draw: token -> chance, for those that are left."""
+    x = {i: float(v) + p.logit_bias.get(i, 0.0) for i, v in enumerate(logits)}
+    recent = context if p.repeat_last_n < 0 else context[max(0, len(context) - p.repeat_last_n) :]
+    for token in set(recent):
+        x[token] = x[token] * p.repeat_penalty if x[token] <= 0 else x[token] / p.repeat_penalty
+        x[token] -= recent.count(token) * p.frequency_penalty + p.presence_penalty
+
+    def chances(tokens, scale=1.0):
+        high = max(x[t] for t in tokens)
+        total = sum(math.exp((x[t] - high) / scale) for t in tokens)
+        return {t: math.exp((x[t] - high) / scale) / total for t in tokens}
+
+    def until(tokens, share, mass):
+        kept, total = [], 0.0
+        for token in tokens:
+            kept.append(token)
+            total += share[token]
+            if total >= mass:
+                break
+        return kept
+
+    left = sorted(x, key=lambda t: (-x[t], t))[: p.top_k or None]
+    if p.typical_p < 1:
+        share = chances(left)
+        entropy = -sum(c * math.log(c) for c in share.values() if c)
+        kept = until(sorted(left, key=lambda t: abs(-math.log(share[t]) - entropy)), share, p.typical_p)
+        left = [t for t in left if t in kept]
+    if p.top_p < 1:
+        left = until(left, chances(left), p.top_p)
+    if p.min_p > 0:
+        left = [t for t in left if x[t] >= x[left[0]] + math.log(p.min_p)]
+    return chances(left, p.temperature)
+
+
+CHAINS = {
+    "temperature": dict(temperature=1.7, top_k=0, top_p=1.0),
+    "top_k": dict(top_k=5, top_p=1.0, temperature=1.0),
+    "top_p": dict(top_k=0, top_p=0.7, temperature=2.0),
+    "min_p": dict(top_k=0, top_p=1.0, min_p=0.2, temperature=3.0),
+    "typical_p": dict(top_k=0, top_p=1.0, typical_p=0.6, temperature=1.0),
+    "bias": dict(top_k=4, top_p=1.0, temperature=1.0, logit_bias={9: 50.0, 11: 51.0, 5000: 99.0}),
+    "penalties": dict(repeat_penalty=1.8, presence_penalty=0.4, frequency_penalty=0.7, top_p=1.0),
+    "penalties, few": dict(repeat_penalty=1.8, repeat_last_n=2, top_p=1.0),
+    "penalties, all": dict(frequency_penalty=3.0, repeat_last_n=-1, top_p=1.0),
+    "all": dict(top_k=60, typical_p=0.95, top_p=0.9, min_p=0.01, temperature=1.5, repeat_penalty=1.1),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+def test_draws_what_the_plain_chain_gives(chain):
+    params = SamplingParams(**chain, seed=1)
+    wanted = plain_candidates(params, LOGITS, CONTEXT)
+    sampler, n = Sampler(params), 3000
+    counts = np.bincount([sampler.sample(LOGITS, CONTEXT) for _ in range(n)], minlength=len(LOGITS))
+    assert set(np.flatnonzero(counts)) <= set(wanted)
+    for token, chance in wanted.items():
+        assert abs(counts[token] - n * chance) <= 5 * math.sqrt(n * chance * (1 - chance)) + 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_greedy_takes_the_best_after_bias_and_penalties(temperature):
+    best = int(LOGITS.argmax())
+    assert Sampler(SamplingParams(temperature=temperature)).sample(LOGITS, CONTEXT) == best
+    assert Sampler(SamplingParams(temperature=temperature, logit_bias={4: 100.0})).sample(LOGITS, CONTEXT) == 4
+    banned = SamplingParams(temperature=temperature, logit_bias={best: -math.inf})
+    assert Sampler(banned).sample(LOGITS, CONTEXT) == int(np.argsort(LOGITS)[-2])
+    penalized = SamplingParams(temperature=temperature, presence_penalty=100.0)
+    assert Sampler(penalized).sample(LOGITS, [best]) == int(np.argsort(LOGITS)[-2])
+
+
+def test_equal_logits_go_by_id():
+    sampler = Sampler(SamplingParams(top_k=3, top_p=1.0, temperature=1.0, seed=0))
+    drawn = {sampler.sample(np.zeros(100, dtype=np.float32), [0]) for _ in range(200)}
+    assert drawn == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", [0, 42, -1, -9007199254740991, 2**70])
+def test_a_seed_gives_the_same_tokens(seed):
+    def draw(params, default=None):
+        sampler = Sampler(params, default)
+        return [sampler.sample(LOGITS / 4, CONTEXT) for _ in range(50)]
+
+    tokens = draw(SamplingParams(seed=seed))
+    assert tokens == draw(SamplingParams(seed=seed), default=5)
+    assert tokens == draw(SamplingParams(), default=seed)
+    assert tokens != draw(SamplingParams(seed=seed + 1))
+
+
+def test_logprobs_are_of_the_raw_logits():
+    params = SamplingParams(temperature=5.0, logit_bias={1: 9.0}, logprobs=4)
+    exact = LOGITS.astype(np.float64) - np.log(np.exp(LOGITS.astype(np.float64)).sum())
+    got = Sampler(params).logprobs(LOGITS, 17)
+    assert got.chosen == pytest.approx(exact[17])
+    assert [i for i, _ in got.top] == np.argsort(-LOGITS)[:4].tolist()
+    assert [value for _, value in got.top] == pytest.approx(np.sort(exact)[::-1][:4])
+    assert Sampler(SamplingParams(logprobs=0)).logprobs(LOGITS, 17).top == ()
+    assert Sampler(SamplingParams()).logprobs(LOGITS, 17) is None
+
+
+def test_logits_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="not numbers"):
+        Sampler(SamplingParams()).sample(np.array([0.0, np.nan], dtype=np.float32), [0])

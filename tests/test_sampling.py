@@ -1,0 +1,58 @@
+"""SamplingParams: its defaults, and what it refuses."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from gmoe.engine.sampling import SamplingParams
+
+
+def test_defaults_are_ollamas():
+    p = SamplingParams()
+    assert (p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p) == (0.8, 40, 0.9, 0.0, 1.0)
+    assert (p.repeat_last_n, p.repeat_penalty, p.presence_penalty, p.frequency_penalty) == (64, 1.0, 0.0, 0.0)
+    assert (p.max_tokens, p.seed, p.stop, p.logit_bias, p.logprobs) == (None, None, (), {}, None)
+
+
+@pytest.mark.parametrize(
+    "field, value, says",
+    [
+        ("temperature", float("nan"), "temperature is nan; it must be a finite number"),
+        ("temperature", "hot", "temperature is 'hot'; it must be a finite number"),
+        ("top_k", -1, "top_k is -1; it must be at least 0"),
+        ("top_k", 1.5, "top_k is 1.5; it must be an integer"),
+        ("top_k", None, "top_k is None; it must be an integer"),
+        ("top_p", 1.1, "top_p is 1.1; it must be between 0 and 1"),
+        ("min_p", -0.1, "min_p is -0.1; it must be between 0 and 1"),
+        ("typical_p", 2, "typical_p is 2; it must be between 0 and 1"),
+        ("repeat_last_n", -2, "repeat_last_n is -2; it must be at least -1"),
+        ("repeat_penalty", 0, "repeat_penalty is 0; it must be at least 1e-06"),
+        ("presence_penalty", float("inf"), "presence_penalty is inf; it must be a finite number"),
+        ("frequency_penalty", True, "frequency_penalty is True; it must be a finite number"),
+        ("seed", 0.5, "seed is 0.5; it must be an integer"),
+        ("max_tokens", 0, "max_tokens is 0; it must be at least 1"),
+        ("logprobs", 1001, "logprobs is 1001; it must be between 0 and 1000"),
+        ("stop", "x", "stop must be a list of texts, none of them empty"),
+        ("stop", ("a", ""), "stop must be a list of texts, none of them empty"),
+        ("logit_bias", {"5": 1.0}, "logit_bias has '5': 1.0; it maps token ids to numbers"),
+        ("logit_bias", {5: float("nan")}, "logit_bias has 5: nan; it maps token ids to numbers"),
+        ("grammar", "root ::= x", "grammar is not supported in this version"),
+        ("json_schema", {}, "json_schema is not supported in this version"),
+    ],
+)
+def test_refuses_in_one_sentence(field, value, says):
+    with pytest.raises(ValueError) as caught:
+        SamplingParams(**{field: value})
+    assert str(caught.value) == says
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SamplingParams().top_k = 3  # type: ignore[misc]
+
+
+def test_needs_no_torch():
+    code = "import sys, gmoe.engine.sampling; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
