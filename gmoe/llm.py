@@ -130,7 +130,7 @@ class LLM:
         with closing(self._loop.submit(seq)) as outputs:
             for n, output in enumerate(outputs):
                 now = time.perf_counter()
-                self._count(n == 0, len(ids), now - (began if n == 0 else last))
+                self._count(n == 0, len(ids) - seq.n_reused, now - (began if n == 0 else last))
                 last = now
                 reason = output.finish_reason
                 piece = "" if reason == "stop" else stop.push(text.push(output.token_id))

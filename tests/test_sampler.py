@@ -84,6 +84,10 @@ def test_greedy_takes_the_best_after_bias_and_penalties(temperature):
     assert Sampler(penalized).sample(LOGITS, [best]) == int(np.argsort(LOGITS)[-2])
 
 
+def test_the_smallest_temperature_is_greedy():
+    assert Sampler(SamplingParams(temperature=5e-324)).sample(LOGITS, CONTEXT) == int(LOGITS.argmax())
+
+
 def test_equal_logits_go_by_id():
     sampler = Sampler(SamplingParams(top_k=3, top_p=1.0, temperature=1.0, seed=0))
     drawn = {sampler.sample(np.zeros(100, dtype=np.float32), [0]) for _ in range(200)}

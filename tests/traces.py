@@ -10,13 +10,14 @@ SHARED = Path(__file__).parents[2] / "shared" / "traces"
 
 
 def synthetic(
-    n_layer: int = 4, n_expert: int = 16, k: int = 2, steps: int = 60, requests: int = 3, expert_bytes: int = 1000
+    n_layer: int = 4, n_expert: int = 16, k: int = 2, steps: int = 60, requests: int = 3, tastes: int = 3
 ) -> Trace:
-    """Requests with favourites of their own, a prefill of five tokens each, the same on every call."""
+    """Requests with one of `tastes` each, in turn, a prefill of five tokens each; the same on every call."""
     random = np.random.default_rng(7)
-    recorder = Recorder(Header("made up", "f00d", n_layer, n_expert, (expert_bytes,) * n_layer))
+    recorder = Recorder(Header("made up", "f00d", n_layer, n_expert, (1000,) * n_layer))
+    chances = random.dirichlet(np.full(n_expert, 0.3), size=(tastes, n_layer)) + 1e-6
     for request in range(requests):
-        taste = random.dirichlet(np.full(n_expert, 0.3), size=n_layer) + 1e-6
+        taste = chances[request % tastes]
         for step in range(steps):
             rows = 5 if step == 0 else 1
             position = np.arange(rows) if step == 0 else np.array([4 + step])

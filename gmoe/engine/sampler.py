@@ -42,7 +42,7 @@ class Sampler:
             ids = ids[: int(np.searchsorted(np.cumsum(_softmax(x[ids])), p.top_p)) + 1]
         if p.min_p > 0:
             ids = ids[x[ids] >= x[ids[0]] + np.log(p.min_p)]
-        chances = _softmax(x[ids] / p.temperature)
+        chances = _softmax(x[ids] / max(p.temperature, 1e-6))  # below, the quotient could overflow
         return int(ids[min(int(np.searchsorted(np.cumsum(chances), self.random.random())), len(ids) - 1)])
 
     def logprobs(self, logits: np.ndarray, token: int) -> Logprobs | None:
@@ -77,8 +77,9 @@ def _best(x: np.ndarray, n: int) -> np.ndarray:
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    e: np.ndarray = np.exp(x - x.max())
-    return np.divide(e, e.sum())
+    e = np.exp(x - x.max())
+    shares: np.ndarray = e / e.sum()
+    return shares
 
 
 def _typical(ids: np.ndarray, x: np.ndarray, mass: float) -> np.ndarray:

@@ -87,7 +87,7 @@ class Trace:
     def load(cls, path: Path, fingerprint: str | None = None) -> "Trace":
         """Read a trace; raises TraceError where it is damaged, or not of the model with this fingerprint."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
             header = json.loads(str(columns.pop("header")))
             if header.pop("format") != FORMAT:

@@ -1,0 +1,113 @@
+"""Every prefetcher and working set keeps the contract; the predictors find what there is to find."""
+
+import numpy as np
+import pytest
+from traces import synthetic
+
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import load, names
+
+TRACE = synthetic()
+SHAPE = TRACE.header.n_layer, TRACE.header.n_expert
+
+
+def routers(layer, hidden):
+    return np.full((1, SHAPE[1]), 1 / SHAPE[1]) if layer % 2 else None
+
+
+def replay(policy, trace=TRACE):
+    """All predictions over the trace, by event."""
+    told, request = [], -1
+    for event in trace.events():
+        if event.request != request:
+            policy.begin()
+        request = event.request
+        told.append((event, list(policy.predict(event.layer, None, event.ids, event.weights))))
+    return told
+
+
+@pytest.mark.parametrize("name", names("prefetch"))
+def test_prefetch_contract(name):
+    """Only experts that exist, of later layers, none twice; same trace, same answer."""
+    first, again = (replay(load("prefetch", name, shape=SHAPE, routers=routers)) for _ in range(2))
+    assert [told for _, told in first] == [told for _, told in again]
+    for event, told in first:
+        assert len(set(told)) == len(told)
+        assert all(event.layer < id.layer < SHAPE[0] and 0 <= id.expert < SHAPE[1] for id in told)
+    assert any(told for _, told in first) == (name != "none")
+
+
+@pytest.mark.parametrize("name", ["transition", "activation_matrix", "expert_map"])
+def test_predictions_beat_chance(name):
+    trace = synthetic(requests=4, tastes=2)
+    told = replay(load("prefetch", name, shape=SHAPE), trace)
+    right = wrong = 0
+    for (_, guess), (after, _) in zip(told, told[1:], strict=False):
+        wanted = {ExpertId(after.layer, e) for e in after.ids.ravel().tolist()}
+        right += len(wanted & set(guess))
+        wrong += len(set(guess) - wanted)
+    assert right / (right + wrong) > 1.5 * TRACE.ids.shape[1] / SHAPE[1]
+
+
+def test_next_gate_asks_the_routers():
+    seen = []
+
+    def gate(layer, hidden):
+        seen.append((layer, hidden))
+        return np.array([[0.1, 0.6, 0.0, 0.3], [0.1, 0.2, 0.0, 0.7]])
+
+    policy = load("prefetch", "next_gate", {"ahead": 2}, shape=(3, 4), routers=gate)
+    ids = np.array([[0, 1], [2, 3]])
+    assert list(policy.predict(1, "hidden", ids, ids)) == [ExpertId(2, 3), ExpertId(2, 1)]
+    assert seen == [(2, "hidden")]
+    assert {id.layer for id in policy.predict(0, "hidden", ids, ids)} == {1, 2}
+
+
+def test_activation_matrices_are_kept_within_capacity():
+    policy = load("prefetch", "activation_matrix", {"capacity": 2}, shape=SHAPE)
+    replay(policy)
+    policy.begin()
+    assert len(policy.collection) == 2
+    heir = load("prefetch", "activation_matrix", shape=SHAPE, collection=np.stack(policy.collection))
+    event = next(TRACE.events())
+    assert list(heir.predict(event.layer, None, event.ids, event.weights))
+
+
+@pytest.mark.parametrize("name", names("working_set"))
+def test_working_set_contract(name):
+    """At most as many as asked for, none twice, all of them exist; same trace, same answer."""
+
+    def plans():
+        policy, request = load("working_set", name, shape=SHAPE), -1
+        for event in TRACE.events():
+            if event.request != request:
+                policy.begin("task")
+            request = event.request
+            policy.observe(event.layer, event.ids, event.weights)
+            yield list(policy.plan(9))
+
+    first = list(plans())
+    assert first == list(plans())
+    for plan in first:
+        assert len(set(plan)) == len(plan) <= 9
+        assert all(0 <= id.layer < SHAPE[0] and 0 <= id.expert < SHAPE[1] for id in plan)
+    assert any(first) == (name not in ("none", "task"))  # a task is foretold anew every 20 requests
+
+
+def test_task_keeps_a_profile_of_each_task():
+    policy = load("working_set", "task", {"period": 1}, shape=(1, 4))
+    for task, expert in (("a", 0), ("b", 3), ("a", 0), ("b", 3)):
+        policy.begin(task)
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
+    policy.begin("a")
+    assert policy.plan(4) == [ExpertId(0, 0)]
+    policy.begin("b")
+    assert policy.plan(4) == [ExpertId(0, 3)]
+
+
+def test_quota_gives_slots_to_the_layer_that_spreads():
+    policy = load("working_set", "quota", {"memory": 1.0}, shape=(2, 4))
+    for expert in (0, 1, 2, 3) * 3:
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
+        policy.observe(1, np.array([[2]]), np.ones((1, 1)))
+    assert policy.quotas(3) == [2, 1]

@@ -1,0 +1,119 @@
+"""The simulator: hit rates that others measured, times that can be worked out by hand, and no torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from traces import SHARED, synthetic
+
+from gmoe.cli.simulate import budget_bytes, number, simulate
+from gmoe.experts.policy import PolicyError, names
+from gmoe.experts.simulate import Machine, Replay
+from gmoe.experts.trace import Header, Recorder, from_route_csv
+
+PUBLISHED = {  # decode hit rates of qwen.route.csv by the recorder's own replay, per cent
+    "belady": {1000: 62.7, 2000: 79.4, 3000: 87.8, 4000: 92.7, 6000: 96.6},
+    "lru": {1000: 37.7, 2000: 56.5, 3000: 70.6, 4000: 80.3, 6000: 92.1},
+    "lfu": {1000: 40.2, 2000: 58.6, 3000: 71.3, 4000: 80.8, 6000: 92.0},
+}
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return from_route_csv(SHARED / "qwen.route.csv")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/traces is not here")
+@pytest.mark.parametrize("evict,budget", [(e, b) for e, rates in PUBLISHED.items() for b in rates])
+def test_published_hit_rates(qwen, evict, budget):
+    decode = Replay(qwen, budget << 20, evict).run().decode
+    assert 100 * decode.hit_rate == pytest.approx(PUBLISHED[evict][budget], abs=0.5)
+    assert decode.tokens == 128
+
+
+def by_hand(*experts, n_layer=1, size=1000):
+    """One decode step for each list of layers' experts."""
+    recorder = Recorder(Header("m", "", n_layer, 8, (size,) * n_layer))
+    for step in experts:
+        recorder.begin_step(np.zeros(1), np.ones(1), np.zeros(1))
+        for layer, expert in enumerate(step):
+            recorder.record(layer, np.array([[expert]]), np.ones((1, 1)))
+    return recorder.trace()
+
+
+def test_time_by_hand():
+    """A miss: 1 s to read, 0.1 to compute, 0.5 for the layer; a hit reads nothing."""
+    machine = Machine(bandwidth=1000, expert_seconds=0.1, layer_seconds=0.5)
+    decode = Replay(by_hand([0], [0], [1], [0]), 1000, machine=machine).run().decode
+    assert (decode.asked, decode.hits, decode.bytes, decode.tokens) == (4, 1, 3000, 4)
+    assert decode.seconds == pytest.approx(3 * 1.6 + 0.6)
+
+
+def test_prefetch_hides_reads_where_the_disk_is_idle():
+    trace = by_hand(*[[n % 4, n % 4] for n in range(80)], n_layer=2)
+    slow, fast = (Machine(bandwidth, 0.1, 0.5) for bandwidth in (100, 10_000))
+    for machine, late, hidden in ((slow, True, 0.6), (fast, False, 0.1)):  # seconds of each read that are hidden
+        plain = Replay(trace, 2000, machine=machine).run()
+        ahead = Replay(trace, 2000, prefetch="transition", machine=machine).run()
+        assert ahead.decode.hits > plain.decode.hits
+        assert ahead.decode.late == (ahead.decode.hits if late else 0)
+        assert plain.decode.seconds - ahead.decode.seconds == pytest.approx(ahead.decode.hits * hidden)
+
+
+def test_wasted_bytes():
+    trace = by_hand(*[[0, n % 8] for n in range(80)], n_layer=2)  # what follows expert 0 cannot be foretold
+    report = Replay(trace, 3000, prefetch="transition", machine=Machine(1e6)).run()
+    prefetched = report.decode.bytes - 1000 * (report.decode.asked - report.decode.hits)
+    assert 10_000 < report.wasted <= prefetched
+
+
+@pytest.mark.parametrize("working_set", names("working_set"))
+@pytest.mark.parametrize("prefetch", sorted({*names("prefetch")} - {"next_gate"}))
+def test_every_policy_replays_alike_twice(prefetch, working_set):
+    trace = synthetic(steps=20)
+    first, again = (Replay(trace, 20_000, "lru", prefetch, working_set).run() for _ in range(2))
+    assert first == again
+    assert first.decode.asked == 3 * 19 * 4 * 2
+    assert first.decode.bytes + first.prefill.bytes >= 1000 * (first.decode.asked - first.decode.hits)
+
+
+def test_everything_fits():
+    report = Replay(synthetic(), 64_000).run()
+    assert report.decode.bytes + report.prefill.bytes <= 64_000
+
+
+def test_budget_below_a_layer_and_below_an_expert():
+    trace = synthetic(steps=5)
+    decode = Replay(trace, 1000).run().decode
+    assert decode.bytes == 1000 * decode.asked
+    with pytest.raises(ValueError, match="smaller than one expert, 1000 bytes"):
+        Replay(trace, 999).run()
+
+
+def test_next_gate_needs_the_model():
+    with pytest.raises(PolicyError, match="next_gate: needs routers"):
+        Replay(synthetic(steps=5), 9000, prefetch="next_gate")
+
+
+def test_command(tmp_path):
+    path = tmp_path / "t.npz"
+    synthetic(steps=20).save(path)
+    table = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--prefetch", "none,transition", "--csv"])
+    assert table.exit_code == 0, table.output
+    assert len(table.output.splitlines()) == 1 + 2 * 2 * 5
+    wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])
+    assert wrong.exit_code == 1 and "no policy is called 'nope'" in wrong.output
+    knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])
+    assert knob.exit_code == 0 and "hobbit" in knob.output
+    assert budget_bytes("25%", synthetic(steps=5)) == 16_000
+    assert number("0.8GB/s") == 8e8 and number("2GiB") == 2**31
+
+
+def test_no_torch():
+    code = "import sys, gmoe.cli.simulate, gmoe.cli.trace; from gmoe.experts.policy import load, names\n"
+    code += "for kind in ('evict', 'prefetch', 'working_set'):\n"
+    code += "    for n in names(kind): __import__(f'gmoe.experts.{kind}.{n}')\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,123 @@
+"""Traces: what is recorded comes back, and what is damaged or another model's is refused."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from traces import SHARED, synthetic
+
+from gmoe.cli.trace import trace as command
+from gmoe.experts.trace import Header, Recorder, Trace, TraceError, from_route_csv
+
+CSV = """# route_trace v1
+# model=/a/b.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2
+# layer=0 expert_bytes=100 dense_bytes=1
+# layer=1 expert_bytes=200 dense_bytes=1
+turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
+0,0,0,0,0,5,0.75,0,100
+0,0,0,0,1,2,0.25,0,100
+0,0,1,0,0,5,0.5,1,0
+0,0,1,0,1,7,0.5,0,100
+0,0,1,1,0,1,0.5,0,200
+0,0,1,1,1,0,0.5,0,200
+0,1,2,0,0,5,0.5,1,0
+0,1,2,0,1,2,0.5,1,0
+0,1,2,1,0,1,0.5,1,0
+0,1,2,1,1,3,0.5,0,200
+"""
+
+
+def same(a: Trace, b: Trace) -> bool:
+    columns = all((a.rows[name] == b.rows[name]).all() for name in a.rows)
+    return a.header == b.header and columns and (a.ids == b.ids).all() and (a.weights == b.weights).all()
+
+
+def test_round_trip(tmp_path):
+    trace = synthetic()
+    path = tmp_path / "model.trace"
+    trace.save(path)
+    assert same(Trace.load(path, "f00d"), trace)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.trace"]
+    assert path.stat().st_size < 8 * trace.ids.size
+
+
+def test_recorder_copies_and_takes_the_last_rows():
+    recorder = Recorder(Header("m", "", 2, 4, (1, 1)))
+    ids, weights = np.array([[0, 1], [2, 3]], dtype=np.int16), np.ones((2, 2), dtype=np.float32)
+    recorder.begin_step(np.array([7, 8]), np.array([0, 1]), np.array([3, 9]))
+    recorder.record(0, ids, weights)
+    ids[:] = 3
+    recorder.record(1, ids[1:], weights[1:])
+    first, second = recorder.trace().events()
+    assert first.ids.tolist() == [[0, 1], [2, 3]]
+    assert (second.layer, second.request, second.phase, second.ids.tolist()) == (1, 8, 1, [[3, 3]])
+    assert recorder.trace().rows["position"].tolist() == [3, 9, 9]
+
+
+def test_empty_trace(tmp_path):
+    empty = Recorder(Header("m", "", 1, 4, (1,))).trace()
+    empty.save(tmp_path / "t")
+    assert list(Trace.load(tmp_path / "t").events()) == []
+
+
+def test_damage_is_refused(tmp_path):
+    path = tmp_path / "t"
+    synthetic(steps=5).save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"text", whole[:-30], whole[: len(whole) // 2], _flipped(whole, 400), _flipped(whole, 1200)):
+        path.write_bytes(damaged)
+        with pytest.raises(TraceError, match="not a routing trace, or a damaged one"):
+            Trace.load(path)
+
+
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def test_another_models_trace_is_refused(tmp_path):
+    synthetic(steps=5).save(tmp_path / "t")
+    with pytest.raises(TraceError, match=r"a trace of another model \(made up\)"):
+        Trace.load(tmp_path / "t", "beef")
+
+
+def test_impossible_numbers_are_refused(tmp_path):
+    trace = synthetic(steps=5)
+    trace.ids[3, 0] = 99
+    trace.save(tmp_path / "t")
+    with pytest.raises(TraceError, match="an expert is out of range"):
+        Trace.load(tmp_path / "t")
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(CSV)
+    trace = from_route_csv(path)
+    assert trace.header == Header("b.gguf", "csv:b.gguf", 2, 8, (100, 200))
+    got = [(e.step, e.phase, e.layer, e.ids.tolist()) for e in trace.events()]
+    assert got == [
+        (1, 0, 0, [[5, 2], [5, 7]]), (1, 0, 1, [[1, 0]]), (2, 1, 0, [[5, 2]]), (2, 1, 1, [[1, 3]])
+    ]  # fmt: skip
+    for broken in ("", "x", CSV[:-20], CSV.replace("n_expert=8", "n_expert=4"), CSV.replace("phase", "phrase")):
+        path.write_text(broken)
+        with pytest.raises(TraceError, match="not a whole route_trace v1"):
+            from_route_csv(path)
+
+
+def test_command(tmp_path):
+    path = tmp_path / "t.npz"
+    synthetic(steps=5).save(path)
+    shown = CliRunner().invoke(command, ["show", str(path)])
+    assert shown.exit_code == 0 and "experts      4 layers x 16, 2 used" in shown.output
+    exported = CliRunner().invoke(command, ["export", str(path)])
+    assert exported.output.count("\n") == 1 + synthetic(steps=5).ids.size
+    path.write_bytes(b"x")
+    refused = CliRunner().invoke(command, ["show", str(path)])
+    assert refused.exit_code == 1 and "damaged" in refused.output
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/traces is not here")
+@pytest.mark.parametrize("name,layers,k,steps", [("qwen", 48, 6, 128), ("gemma", 30, 6, 128), ("gptoss", 36, 2, 64)])
+def test_shared_traces(name, layers, k, steps):
+    trace = from_route_csv(SHARED / f"{name}.route.csv")
+    decode = trace.rows["phase"] == 1
+    assert (trace.header.n_layer, trace.ids.shape[1]) == (layers, k)
+    assert len(np.unique(trace.rows["step"][decode])) == steps
