@@ -88,6 +88,7 @@ def test_sieve_spares_the_used_once():
     policy.remove(ExpertId(0, 1))
     assert policy.victim(()) == ExpertId(0, 2)
     policy.remove(ExpertId(0, 2))
+    policy.insert(ExpertId(0, 3))  # the hand was at the end of the queue: it starts over, and does not chase newcomers
     assert policy.victim(()) == ExpertId(0, 0)
 
 

@@ -46,11 +46,10 @@ def simulate(
     budgets = [budget_bytes(text, trace) for text in budget.split(",")]
     rows: list[list[str]] = []
     for size, e, p, w in product(budgets, evict.split(","), prefetch.split(","), working_set.split(",")):
-        chosen = {kind: policy(text) for kind, text in (("evict", e), ("prefetch", p), ("working_set", w))}
-        knobs = {kind: given for kind, (_, given) in chosen.items()}
+        (evicts, e_knobs), (reads, p_knobs), (keeps, w_knobs) = policy(e), policy(p), policy(w)
+        knobs = {"evict": e_knobs, "prefetch": p_knobs, "working_set": w_knobs}
         try:
-            names = [name for name, _ in chosen.values()]
-            rows.append(row(Replay(trace, size, names[0], names[1], names[2], machine, knobs).run()))
+            rows.append(row(Replay(trace, size, evicts, reads, keeps, machine, knobs).run()))
         except (PolicyError, TraceError, ValueError) as error:
             raise click.ClickException(str(error)) from None
     click.echo(as_text(rows, as_csv), nl=False)

@@ -76,9 +76,9 @@ class Trace:
         header = json.dumps({"format": FORMAT, **asdict(self.header)})
         part = path.with_name(path.name + ".part")
         try:
+            columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids, "weights": self.weights}
             with part.open("wb") as file:
-                arrays: dict[str, Any] = dict(self.rows)
-                np.savez_compressed(file, header=np.array(header), ids=self.ids, weights=self.weights, **arrays)
+                np.savez_compressed(file, **columns, **dict[str, Any](self.rows))
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -87,6 +87,8 @@ class Trace:
     def load(cls, path: Path, fingerprint: str | None = None) -> "Trace":
         """Read a trace; raises TraceError where it is damaged, or not of the model with this fingerprint."""
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("it is no whole .npz")
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
             header = json.loads(str(columns.pop("header")))

@@ -36,3 +36,5 @@ class Policy(EvictionPolicy):
     def remove(self, id: ExpertId) -> None:
         self.visited.pop(id, None)
         self.behind.pop(id, None)
+        if not self.visited:  # the hand starts over before it meets the next newcomer
+            self.visited, self.behind = self.behind, {}

@@ -26,7 +26,7 @@ class Policy(WorkingSet):
         gains = np.sort(self.count, axis=1)[:, ::-1]  # [L, E], of the n-th slot
         best = np.argsort(-gains, axis=None, kind="stable")[:slots]
         best = best[gains.flat[best] > 0]
-        return np.bincount(best // self.count.shape[1], minlength=len(self.count)).tolist()
+        return [int(n) for n in np.bincount(best // self.count.shape[1], minlength=len(self.count))]
 
     def plan(self, slots: int) -> Sequence[ExpertId]:
         return [
