@@ -26,4 +26,4 @@ class Policy(Prefetcher):
             chosen = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]  # [T, k]
             mass = np.zeros(probabilities.shape[1])
             np.add.at(mass, chosen.ravel(), np.take_along_axis(probabilities, chosen, axis=1).ravel())
-            yield from top(mass, later, int(int(np.count_nonzero(mass))))
+            yield from top(mass, later, int(np.count_nonzero(mass)))
