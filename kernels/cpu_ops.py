@@ -100,9 +100,10 @@ def expert_rows(
     if not out.is_contiguous():
         raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
     ids = topk_ids.to(torch.int32).contiguous()
-    for name, matrix in (("gate", gate), ("up", up), ("down", down)):
-        if matrix is not None:
-            _check_present(name, matrix, ids)
+    if gate is not None:
+        _check_present("gate", gate, ids)
+    _check_present("up", up, ids)
+    _check_present("down", down, ids)
     held = [_Held(m) for m in (gate, up, down) if m is not None]
     native = [h.native for h in held]
     x = x.contiguous()

@@ -36,6 +36,11 @@ inline void group_sums(const uint8_t* q, const Activation& a, int32_t* to) {
 
 #include "core.h"
 
+template <class F>
+int tiled_rows(const Job& job, int, int) {
+  return job.begin;
+}
+
 bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 
 }  // namespace

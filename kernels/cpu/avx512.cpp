@@ -23,7 +23,17 @@ inline void group_sums(const uint8_t* q, const Activation& a, int32_t* to) {
   _mm512_store_si512(to, sum);
 }
 
+inline __m256i sums_of_8(const __m256i* x) {
+  __m256i a[4];
+  for (int i = 0; i < 4; i++)
+    a[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+  __m256i low = _mm256_add_epi32(_mm256_unpacklo_epi64(a[0], a[1]), _mm256_unpackhi_epi64(a[0], a[1]));
+  __m256i high = _mm256_add_epi32(_mm256_unpacklo_epi64(a[2], a[3]), _mm256_unpackhi_epi64(a[2], a[3]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
 #include "core.h"
+#include "tile512.h"
 
 bool here() {
   return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&

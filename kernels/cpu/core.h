@@ -37,6 +37,20 @@ inline float wide_value(const Codes& c, const Activation& a) {
 
 template <class F>
 inline float narrow_value(const Codes& c, const Activation& a) {
+#if defined(__AVX512VNNI__)
+  __m256i dot[8], zero = _mm256_setzero_si256();
+  for (int j = 0; j < 8; j++)
+    dot[j] = _mm256_dpbusd_epi32(zero, _mm256_load_si256((const __m256i*)c.q + j), _mm256_load_si256((const __m256i*)a.q + j));
+  __m512i sums = _mm512_load_si512(a.sum);
+  __m256i sum = _mm512_cvtepi64_epi32(_mm512_add_epi32(sums, _mm512_srli_epi64(sums, 32)));
+  __m256i exact = _mm256_sub_epi32(sums_of_8(dot), _mm256_mullo_epi32(sum, _mm256_set1_epi32(F::bias)));
+  __m256 v8 = _mm256_mul_ps(_mm256_load_ps(c.d), _mm256_cvtepi32_ps(exact));
+  if (F::lows) v8 = _mm256_add_ps(v8, _mm256_mul_ps(_mm256_load_ps(c.m), _mm256_cvtepi32_ps(sum)));
+  v8 = _mm256_mul_ps(v8, _mm256_load_ps(a.d));
+  __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+  v4 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+  return _mm_cvtss_f32(_mm_add_ss(v4, _mm_movehdup_ps(v4)));
+#else
   alignas(64) int32_t dot[16];
   group_sums<F::bias>(c.q, a, dot);
   float v[8];
@@ -46,6 +60,7 @@ inline float narrow_value(const Codes& c, const Activation& a) {
     v[j] = v[j] * a.d[j];
   }
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+#endif
 }
 
 template <class F>
@@ -70,13 +85,17 @@ inline void unpack(const uint8_t* row, int n, int cols, Codes& c) {
 
 constexpr int tokens_at_once = 128;
 
+// Computes what a level can by tiles, for tokens [from, from + tokens); returns the first row left to do.
+template <class F>
+int tiled_rows(const Job& job, int from, int tokens);
+
 template <class F>
 void quantized_rows(const Job& job) {
   const int chunks = (job.cols + 255) / 256;
   Codes c = {};
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
-    for (int r = job.begin; r < job.end; r++) {
+    for (int r = tiled_rows<F>(job, from, tokens); r < job.end; r++) {
       const uint8_t* row = job.weights + size_t(r) * job.row_bytes;
       float sum[tokens_at_once];
       for (int t = 0; t < tokens; t++) sum[t] = 0.0f;
@@ -93,6 +112,14 @@ void quantized_rows(const Job& job) {
 }
 
 // Plain numbers: 16 running sums, added as a tree.
+typedef float Sixteen __attribute__((vector_size(64)));
+
+inline Sixteen sixteen(const float* p) {
+  Sixteen value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
 struct F32 {
   static constexpr int bytes = 4;
   static float at(const uint8_t* p) { return load<float>(p); }
@@ -106,24 +133,62 @@ struct BF16 {
   static float at(const uint8_t* p) { return as_float(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
-inline float tree(float* v) {
+template <class F>
+inline void widen(const uint8_t* row, int n, float* to) {
+  int i = 0;
+#if defined(__AVX512F__)
+  if (F::bytes == 2)
+    for (; i + 16 <= n; i += 16) {
+      __m256i bits = _mm256_loadu_si256((const __m256i*)(row + 2 * i));
+      __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+      _mm512_store_ps(to + i, __is_same(F, F16) ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(high));
+    }
+#elif defined(__F16C__)
+  if (__is_same(F, F16))
+    for (; i + 8 <= n; i += 8) _mm256_store_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(row + 2 * i))));
+#endif
+  for (; i < n; i++) to[i] = F::at(row + size_t(i) * F::bytes);
+}
+
+inline float tree(const Sixteen& lanes) {
+  float v[16];
+  __builtin_memcpy(v, &lanes, sizeof v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; i++) v[i] = v[i] + v[i + width];
   return v[0];
 }
 
+// `n` is a multiple of 16; sums go on from where they are.
+template <int T>
+inline void add_products(const float* w, const float* const* x, int from, int n, Sixteen* sum) {
+  Sixteen s[T];
+  for (int t = 0; t < T; t++) s[t] = sum[t];
+  for (int i = 0; i < n; i += 16)
+    for (int t = 0; t < T; t++) s[t] = s[t] + sixteen(w + i) * sixteen(x[t] + from + i);
+  for (int t = 0; t < T; t++) sum[t] = s[t];
+}
+
+// The rounded rows of activations are padded with zeros to whole sixteens.
 template <class F>
 void plain_rows(const Job& job) {
-  for (int r = job.begin; r < job.end; r++) {
-    const uint8_t* row = job.weights + size_t(r) * job.row_bytes;
-    for (int t = 0; t < job.tokens; t++) {
-      const float* x = static_cast<const float*>(job.x[t]);
-      alignas(64) float v[16] = {};
-      int whole = job.cols / 16 * 16;
-      for (int i = 0; i < whole; i += 16)
-        for (int lane = 0; lane < 16; lane++) v[lane] = v[lane] + F::at(row + size_t(i + lane) * F::bytes) * x[i + lane];
-      for (int i = whole; i < job.cols; i++) v[i - whole] = v[i - whole] + F::at(row + size_t(i) * F::bytes) * x[i];
-      job.out[t][r] = tree(v);
+  constexpr int chunk = 512;
+  alignas(64) float w[chunk];
+  Sixteen sum[tokens_at_once];
+  for (int from = 0; from < job.tokens; from += tokens_at_once) {
+    int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
+    const float* const* x = reinterpret_cast<const float* const*>(job.x) + from;
+    for (int r = job.begin; r < job.end; r++) {
+      const uint8_t* row = job.weights + size_t(r) * job.row_bytes;
+      for (int t = 0; t < tokens; t++) sum[t] = Sixteen{};
+      for (int i = 0; i < job.cols; i += chunk) {
+        int n = job.cols - i < chunk ? job.cols - i : chunk, padded = (n + 15) / 16 * 16;
+        widen<F>(row + size_t(i) * F::bytes, n, w);
+        for (int k = n; k < padded; k++) w[k] = 0.0f;
+        int t = 0;
+        for (; t + 4 <= tokens; t += 4) add_products<4>(w, x + t, i, padded, sum + t);
+        for (; t < tokens; t++) add_products<1>(w, x + t, i, padded, sum + t);
+      }
+      for (int t = 0; t < tokens; t++) job.out[from + t][r] = tree(sum[t]);
     }
   }
 }
@@ -177,6 +242,7 @@ void round_row(const float* x, int n, Rounding kind, void* to) {
     float* y = static_cast<float*>(to);
     for (int i = 0; i < n; i++)
       y[i] = kind == Rounding::f16 ? round_f16(x[i]) : kind == Rounding::bf16 ? round_bf16(x[i]) : x[i];
+    for (int i = n; i % 16; i++) y[i] = 0.0f;
     return;
   }
   Activation* a = static_cast<Activation*>(to);

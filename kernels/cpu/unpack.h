@@ -32,6 +32,45 @@ inline float half(const uint8_t* p) { return half(load<uint16_t>(p)); }
 template <int BITS, int RUN, int N, int UP = 0>
 inline void plane(const uint8_t* s, uint8_t* q) {
   constexpr int lanes = 8 / BITS;
+#if defined(__AVX512BW__)
+  const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1);
+  auto put = [&](__m512i bits, int at) {  // whole stores, so that whole loads behind them are forwarded
+    bits = _mm512_and_si512(bits, mask);
+    if (UP) bits = _mm512_or_si512(_mm512_slli_epi16(bits, UP), _mm512_load_si512(q + at));
+    _mm512_store_si512(q + at, bits);
+  };
+  if (RUN == 32) {
+    for (int at = 0; at < N; at += 64) {
+      __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)(s + at / 32 / lanes * 32)));
+      int shift = at / 32 % lanes * BITS;
+      __m512i by = _mm512_inserti64x4(_mm512_set1_epi16(short(shift)), _mm256_set1_epi16(short(shift + BITS)), 1);
+      put(_mm512_srlv_epi16(twice, by), at);
+    }
+    return;
+  }
+  if (RUN == 64) {
+    for (int at = 0; at < N; at += 64)
+      put(_mm512_srli_epi16(_mm512_loadu_si512(s + at / 64 / lanes * 64), unsigned(at / 64 % lanes * BITS)), at);
+    return;
+  }
+  if (RUN == 16 && N == 256) {
+    for (int at = 0; at < N; at += 64) {
+      __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(s + at / 2)));
+      both = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), both);
+      const __m512i by = _mm512_set_epi64(0x4000400040004, 0x4000400040004, 0, 0, 0x4000400040004, 0x4000400040004, 0, 0);
+      put(_mm512_srlv_epi16(both, by), at);
+    }
+    return;
+  }
+#endif
+#if defined(__AVX2__)
+  if (RUN == 16 && N == 32) {
+    __m128i bytes = _mm_loadu_si128((const __m128i*)s);
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes), _mm_srli_epi16(bytes, 4), 1);
+    _mm256_store_si256((__m256i*)q, _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    return;
+  }
+#endif
   for (int chunk = 0; chunk < N / (RUN * lanes); chunk++)
     for (int lane = 0; lane < lanes; lane++)
       for (int i = 0; i < RUN; i++) {
@@ -128,10 +167,11 @@ struct MXFP4 : Narrow<17, 12> {
 };
 
 // Wide types: 256 elements a block.
-template <int BYTES, int BIAS, bool LOWS = false>
+template <int BYTES, int BIAS, bool LOWS = false, bool PAIRS = false>
 struct Wide {
   static constexpr int block = 256, bytes = BYTES, bias = BIAS;
   static constexpr bool lows = LOWS, wide = true;
+  static constexpr bool pairs = PAIRS;  // 32 elements share a scale, not 16
 };
 
 inline void both(Codes& c, int group, int scale) { c.scale[2 * group] = c.scale[2 * group + 1] = scale; }
@@ -165,7 +205,7 @@ struct Q3_K : Wide<110, 4> {
     c.d[0] = half(s + 108);
   }
 };
-struct Q4_K : Wide<144, 0, true> {
+struct Q4_K : Wide<144, 0, true, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s);
     c.m[0] = half(s + 2);
@@ -173,7 +213,7 @@ struct Q4_K : Wide<144, 0, true> {
     plane<4, 32, 256>(s + 16, c.q);
   }
 };
-struct Q5_K : Wide<176, 0, true> {
+struct Q5_K : Wide<176, 0, true, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s);
     c.m[0] = half(s + 2);
@@ -190,7 +230,7 @@ struct Q6_K : Wide<210, 32> {
     c.d[0] = half(s + 208);
   }
 };
-struct IQ4_XS : Wide<136, 128> {
+struct IQ4_XS : Wide<136, 128, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s);
     uint32_t high = load<uint16_t>(s + 2), low = load<uint32_t>(s + 4);
@@ -199,14 +239,14 @@ struct IQ4_XS : Wide<136, 128> {
     look_up<256>(iq4_values, c.q);
   }
 };
-struct TQ2_0 : Wide<66, 1> {
+struct TQ2_0 : Wide<66, 1, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     for (int& scale : c.scale) scale = 1;
     plane<2, 32, 256>(s, c.q);
     c.d[0] = half(s + 64);
   }
 };
-struct TQ1_0 : Wide<54, 1> {
+struct TQ1_0 : Wide<54, 1, false, true> {
   template <int RUN, int DIGITS>
   static void digits(const uint8_t* s, uint8_t* q) {
     constexpr uint8_t power[5] = {1, 3, 9, 27, 81};
@@ -230,7 +270,7 @@ inline void point(const uint8_t* grid, const uint8_t* mask, uint8_t* q) {
 
 inline const uint8_t* even_signs(uint32_t seven) { return sign_masks[grids.signs[seven & 127]]; }
 
-struct IQ2_XXS : Wide<66, 64> {
+struct IQ2_XXS : Wide<66, 64, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s) * 0.125f;
     for (int j = 0; j < 8; j++) {
@@ -262,7 +302,7 @@ struct IQ2_S : Wide<82, 64> {
     }
   }
 };
-struct IQ3_XXS : Wide<98, 64> {
+struct IQ3_XXS : Wide<98, 64, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s) * 0.25f;
     for (int j = 0; j < 8; j++) {
@@ -274,7 +314,7 @@ struct IQ3_XXS : Wide<98, 64> {
     }
   }
 };
-struct IQ3_S : Wide<110, 16> {
+struct IQ3_S : Wide<110, 16, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s);
     for (int j = 0; j < 8; j++) both(c, j, 2 * (s[106 + j / 2] >> (4 * (j % 2)) & 15) + 1);
@@ -292,7 +332,7 @@ inline void moved_point(int index, bool down, uint8_t* q) {
   for (int i = 0; i < 8; i++) q[i] = uint8_t(8 * grid[i] + shift);
 }
 
-struct IQ1_S : Wide<50, 9> {
+struct IQ1_S : Wide<50, 9, false, true> {
   static void unpack(const uint8_t* s, Codes& c) {
     c.d[0] = half(s) * 0.125f;
     for (int j = 0; j < 8; j++) {
