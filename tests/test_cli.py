@@ -331,7 +331,8 @@ def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
     assert "eval count:           4 token(s)" in first.stderr and "hits" in first.stderr
     assert gmoe(*words, "4", "--context", "2").stderr.count("Error: ") == 1
 
-    command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], "--raw"]
+    endless_flags = ["--raw", "--context", "20000", "--logit-bias", "269=-1e9", "--logit-bias", "271=-1e9"]
+    command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], *endless_flags]
     endless = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert endless.stdout is not None and endless.stdout.read(1)
     endless.send_signal(signal.SIGINT)
