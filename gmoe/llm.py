@@ -23,8 +23,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.layers.weights import Weights
-from gmoe.library.manifest import Library
-from gmoe.library.name import ModelName
+from gmoe.library.find import model_file
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.tokenizer.chat import ChatTemplate
@@ -92,7 +91,7 @@ class LLM:
     @classmethod
     def load(cls, path: Path | str, options: RuntimeOptions | None = None) -> "LLM":
         """Open a GGUF file, or a model of the library by its name; raises `ValueError`, one sentence each."""
-        return cls(GGUFFile.open(find(path)), options or RuntimeOptions())
+        return cls(GGUFFile.open(model_file(path)), options or RuntimeOptions())
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [len(ids), n_vocab] of one fresh sequence."""
@@ -184,17 +183,6 @@ class LLM:
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
-
-
-def find(model: Path | str) -> Path:
-    """The GGUF file of a path or of a name in the library."""
-    path = Path(model)
-    if path.exists() or path.suffix == ".gguf":
-        return path
-    try:
-        return Library.default().model_path(ModelName.parse(str(model)))
-    except ValueError as error:
-        raise ValueError(f"{model} is neither a file nor a model of the library ({error})") from None
 
 
 def _require_available(options: RuntimeOptions) -> None:

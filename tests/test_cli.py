@@ -14,11 +14,11 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from gmoe.cli.model import model_file
 
 from gmoe.cli.answer import Figures, Wrapped, difference, spoken
 from gmoe.cli.errors import Group, sentence
 from gmoe.cli.main import COMMANDS, cli
-from gmoe.cli.model import model_file
 from gmoe.cli.options import HELP, runtime_flags, sampling_flags, take
 from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
-from gmoe.cli.model import model_file
 from gmoe.cli.options import runtime_flags, sampling_flags, take
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
+from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 
 

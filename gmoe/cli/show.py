@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from gmoe.cli.model import model_file
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.library.find import model_file
 
 Rows = Iterable[tuple[str, ...]]
 SAMPLING = "general.sampling."

@@ -6,10 +6,10 @@ from torch import Tensor
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
 from gmoe.kernels.ops import activate, dequantize
-from gmoe.layers.router import Router
+from gmoe.layers.router import Gating, Router, topk
 from gmoe.layers.weights import Weights
 
-__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN"]
+__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "led_by_dense"]
 
 
 class DenseFFN:
@@ -67,3 +67,16 @@ class MoEFFN:
         """x [T, D] -> [T, D]."""
         y = self.dispatch(self.layer, x, self.routing(x), self.activation)
         return y if self.shared is None else y + self.shared(x)
+
+
+def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseFFN | MoEFFN:
+    """DeepSeek's plan, which many follow: the first blocks dense, then routed experts beside shared ones.
+
+    `gating` is the architecture's own; scaling, renormalising, groups and selection bias are as the file says.
+    """
+    hp = w.hparams
+    if w.layer < hp.n_layer_dense_lead:
+        return DenseFFN(w)
+    bias = w.get("exp_probs_b", ".bias")
+    route = topk(hp, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=bias)
+    return MoEFFN(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)
