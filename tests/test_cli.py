@@ -14,7 +14,6 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from gmoe.cli.model import model_file
 
 from gmoe.cli.answer import Figures, Wrapped, difference, spoken
 from gmoe.cli.errors import Group, sentence
@@ -22,6 +21,7 @@ from gmoe.cli.main import COMMANDS, cli
 from gmoe.cli.options import HELP, runtime_flags, sampling_flags, take
 from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams
+from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions, memory_bytes
 from tests.factory import write_model
 from tests.fake_llm import FakeLLM
