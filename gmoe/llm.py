@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from gmoe.engine.engine import BLOCK_SIZE, Engine
-from gmoe.engine.loop import EngineLoop
+from gmoe.engine.loop import EngineLoop, Outputs
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
@@ -59,6 +58,33 @@ class TextEvent:
     logprobs: Logprobs | None = None
 
 
+class TextStream:
+    """The events of one answer as they come; `close`, from any thread, ends it, and no event follows."""
+
+    def __init__(self, seq: TokenSequence, outputs: Outputs, events: Iterator[TextEvent]):
+        self._seq, self._outputs, self._events = seq, outputs, events
+
+    def __iter__(self) -> "TextStream":
+        return self
+
+    def __next__(self) -> TextEvent:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Abort what still runs."""
+        self._outputs.close()
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return self._seq.n_prompt
+
+    @property
+    def n_reused(self) -> int:
+        """Tokens of the prompt that were found computed."""
+        return self._seq.n_reused
+
+
 class LLM:
     """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
 
@@ -99,7 +125,7 @@ class LLM:
         logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids))
         return logits
 
-    def generate(self, prompt: str, params: SamplingParams | None = None) -> Iterator[TextEvent]:
+    def generate(self, prompt: str, params: SamplingParams | None = None) -> TextStream:
         """Continue a text; the events of its answer as they come."""
         return self.run(self.tokenizer.encode(prompt, add_special=True, parse_special=True), params)
 
@@ -109,37 +135,42 @@ class LLM:
         params: SamplingParams | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template: Any,
-    ) -> Iterator[TextEvent]:
+    ) -> TextStream:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
-        text = self.template.render(messages, tools, **template)
+        return self.run(self.encode_chat(self.template.render(messages, tools, **template)), params)
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Ids of a rendered conversation, whose template may have written the first token itself."""
         bos = self.tokenizer.bos_id
         begun = bos is not None and text.startswith(self.tokenizer.text(bos))
-        return self.run(self.tokenizer.encode(text, add_special=not begun, parse_special=True), params)
+        return self.tokenizer.encode(text, add_special=not begun, parse_special=True)
 
-    def run(
-        self, ids: Sequence[int], params: SamplingParams | None = None, ignore_end: bool = False
-    ) -> Iterator[TextEvent]:
-        """Continue token ids; closing the iterator ends the answer; `ignore_end` goes on past end tokens."""
+    def run(self, ids: Sequence[int], params: SamplingParams | None = None, ignore_end: bool = False) -> TextStream:
+        """Continue token ids; closing the stream ends the answer; `ignore_end` goes on past end tokens."""
         self._check(ids)
         params = params or SamplingParams()
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
         seq = TokenSequence(list(ids), params, ends, self.options.seed)
-        stop, text = StopMatcher(params.stop), Detokenizer(self.tokenizer)
+        outputs = self._loop.submit(seq)
+        return TextStream(seq, outputs, self._events(seq, outputs))
+
+    def _events(self, seq: TokenSequence, outputs: Outputs) -> Iterator[TextEvent]:
+        stop, text = StopMatcher(seq.params.stop), Detokenizer(self.tokenizer)
         began = last = time.perf_counter()
-        with closing(self._loop.submit(seq)) as outputs:
-            for n, output in enumerate(outputs):
-                now = time.perf_counter()
-                self._count(n == 0, len(ids) - seq.n_reused, now - (began if n == 0 else last))
-                last = now
-                reason = output.finish_reason
-                piece = "" if reason == "stop" else stop.push(text.push(output.token_id))
-                if stop.stopped:
-                    reason = "stop"
-                elif reason:
-                    piece += stop.push(text.flush()) + stop.flush()
-                yield TextEvent(piece, output.token_id, reason, output.logprobs)
-                if stop.stopped:
-                    return
+        for n, output in enumerate(outputs):
+            now = time.perf_counter()
+            self._count(n == 0, seq.n_prompt - seq.n_reused, now - (began if n == 0 else last))
+            last = now
+            reason = output.finish_reason
+            piece = "" if reason == "stop" else stop.push(text.push(output.token_id))
+            if stop.stopped:
+                reason = "stop"
+                outputs.close()
+            elif reason:
+                piece += stop.push(text.flush()) + stop.flush()
+            yield TextEvent(piece, output.token_id, reason, output.logprobs)
+            if stop.stopped:
+                return
 
     @property
     def stats(self) -> dict[str, Any]:

@@ -2,14 +2,46 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 from gmoe.engine.engine import Engine, StepOutput
 from gmoe.engine.sequence import Sequence
 
 CLOSED = "the model was closed"
-_Outbox = queue.SimpleQueue[StepOutput | BaseException]
+_Outbox = queue.SimpleQueue[StepOutput | BaseException | None]
+
+
+class Outputs:
+    """One sequence's tokens as they come; raises what the engine raised. `close`, from any thread, aborts it."""
+
+    def __init__(self, seq: Sequence, outbox: _Outbox, abort: Callable[[], object]):
+        self._seq, self._outbox, self._abort = seq, outbox, abort
+        self._ended = False
+
+    def __iter__(self) -> "Outputs":
+        return self
+
+    def __next__(self) -> StepOutput:
+        if self._ended:
+            raise StopIteration
+        output = self._outbox.get()
+        if output is None or isinstance(output, BaseException):
+            self._ended = True
+            raise output or StopIteration
+        self._ended = output.finish_reason is not None
+        return output
+
+    def close(self) -> None:
+        """End the sequence if it still runs; whoever waits for its next token waits no longer."""
+        if not self._ended:
+            self._ended = True
+            if not self._seq.finish_reason:
+                self._abort()
+            self._outbox.put(None)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class EngineLoop:
@@ -24,25 +56,12 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, seq: Sequence) -> Generator[StepOutput, None, None]:
-        """The sequence's tokens as they come; closing the iterator aborts it.
-
-        Raises what the engine raised, and `RuntimeError` where the loop is closed.
-        """
+    def submit(self, seq: Sequence) -> Outputs:
+        """Queue a sequence; `RuntimeError` where the loop is closed."""
         outbox: _Outbox = queue.SimpleQueue()
         if not self._put(lambda: self._add(seq, outbox)):
             raise RuntimeError(CLOSED)
-        try:
-            while True:
-                output = outbox.get()
-                if isinstance(output, BaseException):
-                    raise output
-                yield output
-                if output.finish_reason:
-                    return
-        finally:
-            if not seq.finish_reason:
-                self._put(lambda: self._abort(seq))
+        return Outputs(seq, outbox, lambda: self._put(lambda: self._abort(seq)))
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run a function in the engine's thread and give back what it returns or raises."""
