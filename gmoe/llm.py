@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
 from gmoe.engine.sampler import Logprobs
@@ -98,6 +99,7 @@ class LLM:
         name = str(file.path)
         self.hparams = Hparams.from_metadata(file.metadata, name)
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
+        self._grammars = Grammars(self.tokenizer)
         self.template = ChatTemplate.from_gguf(file.metadata, self.tokenizer, name)
         if self.template.fallback:
             self.notices.append(f"{name} has no chat template; ChatML is used")
@@ -150,7 +152,7 @@ class LLM:
         self._check(ids)
         params = params or SamplingParams()
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
-        seq = TokenSequence(list(ids), params, ends, self.options.seed)
+        seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
         outputs = self._loop.submit(seq)
         return TextStream(seq, outputs, self._events(seq, outputs))
 
@@ -162,7 +164,7 @@ class LLM:
             self._count(n == 0, seq.n_prompt - seq.n_reused, now - (began if n == 0 else last))
             last = now
             reason = output.finish_reason
-            piece = "" if reason == "stop" else stop.push(text.push(output.token_id))
+            piece = "" if output.token_id in seq.end_ids else stop.push(text.push(output.token_id))
             if stop.stopped:
                 reason = "stop"
                 outputs.close()

@@ -189,6 +189,51 @@ def test_errors_reach_who_asked_and_the_loop_lives_on(loop):
     assert loop.call(lambda: blocks.n_free) == len(blocks.users)
 
 
+def test_one_poisoned_sequence_ends_alone():
+    def script(ids):
+        return np.full(N_VOCAB, np.nan, dtype=np.float32) if ids[0] == 7 else counting(ids)
+
+    loop = EngineLoop(make(script))
+    answers = {}
+
+    def ask(first):
+        try:
+            answers[first] = [o.token_id for o in loop.submit(Sequence([first], GREEDY, end_ids={40}))]
+        except ValueError as error:
+            answers[first] = str(error)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in (1, 7, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {n: list(range(n + 1, 41)) for n in (1, 3)} | {7: "the model gave logits that are not numbers"}
+    blocks = loop.engine.scheduler.blocks
+    assert loop.call(lambda: blocks.n_free) == len(blocks.users)
+    loop.close()
+
+
+class Digits:
+    """Thirty, then thirty-one, then no more."""
+
+    complete = False
+
+    def allows(self, token):
+        return token == 30
+
+    def mask(self, n_vocab):
+        return np.arange(n_vocab) == 31
+
+    def accept(self, token):
+        self.complete = token == 31
+
+
+def test_a_complete_constraint_ends_the_answer_with_its_token():
+    answer = finish(make(counting), seq := Sequence([29], GREEDY, constraint=Digits()))
+    assert answer == [[30, 31]]
+    assert seq.finish_reason == "stop"
+
+
 def test_a_closed_loop_says_so():
     loop = EngineLoop(make(counting, context=100_000, max_sequences=1))
     outputs = loop.submit(Sequence([1], GREEDY))

@@ -29,6 +29,16 @@ def test_events_and_their_end(llm: gmoe.LLM) -> None:
     assert ids == [event.token_id for event in llm.generate("hello", GREEDY)]
 
 
+def test_an_answer_follows_its_grammar(llm: gmoe.LLM) -> None:
+    params = gmoe.SamplingParams(grammar='root ::= "lo" [x-z]{3}', seed=1)
+    events = list(llm.generate("hello", params))
+    text = "".join(event.text for event in events)
+    assert text[:2] == "lo" and len(text) == 5 and set(text[2:]) <= set("xyz")
+    assert events[-1].finish_reason == "stop"
+    with pytest.raises(ValueError, match="the grammar has no rule named root"):
+        next(iter(llm.generate("hello", gmoe.SamplingParams(grammar='x ::= "a"'))))
+
+
 def test_counters_grow(llm: gmoe.LLM) -> None:
     before = llm.stats
     n = len(list(llm.chat([{"role": "user", "content": "hello"}], GREEDY)))

@@ -38,14 +38,25 @@ def test_defaults_are_ollamas():
         ("stop", ("a", ""), "stop must be a list of texts, none of them empty"),
         ("logit_bias", {"5": 1.0}, "logit_bias has '5': 1.0; it maps token ids to numbers"),
         ("logit_bias", {5: float("nan")}, "logit_bias has 5: nan; it maps token ids to numbers"),
-        ("grammar", "root ::= x", "grammar is not supported in this version"),
-        ("json_schema", {}, "json_schema is not supported in this version"),
+        ("grammar", " ", "grammar is ' '; it must be text"),
+        ("grammar_after", 3, "grammar_after is 3; it must be text"),
+        ("json_schema", [], 'json_schema is []; it must be a JSON schema, or "json" for any JSON object'),
+        ("json_schema", "{", "json_schema is '{'; it must be a JSON schema, or \"json\" for any JSON object"),
     ],
 )
 def test_refuses_in_one_sentence(field, value, says):
     with pytest.raises(ValueError) as caught:
         SamplingParams(**{field: value})
     assert str(caught.value) == says
+
+
+def test_schemas():
+    assert SamplingParams(json_schema={"type": "string"}).schema == {"type": "string"}
+    assert SamplingParams(json_schema='{"type": "string"}').schema == {"type": "string"}
+    assert SamplingParams(json_schema=True).schema == SamplingParams(json_schema="json").schema == {"type": "object"}
+    assert SamplingParams().schema is SamplingParams(json_schema=False).schema is None
+    with pytest.raises(ValueError, match="both given"):
+        SamplingParams(grammar='root ::= "a"', json_schema=True)
 
 
 def test_frozen():

@@ -67,8 +67,9 @@ HELP: Mapping[str, str] = {
     "stop": "End the answer at this text; may be given again.",
     "logit_bias": "Add to the score of a token; may be given again.",
     "logprobs": "Report the probabilities of this many candidates.",
-    "grammar": "Grammar that the answer must follow.",
-    "json_schema": "JSON schema that the answer must follow.",
+    "grammar": "Grammar that the answer must follow, GBNF or Lark.",
+    "json_schema": 'JSON schema that the answer must follow; "json": any JSON object.',
+    "grammar_after": "Begin with the grammar or schema behind this text.",
 }
 _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "policy": {"multiple": True, "callback": _knobs, "metavar": "KNOB=VALUE"},

@@ -18,12 +18,13 @@ BLOCK_SIZE = 32
 
 
 class StepOutput(NamedTuple):
-    """One new token of one sequence."""
+    """One new token of one sequence; with an `error` there is none, and the sequence has ended."""
 
     seq: Sequence
     token_id: int
     finish_reason: str | None
     logprobs: Logprobs | None
+    error: ValueError | None = None
 
 
 class Engine:
@@ -90,9 +91,13 @@ class Engine:
             raise ValueError(f"the prompt has {len(ids)} tokens, the context holds {self.context}")
 
     def _choose(self, seq: Sequence, logits: np.ndarray) -> StepOutput:
-        token = seq.sampler.sample(logits, seq.ids)
+        try:
+            token = seq.sampler.sample(logits, seq.ids)
+        except ValueError as error:  # the trouble of one sequence is not that of the others
+            self.abort(seq)
+            return StepOutput(seq, -1, "abort", None, error)
         seq.ids.append(token)
-        if token in seq.end_ids:
+        if token in seq.end_ids or (seq.constraint is not None and seq.constraint.complete):
             seq.finish_reason = "stop"
         elif len(seq.ids) - seq.n_prompt == seq.params.max_tokens or len(seq.ids) >= self.context:
             seq.finish_reason = "length"

@@ -120,7 +120,7 @@ class EngineLoop:
                 _, outbox = self._outboxes[id(output.seq)]
                 if output.finish_reason:
                     del self._outboxes[id(output.seq)]
-                outbox.put(output)
+                outbox.put(output.error or output)
         for seq, outbox in list(self._outboxes.values()):
             self._abort(seq)
             outbox.put(RuntimeError(CLOSED))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampling import SamplingParams
 
 
@@ -16,10 +17,13 @@ class Logprobs(NamedTuple):
 
 
 class Sampler:
-    """One sequence's chain and its own random numbers: batch mates never change what it draws."""
+    """One sequence's chain and its own random numbers: batch mates never change what it draws.
 
-    def __init__(self, params: SamplingParams, default_seed: int | None = None):
-        self.params = params
+    As in llama.cpp, a token that the grammar forbids is drawn again from those that it allows.
+    """
+
+    def __init__(self, params: SamplingParams, default_seed: int | None = None, constraint: Constraint | None = None):
+        self.params, self.constraint = params, constraint
         seed = params.seed if params.seed is not None else default_seed
         self.random = np.random.default_rng(None if seed is None else seed % 2**64)
 
@@ -33,6 +37,15 @@ class Sampler:
             if 0 <= token < len(x):
                 x[token] += bias
         self._penalize(x, context)
+        token = self._draw(x)
+        if self.constraint is not None:
+            if not self.constraint.allows(token):
+                token = self._draw(np.where(self.constraint.mask(len(x)), x, -np.inf))
+            self.constraint.accept(token)
+        return token
+
+    def _draw(self, x: np.ndarray) -> int:
+        p = self.params
         if p.temperature <= 0:
             return int(x.argmax())
         ids = _best(x, p.top_k or len(x))

@@ -1,5 +1,6 @@
 """SamplingParams: how one request's tokens are chosen; frozen and checked."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,8 +42,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # an id outside the vocabulary has no effect
     logprobs: int | None = None  # how many of the best to report beside the chosen one
-    grammar: str | None = None
-    json_schema: Any = None
+    grammar: str | None = None  # GBNF, as llama.cpp has it, or Lark, as llguidance has it
+    json_schema: Any = None  # a mapping or its JSON text; True or "json": any JSON object
+    grammar_after: str | None = None  # the text behind which the grammar or schema begins, as "</think>"
 
     def __post_init__(self) -> None:
         for name, kind, low, high in _RANGES:
@@ -52,9 +54,29 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             if type(token) is not int or not isinstance(bias, int | float) or math.isnan(bias) or bias == _INF:
                 raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")
-        for name in ("grammar", "json_schema"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} is not supported in this version")
+        for name in ("grammar", "grammar_after"):
+            text = getattr(self, name)
+            if text is not None and (not isinstance(text, str) or not text.strip()):
+                raise ValueError(f"{name} is {text!r}; it must be text")
+        if self.schema is not None and self.grammar is not None:
+            raise ValueError("grammar and json_schema are both given; an answer follows one of them")
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """`json_schema` as a mapping; what is neither a schema nor "json" is a `ValueError`."""
+        value = self.json_schema
+        if value is None or value is False:
+            return None
+        if value is True or value == "json":
+            return {"type": "object"}
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                pass
+        if not isinstance(value, Mapping):
+            raise ValueError(f'json_schema is {value!r}; it must be a JSON schema, or "json" for any JSON object')
+        return value
 
     def _check_number(self, name: str, kind: type, low: float, high: float) -> None:
         value = getattr(self, name)

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampler import Sampler
 from gmoe.engine.sampling import SamplingParams
 
@@ -21,8 +22,9 @@ class Status(Enum):
 class Sequence:
     """`ids` grow as tokens are chosen; `n_cached` of them are in the KV cache.
 
-    `end_ids` end it with "stop"; `default_seed` serves where `params` have none; with `reuse_prefix` False every
-    token of the prompt is computed even where an earlier sequence left its blocks.
+    `end_ids` end it with "stop", as does a `constraint` that is complete; `default_seed` serves where `params` have
+    none; with `reuse_prefix` False every token of the prompt is computed even where an earlier sequence left its
+    blocks.
     """
 
     ids: list[int]
@@ -30,6 +32,7 @@ class Sequence:
     end_ids: Container[int] = frozenset()
     default_seed: int | None = None
     reuse_prefix: bool = True
+    constraint: Constraint | None = None
     n_prompt: int = field(init=False)
     n_cached: int = field(default=0, init=False)
     n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
@@ -41,7 +44,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.ids)
-        self.sampler = Sampler(self.params, self.default_seed)
+        self.sampler = Sampler(self.params, self.default_seed, self.constraint)
 
     @property
     def generated(self) -> Ids[int]:

@@ -1,0 +1,149 @@
+"""Constraint: which tokens may come next in an answer that follows a grammar or a JSON schema, by `llguidance`."""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from gmoe.engine.gbnf import GrammarError, gbnf_to_lark
+from gmoe.engine.sampling import SamplingParams
+
+# Between the parts of a JSON text as llama.cpp has it: a model cannot go on with spaces for ever.
+JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})"}
+SPECIAL = b"\xff"  # how llguidance knows a token that is no text
+LIMITS = LLParserLimits(step_max_items=20_000_000, initial_lexer_fuel=10_000_000, verbose_errors=False)
+
+
+class Vocabulary(Protocol):
+    """What is read of a tokenizer."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def end_ids(self) -> frozenset[int]: ...
+
+    @property
+    def starts_with_space(self) -> bool: ...
+
+    def text(self, id: int) -> str: ...
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+
+class Constraint:
+    """One answer's way through its grammar; `complete` says that nothing more may follow.
+
+    Where `after` is given, everything may come until this text has been there, and the grammar begins behind it.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, after: str | None = None):
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._after = after.encode() if after else b""
+        self._tail = b""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole and cannot go on."""
+        return not self._after and bool(self._matcher.is_stopped())
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next; much faster than `mask`."""
+        if self._after:
+            return True
+        return token < self._vocabulary.n_vocab and self._matcher.validate_tokens([token]) == 1
+
+    def mask(self, n_vocab: int) -> np.ndarray:
+        """bool [n_vocab]: True where a token may come next; raises `GrammarError` where there is none."""
+        if self._after:
+            return np.ones(n_vocab, dtype=bool)
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        allowed = np.zeros(n_vocab, dtype=bool)
+        allowed[: len(bits)] = bits[:n_vocab]
+        if self._matcher.is_error() or not allowed.any():
+            raise GrammarError(f"the grammar allows no token here: {_first_line(self._matcher.get_error())}")
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token that was allowed."""
+        if self._after:
+            self._tail += self._vocabulary.token_bytes(token)
+            if self._after in self._tail:
+                self._after = b""
+            else:
+                self._tail = self._tail[-len(self._after) :]
+        elif not self._matcher.consume_token(token):
+            raise GrammarError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+
+
+class Grammars:
+    """Compiles the grammars of requests for one model; its tokenizer is prepared when the first one comes."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self._tokenizer: LLTokenizer | None = None
+        self._door = threading.Lock()
+
+    def compile(self, params: SamplingParams) -> Constraint | None:
+        """The constraint that a request asks for, if any; a grammar that is none is a `GrammarError`."""
+        schema = params.schema
+        if params.grammar is None and schema is None:
+            return None
+        if params.grammar is not None:
+            text = gbnf_to_lark(params.grammar) if "::=" in params.grammar else params.grammar
+            what, grammar = "grammar", LLMatcher.grammar_from_lark(text)
+        else:
+            what, grammar = "json_schema", _schema_grammar(schema)
+        matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise GrammarError(f"the {what} cannot be used: {_first_line(matcher.get_error())}")
+        return Constraint(matcher, self._vocabulary, params.grammar_after)
+
+    def _prepared(self) -> LLTokenizer:
+        with self._door:
+            if self._tokenizer is None:
+                vocabulary = _Tokens(self._vocabulary)
+                self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=vocabulary.ends)
+                if self._vocabulary.starts_with_space:  # then `encode` adds one to every text
+                    vocabulary.greedy = self._tokenizer
+            return self._tokenizer
+
+
+class _Tokens:
+    """A vocabulary in the shape that llguidance reads; tokens that add no text are special to it."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self.greedy: LLTokenizer | None = None
+        pieces = [vocabulary.token_bytes(id) for id in range(vocabulary.n_vocab)]
+        self.tokens = [piece or SPECIAL + vocabulary.text(id).encode() for id, piece in enumerate(pieces)]
+        self.ends = sorted(vocabulary.end_ids)
+        if not self.ends:  # llguidance wants one: a token that the model cannot choose
+            self.ends = [len(self.tokens)]
+            self.tokens.append(SPECIAL + b"<end>")
+        self.special_token_ids = [id for id, piece in enumerate(self.tokens) if piece.startswith(SPECIAL)]
+        self.eos_token_id, self.bos_token_id = self.ends[0], None
+
+    def __call__(self, text: str) -> Sequence[int]:
+        """The tokens of text that a grammar forces; bytes are refused, so that llguidance gives text."""
+        if not isinstance(text, str):
+            raise TypeError(text)
+        if self.greedy:
+            return self.greedy.greedy_tokenize(text)
+        return self._vocabulary.encode(text, add_special=False)
+
+
+def _schema_grammar(schema: Mapping[str, Any] | None) -> str:
+    try:
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=JSON_STYLE))
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"the json_schema cannot be used: {_first_line(str(error))}") from None
+
+
+def _first_line(text: str) -> str:
+    return " ".join(text.partition("\n<")[0].split())[:300] or "it allows nothing"
