@@ -17,7 +17,10 @@ from gmoe.engine.loop import EngineLoop, Outputs
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
+from gmoe.engine.steps import Steps
 from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.fingerprint import header
+from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
@@ -103,7 +106,7 @@ class LLM:
         self.template = ChatTemplate.from_gguf(file.metadata, self.tokenizer, name)
         if self.template.fallback:
             self.notices.append(f"{name} has no chat template; ChatML is used")
-        layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
+        self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
         self.dispatch = ExpertDispatch(ExpertStore(layout), activations)
         weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
         self.model = decoder.load(weights, self.dispatch)
@@ -113,7 +116,10 @@ class LLM:
                 "tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
             )
         self.context = options.context or self._context_that_fits()
-        self._loop = EngineLoop(Engine(self.model, self.context, options.max_sequences, kv_type))
+        engine = Engine(self.model, self.context, options.max_sequences, kv_type)
+        self.steps = Steps()
+        engine.runner.observers.append(self.steps)
+        self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 
     @classmethod
@@ -173,6 +179,20 @@ class LLM:
             yield TextEvent(piece, output.token_id, reason, output.logprobs)
             if stop.stopped:
                 return
+
+    def read(self, ids: Sequence[int], n_prompt: int) -> None:
+        """Run a text as if its first `n_prompt` tokens were the prompt and the model had written the rest."""
+        self._check(ids)
+        self._loop.call(lambda: self._engine.read(ids, n_prompt))
+
+    def record(self, limit: int = 0) -> Recorder:
+        """Record the routing of all that runs from now on, at most the last `limit` rows; `.trace()` gives it."""
+        recorder = Recorder(header(self.file, self.layout, self.hparams.n_layer), limit)
+        self.steps.listeners.append(lambda rows: recorder.begin_step(rows.request, rows.phase, rows.position))
+        self.dispatch.observers.append(
+            lambda layer, routing: recorder.record(layer, routing.topk_ids.numpy(), routing.topk_weights.numpy())
+        )
+        return recorder
 
     @property
     def stats(self) -> dict[str, Any]:

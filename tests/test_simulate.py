@@ -10,8 +10,10 @@ from traces import SHARED, synthetic
 
 from gmoe.cli.simulate import budget_bytes, number, simulate
 from gmoe.experts.policy import PolicyError, names
+from gmoe.experts.recorder import Recorder
+from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.simulate import Machine, Replay
-from gmoe.experts.trace import Header, Recorder, from_route_csv
+from gmoe.experts.trace import Header
 
 PUBLISHED = {  # decode hit rates of qwen.route.csv by the recorder's own replay, per cent
     "belady": {1000: 62.7, 2000: 79.4, 3000: 87.8, 4000: 92.7, 6000: 96.6},

@@ -1,12 +1,20 @@
 """Traces: what is recorded comes back, and what is damaged or another model's is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from traces import SHARED, synthetic
 
+import gmoe
+from gmoe.cli.trace import _save
 from gmoe.cli.trace import trace as command
-from gmoe.experts.trace import Header, Recorder, Trace, TraceError, from_route_csv
+from gmoe.experts.analysis import by_task, difference, reuse
+from gmoe.experts.recorder import Recorder
+from gmoe.experts.route_csv import from_route_csv
+from gmoe.experts.trace import Header, Trace, TraceError
+from tests.factory import write_model
 
 CSV = """# route_trace v1
 # model=/a/b.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2
@@ -63,10 +71,25 @@ def test_damage_is_refused(tmp_path):
     path = tmp_path / "t"
     synthetic(steps=5).save(path)
     whole = path.read_bytes()
-    for damaged in (b"", b"text", whole[:-30], whole[: len(whole) // 2], _flipped(whole, 400), _flipped(whole, 1200)):
+    for damaged in (b"", b"text", whole[:-30], whole[: len(whole) // 2], whole[:-1], b"PK" + whole):
         path.write_bytes(damaged)
         with pytest.raises(TraceError, match="not a routing trace, or a damaged one"):
             Trace.load(path)
+
+
+def test_a_flipped_byte_is_refused_or_harmless(tmp_path):
+    """A zip holds bytes that say nothing (times, attributes); all others are refused, none changes a number."""
+    path = tmp_path / "t"
+    synthetic(steps=3, requests=1).save(path)
+    whole, trace = path.read_bytes(), Trace.load(path)
+    refused = 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(_flipped(whole, at))
+        try:
+            assert same(Trace.load(path), trace)
+        except TraceError:
+            refused += 1
+    assert refused > len(whole) / 7 / 2
 
 
 def _flipped(data: bytes, at: int) -> bytes:
@@ -85,6 +108,86 @@ def test_impossible_numbers_are_refused(tmp_path):
     trace.save(tmp_path / "t")
     with pytest.raises(TraceError, match="an expert is out of range"):
         Trace.load(tmp_path / "t")
+
+
+def test_scores_and_matrices_come_along(tmp_path):
+    trace = synthetic(steps=2)
+    scores = np.linspace(0, 1, len(trace) * 16, dtype=np.float16).reshape(-1, 16)
+    full = replace(trace, scores=scores, matrices=np.full((2, 4, 16), 7, np.uint16))
+    full.save(tmp_path / "t")
+    again = Trace.load(tmp_path / "t")
+    assert (again.scores == scores).all() and (again.matrices == 7).all()
+    replace(full, scores=scores[:-1]).save(tmp_path / "t")
+    with pytest.raises(TraceError, match="scores"):
+        Trace.load(tmp_path / "t")
+
+
+def test_a_limited_recorder_forgets_whole_passes():
+    recorder = Recorder(Header("m", "", 2, 4, (1, 1)), limit=20)
+    for step in range(50):
+        recorder.begin_step(np.zeros(1), np.ones(1), np.array([step]))
+        for layer in range(2):
+            recorder.record(layer, np.array([[1, 2]]), np.ones((1, 2)))
+    trace = recorder.trace()
+    assert 20 <= len(trace) <= 26 and trace.rows["position"][-1] == 49
+    assert [event.layer for event in trace.events()] == [0, 1] * (len(trace) // 2)
+
+
+def test_reuse_and_differences():
+    recorder = Recorder(Header("m", "", 1, 4, (1,), ("a", "b")))
+    for step, expert in enumerate((0, 0, 1, 0)):
+        recorder.begin_step(np.array([step // 2]), np.ones(1), np.array([step]))
+        recorder.record(0, np.array([[expert]]), np.ones((1, 1)))
+    assert reuse(recorder.trace()).tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 2]
+    a, b = by_task(recorder.trace()).values()
+    assert (a.tolist(), b.tolist()) == ([[2, 0, 0, 0]], [[1, 1, 0, 0]])
+    assert difference(a, b) == 0.5 and difference(a, a) == 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("trace") / "m.gguf")
+
+
+def test_a_model_is_recorded(model, tmp_path):
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=128)) as llm:
+        recorder = llm.record()
+        for _ in range(2):
+            list(llm.run([1, 2, 3], gmoe.SamplingParams(max_tokens=4, temperature=0), ignore_end=True))
+        llm.read([5, 6, 7, 8], 2)
+        trace = recorder.trace()
+        routed = len(llm.layout.layers)
+    first = trace.rows["layer"] == trace.rows["layer"][0]
+    assert trace.rows["phase"][first].tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3 + [0, 0, 1, 1]
+    assert trace.rows["position"][first].tolist() == [0, 1, 2, 3, 4, 5] * 2 + [0, 1, 2, 3]
+    assert trace.rows["request"][first].tolist() == [0] * 6 + [1] * 6 + [2] * 4
+    assert len(trace) == routed * first.sum()
+    trace.save(tmp_path / "t")
+    with gmoe.LLM.load(write_model(tmp_path / "other.gguf", seed=5), gmoe.RuntimeOptions(context=64)) as other:
+        with pytest.raises(TraceError, match="another model"):
+            Trace.load(tmp_path / "t", other.record().header.fingerprint)
+
+
+def test_record_command(model, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"task": "x", "prompt": "hello"}\nthe world\n')
+    args = ["record", str(model), "--context", "128", "-o", str(tmp_path / "t.trace")]
+    ran = CliRunner().invoke(command, [*args, "--prompts", str(prompts), "-n", "3"])
+    assert ran.exit_code == 0, ran.output
+    assert Trace.load(tmp_path / "t.trace").header.tasks == ("x", "")
+    ran = CliRunner().invoke(command, [*args, "-f", str(prompts), "--window", "16", "--limit", "2"])
+    assert ran.exit_code == 0 and "of 2 requests" in ran.output
+    png = tmp_path / "a.png"
+    shown = CliRunner().invoke(command, ["show", str(tmp_path / "t.trace"), "--plot", str(png)])
+    assert shown.exit_code == 0 and "passes until" in shown.output and png.read_bytes()[1:4] == b"PNG"
+    assert CliRunner().invoke(command, args).exit_code == 2
+
+
+def test_a_recording_that_cannot_be_written_goes_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert _save(synthetic(steps=2), tmp_path / "missing" / "t.trace") == tmp_path / "t.trace"
+    assert "cannot be written" in capsys.readouterr().err
+    assert Trace.load(tmp_path / "t.trace")
 
 
 def test_csv(tmp_path):

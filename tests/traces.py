@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gmoe.experts.trace import Header, Recorder, Trace
+from gmoe.experts.recorder import Recorder
+from gmoe.experts.trace import Header, Trace
 
 SHARED = Path(__file__).parents[2] / "shared" / "traces"
 

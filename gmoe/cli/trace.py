@@ -1,14 +1,26 @@
-"""`gmoe trace`: what a routing trace holds, and the same as CSV."""
+"""`gmoe trace`: record the routing of a model, look at it, write it as CSV."""
 
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
 
 import click
 import numpy as np
 
 from gmoe.cli.errors import Group
-from gmoe.experts.trace import Trace, TraceError, from_route_csv
+from gmoe.cli.options import runtime_flags, take
+from gmoe.cli.picture import png, terminal
+from gmoe.experts.route_csv import from_route_csv
+from gmoe.experts.trace import Trace, TraceError
+from gmoe.library.find import model_file
+from gmoe.options import RuntimeOptions
 
-FILE = click.argument("file", metavar="TRACE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.argument("file", metavar="TRACE", type=EXISTING)
 
 
 def read(path: Path) -> Trace:
@@ -21,13 +33,92 @@ def read(path: Path) -> Trace:
 
 @click.group(cls=Group)
 def trace() -> None:
-    """Show and export routing traces."""
+    """Record, show and export routing traces."""
+
+
+@trace.command()
+@click.argument("model")
+@click.option(
+    "-f", "--file", "text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to read."
+)
+@click.option(
+    "--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='File of prompts, a line each; a line may be {"task": ..., "prompt": ...}.',
+)  # fmt: skip
+@click.option("-n", "tokens", default=64, show_default=True, help="Tokens to answer each prompt with.")
+@click.option("--window", default=512, show_default=True, help="Tokens of the text that are one request.")
+@click.option("--limit", default=0, help="Requests to run; 0: all.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: MODEL's name, .trace.")
+@runtime_flags
+def record(
+    model: str, text: Path | None, prompts: Path | None, tokens: int, window: int, limit: int, output: Path | None,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Run MODEL over a text (read token by token, as if it wrote it), or over prompts, and write its routing."""
+    if (text is None) == (prompts is None):
+        raise click.UsageError("give either -f TEXT or --prompts FILE")
+    options = take(RuntimeOptions, flags)
+    path = model_file(model)
+    output = output or Path(path.stem + ".trace")
+    if not output.parent.is_dir():
+        raise click.ClickException(f"{output}: its folder does not exist")
+    from gmoe.engine.sampling import SamplingParams
+    from gmoe.llm import LLM
+
+    with LLM.load(path, options) as llm:
+        recorder, tasks = llm.record(), list[str]()
+        window = min(window, llm.context)
+        if text is not None:
+            ids = llm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=True, parse_special=False)
+            work: Sequence[Any] = [ids[at : at + window] for at in range(0, len(ids), window)]
+        else:
+            assert prompts is not None
+            work = [_prompt(line) for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            for job in work[: limit or None]:
+                tasks.append(text.stem if text is not None else job[0])
+                if text is not None:
+                    llm.read(job, min(32, len(job)))
+                else:
+                    for _ in llm.generate(job[1], SamplingParams(max_tokens=tokens, temperature=0)):
+                        pass
+                click.echo(f"\r{len(tasks)} of {len(work[: limit or None])} requests", nl=False, err=True)
+        except KeyboardInterrupt:
+            click.echo(" (interrupted)", nl=False, err=True)
+        click.echo(err=True)
+        recorded = recorder.trace()
+    recorded = replace(recorded, header=replace(recorded.header, tasks=tuple(tasks)))
+    click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests")
+
+
+def _prompt(line: str) -> tuple[str, str]:
+    """(task, prompt) of a line."""
+    if line.lstrip().startswith("{"):
+        try:
+            said = json.loads(line)
+            return str(said.get("task", "")), str(said["prompt"])
+        except (ValueError, KeyError) as error:
+            raise click.ClickException(f"a line of the prompts is no {{'task', 'prompt'}}: {error}") from None
+    return "", line
+
+
+def _save(recorded: Trace, output: Path) -> Path:
+    """Write it where it should go, or with a warning where there is room: what was recorded is not lost."""
+    try:
+        recorded.save(output)
+    except OSError as error:
+        elsewhere = Path(tempfile.gettempdir()) / output.name
+        click.echo(f"Warning: {output} cannot be written ({error.strerror}); trying {elsewhere}", err=True)
+        recorded.save(elsewhere)
+        return elsewhere
+    return output
 
 
 @trace.command()
 @FILE
-def show(file: Path) -> None:
-    """Say whose trace it is, how long, and how its layers spread their choices."""
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures to this PNG.")
+def show(file: Path, plot: Path | None) -> None:
+    """Say whose trace it is, how long, how its layers spread their choices; with pictures."""
     read_trace = read(file)
     header, rows = read_trace.header, read_trace.rows
     decode = rows["phase"] == 1
@@ -46,6 +137,12 @@ def show(file: Path) -> None:
         hottest = count[: -(-header.n_expert // 10)].sum() / count.sum()
         kept = (ids[1:, :, None] == ids[:-1, None, :]).any(axis=2).mean() if len(ids) > 1 else 0.0
         click.echo(f"{layer:5}  {np.count_nonzero(count):4}  {hottest:21.1%}  {kept:26.1%}")
+    click.echo("\n" + terminal(read_trace, min(120, get_terminal_size((100, 40)).columns)), nl=False)
+    if plot is not None:
+        try:
+            png(read_trace, plot)
+        except ImportError:
+            raise click.ClickException("--plot needs matplotlib: pip install 'gmoe[plot]'") from None
 
 
 @trace.command()

@@ -84,6 +84,20 @@ class Engine:
             self.scheduler.blocks.release(seq)
         return np.concatenate(parts)
 
+    def read(self, ids: Ids[int], n_prompt: int) -> None:
+        """Compute ids as if the first `n_prompt` were a prompt and the rest had been generated, one by one."""
+        self._check(ids)
+        seq = Sequence(list(ids), SamplingParams())
+        seq.n_prompt = n_prompt
+        try:
+            while seq.pending:
+                count = min(self.scheduler.chunk, n_prompt - seq.n_cached) if seq.n_cached < n_prompt else 1
+                self.scheduler.make_room(seq, seq.n_cached + count, keep=[])
+                self.runner.forward([Turn(seq, count)], [count - 1])
+                seq.n_cached += count
+        finally:
+            self.scheduler.blocks.release(seq)
+
     def _check(self, ids: Ids[int]) -> None:
         if not len(ids):
             raise ValueError("the prompt is empty: there is no token to begin with")

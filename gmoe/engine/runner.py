@@ -1,5 +1,6 @@
 """Runner: turns of sequences -> one Batch -> logits."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from itertools import accumulate
 from typing import Any, Protocol
@@ -21,15 +22,18 @@ class Model(Protocol):
 
 
 class Runner:
-    """A model and its KV cache."""
+    """A model and its KV cache; `observers` hear of every pass before it runs."""
 
     def __init__(self, model: Model, n_blocks: int, block_size: int, kv_type: KvType):
         self.model = model
         self.block_size = block_size
         self.kv = model.new_cache(n_blocks, block_size, kv_type)
+        self.observers: list[Callable[[Ids[Turn]], None]] = []
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows."""
+        for observe in self.observers:
+            observe(turns)
         logits: np.ndarray = self.model(self._batch(turns, rows)).float().numpy()
         return logits
 

@@ -2,15 +2,15 @@
 
 The file is a compressed .npz: `header` (JSON text: format, model, fingerprint, n_layer, n_expert, expert_bytes by
 layer) and one row for each token and layer: `step` int32 (number of the forward pass), `request` int32, `phase` uint8
-(0 prefill, 1 decode), `layer` int16, `position` int32, `ids` int16 [N, k], `weights` float32 [N, k].
+(0 prefill, 1 decode), `layer` int16, `position` int32, `ids` int16 [N, k], `weights` float16 [N, k]; where they were
+recorded `scores` float16 [N, E], the router's own; where requests were summed up before their rows were forgotten
+`matrices` uint16 [n, n_layer, n_expert], how many tokens each expert served.
 """
 
-import csv
-import hashlib
+import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 FORMAT = 1
 ROWS = {"step": np.int32, "request": np.int32, "phase": np.uint8, "layer": np.int16, "position": np.int32}
+EXTRAS = {"scores": np.float16, "matrices": np.uint16}
 
 
 class TraceError(ValueError):
@@ -36,6 +37,7 @@ class Header:
     n_layer: int
     n_expert: int
     expert_bytes: tuple[int, ...]  # of one expert, by layer; 0 where a layer routes nothing
+    tasks: tuple[str, ...] = ()  # what request n was about; empty: nobody said
 
 
 class Event(NamedTuple):
@@ -57,6 +59,8 @@ class Trace:
     rows: Mapping[str, NDArray[Any]]  # the columns of `ROWS`
     ids: NDArray[np.int16]  # [N, k]
     weights: NDArray[np.float32]  # [N, k]
+    scores: NDArray[np.float16] | None = None  # [N, E]
+    matrices: NDArray[np.uint16] | None = None  # [n, n_layer, n_expert]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,7 +80,9 @@ class Trace:
         header = json.dumps({"format": FORMAT, **asdict(self.header)})
         part = path.with_name(path.name + ".part")
         try:
-            columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids, "weights": self.weights}
+            columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids}
+            columns["weights"] = self.weights.astype(np.float16)
+            columns |= {name: column for name in EXTRAS if (column := getattr(self, name)) is not None}
             with part.open("wb") as file:
                 np.savez_compressed(file, **columns, **dict[str, Any](self.rows))
             os.replace(part, path)
@@ -85,23 +91,28 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str | None = None) -> "Trace":
-        """Read a trace; raises TraceError where it is damaged, or not of the model with this fingerprint."""
+        """Read a trace; raises OSError, or TraceError where it is damaged or not of the model with this fingerprint."""
+        data = path.read_bytes()
         try:
-            if not zipfile.is_zipfile(path):
+            if not zipfile.is_zipfile(io.BytesIO(data)):
                 raise ValueError("it is no whole .npz")
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
             header = json.loads(str(columns.pop("header")))
             if header.pop("format") != FORMAT:
                 raise ValueError("its format is unknown")
             trace = cls(
-                Header(**{**header, "expert_bytes": tuple(header["expert_bytes"])}),
+                Header(**{**header, **{n: tuple(header.get(n, ())) for n in ("expert_bytes", "tasks")}}),
                 {name: columns[name].astype(dtype, casting="safe") for name, dtype in ROWS.items()},
                 columns["ids"].astype(np.int16, casting="safe"),
                 columns["weights"].astype(np.float32, casting="safe"),
+                *(
+                    columns[name].astype(kind, casting="safe") if name in columns else None
+                    for name, kind in EXTRAS.items()
+                ),
             )
             trace.check()
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
+        except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
             raise TraceError(f"{path}: not a routing trace, or a damaged one ({error})") from None
         if fingerprint is not None and trace.header.fingerprint != fingerprint:
             raise TraceError(f"{path}: a trace of another model ({trace.header.model})")
@@ -110,6 +121,10 @@ class Trace:
     def check(self) -> None:
         """Raises ValueError where shapes or numbers cannot be."""
         h, layer = self.header, self.rows["layer"]
+        if not isinstance(h.n_layer, int) or not isinstance(h.n_expert, int) or min(h.n_layer, h.n_expert) < 0:
+            raise ValueError("its header is none")
+        if any(not isinstance(n, int) or n < 0 for n in h.expert_bytes) or not all(isinstance(t, str) for t in h.tasks):
+            raise ValueError("its header is none")
         if len(h.expert_bytes) != h.n_layer:
             raise ValueError("expert_bytes has not one entry a layer")
         if self.ids.ndim != 2 or any(len(column) != len(self) for column in self.rows.values()):
@@ -120,79 +135,7 @@ class Trace:
             raise ValueError("a layer is out of range")
         if self.ids.size and not (0 <= self.ids.min() <= self.ids.max() < h.n_expert):
             raise ValueError("an expert is out of range")
-
-
-class Recorder:
-    """Appends routing events as a model runs; one `begin_step` a forward pass, then one `record` a routed layer."""
-
-    def __init__(self, header: Header):
-        self.header = header
-        self._step = -1
-        self._now: tuple[NDArray[Any], ...] = ()
-        self._events: list[tuple[int, int, tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]] = []
-
-    def begin_step(self, request: NDArray[Any], phase: NDArray[Any], position: NDArray[Any]) -> None:
-        """The rows of the pass that starts: request, phase and position [T]."""
-        self._step += 1
-        self._now = request, phase, position
-
-    def record(self, layer: int, ids: NDArray[Any], weights: NDArray[Any]) -> None:
-        """ids and weights [t, k] of the last t rows of the pass; copied, since buffers are reused."""
-        self._events.append((self._step, layer, self._now, ids.astype(np.int16), weights.astype(np.float32)))
-
-    def trace(self) -> Trace:
-        """What has been recorded so far."""
-        lengths = [len(event[3]) for event in self._events]
-        columns: dict[str, NDArray[Any]] = {
-            "step": np.repeat(np.array([event[0] for event in self._events], dtype=np.int32), lengths),
-            "layer": np.repeat(np.array([event[1] for event in self._events], dtype=np.int16), lengths),
-        }
-        for n, name in enumerate(("request", "phase", "position")):
-            parts = [event[2][n][-len(event[3]) :] for event in self._events]
-            columns[name] = np.concatenate(parts).astype(ROWS[name]) if parts else np.zeros(0, ROWS[name])
-        ids = [event[3] for event in self._events] or [np.zeros((0, 0), np.int16)]
-        weights = [event[4] for event in self._events] or [np.zeros((0, 0), np.float32)]
-        return Trace(self.header, columns, np.concatenate(ids), np.concatenate(weights))
-
-
-def fingerprint(architecture: str, tensors: Mapping[str, Any]) -> str:
-    """What tells models apart: the architecture, and name, shape and format of every tensor of the file."""
-    words = [architecture, *(f"{name} {info.shape} {info.format.name}" for name, info in sorted(tensors.items()))]
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
-
-
-def from_route_csv(path: Path) -> Trace:
-    """A `route_trace v1` of BigMoeOnEdge; raises TraceError. Prefill is one pass, each decode step one."""
-    try:
-        with path.open(newline="") as file:
-            lines = file.read().splitlines()
-        if lines[0] != "# route_trace v1":
-            raise ValueError("its first line is not '# route_trace v1'")
-        said = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines if line[0] == "#"]
-        model = next(words for words in said if "model" in words)
-        sizes = {int(words["layer"]): int(words["expert_bytes"]) for words in said if "layer" in words}
-        k, n_layer = int(model["n_expert_used"]), int(model["n_layer"])
-        table = list(csv.DictReader(line for line in lines if line[0] != "#"))
-        columns = {name: np.array([int(row[name]) for row in table]).reshape(-1, k) for name in _CSV}
-        if (columns["slot"] != np.arange(k)).any():
-            raise ValueError("a token lacks some of its experts")
-        weights = np.array([float(row["weight"]) for row in table], dtype=np.float32).reshape(-1, k)
-        first = {name: columns[name][:, 0] for name in ("turn", "phase", "step", "layer")}
-        decode = first["phase"] == 1
-        rows = {
-            "step": np.where(decode, first["step"], first["step"][~decode].max(initial=0)),
-            "request": first["turn"],
-        }
-        rows |= {"phase": first["phase"], "layer": first["layer"], "position": first["step"]}
-        expert_bytes = tuple(sizes.get(layer, 0) for layer in range(n_layer))
-        name = Path(model["model"]).name
-        header = Header(name, f"csv:{name}", n_layer, int(model["n_expert"]), expert_bytes)
-        typed = {key: column.astype(ROWS[key]) for key, column in rows.items()}
-        trace = Trace(header, typed, columns["expert"].astype(np.int16), weights)
-        trace.check()
-    except (ValueError, KeyError, IndexError, StopIteration, TypeError) as error:
-        raise TraceError(f"{path}: not a whole route_trace v1 ({error})") from None
-    return trace
-
-
-_CSV = ("turn", "phase", "step", "layer", "slot", "expert")
+        if self.scores is not None and self.scores.shape != (len(self), h.n_expert):
+            raise ValueError("its scores are not one an expert")
+        if self.matrices is not None and self.matrices.shape[1:] != (h.n_layer, h.n_expert):
+            raise ValueError("its matrices have another shape than the model")
