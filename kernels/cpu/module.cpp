@@ -10,6 +10,7 @@
 
 #include "experts.h"
 #include "pool.h"
+#include "quantize.h"
 
 namespace nb = nanobind;
 
@@ -123,6 +124,17 @@ NB_MODULE(_cpu, m) {
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
       nb::arg(), nb::arg());
+  nb::class_<Scheme>(m, "Scheme")
+      .def("__init__", [](Scheme* self, int block, int group, bool minimum, bool below_zero, int scale_low,
+                          int scale_high, int min_high, bool power, std::vector<float> points) {
+        new (self) Scheme{block, group, minimum, below_zero, scale_low, scale_high, min_high, power, points};
+      });
+  m.def("quantize", [](const Scheme& scheme, uintptr_t x, int64_t blocks, uintptr_t weight, int cols, uintptr_t d,
+                       uintptr_t dmin, uintptr_t scales, uintptr_t mins, uintptr_t codes, int threads) {
+    nb::gil_scoped_release unlocked;
+    Encoded out = {at<float>(d), at<float>(dmin), at<int16_t>(scales), at<int16_t>(mins), at<uint8_t>(codes)};
+    quantize(scheme, at<const float>(x), blocks, at<const float>(weight), cols, out, threads);
+  });
   m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
                       int threads) {
     nb::gil_scoped_release unlocked;
