@@ -18,17 +18,21 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
+from gmoe.experts import policy
+from gmoe.experts.budget import Budget
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fingerprint import header
+from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
+from gmoe.experts.transfer import ThreadTransfer
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.layers.weights import Weights
 from gmoe.library.find import model_file
 from gmoe.models import decoder
-from gmoe.options import RuntimeOptions
+from gmoe.options import RuntimeOptions, memory_bytes
 from gmoe.tokenizer.chat import ChatTemplate
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
@@ -40,13 +44,12 @@ KV_SHARE = 0.25  # of the free memory, where the context is not given
 # What this version runs; every other value of an option is refused by name, never ignored.
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "device": ("auto", "cpu"),
-    "host_memory": ("auto",),
     "gpu_memory": ("auto",),
     "route": ("exact",),
-    "evict": ("auto",),
-    "prefetch": ("auto", "none"),
-    "working_set": ("auto", "none"),
-    "miss": ("auto", "load"),
+    "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
+    "prefetch": ("auto", *policy.names("prefetch")),
+    "working_set": ("auto", *policy.names("working_set")),
+    "miss": ("auto", *policy.names("miss")),
     "twin": (None,),
     "trace": (None,),
 }
@@ -107,7 +110,11 @@ class LLM:
         if self.template.fallback:
             self.notices.append(f"{name} has no chat template; ChatML is used")
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
-        self.dispatch = ExpertDispatch(ExpertStore(layout), activations)
+        budget = self._budget(layout)
+        if not budget.whole:
+            file.hold(self._fixed(layout))
+        self.store = ExpertStore(layout)
+        self.dispatch = ExpertDispatch(self.store, activations)
         weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
         self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
@@ -115,8 +122,13 @@ class LLM:
             weights.refuse(
                 "tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
             )
-        self.context = options.context or self._context_that_fits()
-        engine = Engine(self.model, self.context, options.max_sequences, kv_type)
+        self.context = options.context or self._context_that_fits(budget)
+        n_blocks = options.max_sequences * -(-self.context // BLOCK_SIZE)
+        block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
+        if not budget.whole and not options.context:
+            n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
+        self._choose_policies(budget, n_blocks * block_bytes)
+        engine = Engine(self.model, self.context, options.max_sequences, kv_type, n_blocks=n_blocks)
         self.steps = Steps()
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
@@ -159,7 +171,7 @@ class LLM:
         params = params or SamplingParams()
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
         seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
-        outputs = self._loop.submit(seq)
+        outputs = self._loop.submit(seq, self.dispatch.begin)
         return TextStream(seq, outputs, self._events(seq, outputs))
 
     def _events(self, seq: TokenSequence, outputs: Outputs) -> Iterator[TextEvent]:
@@ -202,6 +214,7 @@ class LLM:
     def close(self) -> None:
         """End the engine and forget the file."""
         self._loop.close()
+        self.store.close()
         self.file.close()
 
     def __enter__(self) -> "LLM":
@@ -227,12 +240,57 @@ class LLM:
             self._counts["prompt_tokens"] += n_prompt
         self._counts["prompt_seconds" if first else "decode_seconds"] += seconds
 
-    def _context_that_fits(self) -> int:
+    def _fixed(self, layout: ExpertLayout) -> list[str]:
+        """The tensors that must stay in memory: not the experts, nor a table of which a token reads one row."""
+        rows = {"token_embd.weight"} if "output.weight" in self.file.tensors else set()
+        return [name for name in self.file.tensors if name not in layout.names and name not in rows]
+
+    def _budget(self, layout: ExpertLayout) -> Budget:
+        asked = self.options.host_memory
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fixed = sum(self.file.tensors[name].nbytes for name in self._fixed(layout))
+        return Budget(str(self.file.path), layout, fixed, None if asked == "auto" else memory_bytes(asked, total))
+
+    def _choose_policies(self, budget: Budget, kv_bytes: int) -> None:
+        """Put the experts into slots where they do not fit, and give the policies what they ask for."""
+        options = self.options
+        chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
+        defaults = {"evict": "lru", "prefetch": "none", "working_set": "none"}
+        chosen = {kind: defaults[kind] if name == "auto" else name for kind, name in chosen.items()}
+        given = {"shape": (self.hparams.n_layer, self.hparams.n_expert), "routers": self._routers}
+        knobs = policy.share_out(chosen, options.policy)
+        self.dispatch.prefetch = policy.load("prefetch", chosen["prefetch"], knobs["prefetch"], **given)
+        self.dispatch.working_set = policy.load("working_set", chosen["working_set"], knobs["working_set"], **given)
+        evict = policy.load("evict", chosen["evict"], knobs["evict"], **given)  # also where nothing is evicted: checked
+        if not budget.whole:
+            pools = iter([evict])
+            self.store.offload(
+                budget.groups,
+                budget.counts(kv_bytes),
+                budget.extents,
+                lambda: next(pools, None) or policy.load("evict", chosen["evict"], knobs["evict"], **given),
+                ThreadTransfer(self.file.parts),
+            )
+            here, all = self.store.slots, sum(group.experts for group in budget.groups)
+            self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
+
+    def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
+        """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""
+        routing = getattr(self.model.ffn[layer], "routing", None)
+        if routing is None:
+            return None
+        ids, weights = routing(torch.from_numpy(hidden))
+        probabilities = torch.zeros(len(hidden), self.hparams.n_expert)
+        return probabilities.scatter_(1, ids.long(), weights).numpy()
+
+    def _context_that_fits(self, budget: Budget) -> int:
         """The model's own context, or what a share of the free memory holds, in whole blocks."""
         own = self.hparams.n_ctx_train
         block = self.model.kv_bytes_per_block(BLOCK_SIZE, cast(Literal["f16"], self.options.kv_type))
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fits = max(1, int(KV_SHARE * free) // (block * self.options.max_sequences)) * BLOCK_SIZE
+        sequences, room = self.options.max_sequences, int(KV_SHARE * available().free)
+        if not budget.whole:
+            sequences, room = 1, budget.kv_share
+        fits = max(1, room // (block * sequences)) * BLOCK_SIZE
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
@@ -244,5 +302,3 @@ def _require_available(options: RuntimeOptions) -> None:
         if value not in values:
             known = ", ".join(str(v) for v in values if v is not None) or "nothing yet"
             raise ValueError(f"{name}={str(value)!r} is not available in this version; available: {known}")
-    if options.policy:
-        raise ValueError(f"policy: the knob {next(iter(options.policy))!r} is unknown; the chosen policies have none")

@@ -68,8 +68,8 @@ def test_stop_texts_are_found_across_pieces() -> None:
     ("options", "what"),
     [
         ({"device": "cuda"}, "device='cuda' is not available"),
-        ({"evict": "lru"}, "evict='lru' is not available"),
-        ({"policy": {"t1": 0.5}}, "the knob 't1' is unknown"),
+        ({"evict": "belady"}, "evict='belady' is not available"),
+        ({"policy": {"t1": 0.5}}, "no knob is called 't1'; the chosen policies have"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_and_not_ignored(

@@ -56,10 +56,15 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, seq: Sequence) -> Outputs:
-        """Queue a sequence; `RuntimeError` where the loop is closed."""
+    def submit(self, seq: Sequence, begin: Callable[[], None] = lambda: None) -> Outputs:
+        """Queue a sequence; `begin` runs in the engine's thread before it. `RuntimeError` where the loop is closed."""
         outbox: _Outbox = queue.SimpleQueue()
-        if not self._put(lambda: self._add(seq, outbox)):
+
+        def enter() -> None:
+            begin()
+            self._add(seq, outbox)
+
+        if not self._put(enter):
             raise RuntimeError(CLOSED)
         return Outputs(seq, outbox, lambda: self._put(lambda: self._abort(seq)))
 

@@ -1,19 +1,12 @@
-"""The words of the room: what an expert is called, where it can be, who wants it, and what can be done about it."""
+"""The words of the room: those of the bookkeeping, and what a router decided."""
 
-from enum import IntEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
-from gmoe.experts.expert_id import ExpertId as ExpertId
+from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency, Tier
 
-
-class Tier(IntEnum):
-    """Where an expert's weights lie, slowest first."""
-
-    DISK = 0
-    HOST = 1
-    GPU = 2
+__all__ = ["Action", "ExpertId", "Miss", "Residency", "Routing", "Tier"]
 
 
 class Routing(NamedTuple):
@@ -21,30 +14,3 @@ class Routing(NamedTuple):
 
     topk_ids: Tensor  # [T, k] int32
     topk_weights: Tensor  # [T, k] float32, normalised and scaled by the architecture
-
-
-class Miss(NamedTuple):
-    """A wanted expert that is not in the fast tier."""
-
-    id: ExpertId
-    weight: float  # the largest routing weight that any token of the batch gives it
-    tokens: int  # how many tokens want it
-    tier: Tier  # the best tier that holds it now
-    arriving: bool  # a copy is already under way
-
-
-class Residency(Protocol):
-    """What a miss policy may see of the store: read only."""
-
-    def tier(self, id: ExpertId) -> Tier: ...
-
-    def resident(self, id: ExpertId) -> bool: ...
-
-    def has_twin(self, id: ExpertId) -> bool: ...
-
-
-class Action(NamedTuple):
-    """What to do about a miss."""
-
-    how: Literal["load", "twin", "cpu", "substitute", "skip"]
-    expert: int = -1  # with "substitute": which one instead

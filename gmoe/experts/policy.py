@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency
 
 Ids = NDArray[np.integer]  # [T, k]
 Floats = NDArray[np.floating]
@@ -112,6 +112,22 @@ class WorkingSet(ABC):
         """At most `slots` experts worth keeping now, most wanted first; none: no opinion."""
 
 
+class RoutePolicy(ABC):
+    """Which experts to ask for: the router's own choice, or bent towards what is here. Changes no residency."""
+
+    @abstractmethod
+    def route(self, layer: int, ids: Ids, weights: Floats, residency: Residency) -> tuple[Ids, Floats]:
+        """The router's choice, ids and weights [T, k] -> the choice to serve, of the same shape; ids of -1: nobody."""
+
+
+class MissPolicy(ABC):
+    """What to do about a wanted expert that is not resident. It decides, dispatch acts; it must not block."""
+
+    @abstractmethod
+    def resolve(self, miss: Miss, residency: Residency) -> Action:
+        """One of the five actions; "substitute" names a resident expert of the same layer."""
+
+
 def names(kind: str) -> list[str]:
     """The policies of a kind: the files of its folder."""
     folder = Path(__file__).parent / kind
@@ -136,6 +152,24 @@ def load(kind: str, name: str, knobs: Mapping[str, Any] | None = None, **given: 
     if lacking:
         raise PolicyError(f"{kind}.{name}: needs {', '.join(lacking)}, which are not known here")
     return policy(**offered)
+
+
+def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The knobs of each of the `chosen` policies, by kind; one that none of them has is a `PolicyError`."""
+    takes = {kind: set(_knobs(kind, name)) for kind, name in chosen.items()}
+    for knob in knobs:
+        if not any(knob in names for names in takes.values()):
+            known = ", ".join(sorted(set().union(*takes.values()))) or "none"
+            raise PolicyError(f"policy: no knob is called {knob!r}; the chosen policies have {known}")
+    return {kind: {knob: value for knob, value in knobs.items() if knob in names} for kind, names in takes.items()}
+
+
+def _knobs(kind: str, name: str) -> list[str]:
+    """What a user may set: the parameters with a plain number or text as default."""
+    if name not in names(kind):
+        raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
+    takes = signature(import_module(f"gmoe.experts.{kind}.{name}").Policy).parameters
+    return [key for key, p in takes.items() if isinstance(p.default, int | float | str)]
 
 
 def top(scores: Floats, layer: int, n: int) -> list[ExpertId]:

@@ -1,25 +1,232 @@
-"""ExpertStore: where the experts are; here all of them are resident, straight in the memory map."""
+"""ExpertStore: where the experts are and how they get there; it knows where, never why.
+
+Either all experts are used straight from the map of the file, or they come and go in slots of a budget.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gmoe.experts.expert_id import ExpertId, Tier
+from gmoe.experts.policy import EvictionPolicy, Floats, Ids
+from gmoe.experts.pool import SlotPool
+from gmoe.experts.slots import Arena, Extent, Group
+from gmoe.experts.transfer import State, Ticket, Transfer
 from gmoe.gguf.layout import ExpertLayout, ExpertStack
 from gmoe.kernels.ops import ExpertMatrix, ExpertTable
 from gmoe.kernels.reference import as_tensor, dequantize
 
 
+@dataclass
+class TierStats:
+    """What happened in one tier; an expert is asked for once a layer and pass, however many tokens want it."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_loaded: int = 0
+    bytes_wasted: int = 0  # prefetched and evicted unused
+    late: int = 0  # prefetched, not there in time
+    stall_seconds: float = 0.0  # compute waited for reads
+
+
 class ExpertStore:
-    """The experts of a file as tables of addresses, one a layer; nothing is copied."""
+    """The experts of a file as tables of addresses, one a layer; address 0: absent. Used by one thread."""
 
     def __init__(self, layout: ExpertLayout):
         self.layout = layout
-        self._tables = {
-            layer: ExpertTable(None if experts.gate is None else _matrix(experts.gate), *map(_matrix, experts[1:]))
-            for layer, experts in layout.layers.items()
-        }
+        self.stats = TierStats()
+        self.whole = True  # every expert is here, straight from the map
+        self._tables = {layer: _mapped(layout, layer) for layer in layout.layers}
+
+    def offload(
+        self,
+        groups: Sequence[Group],
+        counts: Sequence[int],
+        extents: Mapping[ExpertId, Extent],
+        evict: Callable[[], EvictionPolicy],
+        transfer: Transfer,
+    ) -> None:
+        """From now on experts live in `counts[n]` slots of each group; the store closes `transfer`."""
+        self.whole = False
+        self.transfer = transfer
+        self._extents = extents
+        self._arena = Arena(groups, counts)
+        self._pools = [SlotPool(count, evict()) for count in counts]
+        self._group_of = {layer: n for n, group in enumerate(groups) for layer in group.layers}
+        self._flying: dict[ExpertId, Ticket] = {}  # experts that have a slot and are not there
+        self._unused: set[ExpertId] = set()  # prefetched, not yet asked for
+        self._kept: frozenset[ExpertId] = frozenset()  # the working set
+        self._tables = {layer: _slotted(table, self._arena) for layer, table in self._tables.items()}
+
+    def close(self) -> None:
+        """End the transfer; no read is under way afterwards."""
+        if not self.whole:
+            self.transfer.close()
 
     def table(self, layer: int) -> ExpertTable:
-        """All experts of a layer."""
+        """The experts of a layer; its addresses change in place when experts come and go."""
         return self._tables[layer]
+
+    def resident(self, id: ExpertId) -> bool:
+        """Whether it can be computed now; tells no policy."""
+        return bool(self._tables[id.layer].down.address[id.expert])
+
+    def tier(self, id: ExpertId) -> Tier:
+        """The best tier that holds it."""
+        return Tier.HOST if self.resident(id) else Tier.DISK
+
+    def has_twin(self, id: ExpertId) -> bool:
+        """Whether a low-precision twin of it is at hand."""
+        return False
+
+    def arriving(self, id: ExpertId) -> bool:
+        """Whether it is on its way."""
+        return id in self._flying
+
+    @property
+    def slots(self) -> int:
+        """How many experts can be here at once, of all groups together."""
+        return sum(pool.capacity for pool in self._pools)
+
+    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+        """A layer's routing, before its experts are looked up: for the eviction policies."""
+        for pool in self._pools:
+            pool.evict.observe(layer, ids, weights)
+
+    def begin(self) -> None:
+        """A new request starts."""
+        for pool in self._pools:
+            pool.evict.begin()
+
+    def keep(self, ids: Collection[ExpertId]) -> None:
+        """These are worth keeping for a while: they are prefetched, and leave only where nobody else can."""
+        if ids or self._kept:
+            self._kept = frozenset(ids)
+            self.prefetch(ids, ())
+
+    def lookup(self, layer: int, experts: Iterable[int]) -> tuple[list[ExpertId], list[ExpertId]]:
+        """Those that are here, and those to fetch; counts them and tells the eviction policy.
+
+        One that is still on its way counts as a late hit, and is among those to fetch.
+        """
+        self._land([ticket for ticket in self._flying.values() if ticket.final])
+        pool = self._pools[self._group_of[layer]]
+        here: list[ExpertId] = []
+        absent: list[ExpertId] = []
+        for expert in experts:
+            id = ExpertId(layer, expert)
+            if pool.lookup(id) < 0:
+                self.stats.misses += 1
+                absent.append(id)
+            else:
+                self.stats.hits += 1
+                flying = id in self._flying
+                self.stats.late += flying
+                (absent if flying else here).append(id)
+            self._unused.discard(id)
+        return here, absent
+
+    def fetch(self, id: ExpertId, pinned: Collection[ExpertId]) -> Ticket | None:
+        """Bring an absent expert here before anything foretold; None: the pinned ones leave no slot now.
+
+        A prefetch of it is hurried up; prefetches of others give way, those under way are waited for.
+        """
+        if id in self._flying:
+            self.transfer.promote(self._flying[id])
+            return self._flying[id]
+        group = self._group_of[id.layer]
+        while (held := self._held(group, pinned)) and len(held) >= self._pools[group].capacity:
+            others = [self._flying[other] for other in held if other in self._flying and other not in pinned]
+            if not others:
+                return None
+            if not any(self._cancel(ticket) for ticket in others):
+                self._land(self.transfer.wait(others))
+        return self._start(id, held, urgent=True)
+
+    def prefetch(self, ids: Iterable[ExpertId], pinned: Collection[ExpertId]) -> None:
+        """Bring experts here when nothing else is read, as long as half of the slots stay free to choose."""
+        for id in ids:
+            group = self._group_of.get(id.layer)
+            if group is None or id in self._flying or self.resident(id):
+                continue
+            held = self._held(group, pinned)
+            if 2 * len(held) < self._pools[group].capacity:
+                self._start(id, held, urgent=False)
+                self._unused.add(id)
+
+    def wait(self, tickets: Collection[Ticket]) -> list[Ticket]:
+        """Those that have arrived, one at least; one that cannot be read has no slot then and is a `TransferError`."""
+        final = self.transfer.wait(tickets)
+        self._land(final)
+        for ticket in final:
+            if ticket.error:
+                raise ticket.error
+        return final
+
+    def settle(self) -> None:
+        """Wait until no read is under way; what failed is forgotten."""
+        while self._flying:
+            for ticket in list(self._flying.values()):
+                self._cancel(ticket)
+            if self._flying:
+                self._land(self.transfer.wait(list(self._flying.values())))
+
+    def _held(self, group: int, pinned: Collection[ExpertId]) -> set[ExpertId]:
+        """Who of a group must not leave."""
+        return {id for id in (*pinned, *self._flying) if self._group_of[id.layer] == group}
+
+    def _start(self, id: ExpertId, held: set[ExpertId], urgent: bool) -> Ticket:
+        group = self._group_of[id.layer]
+        pool = self._pools[group]
+        spared = held | {kept for kept in self._kept if kept in pool}
+        placed = pool.place(id, spared if len(spared) < pool.capacity else held)
+        for other in placed.evicted:
+            self._forget(other)
+        into = self._arena.slot(group, placed.slot)
+        ticket = self.transfer.submit(id, placed.slot, self._extents[id], into, urgent)
+        self._flying[id] = ticket
+        return ticket
+
+    def _land(self, tickets: Iterable[Ticket]) -> None:
+        """What is final has its address, or no slot any more."""
+        for ticket in tickets:
+            if self._flying.get(ticket.id) is not ticket:
+                continue
+            del self._flying[ticket.id]
+            if ticket.state is not State.DONE:
+                self._pools[self._group_of[ticket.id.layer]].remove(ticket.id)
+                self._unused.discard(ticket.id)  # a cancelled one is read again if it is wanted
+                continue
+            extent = self._extents[ticket.id]
+            self.stats.bytes_loaded += sum(read.needed for read in extent.reads)
+            base = self._arena.address(self._group_of[ticket.id.layer], ticket.slot)
+            for matrix, start in zip(_present(self._tables[ticket.id.layer]), extent.starts, strict=True):
+                matrix.address[ticket.id.expert] = base + start
+
+    def _cancel(self, ticket: Ticket) -> bool:
+        if self.transfer.cancel(ticket):
+            self._land([ticket])
+            return True
+        return False
+
+    def _forget(self, id: ExpertId) -> None:
+        """An expert has lost its slot."""
+        for matrix in _present(self._tables[id.layer]):
+            matrix.address[id.expert] = 0
+        if id in self._unused:
+            self._unused.discard(id)
+            self.stats.bytes_wasted += sum(read.needed for read in self._extents[id].reads)
+
+
+def _present(table: ExpertTable) -> list[ExpertMatrix]:
+    return [matrix for matrix in (table.gate, table.up, table.down) if matrix is not None]
+
+
+def _mapped(layout: ExpertLayout, layer: int) -> ExpertTable:
+    experts = layout.layers[layer]
+    return ExpertTable(None if experts.gate is None else _matrix(experts.gate), *map(_matrix, experts[1:]))
 
 
 def _matrix(stack: ExpertStack | None) -> ExpertMatrix:
@@ -28,3 +235,20 @@ def _matrix(stack: ExpertStack | None) -> ExpertMatrix:
     bias = None if stack.bias is None else dequantize(stack.bias).numpy()
     views = [as_tensor(matrix).numpy() for matrix in stack.matrices]
     return ExpertMatrix(stack.format, stack.rows, stack.cols, address, bias, stack.matrices, views.__getitem__)
+
+
+def _slotted(table: ExpertTable, arena: Arena) -> ExpertTable:
+    """The same experts, none of them here yet."""
+
+    def empty(matrix: ExpertMatrix) -> ExpertMatrix:
+        row_bytes = matrix.format.row_bytes(matrix.cols)
+        address = np.zeros_like(matrix.address)
+
+        def data(expert: int) -> NDArray[np.uint8]:
+            if not address[expert]:
+                raise KeyError(f"expert {expert} is not here")
+            return arena.at(int(address[expert]), matrix.rows * row_bytes).reshape(matrix.rows, row_bytes)
+
+        return replace(matrix, address=address, owner=arena, data=data)
+
+    return ExpertTable(None if table.gate is None else empty(table.gate), empty(table.up), empty(table.down))

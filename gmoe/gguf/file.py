@@ -1,9 +1,10 @@
 """GGUFFile: a GGUF model over one memory map a part; nothing is copied, no count is believed before it is checked."""
 
 import mmap
+import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -248,6 +249,7 @@ class GGUFFile:
         self.tensors: dict[str, TensorInfo] = {}
         self._spans = parts[0].spans
         self._bytes = [part.bytes for part in parts]
+        self._held: dict[str, np.ndarray] = {}
         for part in parts:
             for name, info in part.tensors.items():
                 if name in self.tensors:
@@ -289,8 +291,31 @@ class GGUFFile:
     def view(self, name: str) -> QuantTensor:
         """A tensor over the map, without a copy; the map lives as long as a view does."""
         info = self.tensors[name]
-        raw = self._bytes[info.part][info.offset : info.offset + info.nbytes]
+        raw = self._held.get(name)
+        if raw is None:
+            raw = self._bytes[info.part][info.offset : info.offset + info.nbytes]
         return QuantTensor(raw.reshape(*info.shape[:-1], -1), info.format, info.shape)
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Read these tensors into memory of their own, where no other traffic drives them out; `view` gives that then.
+
+        Raises `GGUFError`.
+        """
+        for name in names:
+            info = self.tensors[name]
+            data = np.empty(info.nbytes, dtype=np.uint8)
+            with self.parts[info.part].open("rb", buffering=0) as file:
+                file.seek(info.offset)
+                got = 0
+                while got < info.nbytes:
+                    n = file.readinto(data[got:].data)
+                    if not n:
+                        raise InvalidFile(str(self.path), f"it ends inside the tensor {name} (is it truncated?)")
+                    got += n
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), info.offset, info.nbytes, os.POSIX_FADV_DONTNEED)
+            data.flags.writeable = False
+            self._held[name] = data
 
     def stored(self, key: str) -> np.ndarray:
         """A key's type and value as the file stores them, uint8, without a copy."""
@@ -299,6 +324,7 @@ class GGUFFile:
     def close(self) -> None:
         """Forget the map; the system unmaps it with the last view."""
         self._bytes = []
+        self._held = {}
 
     def __enter__(self) -> "GGUFFile":
         return self

@@ -1,0 +1,62 @@
+"""Budget: whether a model's experts fit into memory, and if not, how many slots there are for them."""
+
+from dataclasses import dataclass, field
+
+from gmoe.experts.memory import Limit, available
+from gmoe.experts.slots import extents, groups, least, share
+from gmoe.gguf.layout import ExpertLayout
+
+RESERVE = 96 << 20  # for activations, and for the code that runs them
+KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
+
+
+class TooSmall(ValueError):
+    """The budget holds not even what must be there; the text says the least that would do."""
+
+
+@dataclass
+class Budget:
+    """`fixed` bytes of other weights and the experts of `layout`, against what was `asked` for or what is `free`."""
+
+    name: str  # of the file
+    layout: ExpertLayout
+    fixed: int
+    asked: int | None  # bytes for all weights; None: what is free
+    free: Limit = field(default_factory=available)
+
+    def __post_init__(self) -> None:
+        self.extents = extents(self.layout)
+        self.groups = groups(self.layout, self.extents)
+        self.experts = sum(self.layout.expert_bytes(layer) * self.layout.n_expert for layer in self.layout.layers)
+
+    @property
+    def whole(self) -> bool:
+        """Everything fits and is used straight from the map."""
+        reserve = 0 if self.asked is not None else RESERVE + self.kv_share
+        return not self.groups or self.fixed + self.experts + reserve <= self._total
+
+    @property
+    def kv_share(self) -> int:
+        """Bytes that the KV cache may take where the context is not given."""
+        return self.free.free // KV_PART
+
+    def counts(self, kv_bytes: int) -> list[int]:
+        """Slots of each group; `TooSmall` where there is not one for each."""
+        reserve = 0 if self.asked is not None else min(RESERVE, self._total // 10) + kv_bytes
+        room = self._total - self.fixed - reserve
+        if room < least(self.groups):
+            need = self.fixed + reserve + least(self.groups)
+            source = "host_memory" if self.asked is not None else self.free.source
+            raise TooSmall(
+                f"{self.name} needs at least {_mib(need)} of memory to run out of slots, "
+                f"{source} leaves {_mib(self._total)}"
+            )
+        return share(self.groups, room)
+
+    @property
+    def _total(self) -> int:
+        return self.free.free if self.asked is None else self.asked
+
+
+def _mib(n: int) -> str:
+    return f"{-(-n // (1 << 20))} MiB"
