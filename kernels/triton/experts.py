@@ -1,0 +1,203 @@
+"""The routed experts of a layer, read where they lie in a bank of slots: gate and up, then down, then the sum."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from gmoe.kernels.formats import QuantFormat
+from gmoe.kernels.triton.matmul import multiply, tile
+from gmoe.kernels.triton.row import Row, row, signs, table
+from torch import Tensor
+
+ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
+
+
+@dataclass(frozen=True)
+class SlotMatrix:
+    """Where one of gate, up and down begins in every slot, and what it is; `bias` is float32 [experts, rows]."""
+
+    offset: int  # bytes
+    format: QuantFormat
+    rows: int
+    cols: int
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ExpertBank:
+    """Equal slots of one tier: `data` uint8 [slots, slot_bytes]."""
+
+    data: Tensor
+    gate: SlotMatrix | None
+    up: SlotMatrix
+    down: SlotMatrix
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _activate(gate, up, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "swiglu":
+        return gate * _sigmoid(gate) * up
+    elif ACTIVATION == "geglu":
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return gate * _sigmoid(2.0 * inner) * up  # (1 + tanh z) / 2 is the sigmoid of 2 z
+    elif ACTIVATION == "reglu":
+        return tl.maximum(gate, 0.0) * up
+    elif ACTIVATION == "relu2":
+        return tl.maximum(up, 0.0) * tl.maximum(up, 0.0)
+    else:
+        tl.static_assert(ACTIVATION == "swiglu_oai")
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
+        return gate * _sigmoid(1.702 * gate) * (up + 1.0)
+
+
+@triton.jit
+def _gate_up(
+    x, bank, h, pairs, block_slot, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
+    gate_bias, up_bias, gate_table, up_table, signs,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    slot = tl.load(block_slot + tl.program_id(1))
+    if slot >= 0:
+        pair = tl.load(pairs + tl.program_id(1) * M + tl.arange(0, M))  # [M], -1: nobody
+        inside = pair >= 0
+        n = tl.program_id(0) * N + tl.arange(0, N)
+        row_number = tl.where(n < FF, n, 0).to(tl.int64)
+        here = bank + slot.to(tl.int64) * slot_bytes
+        xs = tl.where(inside, pair // k, 0).to(tl.int64) * D
+        expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
+        beside = expert[:, None] * FF + row_number[None, :]  # of the biases
+        up = multiply(x, here + up_at + row_number * up_row_bytes, up_table, signs, xs, inside, D, M, N, UP)
+        if UP_BIAS:
+            up += tl.load(up_bias + beside)
+        gate = up
+        if GATED:
+            rows = here + gate_at + row_number * gate_row_bytes
+            gate = multiply(x, rows, gate_table, signs, xs, inside, D, M, N, GATE)
+            if GATE_BIAS:
+                gate += tl.load(gate_bias + beside)
+        value = _activate(gate, up, ACTIVATION).to(h.dtype.element_ty)
+        place = pair[:, None].to(tl.int64) * FF + n[None, :]
+        tl.store(h + place, value, mask=inside[:, None] & (n < FF)[None, :])
+
+
+@triton.jit
+def _down(
+    h, bank, out, pairs, block_slot, ids, slot_bytes, D, at, row_bytes, bias, table, signs,
+    FF: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DOWN: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    slot = tl.load(block_slot + tl.program_id(1))
+    if slot >= 0:
+        pair = tl.load(pairs + tl.program_id(1) * M + tl.arange(0, M))
+        inside = pair >= 0
+        n = tl.program_id(0) * N + tl.arange(0, N)
+        row_number = tl.where(n < D, n, 0).to(tl.int64)
+        rows = bank + slot.to(tl.int64) * slot_bytes + at + row_number * row_bytes
+        hs = tl.where(inside, pair, 0).to(tl.int64) * FF
+        total = multiply(h, rows, table, signs, hs, inside, FF, M, N, DOWN)
+        if BIAS:
+            expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
+            total += tl.load(bias + expert[:, None] * D + row_number[None, :])
+        place = pair[:, None].to(tl.int64) * D + n[None, :]
+        tl.store(out + place, total, mask=inside[:, None] & (n < D)[None, :])
+
+
+@triton.jit
+def _combine(out, slots, weights, y, D, K: tl.constexpr, N: tl.constexpr):
+    t = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    total = tl.zeros((N,), tl.float32)
+    for j in tl.static_range(K):
+        here = tl.load(slots + t * K + j) >= 0
+        value = tl.load(out + (t * K + j) * D + n, mask=(n < D) & here, other=0.0)
+        total += tl.where(here, tl.load(weights + t * K + j) * value, 0.0)
+    tl.store(y + t * D + n, total.to(y.dtype.element_ty), mask=n < D)
+
+
+def blocks_of(slots: Tensor, n_slots: int, m: int) -> tuple[Tensor, Tensor]:
+    """Pairs sorted by slot and filled up to blocks of m: pairs [blocks * m], and the slot of each block; -1: nobody.
+
+    `slots` [P] int, -1 for pairs that are not computed. The number of blocks depends on the sizes alone, so nothing
+    waits for the device.
+    """
+    count = slots.numel()
+    if m == 1:
+        return torch.arange(count, dtype=torch.int32, device=slots.device), slots.int()
+    n_blocks = min(count, n_slots) + count // m
+    key = torch.where(slots < 0, n_slots, slots).long()
+    counts = torch.zeros(n_slots + 1, dtype=torch.int64, device=slots.device).scatter_add_(0, key, torch.ones_like(key))
+    blocks = (counts[:n_slots] + m - 1) // m
+    ends = blocks.cumsum(0)
+    order = key.argsort(stable=True)
+    rank = torch.arange(count, device=slots.device) - (counts.cumsum(0) - counts)[key[order]]  # within its slot
+    begin = torch.cat(((ends - blocks) * m, torch.full_like(ends[:1], n_blocks * m)))  # the absent go past the end
+    place = (begin[key[order]] + rank).clamp(max=n_blocks * m)
+    pairs = torch.full((n_blocks * m + 1,), -1, dtype=torch.int32, device=slots.device)
+    pairs = pairs.scatter_(0, place, order.int())[: n_blocks * m]
+    number = torch.arange(n_blocks, device=slots.device)
+    owner = torch.searchsorted(ends, number, right=True)
+    return pairs, torch.where(number < ends[-1], owner, -1).int()
+
+
+def expert_mlp(
+    x: Tensor, slots: Tensor, topk_ids: Tensor, topk_weights: Tensor, bank: ExpertBank, activation: str = "swiglu"
+) -> Tensor:
+    """The routed experts' sum: x [T, D] float32, float16 or bfloat16 -> [T, D] of the same dtype.
+
+    slots [T, k]: where each chosen expert lies in the bank, -1: it counts nothing. topk_ids [T, k] choose the biases;
+    topk_weights [T, k] float32. Sums are float32, over k in order.
+    """
+    up, gate, down = bank.up, bank.gate, bank.down
+    tokens, k = topk_ids.shape
+    if x.shape != (tokens, up.cols) or slots.shape != topk_ids.shape or topk_weights.shape != topk_ids.shape:
+        shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(topk_ids.shape)}"
+        raise ValueError(f"{shapes}, topk_weights {tuple(topk_weights.shape)} do not fit experts of width {up.cols}")
+    if activation not in ACTIVATIONS or (gate is None) != (activation == "relu2"):
+        needs = "no gate" if gate is None else "a gate"
+        raise ValueError(f"activation {activation!r} does not go with {needs}; known: {', '.join(ACTIVATIONS)}")
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not tokens:
+        return y
+    m, n = tile(max(1, tokens * k // max(1, len(bank.data)))) if tokens > 4 else tile(1)
+    slots, ids = slots.contiguous(), topk_ids.int().contiguous()
+    pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m)
+    h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
+    out = torch.empty(tokens * k, down.rows, dtype=torch.float32, device=x.device)
+    first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
+    _gate_up[(triton.cdiv(up.rows, n), len(block_slot))](
+        x.contiguous(), bank.data, h, pairs, block_slot, ids, slot_bytes, up.rows, k,
+        first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
+        table(first.format.name, x.device), table(up.format.name, x.device), sign_table,
+        D=up.cols, M=m, N=n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
+        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation,
+    )  # fmt: skip
+    _down[(triton.cdiv(down.rows, n), len(block_slot))](
+        h, bank.data, out, pairs, block_slot, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
+        *_biases(down, like=out), table(down.format.name, x.device), sign_table,
+        FF=down.cols, M=m, N=n, DOWN=_form(down), BIAS=down.bias is not None,
+    )  # fmt: skip
+    width = 256
+    _combine[(triton.cdiv(down.rows, width), tokens)](
+        out, slots, topk_weights.float().contiguous(), y, down.rows, K=k, N=width
+    )
+    return y
+
+
+def _form(matrix: SlotMatrix) -> Row:
+    return row(matrix.format.name)
+
+
+def _row_bytes(matrix: SlotMatrix) -> int:
+    return matrix.format.row_bytes(matrix.cols)
+
+
+def _biases(*matrices: SlotMatrix, like: Tensor) -> list[Tensor]:
+    """Their biases; where there is none any pointer does, since the kernel does not read it."""
+    return [like if m.bias is None else m.bias.contiguous() for m in matrices]
