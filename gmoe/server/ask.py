@@ -1,0 +1,148 @@
+"""Ask: what a client wants of a model, whichever dialect said it, and the events of the answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Message = Mapping[str, Any]
+
+
+class Refused(Exception):
+    """A request that is not served: an HTTP status and one sentence."""
+
+    def __init__(self, status: int, text: str):
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A request for text. It has `messages`, or a `prompt`; with neither the model is only loaded or unloaded.
+
+    `sampling` are fields of `SamplingParams`; where it is silent the model's own parameters count, then `defaults`.
+    """
+
+    model: str
+    messages: Sequence[Message] | None = None
+    prompt: str | Sequence[int] | None = None
+    templated: bool = False  # a prompt that goes through the chat template as a user's message
+    system: str | None = None
+    template: str | None = None  # instead of the model's own
+    suffix: str | None = None  # what the answer leads to
+    context: Sequence[int] = ()  # ids of the conversation before the prompt
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | None = None  # "none", "auto", "required", or the name of a function
+    think: bool | str | None = None
+    think_strict: bool = True  # asking a model to think that cannot is an error
+    template_values: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens: bool = True  # control tokens are found in the prompt's text, and bos is added
+    echo: bool = False
+    ignore_end: bool = False
+    num_ctx: int | None = None
+    num_thread: int | None = None
+    num_keep: int = 4
+    truncate: bool = True  # drop the oldest messages of a conversation that is too long
+    shift: bool = True  # and the middle of a text that is
+    keep_alive: float | None = None  # seconds; negative: forever
+    stream: bool = True
+    progress: bool = False  # say how loading goes
+    only_render: bool = False  # the prompt's text is the answer
+    task: str | None = None
+    warnings: Sequence[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what only the dialect itself reads again
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to be said."""
+        return not self.messages and self.prompt is None
+
+
+class Chosen(NamedTuple):
+    """One token and how probable it was; `top` are the likeliest, likeliest first."""
+
+    token: str
+    logprob: float
+    raw: bytes
+    id: int
+    top: tuple["Chosen", ...] = ()
+
+
+class ToolCall(NamedTuple):
+    """A function that the model calls; `arguments` keep their order."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took; seconds. `experts` are the counters of the model's experts meanwhile."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    load_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    total_seconds: float = 0.0
+    experts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Loading(NamedTuple):
+    """The model is being loaded since `seconds`; `share` of it is done, where that is known."""
+
+    seconds: float
+    share: float | None = None
+
+
+class Piece(NamedTuple):
+    """A part of an answer."""
+
+    content: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[Chosen, ...] = ()
+
+
+class End(NamedTuple):
+    """The last event. `reason`: stop, length, tool_calls, load or unload."""
+
+    reason: str
+    usage: Usage = Usage()
+    context: tuple[int, ...] = ()
+    stop: str | None = None  # the stop text that ended it
+    prompt: str | None = None  # the text, where only that was asked for
+
+
+Event = Loading | Piece | End
+Events = Iterator[Event]
+
+
+class Whole(NamedTuple):
+    """An answer in one."""
+
+    piece: Piece
+    end: End
+
+
+def whole(events: Events) -> Whole:
+    """Wait for the end and join the pieces."""
+    content, thinking = [], []
+    calls: list[ToolCall] = []
+    ids: list[int] = []
+    logprobs: list[Chosen] = []
+    end = End("stop")
+    for event in events:
+        if isinstance(event, Piece):
+            content.append(event.content)
+            thinking.append(event.thinking)
+            calls += event.tool_calls
+            ids += event.ids
+            logprobs += event.logprobs
+        elif isinstance(event, End):
+            end = event
+    return Whole(Piece("".join(content), "".join(thinking), tuple(calls), tuple(ids), tuple(logprobs)), end)

@@ -1,0 +1,109 @@
+"""Catalog: the models a server may serve: those of the library, and the files named on its command line."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gmoe.library.create import modelfile_of
+from gmoe.library.find import DEMO
+from gmoe.library.manifest import Library, LibraryError, Manifest, ModelNotFound
+from gmoe.library.modelfile import Modelfile
+from gmoe.library.name import InvalidName, ModelName
+from gmoe.options import RuntimeOptions
+from gmoe.server.ask import Refused
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: its full name, its GGUF file, and what its Modelfile says."""
+
+    name: str
+    path: Path
+    digest: str  # changes when the model does
+    size: int
+    modified: float
+    modelfile: Modelfile = Modelfile(())
+    manifest: Manifest | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Ollama's parameters, by name."""
+        return self.modelfile.parameters
+
+
+@dataclass
+class Catalog:
+    """`files` are served under their stems; nothing else outside the library is ever opened."""
+
+    library: Library
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, library: Library, paths: Iterable[Path]) -> "Catalog":
+        """Names for files; a name that two would have is a `ValueError`."""
+        files: dict[str, Path] = {}
+        for path in paths:
+            name = str(ModelName.parse(_name_of(path)))
+            if name in files:
+                raise ValueError(f"{path} and {files[name]} would both be called {name}")
+            files[name] = path
+        return cls(library, files)
+
+    def find(self, name: str) -> Entry:
+        """The model of a name; `Refused` (404) where there is none."""
+        try:
+            parsed = ModelName.parse(name)
+        except InvalidName:
+            raise Refused(404, f"model '{name}' not found") from None
+        for known, path in self.files.items():
+            if known.casefold() == str(parsed).casefold():
+                return _of_file(known, path)
+        try:
+            return self._of_library(parsed, self.library.resolve(parsed))
+        except ModelNotFound:
+            if str(parsed) == "demo:latest" and DEMO.is_file():
+                return _of_file("demo:latest", DEMO)
+            raise Refused(404, f"model '{name}' not found") from None
+
+    def entries(self) -> list[Entry]:
+        """All of them; the files first, then the library's, the one changed last first."""
+        found = {name: _of_file(name, path) for name, path in self.files.items()}
+        for parsed, manifest in self.library.models():
+            if manifest.of_kind("model") and str(parsed) not in found:
+                with suppress(LibraryError, OSError):
+                    found[str(parsed)] = self._of_library(parsed, manifest)
+        if DEMO.is_file():
+            found.setdefault("demo:latest", _of_file("demo:latest", DEMO))
+        return list(found.values())
+
+    def _of_library(self, name: ModelName, manifest: Manifest) -> Entry:
+        layers = manifest.of_kind("model")
+        if not layers:
+            raise Refused(404, f"model '{name}' has no GGUF layer")
+        modelfile = modelfile_of(self.library, manifest)
+        path = self.library.blob(layers[0].digest)
+        return Entry(str(name), path, manifest.digest, manifest.size, manifest.modified, modelfile, manifest)
+
+
+def options_for(entry: Entry, base: RuntimeOptions, num_ctx: int | None, num_thread: int | None) -> RuntimeOptions:
+    """What to load a model with: the server's flags, then the request's wishes, then what the Modelfile says."""
+    default = RuntimeOptions()
+    flags = {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(default, f.name)}
+    options = replace(RuntimeOptions(**entry.modelfile.options), **flags)
+    parameters = entry.parameters
+    context = num_ctx or ("context" not in flags and parameters.get("num_ctx")) or options.context
+    threads = num_thread or ("threads" not in flags and parameters.get("num_thread")) or options.threads
+    return replace(options, context=max(0, context), threads=max(0, threads))
+
+
+def _of_file(name: str, path: Path) -> Entry:
+    stat = path.stat()
+    digest = f"{stat.st_ino:016x}{stat.st_size:016x}{stat.st_mtime_ns:032x}"
+    return Entry(name, path, digest, stat.st_size, stat.st_mtime)
+
+
+def _name_of(path: Path) -> str:
+    """A file's stem, with what no name may hold made a hyphen."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in path.stem)[:80].strip("-.") or "m"

@@ -1,0 +1,217 @@
+"""ModelHost: name -> running LLM; loads, counts users, keeps alive, evicts. It lives on one event loop."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from gmoe.options import RuntimeOptions
+from gmoe.server.ask import Refused
+from gmoe.server.catalog import Catalog, Entry, options_for
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+FOREVER = -1.0
+Load = Callable[[Any, RuntimeOptions], Any]
+
+
+@dataclass(eq=False)
+class Running:
+    """A model in memory. `expires` is a time of `time.monotonic`, None while it is used or forever."""
+
+    entry: Entry
+    options: RuntimeOptions
+    began: float = field(default_factory=time.monotonic)
+    llm: Any = None  # None while it loads
+    users: int = 0
+    keep_alive: float = 300.0
+    used: float = 0.0
+    load_seconds: float = 0.0
+    stopping: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: Exception | None = None
+    timer: asyncio.TimerHandle | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # what others keep beside a model as long as it lives
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it will be unloaded if nobody asks again."""
+        if self.keep_alive < 0:
+            return datetime(2318, 1, 1, tzinfo=UTC)
+        left = self.keep_alive if self.users else max(0.0, self.used + self.keep_alive - time.monotonic())
+        return datetime.fromtimestamp(time.time() + left, UTC)
+
+
+class ModelHost:
+    """Leases models. At most `max_loaded` are in memory; one that nobody uses makes room, the longest unused first."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        options: RuntimeOptions,
+        load: Load,
+        *,
+        keep_alive: float = 300.0,
+        max_loaded: int = 3,
+        max_queue: int = 512,
+    ):
+        self.catalog, self.options = catalog, options
+        self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded, max_queue
+        self.running: dict[str, Running] = {}
+        self.pending = 0  # requests that were admitted and are not done
+        self._load = load
+        self._changed = asyncio.Condition()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """A place in the queue; `Refused` (503) where it is full."""
+        if self.pending >= self.max_queue:
+            raise Refused(503, BUSY)
+        self.pending += 1
+        try:
+            yield
+        finally:
+            self.pending -= 1
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        name: str,
+        keep_alive: float | None = None,
+        num_ctx: int | None = None,
+        num_thread: int | None = None,
+    ) -> AsyncIterator[Running]:
+        """The model of a name, loaded, and not unloaded meanwhile. Raises `Refused`, and what loading raises."""
+        entry = await asyncio.to_thread(self.catalog.find, name)
+        running = await self._take(entry, num_ctx, num_thread)
+        try:
+            await running.ready.wait()
+            if running.failure:
+                raise running.failure
+            if keep_alive is not None:
+                running.keep_alive = keep_alive
+            yield running
+        finally:
+            running.users -= 1
+            running.used = time.monotonic()
+            if not running.users:
+                self._rest(running)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def unload(self, name: str) -> bool:
+        """Forget a model as soon as nobody uses it; False where it was not loaded."""
+        entry = await asyncio.to_thread(self.catalog.find, name)
+        running = self.running.get(entry.name)
+        if running is None:
+            return False
+        running.keep_alive = 0.0
+        running.stopping = True
+        if not running.users:
+            self._rest(running)
+        return True
+
+    async def close(self) -> None:
+        """Unload everything; requests that still run end with an error."""
+        for running in list(self.running.values()):
+            self._drop(running)
+        if self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _take(self, entry: Entry, num_ctx: int | None, num_thread: int | None) -> Running:
+        """A user more of a model that is there or beginning to be; waits for room."""
+        while True:
+            running = self.running.get(entry.name)
+            if running is None:
+                if self._make_room(entry):
+                    running = self._begin(entry, options_for(entry, self.options, num_ctx, num_thread))
+            elif running.entry.digest != entry.digest or not _suffices(running, num_ctx):
+                if not running.users:
+                    self._drop(running)
+                    continue
+                running = None
+            if running is not None:
+                running.users += 1
+                if running.timer:
+                    running.timer.cancel()
+                    running.timer = None
+                return running
+            async with self._changed:
+                await self._changed.wait()
+
+    def _begin(self, entry: Entry, options: RuntimeOptions) -> Running:
+        running = Running(entry, options, keep_alive=self.keep_alive)
+        self.running[entry.name] = running
+        task = asyncio.create_task(self._fill(running))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return running
+
+    async def _fill(self, running: Running) -> None:
+        try:
+            running.llm = await asyncio.to_thread(self._load, running.entry.path, running.options)
+        except Exception as error:
+            running.failure = error
+            self._forget(running)
+        running.load_seconds = time.monotonic() - running.began
+        running.used = time.monotonic()
+        running.ready.set()
+        if running.llm is not None and self.running.get(running.entry.name) is not running:
+            await asyncio.to_thread(running.llm.close)  # it was dropped while it loaded
+        elif not running.users:
+            self._rest(running)
+
+    def _make_room(self, entry: Entry) -> bool:
+        """Drop idle models until one more may be loaded; False where all are busy."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        idle = sorted((r for r in self.running.values() if not r.users), key=lambda r: r.used)
+        while self.running:
+            bytes_loaded = sum(running.entry.size for running in self.running.values())
+            if len(self.running) < self.max_loaded and bytes_loaded + entry.size <= memory:
+                return True
+            if not idle:
+                return len(self.running) < self.max_loaded
+            self._drop(idle.pop(0))
+        return True
+
+    def _rest(self, running: Running) -> None:
+        """Nobody uses it: let its time run."""
+        if running.timer:
+            running.timer.cancel()
+            running.timer = None
+        if self.running.get(running.entry.name) is not running or running.keep_alive < 0:
+            return
+        if running.keep_alive == 0:
+            self._drop(running)
+        else:
+            loop = asyncio.get_running_loop()
+            running.timer = loop.call_later(running.keep_alive, self._drop_idle, running)
+
+    def _drop_idle(self, running: Running) -> None:
+        if not running.users:
+            self._drop(running)
+
+    def _drop(self, running: Running) -> None:
+        """Forget it now and free it in the background."""
+        self._forget(running)
+        if running.timer:
+            running.timer.cancel()
+        if running.llm is not None:
+            task = asyncio.create_task(asyncio.to_thread(running.llm.close))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _forget(self, running: Running) -> None:
+        if self.running.get(running.entry.name) is running:
+            del self.running[running.entry.name]
+
+
+def _suffices(running: Running, num_ctx: int | None) -> bool:
+    """Whether a loaded model has the context that a request names, or all that it can have."""
+    if running.llm is None:
+        return True
+    return bool(min(num_ctx or 0, running.llm.hparams.n_ctx_train) <= running.llm.context)

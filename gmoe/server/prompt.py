@@ -1,0 +1,129 @@
+"""From a request to the ids that the model continues: templates, system texts, shortening to the context."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from gmoe.llm import LLM
+from gmoe.server.ask import Ask, Message, Refused
+from gmoe.server.catalog import Entry
+from gmoe.tokenizer.chat import TemplateError
+from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
+from gmoe.tokenizer.gotemplate import GoTemplate
+
+
+class Prompt(NamedTuple):
+    """`room` is how many tokens the answer may have."""
+
+    ids: list[int]
+    room: int
+    text: str | None = None
+
+
+def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
+    """What the model continues. Raises `Refused` where the template fails or the text does not fit."""
+    limit = min(ask.num_ctx or llm.context, llm.context)
+    try:
+        if ask.messages is not None:
+            return _of_chat(llm, entry, ask, limit)
+        if ask.templated or ask.suffix:
+            return _of_generate(llm, entry, ask, limit)
+    except (TemplateError, GoTemplateError) as error:
+        raise Refused(400, str(error)) from None
+    if isinstance(ask.prompt, str):
+        ids = llm.tokenizer.encode(ask.prompt, add_special=ask.special_tokens, parse_special=ask.special_tokens)
+        return _fitted(llm, ask, ids, limit, ask.prompt)
+    return _fitted(llm, ask, list(ask.prompt or ()), limit, None)
+
+
+def _of_chat(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
+    messages = [*entry.modelfile.messages, *(ask.messages or ())]
+    system = entry.modelfile.last("system")
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    while True:
+        text = render(llm, entry, ask, messages)
+        ids = llm.encode_chat(text)
+        if len(ids) < limit or not ask.truncate:
+            break
+        oldest = next((n for n, m in enumerate(messages[:-1]) if m["role"] != "system"), None)
+        if oldest is None:
+            break
+        del messages[oldest]
+    return _fitted(llm, ask, ids, limit, text)
+
+
+def _of_generate(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
+    if ask.suffix:
+        text = _filled_in(llm, entry, ask)
+    else:
+        system = ask.system if ask.system is not None else entry.modelfile.last("system")
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        if not ask.context:
+            messages += entry.modelfile.messages
+        messages.append({"role": "user", "content": ask.prompt or ""})
+        text = render(llm, entry, ask, messages)
+    ids = [*ask.context, *llm.encode_chat(text)]
+    return _fitted(llm, ask, ids, limit, text)
+
+
+def render(llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message]) -> str:
+    """The prompt's text: by the request's or the Modelfile's Go template, else by the GGUF's own."""
+    source = ask.template or entry.modelfile.last("template")
+    values = {**think_values(ask.think), **ask.template_values}
+    if not source:
+        return llm.template.render(messages, ask.tools or None, **values)
+    think = ask.think if isinstance(ask.think, str) else ""
+    given = {"Think": bool(ask.think), "ThinkLevel": think, "IsThinkSet": ask.think is not None}
+    return parsed(source).chat(messages, ask.tools, **given)
+
+
+def think_values(think: bool | str | None) -> dict[str, Any]:
+    """What chat templates read about thinking; nothing where the request does not speak of it."""
+    if think is None:
+        return {}
+    level = {"reasoning_effort": "high" if think == "max" else think} if isinstance(think, str) else {}
+    return {"enable_thinking": bool(think), "thinking": bool(think)} | level
+
+
+@lru_cache(64)
+def parsed(source: str) -> GoTemplate:
+    """A Go template; `TemplateError` where it is beyond what is supported."""
+    return GoTemplate.parse(source)
+
+
+def fim_tokens(metadata: Mapping[str, Any], tokens: Sequence[str] = ()) -> tuple[int, int, int] | None:
+    """The ids that stand before a prefix, a suffix and the middle between them."""
+    found = []
+    for names in (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle")):
+        keys = (f"tokenizer.ggml.{name}_token_id" for name in names)
+        id = next((metadata[key] for key in keys if key in metadata), None)
+        if id is None:
+            return None
+        found.append(int(id))
+    return found[0], found[1], found[2]
+
+
+def _filled_in(llm: LLM, entry: Entry, ask: Ask) -> str:
+    source = ask.template or entry.modelfile.last("template")
+    if source and "Suffix" in parsed(source).fields:
+        return parsed(source).render({"Prompt": ask.prompt or "", "Suffix": ask.suffix, "Response": ""})
+    tokens = fim_tokens(llm.file.metadata)
+    if tokens is None:
+        raise Refused(400, f'"{ask.model}" does not support insert')
+    before, after, middle = map(llm.tokenizer.text, tokens)
+    return f"{before}{ask.prompt or ''}{after}{ask.suffix}{middle}"
+
+
+def _fitted(llm: LLM, ask: Ask, ids: list[int], limit: int, text: str | None) -> Prompt:
+    """Shorten a prompt that is too long: its first `num_keep` tokens and its end stay."""
+    if not ids:
+        bos = llm.tokenizer.bos_id if llm.tokenizer.bos_id is not None else llm.tokenizer.eos_id
+        ids = [bos or 0]
+    if len(ids) >= limit:
+        if not ask.truncate or not ask.shift or limit < 2:
+            raise Refused(400, f"the prompt has {len(ids)} tokens, the context holds {limit}")
+        keep = max(0, min(ask.num_keep, limit // 2))
+        tail = max(1, (limit - keep) // 2)
+        ids = [*ids[:keep], *ids[-tail:]]
+    return Prompt(ids, limit - len(ids), text)

@@ -1,0 +1,59 @@
+"""A gmoe server on loopback, in a thread of the tests."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from gmoe.library.manifest import Library
+from gmoe.options import RuntimeOptions
+from gmoe.server.app import Server
+
+
+@dataclass
+class Live:
+    """A running server; `http` speaks to it."""
+
+    url: str
+    server: Server
+    http: httpx.Client
+
+    def lines(self, path: str, body: Any) -> list[dict[str, Any]]:
+        """The objects of an NDJSON stream."""
+        response = self.http.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return [json.loads(line) for line in response.text.splitlines()]
+
+    def never_end(self, model: str) -> None:
+        """Load a model and let no token end its answers."""
+        self.lines("/api/generate", {"model": model, "keep_alive": -1})
+        self.server.host.running[f"{model}:latest"].llm.tokenizer.end_ids = frozenset()
+
+
+@contextmanager
+def live_server(
+    home: Path, files: Sequence[Path] = (), options: RuntimeOptions | None = None, **limits: Any
+) -> Iterator[Live]:
+    """Serve until the block ends."""
+    server = Server(Library(home / "models"), list(files), options or RuntimeOptions(context=256), **limits)
+    config = uvicorn.Config(server.app(), log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=60) as http:
+            yield Live(url, server, http)
+    finally:
+        running.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
