@@ -1,0 +1,103 @@
+"""Tool calls: what a parser gives for one, and how the dialects write its arguments."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Tools = Sequence[Mapping[str, Any]]
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+class ToolCall(NamedTuple):
+    """A call of one of the request's tools; `arguments` keep the model's order."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class Unreadable(ValueError):
+    """This is no tool call: its text is given as content."""
+
+
+class Unfinished(Unreadable):
+    """This may become a tool call when more text follows."""
+
+
+def names_of(tools: Tools) -> frozenset[str]:
+    """The names of the request's tools."""
+    return frozenset(str(_function(tool).get("name")) for tool in tools)
+
+
+def call_of(value: Any) -> ToolCall:
+    """A call from `{"name": ..., "arguments": {...}}`, in the spellings that models use."""
+    value = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise Unreadable("a tool call needs a name")
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = read_json(arguments or "{}")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise Unreadable("the arguments of a tool call are an object")
+    return ToolCall(value["name"], arguments)
+
+
+def read_json(text: str) -> Any:
+    """One JSON value and nothing else."""
+    values = list(read_values(text))
+    if len(values) != 1:
+        raise Unreadable("one value is expected")
+    return values[0]
+
+
+def read_values(text: str, between: str = "") -> Iterator[Any]:
+    """JSON values one after another, with space and the characters of `between` between them."""
+    decoder, at = json.JSONDecoder(strict=False), 0
+    while rest := text[at:].lstrip(" \t\r\n" + between):
+        try:
+            value, length = decoder.raw_decode(rest)
+        except json.JSONDecodeError as error:
+            cut = error.pos >= len(rest.rstrip()) or error.msg.startswith("Unterminated")
+            raise (Unfinished if cut else Unreadable)(str(error)) from None
+        except RecursionError:
+            raise Unreadable("too many brackets within one another") from None
+        at = len(text) - len(rest) + length
+        yield value
+
+
+def typed(tools: Tools, name: str, key: str, text: str) -> Any:
+    """An argument that was written as plain text, in the type that the tool declares; undeclared, it stays text."""
+    function = next((_function(tool) for tool in tools if _function(tool).get("name") == name), {})
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    schema = properties.get(key) if isinstance(properties, Mapping) else None
+    types = _types(schema)
+    if types == {"null", "string"} and text.strip().lower() in ("null", "none"):
+        return None
+    if not types or "string" in types:
+        return text
+    word = text.strip().lower()
+    if types & {"boolean", "null"} and word in _WORDS:
+        return _WORDS[word]
+    try:
+        return read_json(text)
+    except Unreadable:
+        return text
+
+
+def _types(schema: Any) -> set[str]:
+    """The JSON types that a schema allows, as far as it says so."""
+    if not isinstance(schema, Mapping):
+        return set()
+    given = schema.get("type")
+    types = {given} if isinstance(given, str) else {str(one) for one in given or ()}
+    for name in ("anyOf", "oneOf"):
+        for one in schema.get(name) or ():
+            types |= _types(one)
+    return types
+
+
+def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return function if isinstance(function, Mapping) else {}

@@ -1,0 +1,72 @@
+"""Which dialect a model speaks: what its Modelfile says, or what its chat template shows."""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from gmoe.tokenizer.parsers.arguments import Tools
+from gmoe.tokenizer.parsers.tags import Parser
+
+_SIGNS = (  # the first that a template contains
+    ("<|channel|>", "harmony"),
+    ("<minimax:tool_call>", "minimax"),
+    ("<｜tool▁calls▁begin｜>", "deepseek"),
+    ("<|tool_calls_section_begin|>", "kimi"),
+    ("<arg_key>", "glm4"),
+    ("<function=", "qwen3_coder"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<|tool_call|>", "granite"),
+    ("<tool_call>", "hermes"),
+    ("<|python_tag|>", "llama3"),
+    ("<|start_header_id|>", "llama3"),
+    ("[THINK]", "mistral"),
+    ("</think>", "think"),
+    ("<think>", "think"),
+)
+_OLLAMA = {  # Ollama's names for PARSER
+    "passthrough": "plain",
+    "qwen3": "hermes",
+    "qwen3-thinking": "hermes",
+    "qwen3-vl-instruct": "hermes",
+    "qwen3-vl-thinking": "hermes",
+    "qwen3-coder": "qwen3_coder",
+    "qwen3.5": "qwen3_coder",
+    "qwen3.8": "qwen3_coder",
+    "nemotron3": "qwen3_coder",
+    "deepseek3": "deepseek",
+    "glm-4.6": "glm4",
+    "glm-4.7": "glm4",
+    "minimax-m2": "minimax",
+    "ministral": "mistral",
+    "kimi-k2": "kimi",
+    "olmo3-think": "think",
+}
+_NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
+DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))
+
+
+def dialect_of(template: str, parser: str | None = None) -> str:
+    """The name of a dialect; `parser` is the Modelfile's PARSER, and one that is unknown is a `ValueError`."""
+    if parser:
+        name = _OLLAMA.get(parser, parser.replace("-", "_"))
+        if name not in DIALECTS:
+            known = ", ".join(sorted({*DIALECTS, *_OLLAMA}))
+            raise ValueError(f"PARSER {parser} is not supported; supported: {known}")
+        return name
+    return next((name for sign, name in _SIGNS if sign in template), "plain")
+
+
+def parser_for(dialect: str, tools: Tools | None = None, prompt: str = "") -> Parser:
+    """A parser of one answer to `prompt`, the rendered text; without tools no call is looked for."""
+    parser: Parser = _module(dialect).parser(tools or (), prompt)
+    return parser
+
+
+def marks_of(dialect: str) -> tuple[str, ...]:
+    """The tokens whose text a parser must see, although they are no text."""
+    marks: tuple[str, ...] = _module(dialect).MARKS
+    return marks
+
+
+def _module(dialect: str) -> ModuleType:
+    return import_module(f"gmoe.tokenizer.parsers.{dialect}")

@@ -1,0 +1,31 @@
+"""Kimi K2: `functions.name:0` and JSON between marks, all calls in one section."""
+
+import re
+
+from gmoe.tokenizer.parsers.arguments import ToolCall, Tools, Unreadable, call_of, read_json
+from gmoe.tokenizer.parsers.tags import THINK, Dialect, Parser, TagParser
+
+TAGS = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+BEGIN, ARGUMENTS, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+MARKS = (*THINK, *TAGS, BEGIN, ARGUMENTS, END)
+_NAME = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")
+
+
+def read(body: str, tools: Tools) -> list[ToolCall]:
+    """Every call of the section."""
+    first, *parts = body.split(BEGIN)
+    if first.strip() or not parts:
+        raise Unreadable("no call begins here")
+    calls = []
+    for part in parts:
+        name, _, text = part.strip().removesuffix(END).partition(ARGUMENTS)
+        match = _NAME.fullmatch(name.strip())
+        if not match:
+            raise Unreadable("a call has no name")
+        calls.append(call_of({"name": match[1], "arguments": read_json(text)}))
+    return calls
+
+
+def parser(tools: Tools, prompt: str) -> Parser:
+    """A new parser."""
+    return TagParser(Dialect(calls=(TAGS,), read=read), tools, prompt)

@@ -1,0 +1,160 @@
+"""TagParser: the dialects whose thinking and tool calls stand between tags."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gmoe.tokenizer.parsers.arguments import ToolCall, Tools, Unfinished, Unreadable
+
+Piece = tuple[str, str | ToolCall]  # ("content", text), ("thinking", text) or ("tool_call", call)
+THINK = ("<think>", "</think>")
+
+
+class Parser(Protocol):
+    """Streamed text into pieces; what was pushed and what it gives do not depend on where the text was cut."""
+
+    def push(self, text: str) -> list[Piece]:
+        """What is certain now; never a part of a tag."""
+        ...
+
+    def close(self) -> list[Piece]:
+        """What was held back, when the answer has ended."""
+        ...
+
+
+Read = Callable[[str, Tools], list[ToolCall]]  # the text between the tags -> calls; or `Unreadable`
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end."""
+
+    think: tuple[str, str] = THINK
+    calls: tuple[tuple[str, str], ...] = ()
+    read: Read = lambda body, tools: []
+
+
+class TagParser:
+    """Thinking begins the answer, or has begun where the prompt ends with its tag; calls count where tools are given.
+
+    Space at the edges of thinking and around tool calls is dropped. A call that cannot be read stays text.
+    """
+
+    def __init__(self, dialect: Dialect, tools: Tools = (), prompt: str = ""):
+        self._dialect, self._tools = dialect, tools
+        self._calls = dialect.calls if tools else ()
+        self._state = "thinking" if prompt.rstrip().endswith(dialect.think[0]) else "start"
+        self._held = ""
+        self._trim = self._state == "thinking"  # whether the space that comes next is dropped
+        self._tag: tuple[str, str] = ("", "")  # those of the call that is open
+        self._before = ("content", "")  # what it interrupted, and the space between
+        self._tried = 0  # where in the held text the search for the end of the call goes on
+
+    def push(self, text: str) -> list[Piece]:
+        """What is certain now."""
+        self._held += text
+        return self._run(last=False)
+
+    def close(self) -> list[Piece]:
+        """What was held back."""
+        return self._run(last=True)
+
+    def _run(self, last: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self._held and getattr(self, f"_{self._state}")(pieces, last):
+            pass
+        return _joined(pieces)
+
+    def _start(self, pieces: list[Piece], last: bool) -> bool:
+        """Before the first letter."""
+        text, tag = self._held.lstrip(), self._dialect.think[0]
+        if text.startswith(tag):
+            self._enter("thinking", text[len(tag) :], trim=True)
+            return True
+        if tag.startswith(text) and not last:
+            return False
+        self._state = "content"
+        return True
+
+    def _thinking(self, pieces: list[Piece], last: bool) -> bool:
+        end = self._dialect.think[1]
+        tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in self._calls)], last)
+        if tag == end:
+            self._enter("content", self._held[len(end) :], trim=True)
+        return bool(tag)
+
+    def _content(self, pieces: list[Piece], last: bool) -> bool:
+        return bool(self._emit(pieces, "content", [begin for begin, _ in self._calls], last))
+
+    def _call(self, pieces: list[Piece], last: bool) -> bool:
+        """Within a call, whose opening tag is still held."""
+        begin, end = self._tag
+        at = self._held.find(end, self._tried) if end else -1
+        if at < 0 and not last:
+            self._tried = max(len(begin), len(self._held) - len(end) + 1)
+            return False
+        stop = len(self._held) if at < 0 else at
+        try:
+            calls = self._dialect.read(self._held[len(begin) : stop], self._tools)
+        except Unfinished:
+            if at >= 0:
+                self._tried = at + len(end)
+                return True
+            calls = []
+        except Unreadable:
+            calls = []
+        stop = stop if at < 0 else stop + len(end)
+        kind, space = self._before
+        pieces += [("tool_call", call) for call in calls] or [(kind, space + self._held[:stop])]
+        self._enter("content" if calls else kind, self._held[stop:], trim=bool(calls))
+        return True
+
+    def _enter(self, state: str, rest: str, trim: bool) -> None:
+        self._state, self._held, self._trim = state, rest, trim
+
+    def _emit(self, pieces: list[Piece], kind: str, tags: Sequence[str], last: bool) -> str:
+        """Give out what comes before the first of `tags`, which is returned; or what cannot be part of one."""
+        if self._trim:
+            self._held = self._held.lstrip()
+        at, tag = first_of(self._held, tags)
+        if tag:
+            text = self._held[:at].rstrip()
+        elif not tags:
+            text = self._held
+        elif last:
+            at, text = len(self._held), self._held if kind == "content" else self._held.rstrip()
+        else:
+            at = len(self._held) - unsure(self._held, tags)
+            text = self._held[:at].rstrip()
+            at = len(text)
+        if text:
+            pieces.append((kind, text))
+            self._trim = False
+        if tag in (begin for begin, _ in self._calls):
+            self._state, self._tried, self._before = "call", len(tag), (kind, self._held[len(text) : at])
+            self._tag = next(pair for pair in self._calls if pair[0] == tag)
+        self._held = self._held[at:]
+        return tag
+
+
+def first_of(text: str, tags: Sequence[str]) -> tuple[int, str]:
+    """Where the first of `tags` stands and which it is; "" where there is none."""
+    found = [(at, -len(tag), tag) for tag in tags if tag and (at := text.find(tag)) >= 0]
+    at, _, tag = min(found, default=(len(text), 0, ""))
+    return at, tag
+
+
+def unsure(text: str, tags: Sequence[str]) -> int:
+    """How many letters at the end of `text` may be the beginning of a tag."""
+    return max((n for tag in tags for n in range(1, len(tag)) if text.endswith(tag[:n])), default=0)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbours of one kind as one piece."""
+    joined: list[Piece] = []
+    for kind, payload in pieces:
+        if joined and joined[-1][0] == kind and isinstance(payload, str):
+            joined[-1] = (kind, f"{joined[-1][1]}{payload}")
+        else:
+            joined.append((kind, payload))
+    return joined

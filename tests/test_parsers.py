@@ -1,0 +1,321 @@
+"""Parsers of answers: what each dialect means, wherever the text is cut."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmoe.tokenizer.parsers.arguments import ToolCall
+from gmoe.tokenizer.parsers.choose import DIALECTS, dialect_of, marks_of, parser_for
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "metric": {"type": "boolean"},
+                "near": {"type": "array"},
+                "zip": {"type": ["string", "null"]},
+            },
+        },
+    },
+}
+TOOLS = [WEATHER, {"type": "function", "function": {"name": "time"}}]
+ROME = ToolCall("weather", {"city": "Rome"})
+TWO = ToolCall("weather", {"city": "Rome", "days": 2})
+CALL = '{"name": "weather", "arguments": {"city": "Rome"}}'
+
+
+def call(payload: ToolCall) -> tuple[str, ToolCall]:
+    return ("tool_call", payload)
+
+
+def content(text: str) -> tuple[str, str]:
+    return ("content", text)
+
+
+def thinking(text: str) -> tuple[str, str]:
+    return ("thinking", text)
+
+
+# dialect, answer, its pieces; with tools, and after a prompt that opens nothing
+CASES: list[tuple[str, str, list[Any]]] = [
+    ("plain", "<think>x</think><tool_call>", [content("<think>x</think><tool_call>")]),
+    ("think", "Hello", [content("Hello")]),
+    ("think", "<think>\nhm, <b>\n</think>\n\nHello \n", [thinking("hm, <b>"), content("Hello \n")]),
+    ("think", " \n<think></think>Hi", [content("Hi")]),
+    ("think", "<think>never ends \n", [thinking("never ends")]),
+    ("think", "<think>broken </thin", [thinking("broken </thin")]),
+    ("think", "I say <think>no</think>", [content("I say <think>no</think>")]),
+    ("think", "  two", [content("  two")]),
+    ("think", "<thi", [content("<thi")]),
+    ("think", "", []),
+    ("hermes", f"<tool_call>\n{CALL}\n</tool_call>", [call(ROME)]),
+    ("hermes", f"<think>a</think>b\n<tool_call>{CALL}</tool_call>", [thinking("a"), content("b"), call(ROME)]),
+    ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>\n", [call(ROME), call(ROME)]),
+    ("hermes", f"<tool_call>{CALL}\n{CALL}</tool_call> and", [call(ROME), call(ROME), content("and")]),
+    ("hermes", f"<tool_call>{CALL}", [call(ROME)]),
+    ("hermes", f"<tool_call>{CALL[:-5]}", [content(f"<tool_call>{CALL[:-5]}")]),
+    ("hermes", "a \n<tool_call>no</tool_call> b", [content("a \n<tool_call>no</tool_call> b")]),
+    ("hermes", f"<think>a <tool_call>{CALL}</tool_call>b", [thinking("a"), call(ROME), content("b")]),
+    (
+        "hermes",
+        "<think>a <tool_call>x</tool_call> b</think>c",
+        [thinking("a <tool_call>x</tool_call> b"), content("c")],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "time", "arguments": {"s": "</tool_call>"}}</tool_call>',
+        [call(ToolCall("time", {"s": "</tool_call>"}))],
+    ),
+    ("hermes", '<tool_call>{"name": "time"}</tool_call>', [call(ToolCall("time", {}))]),
+    (
+        "hermes",
+        '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        [call(ToolCall("time", {"a": 1}))],
+    ),
+    ("hermes", "a < b <tool", [content("a < b <tool")]),
+    (
+        "qwen3_coder",
+        "Look:\n<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n2\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [content("Look:"), call(TWO)],
+    ),
+    ("qwen3_coder", "<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>", [call(ROME)]),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\na\n<b>\n\n</parameter>\n<parameter=metric>\nTrue\n</parameter>"
+        "\n<parameter=near>\n[1, 2]\n</parameter>\n<parameter=zip>\nnull\n</parameter>\n<parameter=other>\n7\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [
+            call(
+                ToolCall("weather", {"city": "a\n<b>\n", "metric": True, "near": [1, 2], "zip": None, "other": "7"}),
+            )
+        ],
+    ),
+    ("qwen3_coder", "<tool_call>weather</tool_call>", [content("<tool_call>weather</tool_call>")]),
+    ("qwen3_coder", "<tool_call>\n<function=time>\n</function>\n</tool_call>", [call(ToolCall("time", {}))]),
+    (
+        "glm4",
+        "\n<think>so</think>\nok\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>",
+        [thinking("so"), content("ok"), call(TWO)],
+    ),
+    ("glm4", "<tool_call>time</tool_call><tool_call>time\n</tool_call>", [call(ToolCall("time", {}))] * 2),
+    ("glm4", "<tool_call>a <b></tool_call>", [content("<tool_call>a <b></tool_call>")]),
+    (
+        "minimax",
+        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Rome</parameter>\n</invoke>\n'
+        '<invoke name="time">\n</invoke>\n</minimax:tool_call>',
+        [call(ROME), call(ToolCall("time", {}))],
+    ),
+    (
+        "deepseek",
+        "Ok.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{}\n```'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [content("Ok."), call(ROME), call(ToolCall("time", {}))],
+    ),
+    (
+        "deepseek",
+        "<think>hm</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        '{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        [thinking("hm"), call(ROME)],
+    ),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+        '{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
+        [call(ROME)],
+    ),
+    ("mistral", f"[TOOL_CALLS][{CALL}, {CALL}]", [call(ROME), call(ROME)]),
+    (
+        "mistral",
+        '[THINK]so[/THINK]Ok [TOOL_CALLS]weather[ARGS]{"city": "Rome"}[TOOL_CALLS]time[CALL_ID]ab[ARGS]{}',
+        [thinking("so"), content("Ok"), call(ROME), call(ToolCall("time", {}))],
+    ),
+    ("mistral", '[TOOL_CALLS]weather{"city": "Rome"}', [call(ROME)]),
+    ("mistral", "see [1] and [TOOL", [content("see [1] and [TOOL")]),
+    ("granite", f"<|tool_call|>[{CALL}]", [call(ROME)]),
+    ("granite", f"<tool_call>[{CALL}]", [call(ROME)]),
+    ("granite", f"<|tool_call|>[{CALL}]<|/tool_call|>", [call(ROME)]),
+    ("granite", "<|tool_call|>nothing", [content("<|tool_call|>nothing")]),
+    ("llama3", '{"name": "weather", "parameters": {"city": "Rome"}}', [call(ROME)]),
+    ("llama3", '<|python_tag|>{"name": "weather", "parameters": {"city": "Rome"}}; ' + CALL, [call(ROME), call(ROME)]),
+    ("llama3", '{"name": "nobody", "parameters": {}}', [content('{"name": "nobody", "parameters": {}}')]),
+    ("llama3", "{ is a brace", [content("{ is a brace")]),
+    ("llama3", "Hello {", [content("Hello {")]),
+    ("harmony", "<|channel|>final<|message|>Hi<|return|>", [content("Hi")]),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi <b>",
+        [thinking("Hm."), content("Hi <b>")],
+    ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+        '<|constrain|>json<|message|>{"city": "Rome"}<|call|>',
+        [thinking("Hm."), call(ROME)],
+    ),
+    (
+        "harmony",
+        '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{"city": "Rome"}',
+        [call(ROME)],
+    ),
+    (
+        "harmony",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.time"
+        "<|message|>{}<|call|>",
+        [content("I look."), call(ToolCall("time", {}))],
+    ),
+    ("harmony", "no header at all", [content("no header at all")]),
+    ("harmony", "<|channel|>commentary to=functions.time<|message|>{bad<|call|>", [content("{bad")]),
+    ("harmony", "<|channel|>final", []),
+]
+PROMPTS = [
+    ("think", "<|Assistant|><think>\n", "Hm\n</think>\n\nHi", [thinking("Hm"), content("Hi")]),
+    ("hermes", "assistant\n<think>\n\n</think>\n\n", "Hi", [content("Hi")]),
+    ("mistral", "[/INST][THINK]", "x[/THINK]y", [thinking("x"), content("y")]),
+    ("harmony", "<|start|>assistant", "<|channel|>final<|message|>Hi", [content("Hi")]),
+    ("harmony", "<|start|>assistant<|channel|>final<|message|>", "Hi", [content("Hi")]),
+    ("harmony", "<|start|>assistant<|channel|>analysis<|message|>", "Hm", [thinking("Hm")]),
+]
+
+
+def parse(dialect: str, parts: list[str], tools: Any = TOOLS, prompt: str = "") -> list[Any]:
+    parser, pieces = parser_for(dialect, tools, prompt), []
+    for part in parts:
+        pieces += parser.push(part)
+    return merged(pieces + parser.close())
+
+
+def merged(pieces: list[Any]) -> list[Any]:
+    joined: list[Any] = []
+    for kind, payload in pieces:
+        if joined and kind != "tool_call" and joined[-1][0] == kind:
+            joined[-1] = (kind, joined[-1][1] + payload)
+        else:
+            joined.append((kind, payload))
+    return joined
+
+
+@pytest.mark.parametrize(("dialect", "text", "pieces"), CASES)
+def test_a_dialect_means_the_same_wherever_it_is_cut(dialect: str, text: str, pieces: list[Any]) -> None:
+    assert parse(dialect, [text]) == pieces
+    assert parse(dialect, list(text)) == pieces
+    for at in range(1, len(text)):
+        assert parse(dialect, [text[:at], text[at:]]) == pieces, (text[:at], text[at:])
+    rng = np.random.default_rng(len(text))
+    for _ in range(20):
+        cuts = sorted({0, len(text), *rng.integers(0, len(text) + 1, 4).tolist()})
+        assert parse(dialect, [text[a:b] for a, b in pairwise(cuts)]) == pieces
+
+
+@pytest.mark.parametrize(("dialect", "prompt", "text", "pieces"), PROMPTS)
+def test_what_the_prompt_has_opened(dialect: str, prompt: str, text: str, pieces: list[Any]) -> None:
+    assert parse(dialect, [text], prompt=prompt) == parse(dialect, list(text), prompt=prompt) == pieces
+
+
+def test_without_tools_no_call_is_looked_for() -> None:
+    text = f"<tool_call>{CALL}</tool_call>"
+    assert parse("hermes", list(text), tools=None) == [content(text)]
+    assert parse("llama3", [CALL], tools=[]) == [content(CALL)]
+
+
+@pytest.mark.parametrize(("dialect", "text", "pieces"), CASES)
+def test_what_is_given_is_never_taken_back(dialect: str, text: str, pieces: list[Any]) -> None:
+    """So no half tag is given: a tag is in no final piece, whose beginning everything given before must be."""
+    parser, given = parser_for(dialect, TOOLS), []
+    for letter in text:
+        given = merged(given + parser.push(letter))
+        assert given[:-1] == pieces[: len(given) - 1] if given else True
+        if given:
+            kind, payload = given[-1]
+            final_kind, final = pieces[len(given) - 1]
+            assert kind == final_kind and (payload == final or final.startswith(payload))
+
+
+def test_every_dialect_has_cases_and_marks() -> None:
+    assert {dialect for dialect, *_ in CASES} == set(DIALECTS)
+    assert all(all(isinstance(mark, str) for mark in marks_of(dialect)) for dialect in DIALECTS)
+
+
+def test_thinking_and_content_stream_at_once() -> None:
+    parser = parser_for("hermes", TOOLS)
+    assert parser.push("<think>one") == [thinking("one")]
+    assert parser.push(" two ") == [thinking(" two")]
+    assert parser.push("</think>") == []
+    assert parser.push("\nHello") == [content("Hello")]
+    assert parser.push(" world") == [content(" world")]
+
+
+@given(
+    st.sampled_from(DIALECTS),
+    st.lists(
+        st.sampled_from(
+            [
+                "<",
+                "think>",
+                "</think>",
+                "<tool_call>",
+                "{",
+                "}",
+                " ",
+                "a",
+                "</tool_call>",
+                CALL,
+                "<function=",
+                "<|channel|>",
+                "<|message|>",
+                "<|end|>",
+                "to=",
+                "[TOOL_CALLS]",
+                '"',
+                "\n",
+            ]
+        )
+    ),
+)
+def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list[str]) -> None:
+    text = "".join(words)
+    whole = parse(dialect, [text])
+    assert whole == parse(dialect, list(text)) == parse(dialect, words)
+    for kind, payload in whole:
+        assert kind in ("content", "thinking", "tool_call") and payload
+        if kind == "tool_call":
+            json.dumps(payload.arguments)
+
+
+@pytest.mark.parametrize(
+    ("template", "parser", "dialect"),
+    [
+        ("{{ messages }}", None, "plain"),
+        ("<|im_start|>", "qwen3-coder", "qwen3_coder"),
+        ("<|im_start|>", "glm-4.6", "glm4"),
+        ("<|im_start|>", "hermes", "hermes"),
+        ("<|start|>assistant<|channel|>", None, "harmony"),
+        ("<think> <tool_call> {{ tool | tojson }}", None, "hermes"),
+        ("<think> <tool_call> <function=example>", None, "qwen3_coder"),
+        ("<tool_call> <arg_key>", None, "glm4"),
+        ("'</think>'", None, "think"),
+        ("[INST] [TOOL_CALLS]", None, "mistral"),
+        ("<minimax:tool_call> <think>", None, "minimax"),
+        ("<|start_header_id|>", None, "llama3"),
+        ("<|start_of_role|> <|tool_call|>", None, "granite"),
+    ],
+)
+def test_the_dialect_is_found(template: str, parser: str | None, dialect: str) -> None:
+    assert dialect_of(template, parser) == dialect
+
+
+def test_an_unknown_parser_is_refused() -> None:
+    with pytest.raises(ValueError, match="PARSER klingon is not supported; supported: .*hermes"):
+        dialect_of("", "klingon")
