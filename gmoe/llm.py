@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from gmoe.library.find import model_file
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions, memory_bytes
 from gmoe.tokenizer.chat import ChatTemplate
+from gmoe.tokenizer.parsers.choose import dialect_of, marks_of
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
@@ -107,6 +108,7 @@ class LLM:
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
         self._grammars = Grammars(self.tokenizer)
         self.template = ChatTemplate.from_gguf(file.metadata, self.tokenizer, name)
+        self.dialect = dialect_of(self.template.source)  # how it writes thinking and tool calls
         if self.template.fallback:
             self.notices.append(f"{name} has no chat template; ChatML is used")
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
@@ -157,7 +159,8 @@ class LLM:
         **template: Any,
     ) -> TextStream:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
-        return self.run(self.encode_chat(self.template.render(messages, tools, **template)), params)
+        ids = self.encode_chat(self.template.render(messages, tools, **template))
+        return self.run(ids, params, spelled=marks_of(self.dialect))
 
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered conversation, whose template may have written the first token itself."""
@@ -165,17 +168,26 @@ class LLM:
         begun = bos is not None and text.startswith(self.tokenizer.text(bos))
         return self.tokenizer.encode(text, add_special=not begun, parse_special=True)
 
-    def run(self, ids: Sequence[int], params: SamplingParams | None = None, ignore_end: bool = False) -> TextStream:
-        """Continue token ids; closing the stream ends the answer; `ignore_end` goes on past end tokens."""
+    def run(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams | None = None,
+        ignore_end: bool = False,
+        spelled: Collection[str] = (),
+    ) -> TextStream:
+        """Continue token ids; closing the stream ends the answer.
+
+        `ignore_end` goes on past end tokens. The events' text has the control tokens `spelled`, and no others.
+        """
         self._check(ids)
         params = params or SamplingParams()
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
         seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
         outputs = self._loop.submit(seq, self.dispatch.begin)
-        return TextStream(seq, outputs, self._events(seq, outputs))
+        return TextStream(seq, outputs, self._events(seq, outputs, spelled))
 
-    def _events(self, seq: TokenSequence, outputs: Outputs) -> Iterator[TextEvent]:
-        stop, text = StopMatcher(seq.params.stop), Detokenizer(self.tokenizer)
+    def _events(self, seq: TokenSequence, outputs: Outputs, spelled: Collection[str]) -> Iterator[TextEvent]:
+        stop, text = StopMatcher(seq.params.stop), Detokenizer(self.tokenizer, spelled=spelled)
         began = last = time.perf_counter()
         for n, output in enumerate(outputs):
             now = time.perf_counter()

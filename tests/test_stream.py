@@ -53,3 +53,10 @@ def test_control_tokens_are_silent() -> None:
     tokenizer = Tokenizer.from_gguf(byte_level("qwen2"), "toy")
     ids = tokenizer.encode("a<|im_end|>b", add_special=False, parse_special=True)
     assert "".join(streamed(tokenizer, ids)) == "ab"
+
+
+def test_control_tokens_are_spelled_where_asked_for() -> None:
+    tokenizer = Tokenizer.from_gguf(KINDS["bytes"], "toy")
+    ids = tokenizer.encode("a<|im_start|>b<|im_end|>", add_special=False, parse_special=True)
+    assert "".join(streamed(tokenizer, ids)) == "ab"
+    assert "".join(streamed(tokenizer, ids, spelled=["<|im_start|>"])) == "a<|im_start|>b"
