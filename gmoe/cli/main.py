@@ -10,8 +10,8 @@ from gmoe.cli.errors import Group
 
 COMMANDS = {  # name: (module:object, its line in --help)
     "run": ("gmoe.cli.run:run", "Talk to a model, or continue a prompt."),
-    "serve": ("gmoe.cli.serve:serve", "Answer requests over HTTP, as Ollama does."),
     "show": ("gmoe.cli.show:show", "Show what a GGUF file holds."),
+    "serve": ("gmoe.cli.serve:serve", "Answer requests over HTTP, as Ollama does."),
     "create": ("gmoe.cli.library:create", "Create a model from a Modelfile."),
     "list": ("gmoe.cli.library:list_models", "List the models of the library."),
     "ls": ("gmoe.cli.library:list_models", "The same as list."),
