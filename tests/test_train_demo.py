@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,12 @@ from tokenizers import Tokenizer
 
 from tools import train_demo
 from tools.demo.corpus import DOMAINS, END_OF_TEXT, Packed, pack, to_chatml, token_lengths
+from tools.demo.fused import Mixture, Normalize, TokenLoss
 from tools.demo.model import Model, Shape
 from tools.demo.muon import orthogonalize
 
 SHAPE = Shape(n_vocab=320, n_ctx=32, n_embd=32, n_layer=2, n_head=2, n_head_kv=1, head_dim=16, n_expert=4, n_ff_exp=32)
-PRESET = replace(train_demo.PRESETS["smoke"], shape=SHAPE, batch=4, micro=2, steps=12, warmup=2, decay=4)
+PRESET = replace(train_demo.PRESETS["smoke"], shape=SHAPE, shorter=2, batch=4, micro=2, steps=12, warmup=2, decay=4)
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +89,39 @@ def test_grouped_experts_equal_one_token_after_the_other() -> None:
         for e, w in zip(ids[t].tolist(), weights[t], strict=True):
             expected[t] += w * (down[e] @ (F.silu(gate[e] @ x[t]) * (up[e] @ x[t])))
     torch.testing.assert_close(block.experts(x, ids, weights), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block.grouped_experts(x, ids, weights), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights.sum(-1), torch.ones(11))
     assert balance >= 0.5
+
+
+def test_written_out_gradients_are_the_numerical_ones() -> None:
+    torch.manual_seed(4)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(lambda x, w: Normalize.apply(x, w, 1e-6), (some(2, 3, 8), some(8)))
+    ids, targets = (
+        torch.tensor([[0, 2], [2, 1], [0, 1], [2, 0], [2, 1]]),
+        torch.tensor([3, 0, 6, 6, 1]),
+    )  # no token to 3
+    matrices = some(4, 3, 6), some(4, 3, 6), some(4, 6, 3)
+    assert torch.autograd.gradcheck(lambda x, *w: Mixture.apply(x, ids, *w), (some(5, 6), some(5, 2), *matrices))
+    x, head = some(5, 6), some(7, 6)
+    assert torch.autograd.gradcheck(lambda x, head: TokenLoss.apply(x, head, targets), (x, head))
+    torch.testing.assert_close(TokenLoss.apply(x, head, targets), F.cross_entropy(x @ head.T, targets))
+
+
+def test_two_processes_do_what_one_does(corpus: Path, tmp_path: Path) -> None:
+    arguments = ["--preset", "smoke", "--corpus", str(corpus), "--minutes", "0", "--types", "--out"]
+    train_demo.main([*arguments, str(tmp_path / "1")])
+    command = [sys.executable, "-m", "tools.train_demo", *arguments, str(tmp_path / "2"), "--processes", "2"]
+    subprocess.run(command, check=True, timeout=120, cwd=Path(__file__).parents[1])
+    one, two = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in "12")
+    assert one["step"] == two["step"] == 1
+    assert one["curve"][0][1] == pytest.approx(two["curve"][0][1], rel=1e-5)
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_no_token_sees_the_future() -> None:
@@ -124,7 +158,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(packed: Path, tmp_path: Path) ->
     train_demo.train(whole, 12, 8, 10.0, tmp_path / "whole.pt")
     half = train_demo.Training(PRESET, data, "cpu", seed=5)
     for step in range(6):
-        half.advance(train_demo.rate(step, PRESET.warmup, 8, 12))
+        half.advance(train_demo.rate(step, PRESET.warmup, 8, 12), PRESET.shorter)
     train_demo.save_atomically(half.state(), tmp_path / "half.pt")
     rest = train_demo.Training(PRESET, data, "cpu", seed=9)
     rest.load(tmp_path / "half.pt")

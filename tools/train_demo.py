@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -38,11 +39,17 @@ class Preset:
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     balance: float = 0.005
+    shorter: int = 1  # before the decay each sequence is cut into so many: cheaper attention
 
 
 PRESETS = {
     "gpu": Preset(Shape(n_ctx=1024, n_expert=24, n_expert_used=4), None, 256, 64, 2000, 40, 600, 2.0),
-    "cpu": Preset(Shape(), 12_000_000, 16, 8, 4000, 40, 1000, 5.0),
+    "cpu": Preset(
+        Shape(n_expert=32, n_expert_used=4, n_ff_exp=64),
+        *(12_000_000, 16, 8, 4000, 40, 1000, 5.0),
+        balance=0.01,
+        shorter=2,
+    ),
     "smoke": Preset(
         Shape(n_vocab=512, n_ctx=64, n_embd=64, n_layer=2, head_dim=16, n_expert=4, n_ff_exp=64),
         *(30_000, 8, 8, 40, 5, 20, 1.0),
@@ -80,12 +87,20 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 class Training:
-    """Model, optimizers and how far they are; everything a checkpoint holds."""
+    """Model, optimizers and how far they are; everything a checkpoint holds.
 
-    def __init__(self, preset: Preset, data: Packed, device: str, seed: int) -> None:
+    Of several ranks each holds all of it, computes its share of a step's micro batches and adds up the gradients.
+    """
+
+    def __init__(self, preset: Preset, data: Packed, device: str, seed: int, rank: int = 0, ranks: int = 1) -> None:
         torch.manual_seed(seed)
         self.preset, self.data, self.device, self.seed = preset, data, device, seed
+        self.rank, self.ranks = rank, ranks
         self.model = Model(preset.shape).to(device)
+        parameters = list(self.model.parameters())
+        self.sums = torch.zeros(sum(p.numel() for p in parameters) + 2, device=device)  # gradients, loss, wish to stop
+        for parameter, part in zip(parameters, self.sums.split([p.numel() for p in parameters] + [2]), strict=False):
+            parameter.grad = part.view_as(parameter)
         self.optimizers = optimizers(self.model, preset.muon_lr, preset.adam_lr)
         self.full_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.step = 0
@@ -114,29 +129,37 @@ class Training:
 
     def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [S, n_ctx + 1] -> nats a token, and the router's balance loss."""
-        with torch.autocast(self.device, torch.bfloat16):
-            logits, balance = self.model(tokens[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()), balance
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            return self.model.loss(tokens[:, :-1], tokens[:, 1:])
 
-    def advance(self, share: float) -> float:
-        """One step at `share` of the full rates; the mean loss. The batch depends on seed and step only."""
+    def advance(self, share: float, shorter: int = 1, stop: bool = False) -> tuple[float, bool]:
+        """One step at `share` of the full rates, its sequences cut into `shorter` parts; the batch depends on seed and
+        step only.
+
+        Returns the mean loss and whether any rank wishes to stop.
+        """
         preset = self.preset
         rng = np.random.default_rng((self.seed, self.step))
-        total = 0.0
-        for _ in range(preset.batch // preset.micro):
-            tokens = torch.from_numpy(windows(self.data, preset.shape.n_ctx, preset.micro, rng)).to(self.device)
-            loss, balance = self.loss(tokens)
+        self.sums.zero_()
+        for number in range(preset.batch // preset.micro):
+            batch = windows(self.data, preset.shape.n_ctx // shorter, preset.micro * shorter, rng)
+            if number % self.ranks != self.rank:
+                continue
+            loss, balance = self.loss(torch.from_numpy(batch).to(self.device))
             ((loss + preset.balance * balance) * preset.micro / preset.batch).backward()
-            total += loss.item() * preset.micro / preset.batch
+            self.sums[-2] += loss.detach() * preset.micro / preset.batch
+        self.sums[-1] = float(stop)
+        if self.ranks > 1:
+            dist.all_reduce(self.sums)
+        total, stops = self.sums[-2:].tolist()
         groups = [group for o in self.optimizers for group in o.param_groups]
         for group, full in zip(groups, self.full_rates, strict=True):
             group["lr"] = full * share
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.curve.append((self.step * preset.batch * preset.shape.n_ctx, total))
-        return total
+        return total, stops > 0
 
 
 @torch.no_grad()
@@ -194,11 +217,13 @@ def train(training: Training, steps: int, decay_from: int, minutes: float, save_
     """Advance to `steps` or for `minutes`, saving on the way and at the end."""
     preset = training.preset
     began = saved = time.monotonic()
-    first = training.step
-    while training.step < steps and time.monotonic() - began < 60 * minutes:
-        loss = training.advance(rate(training.step, preset.warmup, decay_from, steps))
+    first, stop, leads = training.step, False, training.rank == 0
+    while training.step < steps and not stop:
+        late = leads and time.monotonic() - began > 60 * minutes
+        shorter = preset.shorter if training.step < decay_from else 1
+        loss, stop = training.advance(rate(training.step, preset.warmup, decay_from, steps), shorter, late)
         now = time.monotonic()
-        if training.step % 10 == 0 or training.step - first < 3 or training.step == steps:
+        if leads and (training.step % 10 == 0 or training.step - first < 3 or training.step == steps):
             speed = (training.step - first) * preset.batch * preset.shape.n_ctx / (now - began)
             print(
                 f"step {training.step}/{steps}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
@@ -206,10 +231,24 @@ def train(training: Training, steps: int, decay_from: int, minutes: float, save_
                 file=sys.stderr,
                 flush=True,
             )
-        if now - saved > 60 * preset.save_minutes:
+        if leads and now - saved > 60 * preset.save_minutes:
             save_atomically(training.state(), save_to)
             saved = now
-    save_atomically(training.state(), save_to)
+    if leads:
+        save_atomically(training.state(), save_to)
+
+
+def join(rank: int, ranks: int, rendezvous: Path, arguments: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Meet the other ranks; the first one starts them. One thread each: two in one process wait for each other."""
+    torch.set_num_threads(1)
+    others = []
+    if rank == 0:
+        rendezvous.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "tools.train_demo", *arguments, "--rank"]
+        others = [subprocess.Popen([*command, str(other)]) for other in range(1, ranks)]
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=rendezvous.absolute().as_uri(), rank=rank, world_size=ranks)
+    return others
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -224,13 +263,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q5_0"], help="what to export")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="share each step; each uses one thread")
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     preset, device = PRESETS[given.preset], "cuda" if torch.cuda.is_available() else "cpu"
     packed = given.out / "corpus"
     pack(given.corpus, packed, preset.shape.n_vocab, preset.domain_bytes)
-    training = Training(preset, Packed.open(packed, "train"), device, given.seed)
+    others = []
+    if given.processes > 1:
+        others = join(given.rank, given.processes, given.out / "rendezvous", arguments or sys.argv[1:])
+    training = Training(preset, Packed.open(packed, "train"), device, given.seed, given.rank, given.processes)
     checkpoint = given.out / "checkpoint.pt"
     resumed = given.resume or (checkpoint if checkpoint.exists() else None)
     if resumed:
@@ -240,6 +284,12 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         decay_from = training.step
         train(training, decay_from + given.finish, decay_from, given.minutes, given.out / "finished.pt")
+    if given.processes > 1:
+        dist.destroy_process_group()
+    if given.rank > 0:
+        return
+    for other in others:
+        other.wait()
     tokenizer = Tokenizer.from_file(str(packed / "tokenizer.json"))
     finish(training, Packed.open(packed, "test"), tokenizer, given.out, given.types)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.demo.fused import Mixture, Normalize, TokenLoss
+
 # An expert's rows are filled up to a multiple of this: a matrix product of a new size is compiled anew on the CPU,
 # which takes longer than the product.
 ROW_MULTIPLE = 64
@@ -47,7 +49,10 @@ class RMSNorm(nn.RMSNorm):
     """Computed in float32 whatever comes in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
+        if x.is_cuda:
+            return super().forward(x.float())
+        assert self.eps is not None
+        return Normalize.apply(x, self.weight, self.eps)
 
 
 class Experts(nn.Module):
@@ -110,6 +115,13 @@ class Block(nn.Module):
 
     def experts(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, D] through the chosen experts -> [T, D] f32; the rows of one expert are multiplied together."""
+        if x.is_cuda:
+            return self.grouped_experts(x, ids, weights)
+        matrices = (m.weight for m in (self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps))
+        return Mixture.apply(x, ids, weights, *matrices)
+
+    def grouped_experts(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """The same by grouped matrix products, in autocast's type."""
         chosen, order = ids.flatten().sort(stable=True)  # [T k]
         token = order // self.shape.n_expert_used
         counts = torch.bincount(chosen, minlength=self.shape.n_expert)
@@ -144,12 +156,25 @@ class Model(nn.Module):
         self.output_norm = RMSNorm(shape.n_embd, shape.rms_eps)
         nn.init.normal_(self.token_embd.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits are float32, or what autocast makes of them."""
+    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, T] -> what the output matrix is applied to [S, T, D], and the balance loss."""
         x = self.token_embd(ids)
         cos, sin = rope(self.shape, ids.shape[1], ids.device)
         balance = x.new_zeros(())
         for block in self.blk:
             x, loss = block(x, cos, sin)
             balance = balance + loss / self.shape.n_layer
-        return F.linear(self.output_norm(x), self.token_embd.weight), balance
+        return self.output_norm(x), balance
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits are float32, or what autocast makes of them."""
+        x, balance = self.hidden(ids)
+        return F.linear(x, self.token_embd.weight), balance
+
+    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats a token, and the balance loss."""
+        x, balance = self.hidden(ids)
+        if x.is_cuda:
+            logits = F.linear(x, self.token_embd.weight)
+            return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), balance
+        return TokenLoss.apply(x.flatten(0, 1), self.token_embd.weight, targets.flatten()), balance

@@ -10,9 +10,12 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pushes singular 
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly, of each of [..., rows, cols], by Newton-Schulz in bfloat16."""
+    """The nearest (semi-)orthogonal matrix, roughly, of each of [..., rows, cols], by Newton-Schulz.
+
+    On a GPU in bfloat16, which is enough.
+    """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -50,5 +53,5 @@ def optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.o
         (matrices if hidden else rest).append(parameter)
     return [
         Muon(matrices, lr=muon_lr),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True),
     ]
