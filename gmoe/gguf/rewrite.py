@@ -58,8 +58,11 @@ def rewrite(src: GGUFFile, dst: Path, edit: Edit, metadata: Mapping[str, Any] = 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, dst)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; nothing was written", str(dst)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _row(info: TensorInfo) -> QuantTensor:
