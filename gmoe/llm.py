@@ -25,7 +25,7 @@ from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
-from gmoe.experts.transfer import ThreadTransfer
+from gmoe.experts.transfer import open_transfer
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -112,7 +112,7 @@ class LLM:
         if self.template.fallback:
             self.notices.append(f"{name} has no chat template; ChatML is used")
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
-        budget = self._budget(layout)
+        self.budget = budget = self._budget(layout)
         if not budget.whole:
             file.hold(self._fixed(layout))
         self.store = ExpertStore(layout)
@@ -281,7 +281,7 @@ class LLM:
                 budget.counts(kv_bytes),
                 budget.extents,
                 lambda: next(pools, None) or policy.load("evict", chosen["evict"], knobs["evict"], **given),
-                ThreadTransfer(self.file.parts),
+                open_transfer(self.file.parts),
             )
             here, all = self.store.slots, sum(group.experts for group in budget.groups)
             self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")

@@ -185,3 +185,8 @@ class ThreadTransfer:
                 if not ticket.parts:
                     ticket.state = State.FAILED if ticket.error else State.DONE
                     self._change.notify_all()
+
+
+def open_transfer(paths: Sequence[Path]) -> Transfer:
+    """The reader for the parts of a model."""
+    return ThreadTransfer(paths)

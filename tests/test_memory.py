@@ -1,0 +1,93 @@
+"""What memory is left, read from made-up `/proc` and cgroup trees; and the budget made of it."""
+
+from pathlib import Path
+
+import pytest
+
+from gmoe.experts.budget import Budget, TooSmall
+from gmoe.experts.memory import Limit, available, limits
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.layout import ExpertLayout
+from tests.factory import write_model
+
+MEMINFO = "MemTotal:       16000 kB\nMemFree: 10 kB\nMemAvailable:   8000 kB\n"
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_without_cgroups_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"proc/meminfo": MEMINFO})
+    assert available(root) == Limit(8000 * 1024, "the free memory of this machine")
+
+
+def test_nothing_to_read_is_no_limit(tmp_path: Path) -> None:
+    assert available(tmp_path).free >= 1 << 60
+
+
+def test_nested_v1_groups_count_cache_as_free(tmp_path: Path) -> None:
+    top = "sys/fs/cgroup/memory"
+    root = tree(
+        tmp_path,
+        {
+            "proc/meminfo": MEMINFO,
+            "proc/self/cgroup": "5:cpu:/x\n4:memory:/a/b\n0::/\n",
+            "proc/self/mountinfo": "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            f"{top}/memory.limit_in_bytes": "9223372036854771712",
+            f"{top}/memory.usage_in_bytes": "5",
+            f"{top}/a/memory.limit_in_bytes": "3000000",
+            f"{top}/a/memory.usage_in_bytes": "2900000",
+            f"{top}/a/memory.stat": "cache 1\ntotal_inactive_file 100000\ntotal_active_file 200000\n",
+            f"{top}/a/b/memory.limit_in_bytes": "2000000",
+            f"{top}/a/b/memory.usage_in_bytes": "1000",
+        },
+    )
+    assert {limit.free for limit in limits(root)} == {8000 * 1024, 400000, 1999000}
+    assert available(root) == Limit(400000, "the memory cgroup's limit of 3000000 bytes")
+
+
+def test_v2_groups_and_a_mount_of_a_part(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        {
+            "proc/meminfo": MEMINFO,
+            "proc/self/cgroup": "0::/pod/me\n",
+            "proc/self/mountinfo": "41 31 0:38 /pod /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            "sys/fs/cgroup/memory.max": "max\n",
+            "sys/fs/cgroup/memory.current": "7\n",
+            "sys/fs/cgroup/me/memory.max": "6000000\n",
+            "sys/fs/cgroup/me/memory.high": "5000000\n",
+            "sys/fs/cgroup/me/memory.current": "1500000\n",
+            "sys/fs/cgroup/me/memory.stat": "anon 9\ninactive_file 400000\nactive_file 100000\n",
+        },
+    )
+    assert available(root).free == 4000000
+
+
+@pytest.fixture
+def layout(tmp_path: Path):
+    with GGUFFile.open(write_model(tmp_path / "m.gguf", "qwen3moe")) as file:
+        yield ExpertLayout(file, 2, 8)
+
+
+def test_what_fits_is_used_straight_from_the_map(layout: ExpertLayout) -> None:
+    experts = 16 * layout.expert_bytes(0)
+    assert Budget("m", layout, 1000, 1000 + experts).whole
+    assert not Budget("m", layout, 1000, 999 + experts).whole
+    assert Budget("m", layout, 1000, None, Limit(1 << 30, "x")).whole
+    assert not Budget("m", layout, 1000, None, Limit(1000 + experts, "x")).whole
+
+
+def test_too_small_a_budget_says_the_least_that_would_do(layout: ExpertLayout) -> None:
+    budget = Budget("m.gguf", layout, 5 << 20, 5 << 20)
+    with pytest.raises(TooSmall, match="m.gguf needs at least 6 MiB .* host_memory leaves 5 MiB"):
+        budget.counts(0)
+    budget = Budget("m.gguf", layout, 5 << 20, None, Limit(4 << 20, "the memory cgroup's limit of 9 bytes"))
+    with pytest.raises(TooSmall, match="the memory cgroup's limit of 9 bytes leaves 4 MiB"):
+        budget.counts(1 << 20)
+    assert Budget("m", layout, 5 << 20, 6 << 20).counts(0)[0] >= 1

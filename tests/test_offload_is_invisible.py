@@ -1,0 +1,156 @@
+"""Offloading changes no bit: every architecture, capacity, eviction, prefetcher and working set, reads in any order.
+
+Here every pair of these choices meets; `python -m tests.test_offload_is_invisible` runs the whole product.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gmoe
+from gmoe import llm as assembly
+from gmoe.experts import policy
+from gmoe.experts.budget import Budget
+from gmoe.experts.transfer import TransferError
+from tests.factory import ARCHITECTURES, write_model
+from tests.pairs import pairwise
+from tests.scripted_transfer import ScriptedTransfer
+
+PROMPTS = [list(range(3, 14)), [7], [250, 9, 30], [7]]
+CHOICES: dict[str, list[Any]] = {
+    "architecture": [name for name, row in ARCHITECTURES.items() if row.shape.expert],
+    "capacity": ["one", "two", "half", "all but one"],
+    "evict": [name for name in policy.names("evict") if name != "belady"],
+    "prefetch": policy.names("prefetch"),
+    "working_set": policy.names("working_set"),
+    "reader": ["threads", "scripted"],
+}
+ROWS = pairwise(CHOICES)
+
+
+class Models:
+    """A tiny file of each architecture, and what it says when all of it is in memory."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.known: dict[str, tuple[Path, list[np.ndarray], Budget]] = {}
+
+    def __getitem__(self, architecture: str) -> tuple[Path, list[np.ndarray], Budget]:
+        if architecture not in self.known:
+            path = write_model(self.folder / f"{architecture}.gguf", architecture)
+            with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1)) as llm:
+                assert llm.store.whole
+                self.known[architecture] = path, [llm.logits(ids) for ids in PROMPTS], llm.budget
+        return self.known[architecture]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("invisible"))
+
+
+def memory(budget: Budget, capacity: str) -> int:
+    """A host_memory that gives every group so many slots."""
+    slots = 0
+    for group in budget.groups:
+        n = {"one": 1, "two": 2, "half": group.experts // 2, "all but one": group.experts - 1}[capacity]
+        slots += n * group.slot_bytes
+    return budget.fixed + slots
+
+
+def run(models: Models, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, want, budget = models[row["architecture"]]
+    readers: list[ScriptedTransfer] = []
+    if row["reader"] == "scripted":
+
+        def scripted(paths: list[Path]) -> ScriptedTransfer:
+            readers.append(ScriptedTransfer([np.fromfile(p, dtype=np.uint8) for p in paths], seed=len(path.name)))
+            return readers[0]
+
+        monkeypatch.setattr(assembly, "open_transfer", scripted)
+    names = {kind: row[kind] for kind in ("evict", "prefetch", "working_set")}
+    options = gmoe.RuntimeOptions(
+        context=64, max_sequences=1, host_memory=str(memory(budget, row["capacity"])), **names
+    )
+    with gmoe.LLM.load(path, options) as llm:
+        if row["capacity"] != "all but one":
+            assert not llm.store.whole, "slots are wider than experts, so that this budget must not hold all"
+        for ids, logits in zip(PROMPTS, want, strict=True):
+            llm.dispatch.begin()
+            assert np.array_equal(llm.logits(ids), logits), row
+        stats = llm.stats["host"]
+        assert llm.store.whole or stats["bytes_loaded"] > 0
+    assert all(reader.closed for reader in readers)
+
+
+@pytest.mark.parametrize("n", range(len(ROWS)), ids=lambda n: "-".join(map(str, ROWS[n].values())))
+def test_no_bit_changes(models: Models, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(models, ROWS[n], monkeypatch)
+
+
+def test_every_pair_is_there() -> None:
+    names = list(CHOICES)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            met = {(row[a], row[b]) for row in ROWS}
+            assert met == set(product(CHOICES[a], CHOICES[b]))
+
+
+def test_the_check_can_fail(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transfer that says "done" before the bytes are there is found out."""
+    path, want, budget = models["qwen3moe"]
+
+    class Hasty(ScriptedTransfer):
+        def deliver(self, ticket):
+            super().deliver(ticket)
+            extent, into = self.last
+            into[extent.reads[0].at + extent.starts[0]] ^= 0x55
+
+        def submit(self, id, slot, extent, into, urgent):
+            self.last = extent, into
+            return super().submit(id, slot, extent, into, urgent)
+
+    monkeypatch.setattr(assembly, "open_transfer", lambda paths: Hasty([np.fromfile(p, dtype=np.uint8) for p in paths]))
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, host_memory=str(memory(budget, "half")))) as llm:
+        assert not np.array_equal(llm.logits(PROMPTS[0]), want[0])
+
+
+def test_a_failed_read_is_an_error_of_its_request_alone(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, want, budget = models["qwen3moe"]
+    reader = ScriptedTransfer([np.fromfile(path, dtype=np.uint8)])
+    monkeypatch.setattr(assembly, "open_transfer", lambda paths: reader)
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, host_memory=str(memory(budget, "half")))) as llm:
+        reader.errors = 0.5
+        failures = 0
+        for _ in range(20):
+            try:
+                assert np.array_equal(llm.logits(PROMPTS[0]), want[0])
+            except TransferError as error:
+                failures += 1
+                assert str(error) == "the disk is on fire"
+        assert failures
+        reader.errors = 0.0
+        assert np.array_equal(llm.logits(PROMPTS[0]), want[0])
+
+
+def _whole_product() -> Iterator[dict[str, Any]]:
+    for values in product(*CHOICES.values()):
+        yield dict(zip(CHOICES, values, strict=True))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        files, rows = Models(Path(folder)), list(_whole_product())
+        step = int(sys.argv[1]) if len(sys.argv) > 1 else 1  # every step-th row
+        for count, row in enumerate(rows[::step], start=1):
+            with pytest.MonkeyPatch.context() as patch:
+                run(files, row, patch)
+            if count % 500 == 0:
+                print(f"{count} of {len(rows[::step])}", flush=True)
+        print(f"{len(rows[::step])} combinations of {len(rows)}, not a bit different")
