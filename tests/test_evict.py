@@ -3,12 +3,15 @@
 import pytest
 from traces import synthetic
 
+from gmoe.experts.controls import CONTROLS, eviction
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.policy import PolicyError, load, names
 from gmoe.experts.pool import SlotPool
-from gmoe.experts.simulate import CONTROLS, Replay, eviction
+from gmoe.experts.schedule import Schedule
+from gmoe.experts.simulate import Replay
 
 TRACE = synthetic()
+SCHEDULE = Schedule(TRACE)
 EVENTS = list(TRACE.events())
 SHAPE = TRACE.header.n_layer, TRACE.header.n_expert
 ALL = [*names("evict"), *CONTROLS]
@@ -20,7 +23,7 @@ def test_contract(name, capacity):
     """A victim is resident and never pinned; the capacity holds; slots are never shared; same trace, same answer."""
 
     def victims():
-        policy = eviction(name, {}, SHAPE, EVENTS)
+        policy = eviction(name, {}, SCHEDULE)
         pool = SlotPool(capacity, policy)
         gone = []
         for n, event in enumerate(EVENTS):
@@ -51,7 +54,7 @@ def test_contract(name, capacity):
 @pytest.mark.parametrize("budget", [10_000, 24_000, 40_000])
 def test_belady_is_never_beaten(name, budget):
     def hits(evict):
-        report = Replay(TRACE, budget, evict).run()
+        report = Replay(SCHEDULE, budget, evict).run()
         return report.prefill.hits + report.decode.hits
 
     assert hits(name) <= hits("belady")
@@ -59,7 +62,7 @@ def test_belady_is_never_beaten(name, budget):
 
 @pytest.mark.parametrize("name", ALL)
 def test_one_slot(name):
-    pool = SlotPool(1, eviction(name, {}, SHAPE, EVENTS))
+    pool = SlotPool(1, eviction(name, {}, SCHEDULE))
     pool.place(ExpertId(0, 1))
     assert pool.place(ExpertId(1, 1)).evicted == (ExpertId(0, 1),)
 

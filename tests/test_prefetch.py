@@ -41,11 +41,10 @@ def test_prefetch_contract(name):
 def test_predictions_beat_chance(name):
     trace = synthetic(requests=4, tastes=2)
     told = replay(load("prefetch", name, shape=SHAPE), trace)
-    right = wrong = 0
-    for (_, guess), (after, _) in zip(told, told[1:], strict=False):
-        wanted = {ExpertId(after.layer, e) for e in after.ids.ravel().tolist()}
-        right += len(wanted & set(guess))
-        wrong += len(set(guess) - wanted)
+    wanted = {(event.step, ExpertId(event.layer, e)) for event, _ in told for e in event.ids.ravel().tolist()}
+    guessed = [(event.step, id) for event, ids in told for id in ids]
+    right = len(wanted & set(guessed))
+    wrong = len(set(guessed)) - right
     assert right / (right + wrong) > 1.5 * TRACE.ids.shape[1] / SHAPE[1]
 
 
@@ -67,8 +66,8 @@ def test_activation_matrices_are_kept_within_capacity():
     policy = load("prefetch", "activation_matrix", {"capacity": 2}, shape=SHAPE)
     replay(policy)
     policy.begin()
-    assert len(policy.collection) == 2
-    heir = load("prefetch", "activation_matrix", shape=SHAPE, collection=np.stack(policy.collection))
+    assert len(policy.collection.stored) == 2
+    heir = load("prefetch", "activation_matrix", shape=SHAPE, matrices=policy.collection.matrices())
     event = next(TRACE.events())
     assert list(heir.predict(event.layer, None, event.ids, event.weights))
 

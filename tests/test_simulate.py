@@ -8,11 +8,13 @@ import pytest
 from click.testing import CliRunner
 from traces import SHARED, synthetic
 
-from gmoe.cli.simulate import budget_bytes, number, simulate
+from gmoe.cli.simulate import budgets, number, simulate
+from gmoe.experts.machine import Machine
 from gmoe.experts.policy import PolicyError, names
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.route_csv import from_route_csv
-from gmoe.experts.simulate import Machine, Replay
+from gmoe.experts.schedule import Schedule
+from gmoe.experts.simulate import Replay
 from gmoe.experts.trace import Header
 
 PUBLISHED = {  # decode hit rates of qwen.route.csv by the recorder's own replay, per cent
@@ -24,7 +26,7 @@ PUBLISHED = {  # decode hit rates of qwen.route.csv by the recorder's own replay
 
 @pytest.fixture(scope="module")
 def qwen():
-    return from_route_csv(SHARED / "qwen.route.csv")
+    return Schedule(from_route_csv(SHARED / "qwen.route.csv"))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/traces is not here")
@@ -48,25 +50,45 @@ def by_hand(*experts, n_layer=1, size=1000):
 def test_time_by_hand():
     """A miss: 1 s to read, 0.1 to compute, 0.5 for the layer; a hit reads nothing."""
     machine = Machine(bandwidth=1000, expert_seconds=0.1, layer_seconds=0.5)
-    decode = Replay(by_hand([0], [0], [1], [0]), 1000, machine=machine).run().decode
+    decode = Replay(Schedule(by_hand([0], [0], [1], [0])), 1000, machine=machine).run().decode
     assert (decode.asked, decode.hits, decode.bytes, decode.tokens) == (4, 1, 3000, 4)
     assert decode.seconds == pytest.approx(3 * 1.6 + 0.6)
 
 
 def test_prefetch_hides_reads_where_the_disk_is_idle():
     trace = by_hand(*[[n % 4, n % 4] for n in range(80)], n_layer=2)
-    slow, fast = (Machine(bandwidth, 0.1, 0.5) for bandwidth in (100, 10_000))
+    slow, fast = (Machine(bandwidth, expert_seconds=0.1, layer_seconds=0.5) for bandwidth in (100, 10_000))
     for machine, late, hidden in ((slow, True, 0.6), (fast, False, 0.1)):  # seconds of each read that are hidden
-        plain = Replay(trace, 2000, machine=machine).run()
-        ahead = Replay(trace, 2000, prefetch="transition", machine=machine).run()
+        plain = Replay(Schedule(trace), 2000, machine=machine).run()
+        ahead = Replay(Schedule(trace), 2000, prefetch="transition", machine=machine).run()
         assert ahead.decode.hits > plain.decode.hits
         assert ahead.decode.late == (ahead.decode.hits if late else 0)
         assert plain.decode.seconds - ahead.decode.seconds == pytest.approx(ahead.decode.hits * hidden)
 
 
+def test_a_tier_between():
+    """What the host holds comes over the link only; what it lacks comes from the disk as well."""
+    schedule = Schedule(by_hand(*[[n % 4] for n in range(40)]))
+    plain = Replay(schedule, 1000, machine=Machine(bandwidth=1000, link=10_000)).run().decode
+    between = Replay(schedule, 1000, machine=Machine(bandwidth=1000, link=10_000, host=4000)).run().decode
+    assert plain.hits == between.hits == 0
+    assert plain.seconds - between.seconds == pytest.approx(36 * 0.9)
+
+
+def test_grouped_pools_have_equal_slots():
+    recorder = Recorder(Header("m", "", 2, 4, (1000, 3000)))
+    for n in range(8):
+        recorder.begin_step(np.zeros(1), np.ones(1), np.zeros(1))
+        for layer in range(2):
+            recorder.record(layer, np.array([[n % 4]]), np.ones((1, 1)))
+    replay = Replay(Schedule(recorder.trace()), 8000, grouped=True)
+    assert [pool.capacity for pool in replay.pools] == [2, 2]
+    assert replay.run().decode.hits == 0
+
+
 def test_wasted_bytes():
     trace = by_hand(*[[0, n % 8] for n in range(80)], n_layer=2)  # what follows expert 0 cannot be foretold
-    report = Replay(trace, 3000, prefetch="transition", machine=Machine(1e6)).run()
+    report = Replay(Schedule(trace), 3000, prefetch="transition", machine=Machine(1e6)).run()
     prefetched = report.decode.bytes - 1000 * (report.decode.asked - report.decode.hits)
     assert 10_000 < report.wasted <= prefetched
 
@@ -75,28 +97,28 @@ def test_wasted_bytes():
 @pytest.mark.parametrize("prefetch", sorted({*names("prefetch")} - {"next_gate"}))
 def test_every_policy_replays_alike_twice(prefetch, working_set):
     trace = synthetic(steps=20)
-    first, again = (Replay(trace, 20_000, "lru", prefetch, working_set).run() for _ in range(2))
+    first, again = (Replay(Schedule(trace), 20_000, "lru", prefetch, working_set).run() for _ in range(2))
     assert first == again
     assert first.decode.asked == 3 * 19 * 4 * 2
     assert first.decode.bytes + first.prefill.bytes >= 1000 * (first.decode.asked - first.decode.hits)
 
 
 def test_everything_fits():
-    report = Replay(synthetic(), 64_000).run()
+    report = Replay(Schedule(synthetic()), 64_000).run()
     assert report.decode.bytes + report.prefill.bytes <= 64_000
 
 
 def test_budget_below_a_layer_and_below_an_expert():
     trace = synthetic(steps=5)
-    decode = Replay(trace, 1000).run().decode
+    decode = Replay(Schedule(trace), 1000).run().decode
     assert decode.bytes == 1000 * decode.asked
     with pytest.raises(ValueError, match="smaller than one expert, 1000 bytes"):
-        Replay(trace, 999).run()
+        Replay(Schedule(trace), 999).run()
 
 
 def test_next_gate_needs_the_model():
     with pytest.raises(PolicyError, match="next_gate: needs routers"):
-        Replay(synthetic(steps=5), 9000, prefetch="next_gate")
+        Replay(Schedule(synthetic(steps=5)), 9000, prefetch="next_gate")
 
 
 def test_command(tmp_path):
@@ -109,7 +131,7 @@ def test_command(tmp_path):
     assert wrong.exit_code == 1 and "no policy is called 'nope'" in wrong.output
     knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])
     assert knob.exit_code == 0 and "hobbit" in knob.output
-    assert budget_bytes("25%", synthetic(steps=5)) == 16_000
+    assert budgets("25%,10%..30%", Schedule(synthetic(steps=5))) == [16_000, 6400, 12_800, 19_200]
     assert number("0.8GB/s") == 8e8 and number("2GiB") == 2**31
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import click
 
+from gmoe.cli.picture import curves
 from gmoe.cli.trace import FILE, read
+from gmoe.experts.machine import Machine
 from gmoe.experts.policy import PolicyError
-from gmoe.experts.simulate import Machine, Replay, Report
-from gmoe.experts.trace import Trace, TraceError
+from gmoe.experts.schedule import Schedule
+from gmoe.experts.simulate import Replay, Report
+from gmoe.experts.trace import TraceError
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 COLUMNS = (
@@ -24,35 +27,55 @@ COLUMNS = (
 
 @click.command()
 @FILE
-@click.option("--budget", default="10%,25%,50%,75%", show_default=True, help="Percent of all experts, or 1000MiB, ...")
+@click.option(
+    "--budget", default="10%,25%,50%,75%", show_default=True,
+    help="Percent of all experts, or 1000MiB; lists, and ranges as 10%..90%.",
+)  # fmt: skip
 @click.option("--evict", default="lru,lfu,random,static,belady", show_default=True, help="Policies, name[:knob=value].")
 @click.option("--prefetch", default="none", show_default=True, help="Policies that read ahead.")
 @click.option("--working-set", default="none", show_default=True, help="Policies that keep experts for a while.")
 @click.option("--disk", default="1GB/s", show_default=True, help="Bandwidth at which experts are read.")
-@click.option("--link", help="Bandwidth into the GPU; the slower of both counts.")
+@click.option("--link", help="Bandwidth from host memory into the fast tier, where that is the GPU.")
+@click.option("--host", help="With --link: size of the host memory between, in bytes or percent of all experts.")
 @click.option("--expert-us", default=100.0, show_default=True, help="Microseconds to compute an expert.")
 @click.option("--layer-us", default=200.0, show_default=True, help="Microseconds for the rest of a layer.")
+@click.option("--grouped", is_flag=True, help="A pool of equal slots for each size of expert, as in a run.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of a table.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw hit rates and tok/s to this PNG.")
 def simulate(
     file: Path, budget: str, evict: str, prefetch: str, working_set: str, disk: str, link: str | None,
-    expert_us: float, layer_us: float, as_csv: bool,
+    host: str | None, expert_us: float, layer_us: float, grouped: bool, as_csv: bool, plot: Path | None,
 ) -> None:  # fmt: skip
     """Replay TRACE (.npz, or a route_trace .csv) with every combination of the lists given.
 
     Hits, late prefetches and tok/s are those of decoding; `random`, `static` and `belady` are the controls.
     """
-    trace = read(file)
-    machine = Machine(min(number(disk), number(link) if link else float("inf")), expert_us / 1e6, layer_us / 1e6)
-    budgets = [budget_bytes(text, trace) for text in budget.split(",")]
-    rows: list[list[str]] = []
-    for size, e, p, w in product(budgets, evict.split(","), prefetch.split(","), working_set.split(",")):
-        (evicts, e_knobs), (reads, p_knobs), (keeps, w_knobs) = policy(e), policy(p), policy(w)
-        knobs = {"evict": e_knobs, "prefetch": p_knobs, "working_set": w_knobs}
+    try:
+        schedule = Schedule(read(file))
+        machine = Machine(
+            bandwidth=number(disk),
+            link=number(link) if link else float("inf"),
+            host=budget_bytes(host, schedule) if host else 0,
+            expert_seconds=expert_us / 1e6,
+            layer_seconds=layer_us / 1e6,
+        )
+        reports = []
+        choices = (evict.split(","), prefetch.split(","), working_set.split(","))
+        for size, *texts in product(budgets(budget, schedule), *choices):
+            named = [policy(text) for text in texts]
+            knobs = dict(zip(("evict", "prefetch", "working_set"), (knobs for _, knobs in named), strict=True))
+            e, p, w = (name for name, _ in named)
+            report = Replay(schedule, size, e, p, w, machine, knobs, grouped).run()
+            report.evict, report.prefetch, report.working_set = texts
+            reports.append(report)
+    except (PolicyError, TraceError, ValueError, TypeError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(as_text([row(report) for report in reports], as_csv), nl=False)
+    if plot is not None:
         try:
-            rows.append(row(Replay(trace, size, evicts, reads, keeps, machine, knobs).run()))
-        except (PolicyError, TraceError, ValueError) as error:
-            raise click.ClickException(str(error)) from None
-    click.echo(as_text(rows, as_csv), nl=False)
+            curves(reports, schedule.bytes, plot)
+        except ImportError:
+            raise click.ClickException("--plot needs matplotlib: pip install 'gmoe[plot]'") from None
 
 
 def row(report: Report) -> list[str]:
@@ -84,11 +107,26 @@ def number(text: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
-def budget_bytes(text: str, trace: Trace) -> int:
+def budgets(text: str, schedule: Schedule) -> list[int]:
+    """'10%..30%,1GiB' -> bytes; a range goes in steps of ten percent."""
+    sizes = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        if dots and not (first.strip().endswith("%") and last.strip().endswith("%")):
+            raise click.UsageError(f"{part!r}: a range is in percent, as 10%..90%")
+        if dots:
+            begin, end = (number(end.strip()[:-1]) for end in (first, last))
+            count = int((end - begin) / 10 + 1e-9) + 1
+            sizes += [budget_bytes(f"{begin + 10 * n}%", schedule) for n in range(count)]
+        else:
+            sizes.append(budget_bytes(part, schedule))
+    return sizes
+
+
+def budget_bytes(text: str, schedule: Schedule) -> int:
     """'25%' of the bytes of all experts, or a size."""
     if text.strip().endswith("%"):
-        share = number(text.strip()[:-1]) / 100
-        return int(share * sum(trace.header.expert_bytes) * trace.header.n_expert)
+        return int(number(text.strip()[:-1]) / 100 * schedule.bytes)
     return int(number(text))
 
 

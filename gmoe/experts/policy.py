@@ -1,7 +1,7 @@
 """The interfaces of the policies that decide on integers alone, and how one is found by its file's name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Sized
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -48,16 +48,21 @@ class EvictionPolicy(ABC):
 
 
 class ScoredEviction(EvictionPolicy):
-    """The resident expert with the lowest score leaves, of equals the one unused for longest."""
+    """The resident expert with the lowest score leaves, of equals the one unused for longest.
+
+    Several victims for one and the same `pinned` are lined up together, as long as nobody else was hit or came.
+    """
 
     def __init__(self, shape: Shape):
         self.resident = np.zeros(shape, dtype=bool)
         self.used = np.zeros(shape, dtype=np.int64)  # the clock at the last use
         self.clock = 0
+        self._line: list[ExpertId] = []  # the next to leave is the last
+        self._line_for: Container[ExpertId] | None = None
 
     @abstractmethod
     def score(self) -> Floats:
-        """[layers, experts]; the lowest leaves first."""
+        """[layers, experts]; the lowest leaves first. It changes with an observation or a touch only."""
 
     def touch(self, id: ExpertId) -> None:
         """Called for every hit and insert; extend it to count."""
@@ -65,9 +70,12 @@ class ScoredEviction(EvictionPolicy):
         self.used[id] = self.clock
 
     def hit(self, id: ExpertId) -> None:
+        self._line_for = None
         self.touch(id)
 
     def insert(self, id: ExpertId) -> None:
+        if self._line_for is not None and id not in self._line_for:
+            self._line_for = None
         self.resident[id] = True
         self.touch(id)
 
@@ -75,16 +83,25 @@ class ScoredEviction(EvictionPolicy):
         self.resident[id] = False
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
+        if pinned is self._line_for:
+            while self._line:
+                if self.resident[id := self._line[-1]]:
+                    return id
+                self._line.pop()
+        self._line_for = pinned
         where = np.flatnonzero(self.resident)
-        score = self.score().ravel()[where].astype(np.float64)
-        while len(where):
-            lowest = np.flatnonzero(score == score.min())
-            n = lowest[self.used.ravel()[where[lowest]].argmin()]
-            id = ExpertId(*divmod(int(where[n]), self.resident.shape[1]))
-            if id not in pinned:
-                return id
-            where, score = np.delete(where, n), np.delete(score, n)
-        raise ValueError("every resident expert is pinned")
+        score = self.score().ravel()[where]
+        n = len(pinned) + 8 if isinstance(pinned, Sized) else len(where)
+        while True:
+            low = where if n >= len(where) else where[score <= np.partition(score, n)[n]]
+            order = low[np.lexsort((self.used.ravel()[low], self.score().ravel()[low]))]
+            ids = (ExpertId(*divmod(flat, self.resident.shape[1])) for flat in order[: max(n, 1)].tolist())
+            self._line = [id for id in ids if id not in pinned][::-1]
+            if self._line:
+                return self._line[-1]
+            if n >= len(where):
+                raise ValueError("every resident expert is pinned")
+            n = len(where)
 
 
 class Prefetcher(ABC):

@@ -1,6 +1,6 @@
 """SlotPool: the places of one tier, who sits where, and one eviction policy; integers only."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from gmoe.experts.expert_id import ExpertId
@@ -24,6 +24,7 @@ class SlotPool:
         self.evict = evict
         self.used = 0
         self._size = size
+        self._largest = 0
         self._slots: dict[ExpertId, int] = {}
         self._free: list[int] = []
 
@@ -43,6 +44,17 @@ class SlotPool:
             self.evict.hit(id)
         return slot
 
+    def absent(self, ids: Iterable[ExpertId]) -> list[ExpertId]:
+        """`lookup` of several: those that are not here."""
+        slots, hit = self._slots, self.evict.hit
+        gone = []
+        for id in ids:
+            if id in slots:
+                hit(id)
+            else:
+                gone.append(id)
+        return gone
+
     def place(self, id: ExpertId, pinned: Collection[ExpertId] = ()) -> Placement:
         """Give an absent expert a slot; others leave until it fits, never a pinned one.
 
@@ -51,11 +63,10 @@ class SlotPool:
         if id in self._slots:
             raise ValueError(f"{id} is resident already")
         size = self._size(id)
-        if (
-            self.is_full(size)
-            and size + sum(self._size(held) for held in pinned if held in self._slots) > self.capacity
-        ):
-            raise ValueError(f"{id} does not fit: the others are pinned")
+        self._largest = max(self._largest, size)
+        if self.is_full(size) and (len(pinned) + 1) * self._largest > self.capacity:  # there might be no room
+            if size + sum(self._size(held) for held in pinned if held in self._slots) > self.capacity:
+                raise ValueError(f"{id} does not fit: the others are pinned")
         evicted = []
         while self.is_full(size):
             evicted.append(self.evict.victim(pinned))

@@ -5,28 +5,21 @@ the layer ends when the last has come and been computed. Prefetches are read whe
 when their layer's turn has come before they began. A pass asks a layer once for each of its distinct experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from gmoe.experts.controls import eviction
+from gmoe.experts.evict.lru import Policy as Lru
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import EvictionPolicy, Floats, Ids, ScoredEviction, Shape, load
+from gmoe.experts.machine import Machine
+from gmoe.experts.policy import EvictionPolicy, Prefetcher, WorkingSet, load
 from gmoe.experts.pool import SlotPool
-from gmoe.experts.trace import Event, Trace, TraceError
+from gmoe.experts.schedule import Schedule, Turn
 
-CONTROLS = ("random", "static")
 PREFILL, DECODE = 0, 1
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What things cost here."""
-
-    bandwidth: float = 1e9  # bytes/s at which experts reach the fast tier
-    expert_seconds: float = 1e-4  # to compute one expert for the rows of a decode step
-    layer_seconds: float = 2e-4  # everything else of a layer
+NONE: frozenset[ExpertId] = frozenset()
+Knobs = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass
@@ -39,6 +32,7 @@ class Tally:
     bytes: int = 0  # read, prefetched or not
     tokens: int = 0
     seconds: float = 0.0
+    stalled: float = 0.0  # of the seconds: compute waited for reads
 
     @property
     def hit_rate(self) -> float:
@@ -64,152 +58,155 @@ class Report:
     wasted: int = 0  # bytes prefetched and never asked for
 
 
-class Random(EvictionPolicy):
-    """Control: anybody leaves; the same seed, the same answer."""
-
-    def __init__(self, seed: int = 0):
-        self.random = np.random.default_rng(seed)
-        self.residents: list[ExpertId] = []
-
-    def hit(self, id: ExpertId) -> None:
-        pass
-
-    def insert(self, id: ExpertId) -> None:
-        self.residents.append(id)
-
-    def victim(self, pinned: Any) -> ExpertId:
-        while True:
-            id = self.residents[self.random.integers(len(self.residents))]
-            if id not in pinned:
-                return id
-
-    def remove(self, id: ExpertId) -> None:
-        self.residents.remove(id)
-
-
-class Static(ScoredEviction):
-    """Control: the hottest experts of the whole trace stay; the others pass through what is left."""
-
-    def __init__(self, shape: Shape, future: Sequence[tuple[int, Sequence[int]]]):
-        super().__init__(shape)
-        self.count = np.zeros(shape)
-        for layer, experts in future:
-            self.count[layer, list(experts)] += 1
-
-    def score(self) -> Floats:
-        return self.count
-
-
-def eviction(name: str, knobs: Mapping[str, Any], shape: Shape, events: Sequence[Event]) -> EvictionPolicy:
-    """A policy of the folder, or a control, for this replay."""
-    future = [(event.layer, _distinct(event.ids)) for event in events] if name in ("belady", "static") else []
-    if name in CONTROLS:
-        return Random(**knobs) if name == "random" else Static(shape, future)
-    policy: EvictionPolicy = load("evict", name, knobs, shape=shape, future=future)
-    return policy
-
-
 class Replay:
-    """One replay: a pool, its policies, and a clock."""
+    """One replay: pools, their policies, and a clock."""
 
     def __init__(
         self,
-        trace: Trace,
+        schedule: Schedule,
         budget: int,
         evict: str = "lru",
         prefetch: str = "none",
         working_set: str = "none",
-        machine: Machine = Machine(),
-        knobs: Mapping[str, Mapping[str, Any]] | None = None,
+        machine: Machine | None = None,
+        knobs: Knobs | None = None,
+        grouped: bool = False,
     ):
-        """`budget` in bytes; `knobs` by kind. Raises PolicyError, or TraceError where the trace gives no sizes."""
+        """`budget` in bytes, `knobs` by kind; `grouped`: a pool of equal slots for each size of expert, as in a run.
+
+        Raises PolicyError, or ValueError where the budget is less than one expert.
+        """
         knobs = knobs or {}
-        self.events = list(trace.events())
-        self.bytes = trace.header.expert_bytes
-        if any(not self.bytes[event.layer] for event in self.events):
-            raise TraceError("the trace does not say how many bytes an expert has")
-        shape = trace.header.n_layer, trace.header.n_expert
-        policy = eviction(evict, knobs.get("evict", {}), shape, self.events)
-        self.pool = SlotPool(budget, policy, lambda id: self.bytes[id.layer])
-        self.prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), shape=shape)
-        self.working_set = load("working_set", working_set, knobs.get("working_set"), shape=shape)
-        self.machine = machine
+        self.machine = machine = machine or Machine()
+        self.schedule = schedule
+        self.bytes = schedule.header.expert_bytes
+        largest = max((self.bytes[turn.layer] for turn in schedule.turns), default=1)
+        if budget < largest:
+            raise ValueError(f"the budget is smaller than one expert, {largest} bytes")
+        self.pools = self._pools(budget, grouped, lambda: eviction(evict, knobs.get("evict", {}), schedule))
+        self.evicts = [pool.evict for pool in dict.fromkeys(self.pools)]
+        self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), shape=schedule.shape)
+        self.working_set: WorkingSet = load("working_set", working_set, knobs.get("working_set"), shape=schedule.shape)
+        self.foretells, self.keeps = prefetch != "none", working_set != "none"
+        self.host = SlotPool(machine.host, Lru(), self._size) if machine.host else None
         self.report = Report(evict, prefetch, working_set, budget)
-        self.kept: frozenset[ExpertId] = frozenset()
+        self.kept = NONE
         self.queue: list[ExpertId] = []
         self.ready: dict[ExpertId, float] = {}  # prefetched and not yet asked for: when it is here
         self.now = 0.0
         self.disk_free = 0.0
 
-    def run(self) -> Report:
-        """Replay everything."""
+    def _size(self, id: ExpertId) -> int:
+        return self.bytes[id.layer]
+
+    def _pools(self, budget: int, grouped: bool, policy: Callable[[], EvictionPolicy]) -> list[SlotPool]:
+        """The pool of each layer."""
+        if not grouped:
+            return [SlotPool(budget, policy(), self._size)] * len(self.bytes)
+        share = min(1.0, budget / self.schedule.bytes)
+        n_expert = self.schedule.header.n_expert
+        groups = {
+            size: SlotPool(max(1, int(share * self.bytes.count(size) * n_expert)), policy())
+            for size in dict.fromkeys(self.bytes)
+            if size
+        }
+        return [groups[size] if size else next(iter(groups.values())) for size in self.bytes]
+
+    def run(self, turns: Iterable[Turn] | None = None) -> Report:
+        """Replay everything, or these turns of the schedule."""
         request = step = -1
-        for event in self.events:
-            tally = self.report.decode if event.phase == DECODE else self.report.prefill
-            if event.request != request:
-                for policy in (self.pool.evict, self.prefetcher, self.working_set):
-                    policy.begin()
-            if (event.request, event.step) != (request, step):
-                tally.tokens += len(event.ids)
-                self.plan()
-            request, step = event.request, event.step
-            self.layer(event, tally)
+        prefill, decode = self.report.prefill, self.report.decode
+        for turn in self.schedule.turns if turns is None else turns:
+            tally = decode if turn.phase == DECODE else prefill
+            if turn.step != step or turn.request != request:
+                if turn.request != request:
+                    self.begin()
+                step, request = turn.step, turn.request
+                tally.tokens += len(turn.ids)
+                tally.seconds += self.machine.step_seconds
+                self.now += self.machine.step_seconds
+                if self.keeps:
+                    self.plan()
+            self.layer(turn, tally)
         self.report.wasted += sum(self.bytes[id.layer] for id in self.ready)
+        self.ready.clear()
         return self.report
+
+    def begin(self) -> None:
+        """A new request."""
+        for evict in self.evicts:
+            evict.begin()
+        self.prefetcher.begin()
+        self.working_set.begin()
 
     def plan(self) -> None:
         """The working set may hold half of the room."""
-        slots = int(self.pool.capacity / 2 / max(self.bytes))
-        planned = self.working_set.plan(slots)
+        planned = self.working_set.plan(int(self.report.budget / 2 / max(self.bytes)))
         self.kept = frozenset(planned)
-        self.queue = [id for id in planned if id not in self.pool]
+        self.queue = [id for id in planned if id not in self.pools[id.layer]]
 
-    def layer(self, event: Event, tally: Tally) -> None:
+    def layer(self, turn: Turn, tally: Tally) -> None:
         """Serve one layer of one pass."""
-        started = self.now
-        ids: Ids = event.ids
-        wanted = [ExpertId(event.layer, expert) for expert in _distinct(ids)]
-        pinned = frozenset(wanted)
-        self.work_off_queue(tally)
-        self.queue = [id for id in self.queue if id.layer > event.layer]
-        self.pool.evict.observe(event.layer, ids, event.weights)
-        self.working_set.observe(event.layer, ids, event.weights)
-        arrived = self.now
-        for id in wanted:
-            tally.asked += 1
-            if self.pool.lookup(id) >= 0:
-                tally.hits += 1
-                due = self.ready.pop(id, 0.0)
-                tally.late += due > self.now
+        started, pool, wanted, machine = self.now, self.pools[turn.layer], turn.wanted, self.machine
+        if self.queue:
+            self.work_off_queue(tally)
+            self.queue = [id for id in self.queue if id.layer > turn.layer]
+        for evict in self.evicts:
+            evict.observe(turn.layer, turn.ids, turn.weights)
+        if self.keeps:
+            self.working_set.observe(turn.layer, turn.ids, turn.weights)
+        arrived = started
+        absent = pool.absent(wanted)
+        if self.ready:
+            for id in turn.pinned & self.ready.keys():
+                due = self.ready.pop(id)
+                tally.late += due > started
                 arrived = max(arrived, due)
-            else:
-                arrived = self.read(id, pinned, tally)
-        compute = len(wanted) * self.machine.expert_seconds
-        waited = arrived + self.machine.expert_seconds if arrived > self.now else self.now
-        self.now = max(self.now + compute, waited) + self.machine.layer_seconds
+        for id in absent:
+            self.place(id, turn.pinned)
+            arrived = self.read(id, tally)
+        tally.asked += len(wanted)
+        tally.hits += len(wanted) - len(absent)
+        compute = len(wanted) * machine.expert_seconds + (turn.ids.size - len(wanted)) * machine.row_seconds
+        end = started + compute
+        if arrived > started and arrived + machine.expert_seconds > end:
+            tally.stalled += arrived + machine.expert_seconds - end
+            end = arrived + machine.expert_seconds
+        self.now = end + machine.layer_seconds
         tally.seconds += self.now - started
-        foretold = self.prefetcher.predict(event.layer, None, ids, event.weights)
-        self.queue += [id for id in foretold if id not in self.pool and id not in self.queue]
+        if self.foretells:
+            foretold = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights)
+            queued = set(self.queue)
+            self.queue += [id for id in foretold if id not in self.pools[id.layer] and id not in queued]
 
-    def read(self, id: ExpertId, pinned: frozenset[ExpertId], tally: Tally) -> float:
+    def read(self, id: ExpertId, tally: Tally) -> float:
         """Read an expert as soon as the disk is free; returns when it is here."""
-        self.place(id, pinned)
-        tally.bytes += self.bytes[id.layer]
-        self.disk_free = max(self.disk_free, self.now) + self.bytes[id.layer] / self.machine.bandwidth
+        size = self.bytes[id.layer]
+        tally.bytes += size
+        self.disk_free = max(self.disk_free, self.now + self.machine.latency) + self._seconds(id, size)
         return self.disk_free
+
+    def _seconds(self, id: ExpertId, size: int) -> float:
+        """What bringing it here takes, once it begins."""
+        if self.host is None:
+            return size / min(self.machine.link, self.machine.bandwidth)
+        if self.host.lookup(id) >= 0:
+            return size / self.machine.link
+        self.host.place(id)
+        return size / min(self.machine.link, self.machine.bandwidth)
 
     def place(self, id: ExpertId, pinned: frozenset[ExpertId]) -> None:
         """Spare the working set where that leaves a choice, and the layer's own experts where they fit at all."""
-        for spared in (pinned | self.kept, pinned, frozenset[ExpertId]()):
+        pool = self.pools[id.layer]
+        for spared in (pinned | self.kept, pinned, NONE) if self.kept else (pinned, NONE):
             try:
-                evicted = self.pool.place(id, spared).evicted
+                evicted = pool.place(id, spared).evicted
             except ValueError:
                 continue
             for gone in evicted:
                 if self.ready.pop(gone, None) is not None:
                     self.report.wasted += self.bytes[gone.layer]
             return
-        raise ValueError(f"the budget is smaller than one expert, {self.bytes[id.layer]} bytes")
 
     def work_off_queue(self, tally: Tally) -> None:
         """Begin the prefetches for which the disk was idle until now."""
@@ -219,16 +216,11 @@ class Replay:
             if idle_from >= self.now:
                 break
             begun += 1
-            if id in self.pool:
+            if id in self.pools[id.layer]:
                 continue
             self.place(id, frozenset(self.ready))
             tally.bytes += self.bytes[id.layer]
-            idle_from += self.bytes[id.layer] / self.machine.bandwidth
+            idle_from += self._seconds(id, self.bytes[id.layer])
             self.ready[id] = idle_from
-        self.disk_free = idle_from
+        self.disk_free = max(idle_from, self.disk_free)
         del self.queue[:begun]
-
-
-def _distinct(ids: Ids) -> list[int]:
-    """In the order in which the tokens name them."""
-    return list(dict.fromkeys(ids.ravel().tolist()))

@@ -1,29 +1,38 @@
-"""Activation-aware eviction (MoE-Infinity, arXiv 2401.14361): the request's own counts, and early layers kept.
+"""Activation-aware eviction (MoE-Infinity, arXiv 2401.14361): by what requests like this one activate.
 
-Score: (share of the layer's tokens in this request + epsilon) * (1 - layer / layers).
+Score: (foretold share of the layer's tokens + epsilon) * (1 - layer / layers): early layers, whose experts no prefetch
+finds in time, are kept. Foretold are the recorded requests, each by its likeness, and this request's own counts with
+the weight of `own` records just like it.
 """
 
 import numpy as np
 
+from gmoe.experts.matrices import Collection
 from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
-    def __init__(self, shape: Shape, epsilon: float = 1e-3):
+    def __init__(
+        self, shape: Shape, matrices: Floats | None = None, epsilon: float = 1e-3, own: float = 1.0,
+        capacity: int = 120, early: float = 1.0,
+    ):  # fmt: skip
         super().__init__(shape)
-        self.epsilon = epsilon
-        self.count = np.zeros(shape)
-        self.total = np.ones((shape[0], 1))
-        self.early = 1 - np.arange(shape[0])[:, None] / shape[0]
+        self.epsilon, self.own = epsilon, own
+        self.collection = Collection(shape, matrices, capacity)
+        self.share = np.zeros(shape)
+        self.early = 1 - early * np.arange(shape[0])[:, None] / shape[0]
 
     def begin(self) -> None:
-        self.count[:] = 0
-        self.total[:] = 1
+        self.collection.begin()
 
     def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
-        np.add.at(self.count[layer], ids.ravel(), 1)
-        self.total[layer] += ids.size
+        self.collection.observe(layer, ids)
+        mine = self.collection.current[layer]
+        alike = float(self.collection.likeness().sum())
+        known = alike + self.own if self.collection.stored.size else self.own
+        foretold = alike * self.collection.foretell(layer) + self.own * mine / max(float(mine.sum()), 1.0)
+        self.share[layer] = foretold / max(known, 1e-9)
 
     def score(self) -> Floats:
-        share: Floats = (self.count / self.total + self.epsilon) * self.early
-        return share
+        score: Floats = (self.share + self.epsilon) * self.early
+        return score

@@ -1,11 +1,9 @@
 """Belady's choice (IBM Systems Journal, 1966): the expert wanted again last leaves; it must know the future."""
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
-from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
 
 
@@ -14,19 +12,16 @@ class Policy(ScoredEviction):
 
     def __init__(self, shape: Shape, future: Sequence[tuple[int, Sequence[int]]]):
         super().__init__(shape)
-        self.uses: dict[ExpertId, deque[int]] = {}
-        for n, (layer, experts) in enumerate(future):
-            for expert in experts:
-                self.uses.setdefault(ExpertId(layer, expert), deque()).append(n)
         self.next_use = np.full(shape, np.inf)
-        for id, uses in self.uses.items():
-            self.next_use[id] = uses[0]
+        self.again: list[Sequence[float]] = []  # of each run, when its experts are asked for after it
+        for n in range(len(future) - 1, -1, -1):
+            layer, experts = future[n]
+            self.again.append(self.next_use[layer, experts].tolist())
+            self.next_use[layer, experts] = n
+        self.runs = [experts for _, experts in reversed(future)]
 
     def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
-        for expert in set(ids.ravel().tolist()):
-            id = ExpertId(layer, expert)
-            self.uses[id].popleft()
-            self.next_use[id] = self.uses[id][0] if self.uses[id] else np.inf
+        self.next_use[layer, self.runs.pop()] = self.again.pop()
 
     def score(self) -> Floats:
         return -self.next_use

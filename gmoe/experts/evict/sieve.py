@@ -1,5 +1,6 @@
 """SIEVE (Zhang et al., NSDI 2024): a hand sweeps a queue and takes the first expert not used since it last passed."""
 
+from collections import OrderedDict
 from collections.abc import Container
 
 from gmoe.experts.expert_id import ExpertId
@@ -8,33 +9,35 @@ from gmoe.experts.policy import EvictionPolicy
 
 class Policy(EvictionPolicy):
     def __init__(self) -> None:
-        self.visited: dict[ExpertId, bool] = {}  # oldest first
-        self.behind: dict[ExpertId, bool] = {}  # spared in this sweep
+        self.ahead: OrderedDict[ExpertId, bool] = OrderedDict()  # of the hand, oldest first: used since it passed?
+        self.behind: OrderedDict[ExpertId, bool] = OrderedDict()  # spared in this sweep
 
     def hit(self, id: ExpertId) -> None:
-        (self.visited if id in self.visited else self.behind)[id] = True
+        (self.ahead if id in self.ahead else self.behind)[id] = True
 
     def insert(self, id: ExpertId) -> None:
-        self.visited[id] = False
+        self.ahead[id] = False
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
-        pinned_here: list[ExpertId] = []
+        met: list[ExpertId] = []  # pinned and unused: the hand only looks at them
         while True:
-            if not self.visited:
-                self.visited, self.behind = self.behind, {}
-            id = next(iter(self.visited))
-            if not self.visited[id] and id not in pinned:
-                self.visited = dict.fromkeys(pinned_here, False) | self.visited
-                return id
-            if not self.visited.pop(id):
-                pinned_here.append(id)
-            else:
+            if not self.ahead:
+                self.ahead, self.behind = self.behind, self.ahead
+                if not self.ahead:
+                    raise ValueError("every resident expert is pinned")
+            id, used = self.ahead.popitem(last=False)
+            if used:
                 self.behind[id] = False
-            if not self.visited and not self.behind:
-                raise ValueError("every expert is pinned")
+            elif id in pinned:
+                met.append(id)
+            else:
+                for spared in (id, *reversed(met)):
+                    self.ahead[spared] = False
+                    self.ahead.move_to_end(spared, last=False)
+                return id
 
     def remove(self, id: ExpertId) -> None:
-        self.visited.pop(id, None)
+        self.ahead.pop(id, None)
         self.behind.pop(id, None)
-        if not self.visited:  # the hand starts over before it meets the next newcomer
-            self.visited, self.behind = self.behind, {}
+        if not self.ahead:  # the hand starts over before it meets the next newcomer
+            self.ahead, self.behind = self.behind, self.ahead
