@@ -77,10 +77,37 @@ def matmul(x: Tensor, w: QuantTensor, *, threads: int = 0, level: str | None = N
     return out
 
 
+class Experts:
+    """A table of experts, checked once, as the kernels take it; its addresses may change in place."""
+
+    def __init__(self, table: Table):
+        gate, up, down = table.gate, table.up, table.down
+        for name, matrix, shape in (("up", up, (up.rows, up.cols)), ("down", down, (down.rows, up.rows))):
+            _check_matrix(name, matrix, shape)
+        if gate is not None:
+            _check_matrix("gate", gate, (up.rows, up.cols))
+        self.width, self.rows = up.cols, down.rows
+        self.gated = gate is not None
+        self.matrices = {
+            name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None
+        }
+
+    def check(self, ids: Tensor) -> None:
+        """Refuse ids of experts that are not there."""
+        for name, matrix in self.matrices.items():
+            n = len(matrix.address)
+            place = _cpu.absent(matrix.address.ctypes.data, n, ids.data_ptr(), ids.numel())
+            if place >= 0:
+                expert = int(ids.view(-1)[place])
+                if expert >= n:
+                    raise ValueError(f"expert {expert} is chosen, {name} has {n}")
+                raise ValueError(f"{name} of expert {expert} is chosen but absent")
+
+
 def expert_rows(
     x: Tensor,
     topk_ids: Tensor,
-    table: Table,
+    table: Table | Experts,
     activation: str,
     out: Tensor,
     *,
@@ -88,31 +115,23 @@ def expert_rows(
     level: str | None = None,
 ) -> None:
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
-    up, down, gate = table.up, table.down, table.gate
+    experts = table if isinstance(table, Experts) else Experts(table)
     tokens, k = topk_ids.shape
-    for name, matrix, shape in (("up", up, (up.rows, up.cols)), ("down", down, (down.rows, up.rows))):
-        _check_matrix(name, matrix, shape)
-    if gate is not None:
-        _check_matrix("gate", gate, (up.rows, up.cols))
-    _check_activation(activation, gate)
-    _check_floats("x", x, (tokens, up.cols))
-    _check_floats("out", out, (tokens, k, down.rows))
+    _check_activation(activation, experts.gated)
+    _check_floats("x", x, (tokens, experts.width))
+    _check_floats("out", out, (tokens, k, experts.rows))
     if not out.is_contiguous():
         raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
     ids = topk_ids.to(torch.int32).contiguous()
-    if gate is not None:
-        _check_present("gate", gate, ids)
-    _check_present("up", up, ids)
-    _check_present("down", down, ids)
-    held = [_Held(m) for m in (gate, up, down) if m is not None]
-    native = [h.native for h in held]
+    experts.check(ids)
+    native = experts.matrices
     x = x.contiguous()
     _cpu.expert_rows(
         _level(level),
-        None if gate is None else native[0],
-        native[-2],
-        native[-1],
-        "relu2" if gate is None else activation,
+        native["gate"].native if experts.gated else None,
+        native["up"].native,
+        native["down"].native,
+        activation,
         x.data_ptr(),
         ids.data_ptr(),
         tokens,
@@ -139,7 +158,9 @@ class _Held:
     """A matrix as the kernels see it, and what keeps its arrays alive."""
 
     def __init__(self, matrix: Matrix):
-        self.address = np.ascontiguousarray(matrix.address, dtype=np.int64)
+        self.address = matrix.address
+        if self.address.dtype != np.int64 or not self.address.flags.c_contiguous:
+            raise ValueError(f"addresses must be contiguous int64, not {self.address.dtype}")
         self.bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, dtype=np.float32)
         row_bytes = matrix.format.row_bytes(matrix.cols)
         bias = 0 if self.bias is None else self.bias.ctypes.data
@@ -190,22 +211,13 @@ def _check_matrix(name: str, matrix: Matrix, shape: tuple[int, int]) -> None:
         )
 
 
-def _check_activation(activation: str, gate: Matrix | None) -> None:
+def _check_activation(activation: str, gated: bool) -> None:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
-    if gate is None and activation != "relu2":
+    if not gated and activation != "relu2":
         raise ValueError(f"activation {activation!r} needs a gate")
-    if gate is not None and activation == "relu2":
+    if gated and activation == "relu2":
         raise ValueError("activation 'relu2' takes no gate")
-
-
-def _check_present(name: str, matrix: Matrix, ids: Tensor) -> None:
-    chosen = torch.unique(ids[ids >= 0]).numpy()
-    if len(chosen) and chosen[-1] >= len(matrix.address):
-        raise ValueError(f"expert {chosen[-1]} is chosen, {name} has {len(matrix.address)}")
-    absent = chosen[matrix.address[chosen] == 0]
-    if len(absent):
-        raise ValueError(f"{name} of expert {absent[0]} is chosen but absent")
 
 
 def _hand_over_grids() -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gmoe.kernels import cpu_ops
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.reference import dequantize
 from gmoe.kernels.rounding import round_activations
@@ -42,6 +44,12 @@ class ExpertTable:
     up: ExpertMatrix
     down: ExpertMatrix
 
+    @cached_property
+    def compiled(self) -> "cpu_ops.Experts | None":
+        """The table as the CPU kernels take it, None where they have not all of its formats."""
+        matrices = [m for m in (self.gate, self.up, self.down) if m is not None]
+        return cpu_ops.Experts(self) if all(cpu_ops.supported(m.format.name) for m in matrices) else None
+
 
 def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:
     """`x @ w.T`: x [T, in] float32 -> [T, out] float32.
@@ -49,6 +57,8 @@ def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Ten
     "q8" rounds x to 8-bit blocks as llama.cpp does, "float" multiplies with the exactly dequantized weights.
     """
     if activations == "q8":
+        if x.device.type == "cpu" and cpu_ops.supported(w.format.name):
+            return cpu_ops.matmul(x, w, threads=torch.get_num_threads())
         x = round_activations(x, w.format)
     return x @ dequantize(w).T
 
@@ -57,6 +67,9 @@ def expert_rows(
     x: Tensor, topk_ids: Tensor, table: ExpertTable, activation: str, activations: Activations, out: Tensor
 ) -> None:
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
+    if activations == "q8" and x.device.type == "cpu" and table.compiled is not None:
+        cpu_ops.expert_rows(x, topk_ids, table.compiled, activation, out, threads=torch.get_num_threads())
+        return
     for expert in torch.unique(topk_ids).tolist():
         if expert >= 0:
             token, slot = torch.nonzero(topk_ids == expert, as_tuple=True)
@@ -65,6 +78,8 @@ def expert_rows(
 
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
+    if out.device.type == "cpu":
+        return cpu_ops.combine(out, topk_weights, topk_ids, threads=torch.get_num_threads())
     y = torch.zeros_like(out[:, 0])
     for j in range(out.shape[1]):
         here = (topk_ids[:, j] >= 0)[:, None]

@@ -135,6 +135,13 @@ NB_MODULE(_cpu, m) {
     Encoded out = {at<float>(d), at<float>(dmin), at<int16_t>(scales), at<int16_t>(mins), at<uint8_t>(codes)};
     quantize(scheme, at<const float>(x), blocks, at<const float>(weight), cols, out, threads);
   });
+  m.def("absent", [](uintptr_t addresses, int experts, uintptr_t ids, size_t count) -> int64_t {
+    for (size_t i = 0; i < count; i++) {  // the place of the first id that has no expert, or -1
+      int id = at<const int32_t>(ids)[i];
+      if (id >= experts || (id >= 0 && !at<const int64_t>(addresses)[id])) return int64_t(i);
+    }
+    return -1;
+  });
   m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
                       int threads) {
     nb::gil_scoped_release unlocked;
