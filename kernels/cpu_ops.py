@@ -88,9 +88,7 @@ class Experts:
             _check_matrix("gate", gate, (up.rows, up.cols))
         self.width, self.rows = up.cols, down.rows
         self.gated = gate is not None
-        self.matrices = {
-            name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None
-        }
+        self.matrices = {name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None}
 
     def check(self, ids: Tensor) -> None:
         """Refuse ids of experts that are not there."""
