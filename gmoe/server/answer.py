@@ -1,18 +1,24 @@
 """Answer: one request to a loaded model; events as they come, and an end from any thread."""
 
+import json
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from gmoe.engine.sampling import SamplingParams
 from gmoe.llm import LLM, TextEvent, TextStream
-from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Refused, Usage
+from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Refused, ToolCall, Usage
 from gmoe.server.catalog import Entry
+from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
+from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
+from gmoe.tokenizer.parsers.tags import THINK
 
 GGUF_SAMPLING = {"temp": "temperature", "penalty_last_n": "repeat_last_n", "penalty_repeat": "repeat_penalty"}
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 class Answer:
@@ -32,17 +38,24 @@ class Answer:
     def __iter__(self) -> Iterator[Event]:
         began = time.perf_counter()
         ask, llm = self.ask, self.llm
+        self._require_capabilities()
         prompt = prompt_of(llm, self.entry, ask)
         if ask.only_render:
             yield End("stop", prompt=prompt.text)
             return
-        params = self._params(prompt)
-        before = _expert_counters(llm)
-        stream = self._stream = llm.run(prompt.ids, params, ignore_end=ask.ignore_end)
+        spoken = ask.messages is not None or (ask.templated and not ask.suffix)
+        dialect = dialect_of(llm.template.source, self.entry.modelfile.last("parser")) if spoken else "plain"
+        forced = spoken and bool(ask.tools) and ask.tool_choice not in (None, "auto", "none")
+        parser = _Forced() if forced else parser_for(dialect, ask.tools, prompt.text or "")
+        params = self._params(prompt, dialect, forced)
+        before = expert_counters(llm)
+        spelled = marks_of(dialect)
+        stream = self._stream = llm.run(prompt.ids, params, ignore_end=ask.ignore_end, spelled=spelled)
         if self._cancelled:
             stream.close()
         first = last = 0.0
         ids: list[int] = []
+        called = False
         reason = None
         for event in stream:
             last = time.perf_counter()
@@ -50,7 +63,10 @@ class Answer:
             reason = event.finish_reason
             if event.token_id is not None:
                 ids.append(event.token_id)
-            yield Piece(event.text, ids=tuple(ids[-1:]), logprobs=self._logprobs(event))
+            given = parser.push(event.text) + (parser.close() if reason else [])
+            piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
+            called = called or bool(piece.tool_calls)
+            yield piece
         if reason is None:
             if self._cancelled:
                 return
@@ -63,11 +79,23 @@ class Answer:
             prompt_seconds=first - began,
             decode_seconds=last - first,
             total_seconds=last - began + self.waited,
-            experts=_difference(_expert_counters(llm), before),
+            experts=difference(expert_counters(llm), before),
         )
-        yield End(reason, usage, (*prompt.ids, *ids), prompt=prompt.text)
+        stop = self._stopped_by(params.stop, ids) if reason == "stop" else None
+        reason = "tool_calls" if called and reason == "stop" else reason
+        yield End(reason, usage, (*prompt.ids, *ids), stop, prompt.text)
 
-    def _params(self, prompt: Prompt) -> SamplingParams:
+    def _require_capabilities(self) -> None:
+        ask = self.ask
+        wanted = ["tools"] if ask.tools else []
+        wanted += ["thinking"] if ask.think and ask.think_strict else []
+        if wanted:
+            able = capabilities(self.llm.file.metadata, self.entry.modelfile)
+            for one in wanted:
+                if one not in able:
+                    raise Refused(400, f'"{ask.model}" does not support {one}')
+
+    def _params(self, prompt: Prompt, dialect: str, forced: bool) -> SamplingParams:
         ask = self.ask
         sampling = dict(ask.defaults)
         for key, value in self.llm.file.metadata.items():
@@ -79,10 +107,25 @@ class Answer:
         if prompt.room < (sampling.get("max_tokens") or prompt.room + 1):
             sampling["max_tokens"] = prompt.room
         sampling["stop"] = tuple(sampling.get("stop") or ())
+        if forced:
+            sampling["json_schema"] = call_schema(ask.tools)
+        elif sampling.get("json_schema") is not None or sampling.get("grammar") is not None:
+            sampling["grammar_after"] = self._end_of_thinking(prompt, dialect)
         try:
             return SamplingParams(**sampling)
         except ValueError as error:
             raise Refused(400, str(error)) from None
+
+    def _end_of_thinking(self, prompt: Prompt, dialect: str) -> str | None:
+        """The text behind which the answer proper begins, where the model thinks first."""
+        marks = marks_of(dialect)
+        begun = (prompt.text or "").rstrip().endswith(THINK[0])
+        able = "thinking" in capabilities(self.llm.file.metadata, self.entry.modelfile)
+        if not begun and (not able or self.ask.think is False):
+            return None
+        if dialect == "harmony":
+            return "<|channel|>final<|message|>"
+        return THINK[1] if set(THINK) <= set(marks) else None
 
     def _logprobs(self, event: TextEvent) -> tuple[Chosen, ...]:
         if event.logprobs is None or event.token_id is None:
@@ -92,8 +135,66 @@ class Answer:
 
     def _chosen(self, id: int, logprob: float) -> Chosen:
         tokenizer = self.llm.tokenizer
-        raw = tokenizer.token_bytes(id) or tokenizer.text(id).encode()
-        return Chosen(raw.decode("utf-8", "replace"), max(-9999.0, min(0.0, logprob)), raw, id)
+        raw = (tokenizer.token_bytes(id) or tokenizer.text(id).encode()) if id < tokenizer.n_vocab else b"?"
+        return Chosen(raw.decode("utf-8", "replace"), max(LEAST_LOGPROB, min(0.0, logprob)), raw, id)
+
+    def _stopped_by(self, stops: Sequence[str], ids: Sequence[int]) -> str | None:
+        """The stop text at the end of the answer; None where an end token ended it."""
+        if not stops or not ids or ids[-1] in self.llm.tokenizer.end_ids:
+            return None
+        tail = self.llm.tokenizer.decode(ids[-256:])
+        return next((stop for stop in stops if stop in tail), None)
+
+
+class _Forced:
+    """An answer that is one tool call in JSON."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def push(self, text: str) -> list[Any]:
+        self._text += text
+        return []
+
+    def close(self) -> list[Any]:
+        try:
+            call = json.loads(self._text)
+        except ValueError:  # cut short
+            return [("content", self._text)]
+        return [("tool_call", _Call(call["name"], call["arguments"]))]
+
+
+class _Call:
+    def __init__(self, name: str, arguments: Mapping[str, Any]):
+        self.name, self.arguments = name, arguments
+
+
+def piece_of(given: Sequence[tuple[str, Any]], ids: tuple[int, ...], logprobs: tuple[Chosen, ...]) -> Piece:
+    """What a parser gave for one token."""
+    content = "".join(part for kind, part in given if kind == "content")
+    thinking = "".join(part for kind, part in given if kind == "thinking")
+    calls = (part for kind, part in given if kind == "tool_call")
+    named = tuple(ToolCall(f"call_{secrets.token_hex(12)}", call.name, call.arguments) for call in calls)
+    return Piece(content, thinking, named, ids, logprobs)
+
+
+def call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A call of one of the tools, as JSON."""
+    functions = [tool.get("function", tool) for tool in tools]
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function.get("name")},
+                    "arguments": function.get("parameters") or {"type": "object"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for function in functions
+        ]
+    }
 
 
 def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,11 +209,13 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return sampling
 
 
-def _expert_counters(llm: LLM) -> dict[str, Any]:
+def expert_counters(llm: LLM) -> dict[str, Any]:
+    """Those of `llm.stats` that concern experts: by tier, and by action."""
     return {name: value for name, value in llm.stats.items() if isinstance(value, Mapping)}
 
 
-def _difference(now: Any, before: Any) -> Any:
+def difference(now: Any, before: Any) -> Any:
+    """By how much counters grew."""
     if isinstance(now, Mapping):
-        return {name: _difference(value, before.get(name, 0)) for name, value in now.items()}
+        return {name: difference(value, before.get(name, 0)) for name, value in now.items()}
     return now - before if isinstance(now, int | float) else now

@@ -1,0 +1,334 @@
+"""OpenAI's dialect: /v1/chat/completions and /v1/models, and what its other routes share."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, ToolCall, Usage, whole
+from gmoe.server.body import Body, read
+from gmoe.server.catalog import Entry
+from gmoe.server.ollama import keep_alive_of
+from gmoe.server.stream import Chunk, to_bytes
+
+media = "text/event-stream"
+DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
+DONE = "[DONE]"
+TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+EXTRA = ("top_k", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "grammar", "json_schema")
+
+
+class Sampled(Body):
+    """What chats and completions have in common; the second half are llama-server's additions."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    task: str | None = Field(None, description="gmoe: requests of one task are decoded together")
+
+
+class ChatMessage(Body):
+    """One turn of a conversation."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class ChatBody(Sampled):
+    """POST /v1/chat/completions"""
+
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    reasoning: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+def parse_chat(body: Any) -> Ask:
+    """POST /v1/chat/completions."""
+    given = read(ChatBody, body)
+    if not given.messages:
+        raise Refused(400, "[] is too short - 'messages'")
+    tools, choice = chosen_tools(given.tools or [], given.tool_choice)
+    wanted = sampling(given)
+    if given.max_completion_tokens is not None:
+        wanted["max_tokens"] = given.max_completion_tokens
+    if given.logprobs:
+        if not 0 <= (given.top_logprobs or 0) <= 20:
+            raise Refused(400, "top_logprobs must be between 0 and 20")
+        wanted["logprobs"] = given.top_logprobs or 0
+    wanted |= response_format(given.response_format)
+    effort = given.reasoning_effort or (given.reasoning or {}).get("effort")
+    return Ask(
+        messages=[message_of(given.model, message) for message in given.messages],
+        tools=tools,
+        tool_choice=choice,
+        think=think_of(effort),
+        template_values=given.chat_template_kwargs or {},
+        **common(given, wanted),
+    )
+
+
+def render_chat(ask: Ask, events: Events) -> Iterator[Chunk]:
+    """Chunks of a chat completion, or the whole of it."""
+    first = head("chatcmpl", ask)
+    if not ask.stream:
+        piece, end = whole(events)
+        message: dict[str, Any] = {"role": "assistant", "content": piece.content or None, **_thinking(piece)}
+        message["content"] = piece.content if piece.content or not piece.tool_calls else None
+        if piece.tool_calls:
+            message["tool_calls"] = [_call(call) for call in piece.tool_calls]
+        choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(piece), "finish_reason": end.reason}
+        yield first | {"object": "chat.completion", "choices": [choice], **usage(end.usage)}
+        return
+    first["object"] = "chat.completion.chunk"
+    begun, number = False, 0
+    for event in events:
+        if isinstance(event, Loading):
+            continue
+        if not begun:
+            begun = True
+            yield first | {"choices": [_delta({"role": "assistant", "content": ""})], **no_usage(ask)}
+        if isinstance(event, End):
+            yield first | {"choices": [_delta({}, event.reason)], **no_usage(ask)}
+            if wants_usage(ask):
+                yield first | {"choices": [], **usage(event.usage)}
+            yield DONE
+            return
+        delta: dict[str, Any] = {"content": event.content} if event.content else {}
+        delta |= _thinking(event)
+        if event.tool_calls:
+            delta["tool_calls"] = [{"index": number + n, **_call(call)} for n, call in enumerate(event.tool_calls)]
+            number += len(event.tool_calls)
+        if delta or event.logprobs:
+            yield first | {"choices": [_delta(delta, logprobs=_chat_logprobs(event))], **no_usage(ask)}
+
+
+def encode(chunk: Chunk) -> bytes:
+    """One server-sent event."""
+    if isinstance(chunk, tuple):
+        return f"event: {chunk[0]}\n".encode() + encode(chunk[1])
+    return b"data: " + (chunk.encode() if isinstance(chunk, str) else to_bytes(chunk)) + b"\n\n"
+
+
+def refuse(error: Refused, late: bool) -> Chunk:
+    """OpenAI's errors; the same within a stream."""
+    kind = TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"error": {"message": error.text, "type": kind, "param": None, "code": None}}
+
+
+def model(entry: Entry) -> dict[str, Any]:
+    """A model as /v1/models lists it."""
+    owner = entry.name.rsplit("/", 1)[0] if "/" in entry.name else "library"
+    return {"id": entry.name, "object": "model", "created": int(entry.modified), "owned_by": owner}
+
+
+def message_of(name: str, message: ChatMessage) -> dict[str, Any]:
+    """A message as chat templates read it."""
+    role = "system" if message.role == "developer" else "tool" if message.role == "function" else message.role
+    entry: dict[str, Any] = {"role": role, "content": text_of(name, message.content)}
+    if message.reasoning_content or message.reasoning:
+        entry["reasoning_content"] = entry["thinking"] = message.reasoning_content or message.reasoning
+    if message.tool_calls:
+        entry["tool_calls"] = [read_call(call) for call in message.tool_calls]
+    for key in ("name", "tool_call_id"):
+        if getattr(message, key):
+            entry[key] = getattr(message, key)
+    return entry
+
+
+def text_of(name: str, content: Any) -> str:
+    """The text of a content that may be parts; other kinds of parts are `Refused`."""
+    if not isinstance(content, list):
+        return content or ""
+    texts = []
+    for part in content:
+        kind = part.get("type", "text")
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            texts.append(str(part.get("text") or part.get("refusal") or ""))
+        elif "image" in str(kind):
+            raise Refused(400, f'"{name}" does not support image input')
+        else:
+            raise Refused(400, f"content of the type {kind!r} is not supported; supported: text")
+    return "".join(texts)
+
+
+def chosen_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], str]:
+    """The tools that may be called, and "none", "auto", "required" or the name of the one that must be."""
+    for tool in tools:
+        if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
+            raise Refused(400, "tools: each needs a type of 'function' and a function with a name")
+    if isinstance(choice, dict):
+        name = (choice.get("function") or choice).get("name")
+        tools = [tool for tool in tools if tool["function"]["name"] == name]
+        if not tools:
+            raise Refused(400, f"tool_choice: there is no tool {name!r}")
+        return tools, str(name)
+    if choice not in (None, "none", "auto", "required"):
+        raise Refused(400, f"tool_choice is {choice!r}; it must be none, auto, required or a function")
+    return ([] if choice == "none" else tools), choice or "auto"
+
+
+def response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`response_format` as fields of `SamplingParams`."""
+    kind = (given or {}).get("type", "text")
+    if given is None or kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": given.get("schema") or {"type": "object"}}
+    if kind == "json_schema":
+        schema = (given.get("json_schema") or given).get("schema")
+        if not isinstance(schema, dict):
+            raise Refused(400, "response_format: json_schema needs a schema")
+        return {"json_schema": schema}
+    raise Refused(400, f"response_format: the type {kind!r} is not one of text, json_object, json_schema")
+
+
+def think_of(effort: Any) -> bool | str | None:
+    """A reasoning effort as Ollama's `think`."""
+    if effort in (None, "auto"):
+        return None
+    if effort in ("none", "off"):
+        return False
+    return {"minimal": "low", "xhigh": "high"}.get(str(effort), str(effort))
+
+
+def sampling(given: Sampled) -> dict[str, Any]:
+    """Fields of `SamplingParams`."""
+    if given.n not in (None, 1):
+        raise Refused(400, "n must be 1: one answer a request")
+    names = ("temperature", "top_p", "max_tokens", "seed", "frequency_penalty", "presence_penalty", *EXTRA)
+    wanted = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    if wanted.get("max_tokens", 1) < 1:
+        del wanted["max_tokens"]
+    if given.stop is not None:
+        wanted["stop"] = [text for text in ([given.stop] if isinstance(given.stop, str) else given.stop) if text]
+    if given.logit_bias:
+        try:
+            wanted["logit_bias"] = {int(token): bias for token, bias in given.logit_bias.items()}
+        except ValueError:
+            raise Refused(400, "logit_bias: it must map token ids to numbers") from None
+    return wanted
+
+
+def common(given: Sampled, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What every Ask of this dialect has."""
+    return {
+        "model": given.model,
+        "sampling": sampling,
+        "defaults": DEFAULTS,
+        "keep_alive": keep_alive_of(given.keep_alive),
+        "stream": bool(given.stream),
+        "think_strict": False,
+        "task": given.task,
+        "extra": {"include_usage": bool((given.stream_options or {}).get("include_usage"))},
+    }
+
+
+def head(prefix: str, ask: Ask) -> dict[str, Any]:
+    """What every body begins with."""
+    id = f"{prefix}-{secrets.token_hex(12)}"
+    return {"id": id, "object": "", "created": int(time.time()), "model": ask.model, "system_fingerprint": "fp_gmoe"}
+
+
+def wants_usage(ask: Ask) -> bool:
+    """Whether a last chunk with the usage is asked for."""
+    return bool(ask.extra.get("include_usage"))
+
+
+def no_usage(ask: Ask) -> dict[str, Any]:
+    """What the other chunks have then."""
+    return {"usage": None} if wants_usage(ask) else {}
+
+
+def _delta(delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _thinking(piece: Piece) -> dict[str, str]:
+    return {"reasoning": piece.thinking, "reasoning_content": piece.thinking} if piece.thinking else {}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def read_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in a message, with its arguments as an object."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Refused(400, "tool_calls: each needs a function with a name")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            raise Refused(400, f"tool_calls: the arguments of {function['name']} are not JSON") from None
+    return {"id": call.get("id"), "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def usage(usage: Usage) -> dict[str, Any]:
+    """What an answer took."""
+    body = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.tokens,
+        "total_tokens": usage.prompt_tokens + usage.tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+    return {"usage": body, "timings": timings(usage)}
+
+
+def timings(usage: Usage) -> dict[str, Any]:
+    """llama-server's figures: milliseconds and tokens a second."""
+    fresh = usage.prompt_tokens - usage.cached_tokens
+    return {
+        "cache_n": usage.cached_tokens,
+        "prompt_n": fresh,
+        "prompt_ms": usage.prompt_seconds * 1e3,
+        "prompt_per_second": fresh / usage.prompt_seconds if usage.prompt_seconds else 0.0,
+        "predicted_n": usage.tokens,
+        "predicted_ms": usage.decode_seconds * 1e3,
+        "predicted_per_second": usage.tokens / usage.decode_seconds if usage.decode_seconds else 0.0,
+        **({"experts": usage.experts} if usage.experts else {}),
+    }
+
+
+def _chat_logprobs(piece: Piece) -> dict[str, Any] | None:
+    if not piece.logprobs:
+        return None
+    return {"content": [_chosen(t) | {"top_logprobs": [_chosen(top) for top in t.top]} for t in piece.logprobs]}
+
+
+def _chosen(token: Chosen) -> dict[str, Any]:
+    return {"token": token.token, "logprob": token.logprob, "bytes": list(token.raw)}
