@@ -147,6 +147,13 @@ class LLM:
         logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids))
         return logits
 
+    def embed(self, ids: Sequence[int], pooling: Literal["mean", "last"] = "mean") -> np.ndarray:
+        """The final hidden states of one fresh sequence, pooled: float32 [n_embd], of no particular length."""
+        self._check(ids)
+        states: np.ndarray = self._loop.call(lambda: self._engine.hidden(ids))
+        pooled: np.ndarray = states.mean(axis=0) if pooling == "mean" else states[-1]
+        return pooled
+
     def generate(self, prompt: str, params: SamplingParams | None = None) -> TextStream:
         """Continue a text; the events of its answer as they come."""
         return self.run(self.tokenizer.encode(prompt, add_special=True, parse_special=True), params)

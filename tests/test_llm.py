@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import gmoe
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
@@ -37,6 +39,15 @@ def test_an_answer_follows_its_grammar(llm: gmoe.LLM) -> None:
     assert events[-1].finish_reason == "stop"
     with pytest.raises(ValueError, match="the grammar has no rule named root"):
         next(iter(llm.generate("hello", gmoe.SamplingParams(grammar='x ::= "a"'))))
+
+
+def test_embeddings_are_pooled_hidden_states(llm: gmoe.LLM) -> None:
+    ids = llm.tokenizer.encode("hello and the world")
+    last, mean = llm.embed(ids, "last"), llm.embed(ids)
+    assert last.shape == mean.shape == (llm.hparams.n_embd,)
+    logits = llm.model.logits(torch.from_numpy(last)[None])[0].numpy()
+    np.testing.assert_allclose(logits, llm.logits(ids)[-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mean, np.mean([llm.embed(ids[: n + 1], "last") for n in range(len(ids))], 0), atol=1e-4)
 
 
 def test_counters_grow(llm: gmoe.LLM) -> None:

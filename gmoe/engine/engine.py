@@ -1,5 +1,6 @@
 """Engine: add, abort, step; it knows token ids only."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from itertools import accumulate
 from typing import NamedTuple
@@ -72,13 +73,20 @@ class Engine:
 
     def logits(self, ids: Ids[int]) -> np.ndarray:
         """Logits [len(ids), n_vocab] float32 of one fresh sequence, every position; others may have to wait for it."""
+        return self._whole(ids, self.runner.forward)
+
+    def hidden(self, ids: Ids[int]) -> np.ndarray:
+        """Final hidden states [len(ids), n_embd] float32, likewise."""
+        return self._whole(ids, self.runner.hidden)
+
+    def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray]) -> np.ndarray:
         self._check(ids)
         seq, parts = Sequence(list(ids), SamplingParams()), []
         try:
             while seq.pending:
                 count = min(self.scheduler.chunk, seq.pending)
                 self.scheduler.make_room(seq, seq.n_cached + count, keep=[])
-                parts.append(self.runner.forward([Turn(seq, count)], range(count)))
+                parts.append(forward([Turn(seq, count)], range(count)))
                 seq.n_cached += count
         finally:
             self.scheduler.blocks.release(seq)

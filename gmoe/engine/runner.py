@@ -18,6 +18,8 @@ class Model(Protocol):
 
     def __call__(self, batch: Batch) -> torch.Tensor: ...  # [R, n_vocab] float32
 
+    def hidden(self, batch: Batch) -> torch.Tensor: ...  # [R, n_embd] float32
+
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> Any: ...
 
 
@@ -32,12 +34,17 @@ class Runner:
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows."""
-        for observe in self.observers:
-            observe(turns)
         logits: np.ndarray = self.model(self._batch(turns, rows)).float().numpy()
         return logits
 
+    def hidden(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
+        """The same, but the final hidden states [len(rows), n_embd] float32."""
+        states: np.ndarray = self.model.hidden(self._batch(turns, rows)).float().numpy()
+        return states
+
     def _batch(self, turns: Ids[Turn], rows: Ids[int]) -> Batch:
+        for observe in self.observers:
+            observe(turns)
         size = self.block_size
         ids: list[int] = []
         positions: list[int] = []

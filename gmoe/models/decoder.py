@@ -66,10 +66,15 @@ class Decoder:
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [R, n_vocab] float32 of `batch.output_rows`; the cache has this step's rows afterwards."""
         with torch.inference_mode():
+            return self.logits(self.hidden(batch))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Normed rows [R, D] of `batch.output_rows`, from which the logits follow."""
+        with torch.inference_mode():
             x = self.embed(batch)
             for layer in range(self.hparams.n_layer):
                 x = self.block(layer, x, batch)
-            return self.logits(self.output_norm(x.index_select(0, batch.output_rows)))
+            return self.output_norm(x.index_select(0, batch.output_rows))
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
