@@ -1,0 +1,132 @@
+"""`gmoe perplexity`: how well a model foresees a text, and how far it is from another, as llama-perplexity says it."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from gmoe.cli.options import runtime_flags, take
+from gmoe.library.find import model_file
+from gmoe.options import RuntimeOptions
+from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows
+
+QUANTILES = {"99.9%": 99.9, "99.0%": 99, "95.0%": 95, "90.0%": 90, "Median": 50, "10.0%": 10, "5.0%": 5, "1.0%": 1}
+QUANTILES |= {"0.1%": 0.1}
+
+
+@click.command()
+@click.argument("model")
+@click.option("-f", "--file", "text", type=click.Path(path_type=Path), help="The text.")
+@click.option("-c", "--ctx-size", default=512, show_default=True, help="Tokens of a window.")
+@click.option("--chunks", default=0, help="Most windows to score; 0: all.")
+@click.option(
+    "--kl-divergence-base", "base", type=click.Path(path_type=Path), help="Logits to write, or to compare to."
+)
+@click.option("--kl-divergence", is_flag=True, help="Compare with the logits of --kl-divergence-base.")
+@runtime_flags
+def perplexity(
+    model: str, text: Path | None, ctx_size: int, chunks: int, base: Path | None, kl_divergence: bool, **flags: Any
+) -> None:
+    """Score MODEL, a GGUF file or the name of a model, on a text."""
+    if kl_divergence and base is None:
+        raise click.UsageError("--kl-divergence needs --kl-divergence-base FILE")
+    if not kl_divergence and text is None:
+        raise click.UsageError("the text is missing: -f FILE")
+    against = Base(base) if kl_divergence and base is not None else None
+    flags["context"] = max(flags.get("context") or 0, against.context if against else ctx_size)
+    options = take(RuntimeOptions, flags)
+    from gmoe.llm import LLM
+
+    with LLM.load(model_file(model), options) as llm:
+        if against is not None:
+            _diverge(llm, against)
+            return
+        assert text is not None
+        tokenizer = llm.tokenizer
+        ids = tokenizer.encode(text.read_text("utf-8", "replace"), add_special=True, parse_special=False)
+        begins = tokenizer.bos_id if tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id] else None
+        cut = windows(ids, ctx_size, begins, chunks)
+        click.echo(f"perplexity: calculating perplexity over {len(cut)} chunks, n_ctx={ctx_size}", err=True)
+        nll = _score(llm, cut, base)
+        click.echo(f"\nFinal estimate: PPL = {math.exp(nll.mean):.4f} +/- {math.exp(nll.mean) * nll.error:.5f}")
+
+
+def _score(llm: Any, cut: list[list[int]], base: Path | None) -> Mean:
+    """Score the windows, and write their logits to `base`, which appears when it is whole."""
+    temporary = base.with_name(f".{base.name}.tmp") if base else None
+    file = temporary.open("wb") if temporary else None
+    began, nll = time.perf_counter(), Mean()
+    try:
+        writer = None
+        for n, (nll, logits) in enumerate(perplexities(cut, llm.logits), 1):
+            if n == 1:
+                pace = time.perf_counter() - began
+                click.echo(
+                    f"perplexity: {pace:.2f} seconds per pass - ETA {pace * len(cut) / 60:.2f} minutes", err=True
+                )
+            if file:
+                writer = writer or BaseWriter(file, cut, logits.shape[1])
+                writer.add(logits)
+            click.echo(f"[{n}]{math.exp(nll.mean):.4f},", nl=False)
+        if file and temporary and base:
+            file.close()
+            temporary.replace(base)
+    finally:
+        if file and temporary:
+            file.close()
+            temporary.unlink(missing_ok=True)
+    return nll
+
+
+def _diverge(llm: Any, base: Base) -> None:
+    if base.n_vocab != llm.model.n_vocab:
+        raise ValueError(f"{base.path} holds logits of {base.n_vocab} tokens, the model has {llm.model.n_vocab}")
+    found = Divergence()
+    names = ("chunk", "PPL", "ln(PPL(Q)/PPL(base))", "KL Divergence", "Δp RMS", "Same top p")
+    click.echo("\n" + names[0] + "".join(name.center(25) for name in names[1:]))
+    for n, window in enumerate(base.windows):
+        where = scored(base.context)
+        ours = log_probs(llm.logits(window)[where])
+        found.add(ours, base.log_probs(n), np.asarray(window[where.start + 1 :]))
+        ratio, rms = Mean([found.nll.all - found.base_nll.all]), found.rms_change
+        ppl = math.exp(found.nll.mean)
+        cells = [_pm(ppl, ppl * found.nll.error, 10, 4), _pm(ratio.mean, ratio.error, 10, 5)]
+        cells += [_pm(found.kld.mean, found.kld.error, 10, 5), _pm(100 * rms[0], 100 * rms[1], 6, 3) + " %"]
+        cells += [_pm(100 * found.same_top.mean, 100 * found.same_top.error, 6, 3) + " %"]
+        click.echo(f"{n + 1:4}    " + "    ".join(cells))
+    click.echo("\n".join(_summary(found)))
+
+
+def _pm(value: float, error: float, width: int, digits: int) -> str:
+    return f"{value:{width}.{digits}f} ± {error:{width}.{digits}f}"
+
+
+def _summary(found: Divergence) -> list[str]:
+    ours, base = found.nll.all, found.base_nll.all
+    ratio = Mean([ours - base])
+    ppl, ppl_base, over = math.exp(ours.mean()), math.exp(base.mean()), math.exp(ratio.mean)
+    spread = float(ours.std() * base.std())
+    correlation = float(np.cov(ours, base, bias=True)[0, 1]) / spread if spread else 1.0
+    shared = correlation * found.nll.error * found.base_nll.error
+    variance = (ppl * found.nll.error) ** 2 + (ppl_base * found.base_nll.error) ** 2 - 2 * ppl * ppl_base * shared
+    rms, kld, change = found.rms_change, found.kld.all, 100 * found.p_change.all
+    lines = ["", "====== Perplexity statistics ======"]
+    lines += [f"Mean PPL(Q)                   : {_pm(ppl, ppl * found.nll.error, 10, 6)}"]
+    lines += [f"Mean PPL(base)                : {_pm(ppl_base, ppl_base * found.base_nll.error, 10, 6)}"]
+    lines += [f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * correlation:6.2f}%"]
+    lines += [f"Mean ln(PPL(Q)/PPL(base))     : {_pm(ratio.mean, ratio.error, 10, 6)}"]
+    lines += [f"Mean PPL(Q)/PPL(base)         : {_pm(over, over * ratio.error, 10, 6)}"]
+    lines += [f"Mean PPL(Q)-PPL(base)         : {_pm(ppl - ppl_base, math.sqrt(max(0.0, variance)), 10, 6)}"]
+    lines += ["", "====== KL divergence statistics ======"]
+    lines += [f"Mean    KLD: {_pm(found.kld.mean, found.kld.error, 10, 6)}", f"Maximum KLD: {kld.max():10.6f}"]
+    lines += [f"{name:7} KLD: {np.percentile(kld, q):10.6f}" for name, q in QUANTILES.items()]
+    lines += [f"Minimum KLD: {kld.min():10.6f}", "", "====== Token probability statistics ======"]
+    mean = Mean([found.p_change.all])
+    lines += [f"Mean    Δp: {100 * mean.mean:6.3f} ± {100 * mean.error:5.3f} %", f"Maximum Δp: {change.max():6.3f}%"]
+    lines += [f"{name:7} Δp: {np.percentile(change, q):6.3f}%" for name, q in QUANTILES.items()]
+    lines += [f"Minimum Δp: {change.min():6.3f}%", f"RMS Δp    : {100 * rms[0]:6.3f} ± {100 * rms[1]:5.3f} %"]
+    top = found.same_top
+    return [*lines, f"Same top p: {100 * top.mean:6.3f} ± {100 * top.error:5.3f} %"]
