@@ -152,6 +152,11 @@ def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int
     return y
 
 
+def read(data: np.ndarray, *, threads: int = 0) -> int:
+    """Read contiguous bytes once on all threads and do no more: what a kernel bound by memory is measured against."""
+    return int(_cpu.read(_address(data), data.nbytes, threads))
+
+
 class _Held:
     """A matrix as the kernels see it, and what keeps its arrays alive."""
 

@@ -1,4 +1,4 @@
-// The level of CPUs with AVX2 and F16C.
+// The level of CPUs with AVX2, F16C and FMA.
 #include <immintrin.h>
 
 #include "block.h"
@@ -6,6 +6,9 @@
 namespace gmoe {
 namespace {
 
+#include "bits.h"
+#include "round.h"
+#include "gates.h"
 #include "unpack.h"
 
 // Lanes 0-3 and 4-7 of each register add up to one group each.
@@ -31,22 +34,28 @@ inline void group_sums(const uint8_t* q, const Activation& a, int32_t* to) {
     to[2 * k + 3] = _mm256_extract_epi32(sum, 5);
   }
   if (BIAS != 128)
-    for (int g = 0; g < 16; g++) to[g] -= BIAS * a.sum[g];
+    for (int g = 0; g < 16; g++) to[g] -= BIAS * a.sum16[g];
+}
+
+struct Sixteen {
+  __m256 low, high;
+};
+inline Sixteen zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Sixteen sixteen(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 
 #include "core.h"
+#include "plain.h"
+#include "table.h"
 
-template <class F>
-int tiled_rows(const Job& job, int, int) {
-  return job.begin;
-}
-
-bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
 const Level& avx2() {
-  static const Level level = {"avx2", here, formats, sizeof formats / sizeof *formats, round_row};
+  static const Level level = {"avx2", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows};
   return level;
 }
 

@@ -15,25 +15,39 @@ struct alignas(64) Codes {
   float m[8];
 };
 
-// x = q * d[0] for wide types, q * d[i / 32] for narrow ones; sum: of each 16 q.
+// Where the jth 32 elements of 256 stand among the eight: first the even ones, then the odd ones.
+constexpr int place(int j) { return j / 2 + 4 * (j % 2); }
+
+// x = q * d[0] for wide types, q * d[place(i / 32)] for narrow ones.
 struct alignas(64) Activation {
   int8_t q[256];
-  int32_t sum[16];
+  int32_t low16[16];  // -128 times the sum of each 16 q
+  int32_t low32[8];   // -128 times the sum of each 32 q, by place
   float d[8];
+  int16_t sum16[16];
+  int16_t sum32[8];
 };
 
 // Rows [begin, end) of a matrix times `tokens` rows of activations; the result of token t, row r is out[t][r].
+// Where there are several tokens, the Activations of one block of all of them lie one behind the other.
 struct Job {
   const uint8_t* weights;
   size_t row_bytes;
   int cols;
   int begin, end;
-  const void* const* x;  // a token: Activation[ceil(cols / 256)], or float[cols] for plain types
+  const char* x;  // Activations, or floats padded with zeros to whole sixteens for plain types
+  size_t token_stride, block_stride;  // bytes from a token to the next, from 256 elements to the next
   int tokens;
   float* const* out;
+
+  const Activation& at(int token, int block) const {
+    return *reinterpret_cast<const Activation*>(x + token * token_stride + block * block_stride);
+  }
+  const float* floats(int token) const { return reinterpret_cast<const float*>(x + token * token_stride); }
 };
 
 enum class Rounding { wide, narrow, f16, bf16, none };
+enum class Gate { swiglu, geglu, reglu, relu2, swiglu_oai };
 
 struct Format {
   const char* name;
@@ -43,18 +57,22 @@ struct Format {
   void (*rows)(const Job&);
 };
 
-// One CPU level's kernels; `round` fills an activation row (Activation[] or float[]) from floats.
+// One CPU level's kernels; `round` fills an activation row (Activations `block_stride` apart, or floats) from floats.
 struct Level {
   const char* name;
   bool (*here)();
   const Format* formats;
   int count;
-  void (*round)(const float* x, int n, Rounding kind, void* to);
+  void (*round)(const float* x, int n, Rounding kind, char* to, size_t block_stride);
+  void (*gate)(Gate kind, const float* gate, float* up, int n);  // up = the activation of both; relu2 has no gate
 };
 
 const Level& portable();
 const Level& avx2();
 const Level& avx512();
+
+// This thread's memory for a call of a kernel, 64-byte aligned; the next call of `scratch` may move it.
+char* scratch(size_t bytes);
 
 // The grid types' points as bytes and the sign patterns, handed over once from Python.
 struct Grids {

@@ -1,11 +1,11 @@
 #include "experts.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 #include <memory>
-#include <new>
 #include <vector>
 
+#include "memory.h"
 #include "pool.h"
 
 namespace gmoe {
@@ -13,97 +13,89 @@ namespace {
 
 constexpr size_t task_bytes = 256 << 10;  // smaller tasks read memory more slowly
 
-struct Free {
-  void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-
-// Activations rounded as a format wants them, a row each.
-class Rounded {
+// Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
+class Panels {
  public:
-  Rounded(const Level& level, Rounding kind, const float* x, int n, int count, int threads)
-      : stride_(blocks(kind) ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
-        memory_(static_cast<char*>(::operator new(std::max<size_t>(stride_ * count, 1), std::align_val_t(64)))) {
-    auto round = [&](int i) { level.round(x + size_t(i) * n, n, kind, memory_.get() + i * stride_); };
-    if (count == 1) round(0);
-    else parallel(count, threads, round);
+  Panels(Memory& memory, const Level& level, Rounding kind, int n, int rows)
+      : level_(level), kind_(kind), n_(n), blocks_(kind == Rounding::wide || kind == Rounding::narrow),
+        row_bytes_(blocks_ ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
+        to_(memory.of(row_bytes_ * size_t(rows))) {}
+
+  // Rounds elements [from, from + n) of row i of the group of `count` rows that begins at row `first`.
+  void round(const float* x, int from, int n, int first, int i, int count) const {
+    char* group = to_ + row_bytes_ * size_t(first);
+    if (blocks_) {
+      size_t stride = sizeof(Activation) * size_t(count);
+      level_.round(x, n, kind_, group + size_t(from) / 256 * stride + size_t(i) * sizeof(Activation), stride);
+    } else {
+      level_.round(x, n, kind_, group + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
+    }
   }
-  const void* row(int i) const { return memory_.get() + i * stride_; }
+  void fill(Job& job, int first, int count) const {
+    job.x = to_ + row_bytes_ * size_t(first);
+    job.token_stride = blocks_ ? sizeof(Activation) : row_bytes_;
+    job.block_stride = sizeof(Activation) * size_t(count);
+    job.tokens = count;
+  }
+  int width() const { return n_; }
 
  private:
-  static bool blocks(Rounding kind) { return kind == Rounding::wide || kind == Rounding::narrow; }
-  size_t stride_;
-  std::unique_ptr<char, Free> memory_;
+  const Level& level_;
+  Rounding kind_;
+  int n_;
+  bool blocks_;
+  size_t row_bytes_;
+  char* to_;
 };
 
-// Rows a task takes: enough bytes to read well, few enough that every thread has several.
-int rows_a_task(int rows, size_t row_bytes, int tokens, int tasks_wanted) {
-  size_t by_bytes = task_bytes / std::max<size_t>(1, row_bytes * std::min(tokens, 8));
-  size_t by_share = size_t(rows) / std::max(1, tasks_wanted);
-  size_t most = std::max<size_t>(16, std::max(by_bytes, std::min<size_t>(by_share, 64)));
+struct Group {  // an expert and its tokens
+  int expert, first, count;  // rows [first, first + count) of the places sorted by expert
+};
+
+// The places of the flattened ids [tokens][k] sorted by expert, absent ones left out; experts with most tokens first.
+std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& places) {
+  places.clear();
+  for (int i = 0; i < count; i++)
+    if (ids[i] >= 0) places.push_back(i);
+  std::stable_sort(places.begin(), places.end(), [&](int a, int b) { return ids[a] < ids[b]; });
+  std::vector<Group> groups;
+  for (int i = 0; i < int(places.size()); i++) {
+    if (groups.empty() || groups.back().expert != ids[places[i]]) groups.push_back({ids[places[i]], i, 0});
+    groups.back().count++;
+  }
+  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.count > b.count; });
+  return groups;
+}
+
+// Rows a task takes: enough bytes to read well, few enough that every thread has several; whole tiles of 16.
+int rows_a_task(int rows, size_t row_bytes, int tokens, int products, int threads) {
+  size_t by_bytes = task_bytes / std::max<size_t>(1, row_bytes * size_t(std::min(tokens, 16)));
+  size_t by_share = size_t(rows) * size_t(products) / size_t(threads * 4);
+  size_t most = std::max<size_t>(tokens > 1 ? 16 : 32, std::min(std::max<size_t>(by_bytes, 64), by_share));
   return int((most + 15) / 16 * 16);
 }
 
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-float gated(Gate kind, float gate, float up) {
-  switch (kind) {
-    case Gate::swiglu: return gate * sigmoid(gate) * up;
-    case Gate::geglu:
-      return 0.5f * gate * (1.0f + std::tanh(0.79788456080286536f * (gate + 0.044715f * gate * gate * gate))) * up;
-    case Gate::reglu: return std::max(gate, 0.0f) * up;
-    case Gate::relu2: return std::max(up, 0.0f) * std::max(up, 0.0f);
-    case Gate::swiglu_oai:
-      gate = std::min(gate, 7.0f);
-      up = std::min(std::max(up, -7.0f), 7.0f);
-      return gate * sigmoid(1.702f * gate) * (up + 1.0f);
-  }
-  return 0.0f;
+// Rows of gate and up a task takes: a power of two that divides 256 or is a multiple of it.
+int middle_rows_a_task(int rows, int experts, int tokens, int threads) {
+  int step = tokens > 1 ? 64 : 256;
+  while (step > 32 && (rows + step - 1) / step * experts < 4 * threads) step /= 2;
+  return step;
 }
 
-struct Chosen {  // an expert and its places in the flattened [tokens][k]
-  int expert;
-  std::vector<int> places;
-};
-
-std::vector<Chosen> by_expert(const int32_t* ids, int count) {
-  std::vector<int> order;
-  for (int i = 0; i < count; i++)
-    if (ids[i] >= 0) order.push_back(i);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return ids[a] < ids[b]; });
-  std::vector<Chosen> chosen;
-  for (int place : order) {
-    if (chosen.empty() || chosen.back().expert != ids[place]) chosen.push_back({ids[place], {}});
-    chosen.back().places.push_back(place);
-  }
-  return chosen;
-}
-
-struct Task {
-  const Chosen* chosen;
-  int begin, end;  // rows
-};
-
-std::vector<Task> row_tasks(const std::vector<Chosen>& chosen, const Matrices& m, size_t row_bytes, int threads) {
-  std::vector<Task> tasks;
-  size_t wanted = 4 * size_t(threads) / std::max<size_t>(1, chosen.size()) + 1;
-  for (const Chosen& c : chosen) {
-    int step = rows_a_task(m.rows, row_bytes, int(c.places.size()), int(wanted));
-    for (int r = 0; r < m.rows; r += step) tasks.push_back({&c, r, std::min(r + step, m.rows)});
-  }
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](const Task& a, const Task& b) { return a.chosen->places.size() > b.chosen->places.size(); });
-  return tasks;
-}
-
-// `m` of one expert times the rounded rows `x`, plus the bias.
-void multiply(const Matrices& m, const Task& task, const std::vector<const void*>& x, const std::vector<float*>& out) {
-  int expert = task.chosen->expert;
-  const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[expert]));
-  m.format->rows({weights, m.row_bytes, m.cols, task.begin, task.end, x.data(), int(x.size()), out.data()});
+void add_bias(const Matrices& m, int expert, int begin, int end, float* const* out, int count) {
   if (!m.bias) return;
   const float* bias = m.bias + size_t(expert) * m.rows;
-  for (float* y : out)
-    for (int r = task.begin; r < task.end; r++) y[r] += bias[r];
+  for (int t = 0; t < count; t++)
+    for (int r = begin; r < end; r++) out[t][r] += bias[r];
+}
+
+void multiply(const Matrices& m, const Panels& x, int first, const Group& group, int begin, int end,
+              float* const* out) {
+  Job job{reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert])),
+          m.row_bytes, m.cols, begin, end, nullptr, 0, 0, 0, out};
+  x.fill(job, first, group.count);
+  m.format->rows(job);
+  add_bias(m, group.expert, begin, end, out, group.count);
 }
 
 }  // namespace
@@ -111,65 +103,91 @@ void multiply(const Matrices& m, const Task& task, const std::vector<const void*
 void matmul(const Level& level, const Format& format, const uint8_t* weights, size_t row_bytes, int rows, int cols,
             const float* x, int tokens, float* out, int threads) {
   if (threads <= 0) threads = usable_cores();
-  Rounded rounded(level, format.rounding, x, cols, tokens, threads);
-  std::vector<const void*> from;
-  std::vector<float*> to;
-  for (int t = 0; t < tokens; t++) {
-    from.push_back(rounded.row(t));
-    to.push_back(out + size_t(t) * rows);
-  }
-  int step = rows_a_task(rows, row_bytes, tokens, 4 * threads);
+  thread_local Memory memory;
+  Panels panels(memory, level, format.rounding, cols, tokens);
+  auto round = [&](int t) { panels.round(x + size_t(t) * cols, 0, cols, 0, t, tokens); };
+  if (tokens < 8)
+    for (int t = 0; t < tokens; t++) round(t);
+  else parallel(tokens, threads, round);
+  std::vector<float*> to(tokens);
+  for (int t = 0; t < tokens; t++) to[t] = out + size_t(t) * rows;
+  int step = rows_a_task(rows, row_bytes, tokens, 1, threads);
   parallel((rows + step - 1) / step, threads, [&](int i) {
-    format.rows({weights, row_bytes, cols, i * step, std::min(rows, (i + 1) * step), from.data(), tokens, to.data()});
+    Job job{weights, row_bytes, cols, i * step, std::min(rows, (i + 1) * step), nullptr, 0, 0, 0, to.data()};
+    panels.fill(job, 0, tokens);
+    format.rows(job);
   });
 }
 
 void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind,
                  const float* x, const int32_t* ids, int tokens, int k, float* out, int threads) {
   if (threads <= 0) threads = usable_cores();
-  const std::vector<Chosen> chosen = by_expert(ids, tokens * k);
-  const int hidden = up.rows, width = down.rows;
-  Rounded for_up(level, up.format->rounding, x, up.cols, tokens, threads);
-  std::unique_ptr<Rounded> own;
-  if (gate && gate->format->rounding != up.format->rounding)
-    own = std::make_unique<Rounded>(level, gate->format->rounding, x, up.cols, tokens, threads);
-  const Rounded& for_gate = own ? *own : for_up;
+  thread_local Memory for_up, for_gate, for_down, for_middle, for_gates;
+  std::vector<int> places;
+  const std::vector<Group> groups = by_expert(ids, tokens * k, places);
+  if (groups.empty()) return;
+  const int hidden = up.rows, width = down.rows, rows = int(places.size()), experts = int(groups.size());
 
-  std::vector<int> row_of(size_t(tokens) * k, -1);  // place -> row of the middle
-  int rows = 0;
-  for (const Chosen& c : chosen)
-    for (int place : c.places) row_of[place] = rows++;
-  std::unique_ptr<float[]> middle(new float[size_t(rows) * hidden]);
-  std::unique_ptr<float[]> gates(gate ? new float[size_t(rows) * hidden] : nullptr);
+  // one token is rounded once for all experts; of several, each expert has its own panel
+  const bool shared = tokens == 1;
+  const bool other = gate && gate->format->rounding != up.format->rounding;
+  Panels up_x(for_up, level, up.format->rounding, up.cols, shared ? 1 : rows);
+  Panels gate_x(for_gate, level, other ? gate->format->rounding : up.format->rounding, up.cols, other ? (shared ? 1 : rows) : 0);
+  if (shared) {
+    up_x.round(x, 0, up.cols, 0, 0, 1);
+    if (other) gate_x.round(x, 0, up.cols, 0, 0, 1);
+  } else {
+    std::vector<const Group*> of(rows);
+    for (const Group& g : groups)
+      for (int i = 0; i < g.count; i++) of[g.first + i] = &g;
+    parallel(rows, rows < 8 ? 1 : threads, [&](int i) {
+      const float* row = x + size_t(places[i] / k) * up.cols;
+      up_x.round(row, 0, up.cols, of[i]->first, i - of[i]->first, of[i]->count);
+      if (other) gate_x.round(row, 0, up.cols, of[i]->first, i - of[i]->first, of[i]->count);
+    });
+  }
 
-  std::vector<Task> tasks = row_tasks(chosen, up, up.row_bytes + (gate ? gate->row_bytes : 0), threads);
-  parallel(int(tasks.size()), threads, [&](int i) {
-    const Task& task = tasks[i];
-    std::vector<const void*> from_up, from_gate;
-    std::vector<float*> to_up, to_gate;
-    for (int place : task.chosen->places) {
-      from_up.push_back(for_up.row(place / k));
-      from_gate.push_back(for_gate.row(place / k));
-      to_up.push_back(middle.get() + size_t(row_of[place]) * hidden);
-      if (gate) to_gate.push_back(gates.get() + size_t(row_of[place]) * hidden);
+  float* middle = reinterpret_cast<float*>(for_middle.of(size_t(rows) * hidden * 4));
+  float* gates = reinterpret_cast<float*>(for_gates.of(gate ? size_t(rows) * hidden * 4 : 0));
+  Panels down_x(for_down, level, down.format->rounding, hidden, rows);
+  std::vector<float*> to_middle(rows), to_gates(rows), to_out(rows);
+  for (int i = 0; i < rows; i++) {
+    to_middle[i] = middle + size_t(i) * hidden;
+    to_gates[i] = gate ? gates + size_t(i) * hidden : nullptr;
+    to_out[i] = out + size_t(places[i]) * width;
+  }
+
+  // One queue: first the rows of gate and up of each expert; whoever ends a slice of the middle rounds it; then the rows
+  // of down, which wait for the middle of their expert. Tasks are taken in order, so what is waited for is under way.
+  const int step = middle_rows_a_task(hidden, experts, tokens, threads), slice = std::max(step, 256);
+  const int parts = (hidden + step - 1) / step, slices = (hidden + slice - 1) / slice;
+  const int down_step = rows_a_task(width, down.row_bytes, groups[0].count, experts, threads);
+  const int down_parts = (width + down_step - 1) / down_step;
+  std::unique_ptr<std::atomic<int>[]> left(new std::atomic<int>[size_t(experts) * slices]);
+  std::unique_ptr<std::atomic<int>[]> unready(new std::atomic<int>[experts]);
+  for (int e = 0; e < experts; e++) {
+    unready[e].store(slices, std::memory_order_relaxed);
+    for (int s = 0; s < slices; s++)
+      left[size_t(e) * slices + s].store((std::min(slice, hidden - s * slice) + step - 1) / step, std::memory_order_relaxed);
+  }
+  parallel(experts * (parts + down_parts), threads, [&](int i) {
+    if (i < experts * parts) {
+      const int e = i / parts, begin = i % parts * step, end = std::min(begin + step, hidden);
+      const Group& g = groups[e];
+      multiply(up, up_x, shared ? 0 : g.first, g, begin, end, &to_middle[g.first]);
+      if (gate) multiply(*gate, other ? gate_x : up_x, shared ? 0 : g.first, g, begin, end, &to_gates[g.first]);
+      for (int t = g.first; t < g.first + g.count; t++)
+        level.gate(kind, gate ? to_gates[t] + begin : nullptr, to_middle[t] + begin, end - begin);
+      const int s = begin / slice, from = s * slice, n = std::min(slice, hidden - from);
+      if (left[size_t(e) * slices + s].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+      for (int t = 0; t < g.count; t++) down_x.round(to_middle[g.first + t] + from, from, n, g.first, t, g.count);
+      unready[e].fetch_sub(1, std::memory_order_release);
+    } else {
+      i -= experts * parts;
+      const int e = i / down_parts, begin = i % down_parts * down_step, end = std::min(begin + down_step, width);
+      for (int spins = 0; unready[e].load(std::memory_order_acquire) > 0; spins++) relax(spins);
+      multiply(down, down_x, groups[e].first, groups[e], begin, end, &to_out[groups[e].first]);
     }
-    multiply(up, task, from_up, to_up);
-    if (gate) multiply(*gate, task, from_gate, to_gate);
-    for (size_t n = 0; n < to_up.size(); n++)
-      for (int r = task.begin; r < task.end; r++) to_up[n][r] = gated(kind, gate ? to_gate[n][r] : 0.0f, to_up[n][r]);
-  });
-
-  Rounded for_down(level, down.format->rounding, middle.get(), hidden, rows, threads);
-  tasks = row_tasks(chosen, down, down.row_bytes, threads);
-  parallel(int(tasks.size()), threads, [&](int i) {
-    const Task& task = tasks[i];
-    std::vector<const void*> from;
-    std::vector<float*> to;
-    for (int place : task.chosen->places) {
-      from.push_back(for_down.row(row_of[place]));
-      to.push_back(out + size_t(place) * width);
-    }
-    multiply(down, task, from, to);
   });
 }
 

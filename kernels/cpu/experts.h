@@ -15,8 +15,6 @@ struct Matrices {  // the same matrix of each expert
   const float* bias;  // [experts][rows] or null
 };
 
-enum class Gate { swiglu, geglu, reglu, relu2, swiglu_oai };
-
 // x [tokens][cols] times the rows of `weights` -> out [tokens][rows].
 void matmul(const Level&, const Format&, const uint8_t* weights, size_t row_bytes, int rows, int cols, const float* x,
             int tokens, float* out, int threads);

@@ -3,12 +3,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "experts.h"
+#include "memory.h"
 #include "pool.h"
 #include "quantize.h"
 
@@ -18,6 +21,11 @@ namespace gmoe {
 
 Grids grids = {};
 uint8_t sign_masks[256][8];
+
+char* scratch(size_t bytes) {
+  thread_local Memory memory;
+  return memory.of(bytes);
+}
 
 namespace {
 
@@ -81,6 +89,27 @@ struct Matrix {  // of each expert, as Python hands it over
   }
 };
 
+// Touches `size` bytes from all threads, as a product that does nothing else would; returns their sum by words.
+uint64_t read_all(const uint8_t* data, size_t size, int threads) {
+  constexpr size_t part = 1 << 20;
+  std::atomic<uint64_t> total{0};
+  parallel(int((size + part - 1) / part), threads, [&](int i) {
+    const uint8_t *p = data + size_t(i) * part, *end = p + std::min(part, size - size_t(i) * part);
+    typedef uint64_t Eight __attribute__((vector_size(64), aligned(1)));
+    Eight a = {}, b = {};
+    for (; p + 128 <= end; p += 128) {
+      a += *reinterpret_cast<const Eight*>(p);
+      b += *reinterpret_cast<const Eight*>(p + 64);
+    }
+    a += b;
+    uint64_t sum = 0;
+    for (int k = 0; k < 8; k++) sum += a[k];
+    for (; p < end; p++) sum += *p;
+    total.fetch_add(sum, std::memory_order_relaxed);
+  });
+  return total.load();
+}
+
 Gate gate_named(const std::string& name) {
   const char* names[] = {"swiglu", "geglu", "reglu", "relu2", "swiglu_oai"};
   for (int i = 0; i < 5; i++)
@@ -100,6 +129,10 @@ NB_MODULE(_cpu, m) {
   m.def("formats", &format_names);
   m.def("usable_cores", &usable_cores);
   m.def("set_table", &set_table);
+  m.def("read", [](uintptr_t data, size_t size, int threads) {
+    nb::gil_scoped_release unlocked;
+    return read_all(at<const uint8_t>(data), size, threads);
+  });
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, std::string format, int rows, int cols, size_t row_bytes, uintptr_t address,
                           uintptr_t bias) { new (self) Matrix{format, rows, cols, row_bytes, address, bias}; });

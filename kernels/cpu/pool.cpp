@@ -13,7 +13,7 @@
 namespace gmoe {
 namespace {
 
-inline void relax() {
+inline void pause_once() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
@@ -38,7 +38,7 @@ class Pool {
     }
     wake_.notify_all();
     take();
-    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; spins++) spins < pauses ? relax() : std::this_thread::yield();
+    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; spins++) spins < pauses ? pause_once() : std::this_thread::yield();
   }
 
  private:
@@ -50,7 +50,7 @@ class Pool {
 
   void work(int id, unsigned seen) {
     for (;;) {
-      for (int spins = 0; job_.load(std::memory_order_acquire) == seen && spins < pauses; spins++) relax();
+      for (int spins = 0; job_.load(std::memory_order_acquire) == seen && spins < pauses; spins++) pause_once();
       if (job_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(sleep_);
         wake_.wait(lock, [&] { return job_.load() != seen; });

@@ -4,6 +4,9 @@
 namespace gmoe {
 namespace {
 
+#include "bits.h"
+#include "round.h"
+#include "gates.h"
 #include "unpack.h"
 
 template <int BIAS>
@@ -15,19 +18,26 @@ inline void group_sums(const uint8_t* q, const Activation& a, int32_t* to) {
   }
 }
 
-#include "core.h"
-
-template <class F>
-int tiled_rows(const Job& job, int, int) {
-  return job.begin;
+struct Sixteen {
+  float v[16];
+};
+inline Sixteen zeros() { return {}; }
+inline Sixteen sixteen(const float* p) { return load<Sixteen>(p); }
+inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
+  for (int i = 0; i < 16; i++) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+  return c;
 }
+
+#include "core.h"
+#include "plain.h"
+#include "table.h"
 
 bool here() { return true; }
 
 }  // namespace
 
 const Level& portable() {
-  static const Level level = {"portable", here, formats, sizeof formats / sizeof *formats, round_row};
+  static const Level level = {"portable", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows};
   return level;
 }
 

@@ -1,68 +1,10 @@
 // Every block layout, once: a block of weights as unsigned codes, integer scales and float scales.
 // Included by each level's source inside its own namespace, so that no code is shared between instruction sets.
 
-template <class T>
-inline T load(const uint8_t* p) {
-  T value;
-  __builtin_memcpy(&value, p, sizeof value);
-  return value;
-}
-
-inline float as_float(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline float half(uint16_t h) {
-#if defined(__F16C__)
-  return _cvtsh_ss(h);
-#else
-  uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
-  if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  if (rest >= 0x400) return as_float(sign | ((rest << 13) + 0x38000000));
-  float small = float(rest) * 0x1p-24f;
-  return sign ? -small : small;
-#endif
-}
-
-inline float half(const uint8_t* p) { return half(load<uint16_t>(p)); }
-
 // The bit fields of `formats.py`'s Plane, N elements; ORed in, shifted, where they lie above other bits.
 template <int BITS, int RUN, int N, int UP = 0>
 inline void plane(const uint8_t* s, uint8_t* q) {
   constexpr int lanes = 8 / BITS;
-#if defined(__AVX512BW__)
-  const __m512i mask = _mm512_set1_epi8((1 << BITS) - 1);
-  auto put = [&](__m512i bits, int at) {  // whole stores, so that whole loads behind them are forwarded
-    bits = _mm512_and_si512(bits, mask);
-    if (UP) bits = _mm512_or_si512(_mm512_slli_epi16(bits, UP), _mm512_load_si512(q + at));
-    _mm512_store_si512(q + at, bits);
-  };
-  if (RUN == 32) {
-    for (int at = 0; at < N; at += 64) {
-      __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)(s + at / 32 / lanes * 32)));
-      int shift = at / 32 % lanes * BITS;
-      __m512i by = _mm512_inserti64x4(_mm512_set1_epi16(short(shift)), _mm256_set1_epi16(short(shift + BITS)), 1);
-      put(_mm512_srlv_epi16(twice, by), at);
-    }
-    return;
-  }
-  if (RUN == 64) {
-    for (int at = 0; at < N; at += 64)
-      put(_mm512_srli_epi16(_mm512_loadu_si512(s + at / 64 / lanes * 64), unsigned(at / 64 % lanes * BITS)), at);
-    return;
-  }
-  if (RUN == 16 && N == 256) {
-    for (int at = 0; at < N; at += 64) {
-      __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(s + at / 2)));
-      both = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), both);
-      const __m512i by = _mm512_set_epi64(0x4000400040004, 0x4000400040004, 0, 0, 0x4000400040004, 0x4000400040004, 0, 0);
-      put(_mm512_srlv_epi16(both, by), at);
-    }
-    return;
-  }
-#endif
 #if defined(__AVX2__)
   if (RUN == 16 && N == 32) {
     __m128i bytes = _mm_loadu_si128((const __m128i*)s);
@@ -90,13 +32,6 @@ inline void five_bits(const uint8_t* high, uint8_t* q) {
 
 template <int N>
 inline void look_up(const uint8_t* table, uint8_t* q) {
-#if defined(__AVX512BW__)
-  __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
-  if (N % 64 == 0) {
-    for (int i = 0; i < N; i += 64) _mm512_storeu_si512(q + i, _mm512_shuffle_epi8(t, _mm512_loadu_si512(q + i)));
-    return;
-  }
-#endif
 #if defined(__AVX2__)
   __m256i u = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
   for (int i = 0; i < N; i += 32)
@@ -105,10 +40,6 @@ inline void look_up(const uint8_t* table, uint8_t* q) {
   for (int i = 0; i < N; i++) q[i] = table[q[i]];
 #endif
 }
-
-alignas(16) constexpr uint8_t iq4_values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                                129, 141, 153, 166, 181, 197, 217, 241};  // + 128
-alignas(16) constexpr uint8_t fp4_values[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};  // + 12
 
 // Narrow types: 32 elements a block.
 template <int BYTES, int BIAS, bool LOWS = false>
@@ -160,7 +91,7 @@ struct IQ4_NL : Narrow<18, 128> {
 };
 struct MXFP4 : Narrow<17, 12> {
   static void unpack(const uint8_t* s, uint8_t* q, float& d, float&) {
-    d = as_float(s[0] < 2 ? 0x00200000u << s[0] : uint32_t(s[0] - 1) << 23);
+    d = e8m0(s[0]);
     plane<4, 16, 32>(s + 1, q);
     look_up<32>(fp4_values, q);
   }

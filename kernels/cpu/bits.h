@@ -1,0 +1,41 @@
+// Loads and number formats. Included by each level's source inside its own namespace, as all that follow, so that no
+// code is shared between instruction sets.
+
+template <class T>
+inline T load(const void* p) {
+  T value;
+  __builtin_memcpy(&value, p, sizeof value);
+  return value;
+}
+
+inline float as_float(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float half(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  if (rest >= 0x400) return as_float(sign | ((rest << 13) + 0x38000000));
+  float small = float(rest) * 0x1p-24f;
+  return sign ? -small : small;
+#endif
+}
+
+inline float half(const uint8_t* p) { return half(load<uint16_t>(p)); }
+
+inline float e8m0(uint8_t e) { return as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23); }
+
+alignas(16) constexpr uint8_t iq4_values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                129, 141, 153, 166, 181, 197, 217, 241};  // + 128
+alignas(16) constexpr uint8_t fp4_values[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};  // + 12

@@ -1,0 +1,245 @@
+// Each block layout as registers: 256 unsigned codes in four registers whose 16-byte lanes each hold one group of 16.
+
+template <int BYTES, int BIAS, bool LOWS, bool PAIRS>
+struct Wide {
+  static constexpr int block = 256, bytes = BYTES, bias = BIAS;
+  static constexpr bool wide = true, lows = LOWS, pairs = PAIRS;  // pairs: 32 elements share a scale
+  static constexpr float factor = 1.0f;                          // of d
+  static constexpr bool large = false;                           // codes above 128
+  static constexpr bool signs = false;                           // `signs` gives masks of what is negative
+  static constexpr uint8_t group[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};  // of each lane
+};
+
+struct Scales {  // int16, of 16 groups or 8 pairs of them
+  __m256i scale, low;
+};
+
+inline __m512i byte64(int value) { return _mm512_set1_epi8(char(value)); }
+inline __m512i twice(const uint8_t* p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512i halves16(int low, int high) {
+  return _mm512_inserti64x4(_mm512_set1_epi16(short(low)), _mm256_set1_epi16(short(high)), 1);
+}
+inline __m512i table16(const uint8_t* table) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)); }
+inline __m512i lows4(__m512i q) { return _mm512_and_si512(q, byte64(15)); }
+inline __m512i highs4(__m512i q) { return _mm512_and_si512(_mm512_srli_epi16(q, 4), byte64(15)); }
+inline __m256i sixteen_of(uint64_t low, uint64_t high) {
+  return _mm256_cvtepi8_epi16(_mm_set_epi64x(int64_t(high), int64_t(low)));
+}
+inline __m256i eight_of(uint64_t x) { return _mm256_castsi128_si256(_mm_cvtepi8_epi16(_mm_cvtsi64_si128(int64_t(x)))); }
+inline uint64_t nibbles(uint32_t x) { return _pdep_u64(x, 0x0f0f0f0f0f0f0f0f); }
+inline uint64_t odd_nibbles(uint32_t x) { return nibbles(x) * 2 + 0x0101010101010101; }  // 2 n + 1
+
+// Seven stored sign bits a byte -> eight with even parity.
+inline uint64_t even(uint64_t x) {
+  uint64_t p = x ^ x >> 4;
+  p ^= p >> 2;
+  p ^= p >> 1;
+  return x | (p & 0x0101010101010101) << 7;
+}
+inline uint64_t packed_signs(uint32_t a, uint32_t b) {  // four times seven bits of each
+  return even(_pdep_u64(a & 0xfffffff, 0x7f7f7f7f) | _pdep_u64(b & 0xfffffff, 0x7f7f7f7f) << 32);
+}
+
+struct Q2_K : Wide<84, 0, true, false> {
+  static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+  static Scales scales(const uint8_t* s) {
+    __m128i b = _mm_loadu_si128((const __m128i*)s), m = _mm_set1_epi8(15);
+    return {_mm256_cvtepu8_epi16(_mm_and_si128(b, m)), _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(b, 4), m))};
+  }
+  static uint32_t d(const uint8_t* s) { return load<uint32_t>(s + 80); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m512i x = _mm512_loadu_si512(s + 16);
+    for (int k = 0; k < 4; k++) q[k] = _mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3));
+  }
+};
+struct Q3_K : Wide<110, 4, false, false> {
+  static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+  static Scales scales(const uint8_t* s) {
+    uint64_t low = load<uint64_t>(s + 96), high = load<uint32_t>(s + 104), m = 0x0303030303030303;
+    uint64_t a = (high | high << 30) & m, b = (high >> 4 | high << 26) & m, nibble = 0x0f0f0f0f0f0f0f0f;
+    __m256i x = sixteen_of((low & nibble) | a << 4, (low >> 4 & nibble) | b << 4);
+    return {_mm256_sub_epi16(x, _mm256_set1_epi16(32)), x};
+  }
+  static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 108); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m512i x = _mm512_loadu_si512(s + 32), h = _mm512_srlv_epi16(twice(s), halves16(0, 4));
+    for (int k = 0; k < 4; k++) {
+      __m512i up = k < 2 ? _mm512_slli_epi16(h, 2 - k) : _mm512_srli_epi16(h, k - 2);
+      q[k] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3)), _mm512_and_si512(up, byte64(4)));
+    }
+  }
+};
+inline Scales six_bits(const uint8_t* s) {
+  uint64_t low = load<uint64_t>(s), high = load<uint32_t>(s + 8), m = 0x0f0f0f0f;
+  uint64_t last = (low >> 2 & 0x3030303030303030) | (high & m) | (high >> 4 & m) << 32;
+  __m128i x = _mm_set_epi64x(int64_t(last), int64_t(low & 0x3f3f3f3f3f3f3f3f));  // 4 scales, 4 lows, their last four
+  __m128i scale = _mm_shuffle_epi8(x, _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1));
+  __m128i least = _mm_shuffle_epi8(x, _mm_setr_epi8(4, -1, 5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15, -1));
+  return {_mm256_castsi128_si256(scale), _mm256_castsi128_si256(least)};
+}
+struct Q4_K : Wide<144, 0, true, true> {
+  static constexpr uint8_t group[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
+  static Scales scales(const uint8_t* s) { return six_bits(s + 4); }
+  static uint32_t d(const uint8_t* s) { return load<uint32_t>(s); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    for (int h = 0; h < 2; h++) {
+      __m512i x = _mm512_loadu_si512(s + 16 + 64 * h);
+      q[2 * h] = lows4(x);
+      q[2 * h + 1] = highs4(x);
+    }
+  }
+};
+struct Q5_K : Wide<176, 0, true, true> {
+  static constexpr uint8_t group[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
+  static Scales scales(const uint8_t* s) { return six_bits(s + 4); }
+  static uint32_t d(const uint8_t* s) { return load<uint32_t>(s); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m512i x = _mm512_loadu_si512(s + 48), y = _mm512_loadu_si512(s + 112), m = byte64(16);
+    __m512i h = _mm512_srlv_epi16(twice(s + 16), halves16(0, 2));
+    q[0] = _mm512_or_si512(lows4(x), _mm512_and_si512(_mm512_slli_epi16(h, 4), m));
+    q[1] = _mm512_or_si512(highs4(x), _mm512_and_si512(_mm512_slli_epi16(h, 3), m));
+    q[2] = _mm512_or_si512(lows4(y), _mm512_and_si512(h, m));
+    q[3] = _mm512_or_si512(highs4(y), _mm512_and_si512(_mm512_srli_epi16(h, 1), m));
+  }
+};
+struct Q6_K : Wide<210, 32, false, false> {
+  static Scales scales(const uint8_t* s) {
+    __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(s + 192)));
+    return {x, x};
+  }
+  static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 208); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    const __m512i m = byte64(0x30), left = halves16(4, 2), right = halves16(0, 2);
+    for (int h = 0; h < 2; h++) {
+      __m512i x = _mm512_loadu_si512(s + 64 * h), up = twice(s + 128 + 32 * h);
+      q[2 * h] = _mm512_or_si512(lows4(x), _mm512_and_si512(_mm512_sllv_epi16(up, left), m));
+      q[2 * h + 1] = _mm512_or_si512(highs4(x), _mm512_and_si512(_mm512_srlv_epi16(up, right), m));
+    }
+  }
+};
+struct IQ4_XS : Wide<136, 128, false, true> {
+  static constexpr bool large = true;
+  static constexpr uint8_t group[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+  static Scales scales(const uint8_t* s) {
+    uint64_t high = _pdep_u64(load<uint16_t>(s + 2), 0x3030303030303030);
+    __m256i x = eight_of(nibbles(load<uint32_t>(s + 4)) | high);
+    return {_mm256_sub_epi16(x, _mm256_set1_epi16(32)), x};
+  }
+  static uint32_t d(const uint8_t* s) { return load<uint16_t>(s); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m512i table = table16(iq4_values);
+    for (int h = 0; h < 2; h++) {
+      __m512i x = _mm512_loadu_si512(s + 8 + 64 * h);
+      q[2 * h] = _mm512_shuffle_epi8(table, lows4(x));
+      q[2 * h + 1] = _mm512_shuffle_epi8(table, highs4(x));
+    }
+  }
+};
+inline Scales ones() { return {_mm256_set1_epi16(1), _mm256_set1_epi16(1)}; }
+struct TQ2_0 : Wide<66, 1, false, true> {
+  static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+  static Scales scales(const uint8_t*) { return ones(); }
+  static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 64); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m512i x = _mm512_loadu_si512(s);
+    for (int k = 0; k < 4; k++) q[k] = _mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3));
+  }
+};
+struct TQ1_0 : Wide<54, 1, false, true> {
+  static Scales scales(const uint8_t*) { return ones(); }
+  static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 52); }
+  static __m512i digit(__m512i x) {  // x * 3 >> 8
+    __m512i one = byte64(1);
+    return _mm512_add_epi8(_mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(x, byte64(86)), one),
+                           _mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(x, byte64(171)), one));
+  }
+  static __m256i tripled(__m256i x) { return _mm256_add_epi8(_mm256_add_epi8(x, x), x); }
+  static __m512i both(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
+  static void codes(const uint8_t* s, __m512i* q) {
+    __m256i x[5], y[5], last = _mm256_castsi128_si256(_mm_cvtsi32_si128(int(load<uint32_t>(s + 48))));
+    x[0] = _mm256_loadu_si256((const __m256i*)s);
+    y[0] = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(s + 32)));
+    for (int n = 1; n < 5; n++) {
+      x[n] = tripled(x[n - 1]);
+      y[n] = tripled(y[n - 1]);
+    }
+    __m256i l1 = tripled(last), l2 = tripled(l1), l3 = tripled(l2);
+    __m128i end = _mm_unpacklo_epi64(_mm_unpacklo_epi32(_mm256_castsi256_si128(last), _mm256_castsi256_si128(l1)),
+                                     _mm_unpacklo_epi32(_mm256_castsi256_si128(l2), _mm256_castsi256_si128(l3)));
+    q[0] = digit(both(x[0], x[1]));
+    q[1] = digit(both(x[2], x[3]));
+    q[2] = digit(both(x[4], _mm256_inserti128_si256(y[0], _mm256_castsi256_si128(y[1]), 1)));
+    q[3] = digit(both(_mm256_inserti128_si256(y[2], _mm256_castsi256_si128(y[3]), 1),
+                      _mm256_inserti128_si256(y[4], end, 1)));
+  }
+};
+
+// Narrow types: two blocks of 32 as one register; `d` and `m` of eight blocks, even ones first.
+template <int BYTES, int BIAS, bool LOWS = false>
+struct Narrow {
+  static constexpr int block = 32, bytes = BYTES, bias = BIAS;
+  static constexpr bool wide = false, lows = LOWS;
+
+  template <int AT>
+  static __m256 halves(const uint8_t* s) {
+    auto four = [s](int j) {
+      uint64_t x = load<uint16_t>(s + AT + j * BYTES), y = load<uint16_t>(s + AT + (j + 2) * BYTES);
+      uint64_t z = load<uint16_t>(s + AT + (j + 4) * BYTES), w = load<uint16_t>(s + AT + (j + 6) * BYTES);
+      return int64_t(x | y << 16 | z << 32 | w << 48);
+    };
+    return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
+  }
+  static __m256 d(const uint8_t* s) { return halves<0>(s); }
+  static __m256 m(const uint8_t*) { return _mm256_setzero_ps(); }
+
+  template <int AT>
+  static __m512i nibbles_of(const uint8_t* s) {
+    __m512i x = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(s + AT)));
+    x = _mm512_mask_broadcast_i32x4(x, 0xff00, _mm_loadu_si128((const __m128i*)(s + AT + BYTES)));
+    return _mm512_and_si512(_mm512_srlv_epi64(x, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)), byte64(15));
+  }
+  template <int AT>
+  static __m512i fifth(__m512i q, const uint8_t* s) {
+    __mmask64 up = load<uint32_t>(s + AT) | uint64_t(load<uint32_t>(s + AT + BYTES)) << 32;
+    return _mm512_mask_add_epi8(q, up, q, byte64(16));
+  }
+};
+
+struct Q4_0 : Narrow<18, 8> {
+  static __m512i two(const uint8_t* s) { return nibbles_of<2>(s); }
+};
+struct Q4_1 : Narrow<20, 0, true> {
+  static __m256 m(const uint8_t* s) { return halves<2>(s); }
+  static __m512i two(const uint8_t* s) { return nibbles_of<4>(s); }
+};
+struct Q5_0 : Narrow<22, 16> {
+  static __m512i two(const uint8_t* s) { return fifth<2>(nibbles_of<6>(s), s); }
+};
+struct Q5_1 : Narrow<24, 0, true> {
+  static __m256 m(const uint8_t* s) { return halves<2>(s); }
+  static __m512i two(const uint8_t* s) { return fifth<4>(nibbles_of<8>(s), s); }
+};
+struct Q8_0 : Narrow<34, 128> {
+  static __m512i two(const uint8_t* s) {
+    __m512i x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(s + 2)));
+    x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i*)(s + 36)), 1);
+    return _mm512_xor_si512(x, byte64(128));
+  }
+};
+struct IQ4_NL : Narrow<18, 128> {
+  static __m512i two(const uint8_t* s) { return _mm512_shuffle_epi8(table16(iq4_values), nibbles_of<2>(s)); }
+};
+struct MXFP4 : Narrow<17, 128> {
+  static __m512i two(const uint8_t* s) {
+    __m512i table = _mm512_add_epi8(table16(fp4_values), byte64(116));
+    return _mm512_shuffle_epi8(table, nibbles_of<1>(s));
+  }
+  static __m256 d(const uint8_t* s) {
+    uint64_t e = 0;
+    for (int j = 0; j < 8; j++) e |= uint64_t(s[17 * j]) << (8 * place(j));
+    __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(e)));
+    __m256i usual = _mm256_slli_epi32(_mm256_sub_epi32(x, _mm256_set1_epi32(1)), 23);
+    __mmask8 tiny = _mm256_cmplt_epi32_mask(x, _mm256_set1_epi32(2));
+    return _mm256_castsi256_ps(_mm256_mask_sllv_epi32(usual, tiny, _mm256_set1_epi32(0x00200000), x));
+  }
+};

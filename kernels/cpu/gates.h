@@ -1,0 +1,48 @@
+// The activations between up and down, from operations that every instruction set rounds alike.
+
+inline float exponential(float x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: the sum is rounded to an integer
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float n = __builtin_fmaf(x, 1.44269504f, magic) - magic;
+  float r = __builtin_fmaf(n, -0.693145752f, x);
+  r = __builtin_fmaf(n, -1.42860677e-6f, r);
+  float p = 1.98756912e-4f;
+  p = __builtin_fmaf(p, r, 1.39819994e-3f);
+  p = __builtin_fmaf(p, r, 8.33345205e-3f);
+  p = __builtin_fmaf(p, r, 4.16657962e-2f);
+  p = __builtin_fmaf(p, r, 0.166666657f);
+  p = __builtin_fmaf(p, r, 0.5f);
+  p = __builtin_fmaf(p, r * r, r) + 1.0f;
+  return as_float(bits_of(p) + (uint32_t(int32_t(n)) << 23));
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+template <Gate KIND>
+inline float gated(float gate, float up) {
+  if (KIND == Gate::swiglu) return gate * sigmoid(gate) * up;
+  if (KIND == Gate::geglu)  // half of 1 + tanh(x) is sigmoid(2 x)
+    return gate * sigmoid(1.5957691216f * (gate + 0.044715f * gate * gate * gate)) * up;
+  if (KIND == Gate::reglu) return (gate > 0.0f ? gate : gate != gate ? gate : 0.0f) * up;
+  if (KIND == Gate::relu2) return up > 0.0f ? up * up : up != up ? up : 0.0f;
+  gate = gate > 7.0f ? 7.0f : gate;
+  up = up > 7.0f ? 7.0f : up;
+  up = up < -7.0f ? -7.0f : up;
+  return gate * sigmoid(1.702f * gate) * (up + 1.0f);
+}
+
+template <Gate KIND>
+inline void gate_all(const float* gate, float* up, int n) {
+  for (int i = 0; i < n; i++) up[i] = gated<KIND>(gate[i], up[i]);
+}
+
+void gate_rows(Gate kind, const float* gate, float* up, int n) {
+  switch (kind) {
+    case Gate::swiglu: return gate_all<Gate::swiglu>(gate, up, n);
+    case Gate::geglu: return gate_all<Gate::geglu>(gate, up, n);
+    case Gate::reglu: return gate_all<Gate::reglu>(gate, up, n);
+    case Gate::relu2: return gate_all<Gate::relu2>(up, up, n);
+    case Gate::swiglu_oai: return gate_all<Gate::swiglu_oai>(gate, up, n);
+  }
+}

@@ -1,0 +1,93 @@
+// Plain numbers: 16 running sums of fused multiply-adds, added as a tree. A level states `Sixteen` and, on it, `zeros`,
+// `sixteen(p)` and `fused(a, b, c)` = a * b + c before this file.
+
+struct F32 {
+  static constexpr int bytes = 4;
+  static float at(const uint8_t* p) { return load<float>(p); }
+};
+struct F16 {
+  static constexpr int bytes = 2;
+  static float at(const uint8_t* p) { return half(p); }
+};
+struct BF16 {
+  static constexpr int bytes = 2;
+  static float at(const uint8_t* p) { return as_float(uint32_t(load<uint16_t>(p)) << 16); }
+};
+
+// `n` numbers as floats, and zeros up to a whole sixteen.
+template <class F>
+inline void widen(const uint8_t* from, int n, float* to) {
+  int i = 0;
+#if defined(__AVX512F__)
+  if (F::bytes == 2)
+    for (; i + 16 <= n; i += 16) {
+      __m256i bits = _mm256_loadu_si256((const __m256i*)(from + 2 * i));
+      __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+      _mm512_store_ps(to + i, __is_same(F, F16) ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(high));
+    }
+#elif defined(__F16C__)
+  if (__is_same(F, F16))
+    for (; i + 8 <= n; i += 8)
+      _mm256_store_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 2 * i))));
+#endif
+  for (; i < n; i++) to[i] = F::at(from + size_t(i) * F::bytes);
+  for (; i % 16; i++) to[i] = 0.0f;
+}
+
+inline float tree(const Sixteen& lanes) {
+  float v[16];
+  __builtin_memcpy(v, &lanes, sizeof v);
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; i++) v[i] = v[i] + v[i + width];
+  return v[0];
+}
+
+constexpr int plain_chunk = 512;  // elements of a row that are widened at once
+constexpr int plain_tokens = 64;
+
+// ROWS rows of widened numbers times T tokens; the sums go on from where they are.
+template <int ROWS, int T>
+inline void add_products(const float (*w)[plain_chunk], const float* const* x, int from, int n,
+                         Sixteen (*sum)[plain_tokens]) {
+  Sixteen s[ROWS][T];
+  for (int r = 0; r < ROWS; r++)
+    for (int t = 0; t < T; t++) s[r][t] = sum[r][t];
+  for (int i = 0; i < n; i += 16)
+    for (int t = 0; t < T; t++) {
+      Sixteen y = sixteen(x[t] + from + i);
+      for (int r = 0; r < ROWS; r++) s[r][t] = fused(sixteen(w[r] + i), y, s[r][t]);
+    }
+  for (int r = 0; r < ROWS; r++)
+    for (int t = 0; t < T; t++) sum[r][t] = s[r][t];
+}
+
+template <class F, int ROWS>
+inline void plain_strip(const Job& job, int row, int from, int tokens) {
+  alignas(64) float w[ROWS][plain_chunk];
+  Sixteen sum[ROWS][plain_tokens];
+  const float* x[plain_tokens];
+  for (int t = 0; t < tokens; t++) {
+    x[t] = job.floats(from + t);
+    for (int r = 0; r < ROWS; r++) sum[r][t] = zeros();
+  }
+  for (int i = 0; i < job.cols; i += plain_chunk) {
+    int n = job.cols - i < plain_chunk ? job.cols - i : plain_chunk, t = 0;
+    for (int r = 0; r < ROWS; r++)
+      widen<F>(job.weights + size_t(row + r) * job.row_bytes + size_t(i) * F::bytes, n, w[r]);
+    for (; t + 6 <= tokens; t += 6) add_products<ROWS, 6>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+    for (; t + 2 <= tokens; t += 2) add_products<ROWS, 2>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+    for (; t < tokens; t++) add_products<ROWS, 1>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+  }
+  for (int t = 0; t < tokens; t++)
+    for (int r = 0; r < ROWS; r++) job.out[from + t][row + r] = tree(sum[r][t]);
+}
+
+template <class F>
+void plain_rows(const Job& job) {
+  for (int from = 0; from < job.tokens; from += plain_tokens) {
+    int tokens = job.tokens - from < plain_tokens ? job.tokens - from : plain_tokens, row = job.begin;
+    if (tokens > 1)
+      for (; row + 4 <= job.end; row += 4) plain_strip<F, 4>(job, row, from, tokens);
+    for (; row < job.end; row++) plain_strip<F, 1>(job, row, from, tokens);
+  }
+}

@@ -1,0 +1,33 @@
+// The formats of a level: `quantized_rows<F>` and `plain_rows<F>` are what the level made of them.
+template <class F>
+constexpr Format quantized(const char* name) {
+  return {name, F::block, F::bytes, F::wide ? Rounding::wide : Rounding::narrow, quantized_rows<F>};
+}
+
+const Format formats[] = {
+    {"F32", 1, 4, Rounding::none, plain_rows<F32>},
+    {"F16", 1, 2, Rounding::f16, plain_rows<F16>},
+    {"BF16", 1, 2, Rounding::bf16, plain_rows<BF16>},
+    quantized<Q4_0>("Q4_0"),
+    quantized<Q4_1>("Q4_1"),
+    quantized<Q5_0>("Q5_0"),
+    quantized<Q5_1>("Q5_1"),
+    quantized<Q8_0>("Q8_0"),
+    quantized<Q2_K>("Q2_K"),
+    quantized<Q3_K>("Q3_K"),
+    quantized<Q4_K>("Q4_K"),
+    quantized<Q5_K>("Q5_K"),
+    quantized<Q6_K>("Q6_K"),
+    quantized<IQ4_NL>("IQ4_NL"),
+    quantized<IQ4_XS>("IQ4_XS"),
+    quantized<MXFP4>("MXFP4"),
+    quantized<TQ1_0>("TQ1_0"),
+    quantized<TQ2_0>("TQ2_0"),
+    quantized<IQ1_S>("IQ1_S"),
+    quantized<IQ1_M>("IQ1_M"),
+    quantized<IQ2_XXS>("IQ2_XXS"),
+    quantized<IQ2_XS>("IQ2_XS"),
+    quantized<IQ2_S>("IQ2_S"),
+    quantized<IQ3_XXS>("IQ3_XXS"),
+    quantized<IQ3_S>("IQ3_S"),
+};

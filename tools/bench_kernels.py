@@ -1,0 +1,218 @@
+"""Speed of the CPU kernels: bytes a second for one token beside a pure read, GFLOP/s for many, and the experts' call.
+
+`python -m tools.bench_kernels --formats Q4_K,Q6_K --threads 1,2`. Where a ggml shared library is named (`--ggml
+DIRECTORY`, the `lib` folder of llama-cpp-python), its product of the same shape is timed in turn with ours.
+"""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import gguf
+import numpy as np
+import torch
+
+from gmoe.kernels import cpu_ops
+from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
+from gmoe.kernels.ops import ExpertMatrix, ExpertTable
+
+ROWS, COLS = 8192, 4096
+EXPERTS, CHOSEN, WIDTH, HIDDEN = 64, 8, 2048, 768
+ROTATED = 200 << 20  # bytes of weights in turn, so that no cache holds them
+FIRST = ["Q4_K", "Q6_K", "Q8_0", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "Q5_K", "Q2_K", "Q3_K", "IQ4_NL"]
+
+
+def blocks(form: QuantFormat, nbytes: int) -> np.ndarray:
+    """Random weights with small finite scales."""
+    rng = np.random.default_rng(0)
+    if form.block_size == 1:
+        values = torch.randn(nbytes // form.type_size) * 0.02
+        kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[form.name]
+        return values.to(kind).view(torch.uint8).numpy()
+    data = rng.integers(0, 256, (min(nbytes, 4 << 20) // form.type_size, form.type_size), dtype=np.uint8)
+    for field in form.fields:
+        at = form.offset(field.name)
+        if field.dtype == "f2":
+            scale = rng.uniform(0.001, 0.002, (len(data), field.count)).astype(np.float16)
+            data[:, at : at + field.nbytes] = scale.view(np.uint8)
+    if form.name == "MXFP4":
+        data[:, 0] = 118
+    return np.resize(data.reshape(-1), nbytes)
+
+
+def medians(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median seconds of each call, taken in turn."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, kept in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    return [statistics.median(kept) for kept in times]
+
+
+class Ggml:
+    """A ggml product through ctypes, one graph a matrix."""
+
+    def __init__(self, folder: Path):
+        self.base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
+        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        signatures = {
+            "ggml_new_tensor_2d": [pointer, ctypes.c_int, integer, integer],
+            "ggml_mul_mat": [pointer, pointer, pointer],
+            "ggml_new_graph": [pointer],
+            "ggml_get_data": [pointer],
+            "ggml_build_forward_expand": [pointer, pointer],
+            "ggml_free": [pointer],
+        }
+        for name, arguments in signatures.items():
+            function = getattr(self.base, name)
+            function.argtypes, function.restype = arguments, pointer
+        self.cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
+
+    def products(self, form: QuantFormat, tokens: int, data: np.ndarray, count: int) -> "GgmlProducts":
+        """`count` matrices ROWS x COLS with these bytes, each to be multiplied with `tokens` rows."""
+        return GgmlProducts(self, int(gguf.GGMLQuantizationType[form.name]), tokens, data, count)
+
+
+class GgmlProducts:
+    """Graphs in one context; a call computes the next."""
+
+    def __init__(self, ggml: Ggml, kind: int, tokens: int, data: np.ndarray, count: int):
+        class Parameters(ctypes.Structure):
+            _fields_ = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+        base = ggml.base
+        base.ggml_init.argtypes, base.ggml_init.restype = [Parameters], ctypes.c_void_p
+        self.ggml, self.turn = ggml, 0
+        self.context = base.ggml_init(
+            Parameters(count * (data.nbytes + (ROWS * tokens << 2)) + (64 << 20), None, False)
+        )
+        x = base.ggml_new_tensor_2d(self.context, 0, COLS, tokens)
+        values = np.random.default_rng(1).standard_normal((tokens, COLS)).astype(np.float32)
+        ctypes.memmove(base.ggml_get_data(x), values.ctypes.data, values.nbytes)
+        self.graphs = []
+        for _ in range(count):
+            w = base.ggml_new_tensor_2d(self.context, kind, COLS, ROWS)
+            ctypes.memmove(base.ggml_get_data(w), data.ctypes.data, data.nbytes)
+            graph = base.ggml_new_graph(self.context)
+            base.ggml_build_forward_expand(graph, base.ggml_mul_mat(self.context, w, x))
+            self.graphs.append(graph)
+
+    def compute(self, threads: int) -> None:
+        """The next product."""
+        self.turn += 1
+        graph = self.graphs[self.turn % len(self.graphs)]
+        self.ggml.cpu.ggml_graph_compute_with_ctx(self.context, graph, threads)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.ggml.base.ggml_free(self.context)
+
+
+def bench_matmul(
+    form: QuantFormat, tokens: int, threads: int, level: str | None, ggml: Ggml | None
+) -> tuple[float, float, float | None, int]:
+    """Seconds of our product, of a read of its bytes, of ggml's product; and the bytes."""
+    nbytes = ROWS * form.row_bytes(COLS)
+    count = -(-ROTATED // nbytes) if tokens == 1 else 2
+    arena = blocks(form, nbytes * count).reshape(count, ROWS, -1)
+    x, turn = torch.randn(tokens, COLS), [0]
+
+    def weights() -> np.ndarray:
+        turn[0] += 1
+        return arena[turn[0] % count]
+
+    calls: list[Callable[[], object]] = [
+        lambda: cpu_ops.matmul(x, QuantTensor(weights(), form, (ROWS, COLS)), threads=threads, level=level),
+        lambda: cpu_ops.read(weights(), threads=threads),
+    ]
+    peer = None if ggml is None else ggml.products(form, tokens, arena[0].reshape(-1), count)
+    if peer is not None:
+        calls.append(lambda: peer.compute(threads))
+    medians(calls, 2)
+    seconds = medians(calls, 15 if tokens == 1 else 5 if tokens < 512 else 3)
+    if peer is not None:
+        peer.close()
+    return seconds[0], seconds[1], seconds[2] if peer else None, nbytes
+
+
+def expert_table(form: QuantFormat) -> tuple[ExpertTable, np.ndarray]:
+    """EXPERTS experts of one type side by side, and their bytes."""
+    sizes = [HIDDEN * form.row_bytes(WIDTH), HIDDEN * form.row_bytes(WIDTH), WIDTH * form.row_bytes(HIDDEN)]
+    arena = blocks(form, EXPERTS * sum(sizes))
+    matrices, at = [], 0
+    for size, (rows, cols) in zip(sizes, [(HIDDEN, WIDTH), (HIDDEN, WIDTH), (WIDTH, HIDDEN)], strict=True):
+        part = arena[at : at + EXPERTS * size].reshape(EXPERTS, rows, -1)
+        address = part.ctypes.data + np.arange(EXPERTS, dtype=np.int64) * size
+        matrices.append(ExpertMatrix(form, rows, cols, address, None, arena, part.__getitem__))
+        at += EXPERTS * size
+    return ExpertTable(*matrices), arena
+
+
+def bench_experts(form: QuantFormat, tokens: int, threads: int, level: str | None) -> tuple[float, float, int]:
+    """Seconds of the call, of a read of the chosen experts' bytes (one token), and those bytes."""
+    table, arena = expert_table(form)
+    rng = np.random.default_rng(3)
+    x, out = torch.randn(tokens, WIDTH), torch.empty(tokens, CHOSEN, WIDTH)
+    nbytes = arena.nbytes * CHOSEN // EXPERTS
+    starts = [i * (arena.nbytes // EXPERTS) for i in range(EXPERTS - CHOSEN)]
+
+    def call() -> None:
+        ids = np.stack([rng.permutation(EXPERTS)[:CHOSEN] for _ in range(tokens)]).astype(np.int32)
+        cpu_ops.expert_rows(x, torch.from_numpy(ids), table, "swiglu", out, threads=threads, level=level)
+
+    def read() -> None:
+        start = starts[int(rng.integers(len(starts)))]
+        cpu_ops.read(arena[start : start + nbytes], threads=threads)
+
+    medians([call, read], 2)
+    ours, reading = medians([call, read], 41 if tokens == 1 else 3)
+    return ours, reading, nbytes
+
+
+@click.command()
+@click.option("--formats", default=",".join(FIRST), help="comma-separated, or 'all'")
+@click.option("--threads", default="1,2")
+@click.option("--tokens", default="1,8,32,64,512")
+@click.option("--level", default=None, help="a kernel level; default: the best here")
+@click.option(
+    "--ggml", type=click.Path(exists=True, path_type=Path), help="folder with libggml-base.so, libggml-cpu.so"
+)
+@click.option("--experts/--no-experts", default=True)
+def main(formats: str, threads: str, tokens: str, level: str | None, ggml: Path | None, experts: bool) -> None:
+    """Print a Markdown table: one row a format, "a/b" for the numbers of threads; ggml's figure behind a bar."""
+    names = [n for n in FORMATS if cpu_ops.supported(n)] if formats == "all" else formats.split(",")
+    counts, sizes = [int(n) for n in threads.split(",")], [int(n) for n in tokens.split(",")]
+    peer = None if ggml is None else Ggml(ggml)
+    heads = ["GB/s (of read)" if n == 1 else f"GFLOP/s M={n}" for n in sizes]
+    heads += ["experts, 1 token: GB/s (of read)", "experts, 512: GFLOP/s"] if experts else []
+    print("| type | " + " | ".join(heads) + " |\n|" + "---|" * (len(heads) + 1), flush=True)
+    for name in names:
+        form, cells = FORMATS[name], []
+        for size in sizes:
+            ours, theirs = [], []
+            for n in counts:
+                mine, reading, other, nbytes = bench_matmul(form, size, n, level, peer)
+                work = nbytes / 1e9 if size == 1 else 2e-9 * ROWS * COLS * size
+                ours.append(f"{work / mine:.1f} ({reading / mine:.2f})" if size == 1 else f"{work / mine:.0f}")
+                if other is not None:
+                    theirs.append(f"{work / other:.1f}" if size == 1 else f"{work / other:.0f}")
+            cells.append(" / ".join(ours) + (" \\| " + " / ".join(theirs) if theirs else ""))
+        if experts:
+            one, many = [], []
+            for n in counts:
+                mine, reading, nbytes = bench_experts(form, 1, n, level)
+                one.append(f"{nbytes / mine / 1e9:.1f} ({reading / mine:.2f})")
+                mine, _, _ = bench_experts(form, 512, n, level)
+                many.append(f"{6e-9 * WIDTH * HIDDEN * CHOSEN * 512 / mine:.0f}")
+            cells += [" / ".join(one), " / ".join(many)]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
