@@ -14,7 +14,6 @@ import click
 import gguf
 import numpy as np
 import torch
-
 from gmoe.kernels import cpu_ops
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import ExpertMatrix, ExpertTable

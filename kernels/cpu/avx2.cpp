@@ -55,7 +55,7 @@ bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f
 }  // namespace
 
 const Level& avx2() {
-  static const Level level = {"avx2", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows};
+  static const Level level = {"avx2", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
   return level;
 }
 

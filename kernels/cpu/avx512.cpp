@@ -34,7 +34,7 @@ bool here() {
 }  // namespace
 
 const Level& avx512() {
-  static const Level level = {"avx512", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows};
+  static const Level level = {"avx512", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
   return level;
 }
 

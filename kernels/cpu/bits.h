@@ -8,6 +8,25 @@ inline T load(const void* p) {
   return value;
 }
 
+typedef uint64_t EightWords __attribute__((vector_size(64), aligned(1)));
+
+uint64_t read_words(const uint8_t* p, size_t size) {
+  const uint8_t* end = p + size;
+  EightWords a = {}, b = {}, c = {}, d = {};
+  for (; p + 256 <= end; p += 256) {
+    const EightWords* words = reinterpret_cast<const EightWords*>(p);
+    a += words[0];
+    b += words[1];
+    c += words[2];
+    d += words[3];
+  }
+  a += b + c + d;
+  uint64_t sum = 0;
+  for (int k = 0; k < 8; k++) sum += a[k];
+  for (; p < end; p++) sum += *p;
+  return sum;
+}
+
 inline float as_float(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, 4);

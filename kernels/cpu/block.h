@@ -65,6 +65,7 @@ struct Level {
   int count;
   void (*round)(const float* x, int n, Rounding kind, char* to, size_t block_stride);
   void (*gate)(Gate kind, const float* gate, float* up, int n);  // up = the activation of both; relu2 has no gate
+  uint64_t (*read)(const uint8_t* data, size_t size);  // the sum of its words: the least that a product could do
 };
 
 const Level& portable();

@@ -41,6 +41,13 @@ const Level& level_named(const std::string& name) {
   throw std::invalid_argument("this CPU has no level " + name);
 }
 
+const Level& best_level() {
+  const Level* best = &portable();
+  for (const Level* level : all_levels)
+    if (level->here()) best = level;
+  return *best;
+}
+
 const Format& format_named(const Level& level, const std::string& name) {
   for (int i = 0; i < level.count; i++)
     if (level.formats[i].name == name) return level.formats[i];
@@ -92,20 +99,10 @@ struct Matrix {  // of each expert, as Python hands it over
 // Touches `size` bytes from all threads, as a product that does nothing else would; returns their sum by words.
 uint64_t read_all(const uint8_t* data, size_t size, int threads) {
   constexpr size_t part = 1 << 20;
+  const Level& level = best_level();
   std::atomic<uint64_t> total{0};
   parallel(int((size + part - 1) / part), threads, [&](int i) {
-    const uint8_t *p = data + size_t(i) * part, *end = p + std::min(part, size - size_t(i) * part);
-    typedef uint64_t Eight __attribute__((vector_size(64), aligned(1)));
-    Eight a = {}, b = {};
-    for (; p + 128 <= end; p += 128) {
-      a += *reinterpret_cast<const Eight*>(p);
-      b += *reinterpret_cast<const Eight*>(p + 64);
-    }
-    a += b;
-    uint64_t sum = 0;
-    for (int k = 0; k < 8; k++) sum += a[k];
-    for (; p < end; p++) sum += *p;
-    total.fetch_add(sum, std::memory_order_relaxed);
+    total.fetch_add(level.read(data + size_t(i) * part, std::min(part, size - size_t(i) * part)));
   });
   return total.load();
 }

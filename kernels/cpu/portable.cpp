@@ -37,7 +37,7 @@ bool here() { return true; }
 }  // namespace
 
 const Level& portable() {
-  static const Level level = {"portable", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows};
+  static const Level level = {"portable", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
   return level;
 }
 
