@@ -46,7 +46,7 @@ PRESETS = {
     "gpu": Preset(Shape(n_ctx=1024, n_expert=24, n_expert_used=4), None, 256, 64, 2000, 40, 600, 2.0),
     "cpu": Preset(
         Shape(n_expert=32, n_expert_used=4, n_ff_exp=64),
-        *(12_000_000, 16, 8, 4000, 40, 1000, 5.0),
+        *(12_000_000, 8, 4, 4000, 40, 1000, 5.0),
         balance=0.01,
         shorter=2,
     ),
@@ -158,7 +158,8 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self.curve.append((self.step * preset.batch * preset.shape.n_ctx, total))
+        before = self.curve[-1][0] if self.curve else 0
+        self.curve.append((before + preset.batch * preset.shape.n_ctx, total))
         return total, stops > 0
 
 
@@ -196,11 +197,11 @@ def plot(curve: list[tuple[int, float]], path: Path) -> None:
 def finish(training: Training, test: Packed, tokenizer: Tokenizer, out: Path, types: list[str]) -> None:
     """Measure, plot and export what has been trained so far."""
     measured = bits_per_byte(training, test, token_lengths(tokenizer))
-    shape, preset = training.preset.shape, training.preset
+    shape = training.preset.shape
     record = {
         "seed": training.seed,
         "steps": training.step,
-        "tokens": training.step * preset.batch * shape.n_ctx,
+        "tokens": training.curve[-1][0],
         "loss": training.curve[-1][1],
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "bits_per_byte": {domain: round(bits, 3) for domain, bits in measured.items()},
