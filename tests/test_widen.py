@@ -7,10 +7,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gmoe.kernels.ops import dequantize
 from tokenizers import Tokenizer
 
+from gmoe.gguf.file import GGUFFile
 from tools.demo.corpus import train_tokenizer
-from tools.demo.export import export
+from tools.demo.export import export, read_model
 from tools.demo.model import Model, Shape
 from tools.widen import main, widen
 
@@ -44,23 +46,6 @@ def small(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return tmp_path / "small.gguf"
 
 
-def load(path: Path) -> Model:
-    reader = gguf.GGUFReader(path)
-    shape = Shape(
-        **{
-            **vars(SMALL),
-            "n_embd": reader.fields["qwen3moe.embedding_length"].contents(),
-            "n_ff_exp": reader.fields["qwen3moe.expert_feed_forward_length"].contents(),
-            "rms_eps": reader.fields["qwen3moe.attention.layer_norm_rms_epsilon"].contents(),
-        }
-    )
-    model = Model(shape)
-    model.load_state_dict(
-        {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)).float() for t in reader.tensors}
-    )
-    return model
-
-
 @torch.no_grad()
 def logits_and_routes(model: Model) -> tuple[np.ndarray, list[np.ndarray]]:
     chosen: list[np.ndarray] = []
@@ -74,21 +59,38 @@ def logits_and_routes(model: Model) -> tuple[np.ndarray, list[np.ndarray]]:
 @pytest.mark.parametrize("n_embd, n_ff_exp", [(64, 160), (256, 32), (128, 96)])
 def test_same_logits_and_routing(small: Path, tmp_path: Path, n_embd: int, n_ff_exp: int) -> None:
     widen(small, tmp_path / "wide.gguf", n_embd, n_ff_exp, "F32")
-    wide = load(tmp_path / "wide.gguf")
+    wide = read_model(tmp_path / "wide.gguf")
     assert wide.blk[0].ffn_gate_exps.weight.shape == (4, n_ff_exp, n_embd)
-    logits, routes = logits_and_routes(load(small))
+    logits, routes = logits_and_routes(read_model(small))
     wide_logits, wide_routes = logits_and_routes(wide)
     np.testing.assert_allclose(wide_logits, logits, rtol=1e-4, atol=1e-4 * np.abs(logits).max())
     for one, other in zip(routes, wide_routes, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_quantized_is_as_near_as_the_small_one_quantized(small: Path, tmp_path: Path) -> None:
-    widen(small, tmp_path / "plain.gguf", type_name="Q8_0")
-    widen(small, tmp_path / "wide.gguf", 128, 96, "Q8_0")
-    plain, _ = logits_and_routes(load(tmp_path / "plain.gguf"))
-    wide, _ = logits_and_routes(load(tmp_path / "wide.gguf"))
+@pytest.mark.parametrize("kind, n_embd, n_ff_exp", [("Q8_0", 128, 96), ("Q5_0", 96, 64), ("Q4_0", 128, 64)])
+def test_small_blocks_hold_the_same_numbers(small: Path, tmp_path: Path, kind: str, n_embd: int, n_ff_exp: int) -> None:
+    widen(small, tmp_path / "plain.gguf", type_name=kind)
+    widen(small, tmp_path / "wide.gguf", n_embd, n_ff_exp, kind)
+    plain, _ = logits_and_routes(read_model(tmp_path / "plain.gguf"))
+    wide, _ = logits_and_routes(read_model(tmp_path / "wide.gguf"))
     np.testing.assert_allclose(wide, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("kind", ["Q6_K", "Q4_K_M", "Q2_K"])
+def test_k_types_leave_zeros_zero(small: Path, tmp_path: Path, kind: str) -> None:
+    widen(small, tmp_path / "wide.gguf", 256, 512, kind)
+    with GGUFFile.open(tmp_path / "wide.gguf") as file:
+        down, gate = (file.view(f"blk.1.ffn_{part}_exps.weight") for part in ("down", "gate"))
+        assert down.format.name.endswith("_K") and gate.format.name.endswith("_K")
+        assert not dequantize(down)[..., SMALL.n_ff_exp :].any() and not dequantize(down)[:, SMALL.n_embd :].any()
+        assert not dequantize(gate)[:, : SMALL.n_ff_exp, SMALL.n_embd :].any()
+        assert dequantize(gate)[:, SMALL.n_ff_exp :].std() > 0.1
+    logits, _ = logits_and_routes(read_model(small))
+    wide, _ = logits_and_routes(read_model(tmp_path / "wide.gguf"))
+    assert np.isfinite(wide).all()
+    if kind == "Q6_K":
+        assert np.corrcoef(wide.ravel(), logits.ravel())[0, 1] > 0.99
 
 
 def test_metadata_is_kept(small: Path, tmp_path: Path) -> None:

@@ -6,18 +6,20 @@ A wider embedding is padded with zeros; its norms are rescaled, since a mean squ
 
 import argparse
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from gguf.gguf_reader import ReaderTensor
+from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.ops import dequantize
+from gmoe.kernels.quantize import quantize
 from numpy.typing import NDArray
 
-from tools.demo.export import file_type, tensor_type
+from gmoe.gguf.file import GGUFFile, TensorInfo
+from gmoe.gguf.rewrite import rewrite
+from gmoe.passes.mixes import Plan, file_type, mix_named
 
 Floats = NDArray[np.float32]
 WIDTH = "qwen3moe.embedding_length"
@@ -48,49 +50,39 @@ class Size:
         return (*shape[:-1], self.wide_embd)
 
 
-def read_size(reader: GGUFReader, wide_embd: int | None, wide_ff_exp: int | None) -> Size:
+def read_size(file: GGUFFile, wide_embd: int | None, wide_ff_exp: int | None) -> Size:
     """Old sizes from the file, new ones as given. Raises ValueError where the file or the wish does not fit."""
-    field = reader.get_field("general.architecture")
-    if field is None or field.contents() != "qwen3moe":
+    if file.architecture != "qwen3moe":
         raise ValueError("general.architecture: only qwen3moe can be widened")
-    n_embd, n_ff_exp = (int(reader.fields[key].contents()) for key in (WIDTH, NEURONS))
+    n_embd, n_ff_exp = int(file.metadata[WIDTH]), int(file.metadata[NEURONS])
     size = Size(n_embd, n_ff_exp, wide_embd or n_embd, wide_ff_exp or n_ff_exp)
     if size.wide_embd < n_embd or size.wide_ff_exp < n_ff_exp:
         raise ValueError(f"n_embd {n_embd} and n_ff_exp {n_ff_exp} can only grow")
     return size
 
 
-def values(tensor: ReaderTensor, shape: tuple[int, ...]) -> Floats:
-    """A tensor of the file in float32, row-major."""
-    return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
+def wide_norm(old: Floats, size: Size, n: int) -> Floats:
+    """A norm's weights; those of one head stay."""
+    wide = np.zeros(n, np.float32)
+    wide[: len(old)] = old if n == len(old) else old * np.float32((size.n_embd / size.wide_embd) ** 0.5)
+    return wide
 
 
-def wide_matrices(name: str, old: Floats, size: Size, rng: np.random.Generator) -> Iterator[Floats]:
-    """The widened tensor, one expert (or the whole of a tensor without experts) at a time."""
-    shape = size.wide(name, old.shape)
-    if old.ndim == 1:
-        wide = np.zeros(shape, np.float32)
-        wide[: len(old)] = old if shape == old.shape else old * np.float32((size.n_embd / size.wide_embd) ** 0.5)
-        yield wide
-        return
-    grows_neurons = "ffn_gate_exps" in name or "ffn_up_exps" in name
-    for matrix in old if old.ndim == 3 else old[None]:
-        rows, columns = matrix.shape
-        wide = np.zeros(shape[-2:], np.float32)
-        wide[:rows, :columns] = matrix
-        if grows_neurons:
-            wide[rows:] = rng.standard_normal((shape[-2] - rows, shape[-1]), np.float32) * matrix.std()
-        yield wide
+def wide_matrix(old: Floats, shape: tuple[int, ...], rng: np.random.Generator | None) -> Floats:
+    """A matrix filled up to `shape`: columns with zeros, rows with noise of its own size, or zeros without `rng`."""
+    rows, columns = old.shape
+    wide = np.zeros(shape, np.float32)
+    wide[:rows, :columns] = old
+    if rng is not None:
+        wide[rows:] = rng.standard_normal((shape[0] - rows, shape[1]), np.float32) * old.std()
+    return wide
 
 
-def copy_metadata(reader: GGUFReader, writer: GGUFWriter, changed: dict[str, Any]) -> None:
-    """Every key of the file, with the values of `changed` where it names one."""
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(key, changed.get(key, field.contents()), kind, inner)
+def planned(file: GGUFFile, size: Size, type_name: str) -> dict[str, str]:
+    """The type of every widened tensor under a mix of `gmoe quantize`; F32 where the source's norms are."""
+    tensors = {name: replace(info, shape=size.wide(name, info.shape)) for name, info in file.tensors.items()}
+    stand_in = SimpleNamespace(architecture=file.architecture, metadata=file.metadata, tensors=tensors)
+    return Plan(stand_in, mix_named(type_name)).types  # type: ignore[arg-type]
 
 
 def widen(
@@ -101,41 +93,37 @@ def widen(
     type_name: str = "F16",
     seed: int = 0,
 ) -> None:
-    """Write the widened copy of `source`, holding one expert in memory at a time; None keeps a size.
+    """Write the widened copy of `source`, one tensor in memory at a time; None keeps a size.
 
-    Block types need n_embd and n_ff_exp to be multiples of their block. Take an F16 or F32 source: a quantized one is
-    rounded a second time. Raises ValueError for a file or a size that does not fit.
+    `type_name` is a mix of `gmoe quantize`. Take an F16 or F32 source: a quantized one is rounded a second time.
+    Raises ValueError for a file or a size that does not fit.
     """
-    reader = GGUFReader(source)
-    size = read_size(reader, n_embd, n_ff_exp)
-    wanted = GGMLQuantizationType[type_name]
-    epsilon = float(reader.fields[EPSILON].contents()) * size.n_embd / size.wide_embd
-    writer = GGUFWriter(target, "qwen3moe")
-    changed = {
-        WIDTH: size.wide_embd,
-        NEURONS: size.wide_ff_exp,
-        EPSILON: epsilon,
-        "general.file_type": file_type(type_name),
-    }
-    copy_metadata(reader, writer, changed | {"qwen3moe.feed_forward_length": size.wide_ff_exp})
-    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
-    kinds = {name: tensor_type(name, shape, wanted) for name, shape in shapes.items()}
-    for name, kind in kinds.items():
-        shape = size.wide(name, shapes[name])
-        bytes_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-        writer.add_tensor_info(name, bytes_shape, np.dtype(np.uint8), int(np.prod(bytes_shape)), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    assert writer.fout is not None
-    file = writer.fout[0]
     rng = np.random.default_rng(seed)
-    for tensor in reader.tensors:
-        writer.write_padding(file, file.tell())
-        for matrix in wide_matrices(tensor.name, values(tensor, shapes[tensor.name]), size, rng):
-            file.write(gguf.quantize(matrix, kinds[tensor.name]).tobytes())
-    writer.write_padding(file, file.tell())
-    writer.close()
+    with GGUFFile.open(source) as file:
+        size = read_size(file, n_embd, n_ff_exp)
+        kinds = planned(file, size, type_name)
+
+        def edit(info: TensorInfo, tensor: QuantTensor) -> Iterable[tuple[str, QuantTensor]]:
+            shape, kind = size.wide(info.name, info.shape), FORMATS[kinds[info.name]]
+            if len(shape) == 1:
+                wide = wide_norm(dequantize(tensor).numpy(), size, shape[0])
+                return [(info.name, replace(quantize(wide[None], kind), shape=shape))]
+            noise = rng if "ffn_gate_exps" in info.name or "ffn_up_exps" in info.name else None
+            old = np.asarray(tensor.data).reshape(-1, *np.asarray(tensor.data).shape[-2:])  # [matrices, rows, bytes]
+            data = np.empty((len(old), shape[-2], kind.row_bytes(shape[-1])), np.uint8)
+            for n, rows in enumerate(old):
+                matrix = dequantize(QuantTensor(rows, tensor.format, info.shape[-2:])).numpy()
+                data[n] = quantize(wide_matrix(matrix, shape[-2:], noise), kind).data
+            return [(info.name, QuantTensor(data.reshape(*shape[:-1], -1), kind, shape))]
+
+        changed = {
+            WIDTH: np.uint32(size.wide_embd),
+            NEURONS: np.uint32(size.wide_ff_exp),
+            "qwen3moe.feed_forward_length": np.uint32(size.wide_ff_exp),
+            EPSILON: np.float32(float(file.metadata[EPSILON]) * size.n_embd / size.wide_embd),
+            "general.file_type": np.uint32(file_type(mix_named(type_name))),
+        }
+        rewrite(file, target, edit, changed)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -145,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--n-embd", type=int, help="new embedding width")
     parser.add_argument("--n-ff-exp", type=int, help="new number of neurons of an expert")
-    parser.add_argument("--type", default="F16", help="F32, F16 or a type that gguf can quantize to")
+    parser.add_argument("--type", default="F16", help="a type that `gmoe quantize` writes")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:

@@ -1,19 +1,36 @@
 """The trained model as a GGUF of architecture qwen3moe, in F16 or a quant type."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, LlamaFileType
+from gmoe.kernels.ops import dequantize
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gmoe.gguf.file import GGUFFile
+from gmoe.passes.mixes import file_type, mix_named
+from gmoe.passes.quantize import quantize
 from tools.demo.corpus import END_OF_TEXT, SPECIAL, TURN_END
-from tools.demo.model import Shape
+from tools.demo.model import Model, Shape
 
-WRITABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+PLAIN = {"F32": np.float32, "F16": np.float16}
+READ = {
+    "context_length": "n_ctx",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "attention.head_count": "n_head",
+    "attention.head_count_kv": "n_head_kv",
+    "attention.key_length": "head_dim",
+    "expert_count": "n_expert",
+    "expert_used_count": "n_expert_used",
+    "expert_feed_forward_length": "n_ff_exp",
+    "rope.freq_base": "rope_freq_base",
+    "attention.layer_norm_rms_epsilon": "rms_eps",
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -53,41 +70,40 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def tensor_type(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """Norms and routers stay F32, as llama.cpp does it; below 8 bits the embedding, which is also the head, is Q8_0."""
-    if len(shape) == 1 or "ffn_gate_inp" in name:
-        return GGMLQuantizationType.F32
-    if name.startswith("token_embd") and gguf.GGML_QUANT_SIZES[wanted][0] > 1:
-        return GGMLQuantizationType.Q8_0
-    return wanted
-
-
-def file_type(type_name: str) -> int:
-    """general.file_type for matrices of this type. Raises ValueError where gguf cannot quantize to it."""
-    if type_name not in WRITABLE:
-        raise ValueError(f"gguf cannot quantize to {type_name}; supported are {', '.join(WRITABLE)}")
-    return int(LlamaFileType["ALL_F32" if type_name == "F32" else f"MOSTLY_{type_name}"])
-
-
 def export(weights: dict[str, Tensor], shape: Shape, tokenizer: Tokenizer, path: Path, type_name: str = "F16") -> None:
-    """Write the state dict of a `Model` as a GGUF; `type_name` is F32, F16 or a type that gguf can quantize to.
+    """Write the state dict of a `Model` as a GGUF in F32, F16 or another mix of `gmoe quantize`.
 
-    Raises ValueError for a type that gguf cannot quantize to.
+    Raises ValueError for a type that cannot be written.
     """
-    wanted = GGMLQuantizationType[type_name]
+    mix = mix_named(type_name)
+    if mix not in PLAIN:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            export(weights, shape, tokenizer, Path(folder) / "plain.gguf", "F32")
+            quantize(Path(folder) / "plain.gguf", path, mix)
+        return
     writer = gguf.GGUFWriter(path, "qwen3moe")
     writer.add_name("gmoe demo")
     writer.add_license("MIT; trained on the texts named in the model card")
-    writer.add_file_type(file_type(type_name))
+    writer.add_file_type(file_type(mix))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_hparams(writer, shape)
     write_tokenizer(writer, tokenizer)
     for name, weight in weights.items():
         values = weight.detach().to("cpu", torch.float32).numpy()
-        kind = tensor_type(name, values.shape, wanted)
-        data = gguf.quantize(np.ascontiguousarray(values), kind)
-        writer.add_tensor(name, data, raw_dtype=kind)
+        small = values.ndim == 1 or "ffn_gate_inp" in name  # norms and routers stay F32, as llama.cpp does it
+        writer.add_tensor(name, np.ascontiguousarray(values, np.float32 if small else PLAIN[mix]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_model(path: Path) -> Model:
+    """The `Model` of a GGUF of any type, decoded to float32."""
+    with GGUFFile.open(path) as file:
+        keys = {f"qwen3moe.{key}": name for key, name in READ.items()}
+        numbers = {name: file.metadata[key] for key, name in keys.items()}
+        shape = Shape(n_vocab=file.tensors["token_embd.weight"].shape[0], **numbers)
+        model = Model(shape)
+        model.load_state_dict({name: dequantize(file.view(name)) for name in file.tensors})
+    return model
