@@ -30,10 +30,11 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.layers.weights import Weights
-from gmoe.library.find import model_file
+from gmoe.library.find import Package, find
+from gmoe.library.modelfile import Modelfile
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions, memory_bytes
-from gmoe.tokenizer.chat import ChatTemplate
+from gmoe.tokenizer.gochat import template_of
 from gmoe.tokenizer.parsers.choose import dialect_of, marks_of
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
@@ -96,21 +97,21 @@ class TextStream:
 class LLM:
     """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
 
-    def __init__(self, file: GGUFFile, options: RuntimeOptions):
+    def __init__(self, file: GGUFFile, options: RuntimeOptions, package: Package | None = None):
         _require_available(options)
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         activations = cast(Literal["q8", "float"], options.activations)
         kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
         self.file, self.options = file, options
-        self.notices: list[str] = []
         name = str(file.path)
         self.hparams = Hparams.from_metadata(file.metadata, name)
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
         self._grammars = Grammars(self.tokenizer)
-        self.template = ChatTemplate.from_gguf(file.metadata, self.tokenizer, name)
-        self.dialect = dialect_of(self.template.source)  # how it writes thinking and tool calls
-        if self.template.fallback:
-            self.notices.append(f"{name} has no chat template; ChatML is used")
+        self.modelfile = package.modelfile if package else Modelfile(())
+        self.defaults = SamplingParams(**package.sampling if package else {})  # where a request gives no parameters
+        given = self.modelfile.last("template")
+        self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
+        self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
         self.budget = budget = self._budget(layout)
         if not budget.whole:
@@ -138,8 +139,13 @@ class LLM:
 
     @classmethod
     def load(cls, path: Path | str, options: RuntimeOptions | None = None) -> "LLM":
-        """Open a GGUF file, or a model of the library by its name; raises `ValueError`, one sentence each."""
-        return cls(GGUFFile.open(model_file(path)), options or RuntimeOptions())
+        """Open a GGUF file, or a model of the library by its name; raises `ValueError`, one sentence each.
+
+        The Modelfile of a model of the library counts: its settings where `options` have the default, its parameters
+        where a request has none, and its system text, conversation and template in `chat`.
+        """
+        package = find(path)
+        return cls(GGUFFile.open(package.path), package.options(options), package)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [len(ids), n_vocab] of one fresh sequence."""
@@ -166,6 +172,7 @@ class LLM:
         **template: Any,
     ) -> TextStream:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
+        messages = self.modelfile.conversation(messages)
         ids = self.encode_chat(self.template.render(messages, tools, **template))
         return self.run(ids, params, spelled=marks_of(self.dialect))
 
@@ -187,7 +194,7 @@ class LLM:
         `ignore_end` goes on past end tokens. The events' text has the control tokens `spelled`, and no others.
         """
         self._check(ids)
-        params = params or SamplingParams()
+        params = params or self.defaults
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
         seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
         outputs = self._loop.submit(seq, self.dispatch.begin)

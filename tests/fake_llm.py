@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gmoe.engine.sampling import SamplingParams
+from gmoe.library.modelfile import Modelfile
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class FakeLLM:
     """Answers with `pieces`; an exception among them is raised there. Remembers what it was asked."""
 
     notices = ["it is a fake"]
+    modelfile = Modelfile(())
+    defaults = SamplingParams()
 
     def __init__(self, pieces: Sequence[str | BaseException] = ("Hello", " there")):
         self.pieces = pieces

@@ -130,7 +130,7 @@ def test_flags_become_options(llm: FakeLLM, model: str) -> None:
     assert gmoe("run", model, "Hi", *words.split()).exit_code == 0
     path, options = llm.loaded  # type: ignore[attr-defined]
     knobs = {"t1": 0.6, "order": "fast"}
-    assert path == Path(model)
+    assert path == model
     assert options == RuntimeOptions(host_memory="6GiB", miss="hobbit", policy=knobs, threads=3, twin=Path("t.gguf"))
     assert llm.asked[0][2] == SamplingParams(32, 0, stop=("a", "b"), logit_bias={7: -1.5}, seed=4)
 

@@ -10,12 +10,15 @@ from test_library import write_gguf
 
 from gmoe.cli.library import age, human_bytes
 from gmoe.cli.main import cli
+from gmoe.library import demo
 from gmoe.library.manifest import Library
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "none"))
+    monkeypatch.setattr(demo, "DEMO", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 
 from gmoe.gguf.file import GGUFError
-from gmoe.library.create import create, human_number, modelfile_of
+from gmoe.library import demo
+from gmoe.library.create import create, modelfile_of
+from gmoe.library.describe import human_number
+from gmoe.library.find import find
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
+from gmoe.options import RuntimeOptions
 
 A, B = ModelName.parse("a"), ModelName.parse("B:Two")
 
@@ -153,13 +157,94 @@ def test_another_store_is_read_in_place_and_never_written(tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in theirs.root.rglob("*")} == before
 
 
-def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
-    assert Library.default().root == tmp_path / "models"
-    monkeypatch.delenv("GMOE_HOME")
+@pytest.fixture
+def user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home without Ollama and a gmoe without its demo model."""
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    assert Library.default().root == tmp_path / "user/.gmoe/models"
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "gmoe"))
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    monkeypatch.setattr(demo, "DEMO", tmp_path / "demo.gguf")
+    return tmp_path
+
+
+def test_the_default_place(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Library.default().root == user / "gmoe/models"
+    monkeypatch.delenv("GMOE_HOME")
+    assert Library.default().root == user / "user/.gmoe/models"
     assert Library.default().models() == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_ollamas_models_are_in_the_default_library(user: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    folder = user / ("elsewhere" if named else "user/.ollama/models")
+    if named:
+        monkeypatch.setenv("OLLAMA_MODELS", str(folder))
+    named_model = create(Library(folder), A, parse_modelfile(f"FROM {write_gguf(user / 'm.gguf')}\nSYSTEM hm"), user)
+    library = Library.default()
+    assert [(name, manifest.digest) for name, manifest in library.models()] == [(A, named_model.digest)]
+    package = find("a")
+    assert package.path.is_relative_to(folder) and package.modelfile.last("system") == "hm"
+    assert not (user / "gmoe").exists()
+
+
+def test_the_demo_model_is_in_every_library(user: Path) -> None:
+    assert Library.default().models() == []
+    with pytest.raises(ModelNotFound):
+        find("demo")
+    write_gguf(demo.DEMO)
+    library = Library.default()
+    ((name, manifest),) = library.models()
+    assert (str(name), manifest.size) == ("demo:latest", demo.DEMO.stat().st_size + manifest.config.size)
+    assert library.json(manifest.config)["model_family"] == "qwen3moe"
+    assert find("demo").path == find("Demo:latest").path == demo.DEMO
+    assert str(modelfile_of(library, manifest)) == f"FROM {demo.DEMO}\n"
+    with pytest.raises(LibraryError, match="model 'demo:latest' comes with gmoe"):
+        library.remove(name)
+    assert not (user / "gmoe/models/blobs").exists()
+
+
+def test_what_is_made_of_the_demo_model_outlives_it(user: Path) -> None:
+    write_gguf(demo.DEMO)
+    library = Library.default()
+    library.copy(ModelName.parse("demo"), A)
+    create(library, B, parse_modelfile("FROM demo\nSYSTEM be kind"), None)
+    content = demo.DEMO.read_bytes()
+    demo.DEMO.unlink()
+    assert [str(name) for name, _ in Library.default().models()] == ["B:Two", "a:latest"]
+    assert find("a").path.read_bytes() == find("b:two").path.read_bytes() == content
+    write_gguf(demo.DEMO)
+    create(library, ModelName.parse("demo"), parse_modelfile("FROM a\nSYSTEM mine"), None)
+    assert find("demo").modelfile.last("system") == "mine"
+    library.remove(ModelName.parse("demo"))
+    assert find("demo").modelfile.last("system") is None
+
+
+def test_a_damaged_demo_model_is_no_model(user: Path) -> None:
+    demo.DEMO.write_bytes(b"GGUF")
+    assert Library.default().models() == []
+
+
+def test_a_package_s_options_and_sampling(user: Path) -> None:
+    (user / "m.trace").write_bytes(b"trace")
+    text = f"FROM {write_gguf(user / 'm.gguf')}\n# gmoe: host_memory 6GiB\n# gmoe: trace m.trace\n# gmoe: threads 3\n"
+    text += "PARAMETER num_ctx 512\nPARAMETER num_thread 2\nPARAMETER num_predict -1\nPARAMETER seed 7\n"
+    text += "PARAMETER stop a\nPARAMETER stop b\nPARAMETER temperature 0.3\nPARAMETER num_gpu 1\n"
+    create(Library.default(), A, parse_modelfile(text), user)
+    package = find("a")
+    assert package.sampling == {"seed": 7, "stop": ("a", "b"), "temperature": 0.3}
+    options = package.options(RuntimeOptions(context=100, kv_type="f32"))
+    assert (options.host_memory, options.threads, options.context, options.kv_type) == ("6GiB", 3, 100, "f32")
+    assert options.trace is not None and options.trace.read_bytes() == b"trace"
+    assert package.options().context == 512
+
+
+def test_an_adapter_is_refused(user: Path) -> None:
+    library = Library.default()
+    manifest = create(library, A, parse_modelfile(f"FROM {write_gguf(user / 'm.gguf')}"), user)
+    adapter = library.put_blob(b"lora", OLLAMA_TYPE + "adapter")
+    library.write(B, Manifest(manifest.config, (*manifest.layers, adapter)))
+    with pytest.raises(LibraryError, match="has an adapter, which gmoe cannot apply"):
+        find("b:two")
 
 
 def churn(root: Path, seed: int) -> None:

@@ -7,6 +7,10 @@ import pytest
 import torch
 
 import gmoe
+from gmoe.library.create import create
+from gmoe.library.manifest import Library
+from gmoe.library.modelfile import parse_modelfile
+from gmoe.library.name import ModelName
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
@@ -139,3 +143,35 @@ def test_a_model_is_a_file_or_a_name_of_the_library(tmp_path: Path, monkeypatch:
         gmoe.LLM.load("no-such-model")
     with pytest.raises(ValueError, match="there is no such file"):
         gmoe.LLM.load(tmp_path / "none.gguf")
+
+
+def test_a_model_of_the_library_brings_its_modelfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    write_model(tmp_path / "m.gguf")
+    text = (
+        "FROM m.gguf\nSYSTEM lo\nMESSAGE user he\nMESSAGE assistant o\nPARAMETER num_predict 3\nPARAMETER num_ctx 64\n"
+    )
+    text += 'PARAMETER temperature 0\nTEMPLATE """{{ range .Messages }}{{ .Role }}:{{ .Content }} {{ end }}"""\n'
+    text += "# gmoe: max_sequences 2\n"
+    create(Library.default(), ModelName.parse("mine"), parse_modelfile(text), tmp_path)
+    with gmoe.LLM.load("mine") as llm:
+        assert (llm.context, llm.options.max_sequences) == (64, 2)
+        stream = llm.chat([{"role": "user", "content": "hel"}])
+        assert [event.finish_reason for event in stream] == [None, None, "length"]
+        assert stream.n_prompt == len(llm.tokenizer.encode("system:lo user:he assistant:o user:hel "))
+        assert len(list(llm.chat([{"role": "user", "content": "h"}], gmoe.SamplingParams(max_tokens=2)))) == 2
+        assert llm.template.source.startswith("{{ range")
+    with gmoe.LLM.load("mine", gmoe.RuntimeOptions(context=96)) as llm:
+        assert llm.context == 96
+
+
+def test_a_template_beyond_the_subset_is_said_and_the_file_s_own_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    write_model(tmp_path / "m.gguf")
+    text = 'FROM m.gguf\nTEMPLATE {{ define "x" }}{{ end }}'
+    create(Library.default(), ModelName.parse("mine"), parse_modelfile(text), tmp_path)
+    with gmoe.LLM.load("mine", gmoe.RuntimeOptions(context=64)) as llm:
+        assert llm.notices[0].startswith("the model's TEMPLATE cannot be used")
+        assert list(llm.chat([{"role": "user", "content": "hello"}], GREEDY))

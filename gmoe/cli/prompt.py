@@ -191,9 +191,12 @@ class Chat:
             for row in fields(SamplingParams):
                 click.echo(f"{row.name:<20}{getattr(self.params, row.name)}")
         elif what == "system":
-            click.echo(self.system or "No system message was specified for this model.")
+            click.echo(
+                self.system or self.llm.modelfile.last("system") or "No system message was specified for this model."
+            )
         elif what == "template":
-            click.echo(metadata.get("tokenizer.chat_template", "No template was specified for this model."))
+            given = self.llm.modelfile.last("template")
+            click.echo(given or metadata.get("tokenizer.chat_template", "No template was specified for this model."))
         elif what == "license":
             click.echo(metadata.get("general.license", "No license was specified for this model."))
         else:

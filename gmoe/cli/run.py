@@ -5,9 +5,11 @@ import stat
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
 from gmoe.cli.options import runtime_flags, sampling_flags, take
@@ -27,7 +29,10 @@ from gmoe.options import RuntimeOptions
 @click.option("--nowordwrap", is_flag=True, help="Do not break lines between words on a terminal.")
 @sampling_flags
 @runtime_flags
+@click.pass_context
 def run(
+    ctx: click.Context,
+    /,
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
@@ -41,21 +46,24 @@ def run(
 
     Piped standard input is the prompt, or comes before PROMPT. Without either, on a terminal, this is a chat.
     """
-    params, options = take(SamplingParams, flags), take(RuntimeOptions, flags)
+    said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    take(SamplingParams, flags)
+    options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    path = model_file(model)
+    name = model_file(model).name
     text = prompt_text(prompt)
     wrap = sys.stdout.isatty() and not nowordwrap
     began = time.perf_counter()
-    with waiting(f"loading {path.name}"):
+    with waiting(f"loading {name}"):
         from gmoe.llm import LLM
 
-        llm = LLM.load(path, options)
+        llm = LLM.load(model, options)
     with llm:
         load_seconds = time.perf_counter() - began
         for notice in llm.notices:
             click.echo(f"Note: {notice}", err=True)
+        params = replace(llm.defaults, **{f.name: said[f.name] for f in fields(SamplingParams) if f.name in said})
         if text is None:
             from gmoe.cli.prompt import Chat, interact
 

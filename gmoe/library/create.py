@@ -5,16 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.file import GGUFError
+from gmoe.library.describe import describe
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
 from gmoe.library.modelfile import PARAMETERS, Command, Modelfile
 from gmoe.library.name import InvalidName, ModelName
 
-FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"}
-FILE_TYPES |= {12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"}
-FILE_TYPES |= {19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL"}
-FILE_TYPES |= {26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16"}
-FILE_TYPES |= {36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"}
 TEXTS = {"template": "template", "system": "system", "license": "license"}
 PACKED = ("twin", "trace")  # settings that name a file, which becomes a layer of the package
 Progress = Callable[[str], None]
@@ -81,11 +77,11 @@ def _base(
         raise LibraryError("a Modelfile with more than one FROM is not supported: gmoe runs a single GGUF file")
     if sources[0].startswith("sha256:"):
         blob = library.blob(sources[0])
-        return _describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
+        return _described(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
     path = _path(folder, sources[0]) if folder else None
     if path and path.is_file():
         progress("parsing GGUF")
-        config = _describe(path)
+        config = _described(path)
         progress("copying the model into the library")
         return config, (_put_file(library, path, OLLAMA_TYPE + "model"),)
     if path and path.is_dir():
@@ -99,18 +95,13 @@ def _base(
     return library.json(manifest.config), (*manifest.of_kind("model"), *layers)
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    file = GGUFFile.open(path)
+def _described(path: Path) -> dict[str, Any]:
     try:
-        if len(file.parts) > 1:
-            raise LibraryError(f"{path} is one of {len(file.parts)} parts; join them into one file first")
-        number = sum(_product(tensor.shape) for tensor in file.tensors.values())
-        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "unknown")
-        family = {"model_family": file.architecture, "model_families": [file.architecture]}
-    finally:
-        file.close()
-    sizes = {"model_type": human_number(number), "file_type": kind}
-    return {"model_format": "gguf", **family, **sizes, "architecture": "amd64", "os": "linux"}
+        return describe(path)
+    except GGUFError:
+        raise
+    except ValueError as error:
+        raise LibraryError(str(error)) from None
 
 
 def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherited: Iterable[Layer]) -> list[Layer]:
@@ -158,18 +149,3 @@ def _path(folder: Path, text: str) -> Path:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    number = 1
-    for size in shape:
-        number *= size
-    return number
-
-
-def human_number(number: int) -> str:
-    """A count of parameters as Ollama writes it: 30.5B, 270M, 12K."""
-    for unit, letter, digits in ((1e9, "B", 1), (1e6, "M", 2), (1e3, "K", 0)):
-        if number >= unit:
-            return f"{number / unit:.{0 if number % unit == 0 else digits}f}{letter}"
-    return str(number)

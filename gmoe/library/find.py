@@ -1,22 +1,66 @@
-"""Which file a user means by MODEL: a path, `demo`, or a name in the library."""
+"""What a user means by MODEL: a path, or a name in the library with what its Modelfile says."""
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-DEMO = Path(__file__).parents[1] / "demo" / "demo.gguf"
+from gmoe.library.modelfile import Modelfile
+from gmoe.options import RuntimeOptions
+
+_SAMPLING = {
+    **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "stop")},
+    **{name: name for name in ("repeat_penalty", "presence_penalty", "frequency_penalty", "seed")},
+    "num_predict": "max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A GGUF file, and its Modelfile where it comes from the library."""
+
+    path: Path
+    modelfile: Modelfile = Modelfile(())
+
+    def options(self, given: RuntimeOptions | None = None) -> RuntimeOptions:
+        """What to load it with: what is `given` and not a default, else what the Modelfile says."""
+        default, given = RuntimeOptions(), given or RuntimeOptions()
+        own = self.modelfile.options
+        for parameter, name in (("num_ctx", "context"), ("num_thread", "threads")):
+            own.setdefault(name, max(0, self.modelfile.parameters.get(parameter, 0)))
+        changed = {f.name: getattr(given, f.name) for f in fields(given)}
+        changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+        return replace(RuntimeOptions(**own), **changed)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Its parameters as keyword arguments of `SamplingParams`."""
+        values = {_SAMPLING[key]: value for key, value in self.modelfile.parameters.items() if key in _SAMPLING}
+        for name in ("max_tokens", "seed"):  # Ollama's -1 is our None
+            if values.get(name, 0) < 0:
+                del values[name]
+        return values | ({"stop": tuple(values["stop"])} if "stop" in values else {})
+
+
+def find(model: str | Path) -> Package:
+    """A model by its path or name; a `ValueError` where there is none, or one that gmoe cannot run."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return Package(path)
+    if path.is_dir():
+        raise ValueError(f"{model} is a folder; name the GGUF file in it")
+    if path.suffix == ".gguf" or path.is_absolute() or str(model).startswith("."):
+        raise ValueError(f"{model}: there is no such file")
+    from gmoe.library.create import modelfile_of  # a path does not wait for the library
+    from gmoe.library.manifest import Library, LibraryError
+    from gmoe.library.name import ModelName
+
+    library, name = Library.default(), ModelName.parse(str(model))
+    manifest = library.resolve(name)
+    if manifest.of_kind("adapter"):
+        raise LibraryError(f"model '{name}' has an adapter, which gmoe cannot apply")
+    return Package(library.model_path(name), modelfile_of(library, manifest))
 
 
 def model_file(name: str | Path) -> Path:
     """The GGUF file of a model; a `ValueError` where there is none of that name."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise ValueError(f"{name} is a folder; name the GGUF file in it")
-    if str(name) == "demo" and DEMO.is_file():
-        return DEMO
-    if path.suffix == ".gguf" or path.is_absolute() or str(name).startswith("."):
-        raise ValueError(f"{name}: there is no such file")
-    from gmoe.library.manifest import Library  # a path does not wait for the library
-    from gmoe.library.name import ModelName
-
-    return Library.default().model_path(ModelName.parse(str(name)))
+    return find(name).path

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from gmoe.library.demo import Bundle, bundle
 from gmoe.library.name import InvalidName, ModelName
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -20,6 +21,7 @@ CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 OLLAMA_TYPE = "application/vnd.ollama.image."
 GMOE_TYPE = "application/vnd.gmoe.image."
 CHUNK = 1 << 20
+BUNDLED = ModelName.parse("demo")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _TEMPORARY = ".new-"
 
@@ -96,21 +98,22 @@ class Manifest:
 
 
 class Library:
-    """A store under `root`, and other stores (an Ollama's) read where they lie and never written.
+    """A store under `root`, and other stores (an Ollama's) read where they lie and never written; and the demo model.
 
     Any number of processes may use one store: files appear whole or not at all, blobs are only dropped while nobody
     is adding any.
     """
 
-    def __init__(self, root: Path, also: Sequence[Path] = ()):
+    def __init__(self, root: Path, also: Sequence[Path] = (), bundled: Bundle | None = None):
         self.root = Path(root)
         self._stores = (self.root, *map(Path, also))
+        self._bundled = bundled
 
     @classmethod
-    def default(cls, also: Sequence[Path] = ()) -> "Library":
-        """The library in $GMOE_HOME/models, or ~/.gmoe/models."""
+    def default(cls) -> "Library":
+        """The library in $GMOE_HOME/models, or ~/.gmoe/models, with the models of an Ollama of this machine."""
         home = os.environ.get("GMOE_HOME")
-        return cls((Path(home) if home else Path.home() / ".gmoe") / "models", also)
+        return cls((Path(home) if home else Path.home() / ".gmoe") / "models", ollama_stores(), bundle())
 
     def models(self) -> list[tuple[ModelName, Manifest]]:
         """All readable models, the one changed last first; a name in two stores is the one of the first store."""
@@ -119,6 +122,8 @@ class Library:
             for name, path in _manifests(store):
                 with suppress(LibraryError, OSError):
                     found.setdefault(str(name).casefold(), (name, _read(path)))
+        if self._bundled:
+            found.setdefault(str(BUNDLED).casefold(), (BUNDLED, _manifest_of(self._bundled)))
         return sorted(found.values(), key=lambda model: (-model[1].modified, str(model[0])))
 
     def resolve(self, name: ModelName) -> Manifest:
@@ -127,6 +132,8 @@ class Library:
             path = _find(store, name)
             if path is not None:
                 return _read(path)
+        if self._bundled and name.same(BUNDLED):
+            return _manifest_of(self._bundled)
         raise ModelNotFound(name)
 
     def blob(self, digest: str) -> Path:
@@ -135,7 +142,15 @@ class Library:
             path = store / "blobs" / blob_name(digest)
             if path.is_file():
                 return path
+        bundled = self._bundled.blobs.get(digest) if self._bundled else None
+        if isinstance(bundled, Path):
+            return bundled
         raise LibraryError(f"blob {digest} not found")
+
+    def open(self, digest: str) -> BinaryIO:
+        """The bytes of a blob; raises `LibraryError` where there is none."""
+        bundled = self._bundled.blobs.get(digest) if self._bundled else None
+        return io.BytesIO(bundled) if isinstance(bundled, bytes) else self.blob(digest).open("rb")
 
     def has_blob(self, digest: str) -> bool:
         """Whether a store has it; raises `LibraryError` for what is no digest."""
@@ -143,12 +158,14 @@ class Library:
 
     def text(self, layer: Layer) -> str:
         """A blob as text."""
-        return self.blob(layer.digest).read_text(encoding="utf-8")
+        with self.open(layer.digest) as blob:
+            return blob.read().decode("utf-8", "replace")
 
     def json(self, layer: Layer) -> Any:
         """A blob as JSON; raises `LibraryError` if it is none."""
         try:
-            return json.loads(self.blob(layer.digest).read_bytes())
+            with self.open(layer.digest) as blob:
+                return json.loads(blob.read())
         except ValueError:
             raise LibraryError(f"blob {layer.digest} is not JSON") from None
 
@@ -184,7 +201,7 @@ class Library:
         """Let a name stand for a manifest, whose blobs must be here; keeps the letters of a name that is there."""
         with self.adding():
             for digest in manifest.digests:
-                self.blob(digest)
+                self._keep(digest)
             path = _find(self.root, name) or self.root / "manifests" / name.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with _new_file(self._folder("blobs")) as (file, temporary):
@@ -200,10 +217,20 @@ class Library:
         """Forget a name, then drop the blobs that no manifest needs any more; raises `ModelNotFound`."""
         path = _find(self.root, name)
         if path is None:
+            bundled = self._bundled and self.resolve(name) == _manifest_of(self._bundled)
+            where = "comes with gmoe" if bundled else "belongs to a store that is only read"
             self.resolve(name)
-            raise LibraryError(f"model '{name}' belongs to a store that is only read")
+            raise LibraryError(f"model '{name}' {where}")
         path.unlink(missing_ok=True)
         self.prune()
+
+    def _keep(self, digest: str) -> None:
+        """A blob that is about to be named is in a store, for the bundled model may be another one tomorrow."""
+        if self._bundled and digest in self._bundled.blobs and not self.has_blob(digest):
+            with self.open(digest) as blob:
+                self.put_blob(blob, "")
+        else:
+            self.blob(digest)
 
     def prune(self) -> list[str]:
         """Drop blobs that no manifest needs and unfinished files; does nothing while somebody is adding.
@@ -237,6 +264,13 @@ class Library:
         return folder
 
 
+def ollama_stores() -> list[Path]:
+    """Where an Ollama of this machine keeps its models: $OLLAMA_MODELS, else its default folders that are there."""
+    named = os.environ.get("OLLAMA_MODELS")
+    folders = [Path(named)] if named else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+    return [folder for folder in folders if os.access(folder / "manifests", os.R_OK | os.X_OK)]
+
+
 def blob_name(digest: str) -> str:
     """The file name of a blob; `digest` may be written with ":" or "-", and cannot name any other file."""
     match = _DIGEST.fullmatch(digest)
@@ -248,6 +282,15 @@ def blob_name(digest: str) -> str:
 def _layer(entry: dict[str, Any]) -> Layer:
     blob_name(entry["digest"])
     return Layer(str(entry["mediaType"]), entry["digest"].replace("-", ":"), int(entry["size"]))
+
+
+def _manifest_of(bundled: Bundle) -> Manifest:
+    sizes = {
+        digest: len(blob) if isinstance(blob, bytes) else blob.stat().st_size for digest, blob in bundled.blobs.items()
+    }
+    model = Layer(OLLAMA_TYPE + "model", bundled.model, sizes[bundled.model])
+    manifest = Manifest(Layer(CONFIG_TYPE, bundled.config, sizes[bundled.config]), (model,))
+    return Manifest.from_bytes(manifest.to_bytes(), str(BUNDLED), bundled.modified)
 
 
 def _read(path: Path) -> Manifest:

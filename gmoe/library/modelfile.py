@@ -1,7 +1,7 @@
 """Modelfile: Ollama's recipe of a model, read and written; gmoe's own settings stand in comments that Ollama skips."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -81,6 +81,15 @@ class Modelfile:
     def messages(self) -> list[dict[str, str]]:
         """MESSAGEs as a conversation: role and content."""
         return [{"role": c.key, "content": c.value} for c in self.commands if c.name == "message"]
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """`messages` behind the Modelfile's own; its system text stands first unless they begin with one."""
+        system, rest = [], list(messages)
+        if rest and rest[0].get("role") == "system":
+            system = [rest.pop(0)]
+        elif self.last("system"):
+            system = [{"role": "system", "content": self.last("system")}]
+        return [*system, *self.messages, *rest]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gmoe.library.create import modelfile_of
-from gmoe.library.find import DEMO
+from gmoe.library.demo import DEMO
 from gmoe.library.manifest import Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import Modelfile
 from gmoe.library.name import InvalidName, ModelName

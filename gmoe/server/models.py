@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gmoe.gguf.file import GGUFFile
-from gmoe.library.create import FILE_TYPES, human_number
+from gmoe.library.describe import FILE_TYPES, human_number
 from gmoe.library.modelfile import Modelfile
 from gmoe.server.catalog import Entry
 from gmoe.tokenizer.gotemplate import GoTemplate
