@@ -14,7 +14,10 @@ import uvicorn
 
 from gmoe.library.manifest import Library
 from gmoe.options import RuntimeOptions
-from gmoe.server.app import Server
+from gmoe.server.app import application
+from gmoe.server.catalog import Catalog
+from gmoe.server.safety import Limits
+from gmoe.server.service import Service
 
 
 @dataclass
@@ -22,7 +25,7 @@ class Live:
     """A running server; `http` speaks to it."""
 
     url: str
-    server: Server
+    service: Service
     http: httpx.Client
 
     def lines(self, path: str, body: Any) -> list[dict[str, Any]]:
@@ -34,16 +37,23 @@ class Live:
     def never_end(self, model: str) -> None:
         """Load a model and let no token end its answers."""
         self.lines("/api/generate", {"model": model, "keep_alive": -1})
-        self.server.host.running[f"{model}:latest"].llm.tokenizer.end_ids = frozenset()
+        self.service.host.running[f"{model}:latest"].llm.tokenizer.end_ids = frozenset()
 
 
 @contextmanager
 def live_server(
-    home: Path, files: Sequence[Path] = (), options: RuntimeOptions | None = None, **limits: Any
+    home: Path,
+    files: Sequence[Path] = (),
+    options: RuntimeOptions | None = None,
+    limits: Limits | None = None,
+    default: str | None = None,
+    **more: Any,
 ) -> Iterator[Live]:
     """Serve until the block ends."""
-    server = Server(Library(home / "models"), list(files), options or RuntimeOptions(context=256), **limits)
-    config = uvicorn.Config(server.app(), log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    catalog = Catalog.of(Library(home / "models"), files, default)
+    service = Service(catalog, options or RuntimeOptions(context=256), **more)
+    app = application(service, limits)
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
     listener = socket.create_server(("127.0.0.1", 0))
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -51,7 +61,7 @@ def live_server(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=60) as http:
-            yield Live(url, server, http)
+            yield Live(url, service, http)
     finally:
         running.should_exit = True
         thread.join(20)

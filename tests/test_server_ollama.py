@@ -68,7 +68,7 @@ def test_an_empty_request_loads_and_unloads(live: Live) -> None:
             (line,) = live.lines(path, {"model": "other", "keep_alive": keep_alive})
             assert line.pop("created_at").endswith("Z")
             assert line == {"model": "other", **said, "done": True, "done_reason": reason}
-    assert "other:latest" not in live.server.host.running
+    assert "other:latest" not in live.service.host.running
 
 
 LONG = {"model": "tiny", "prompt": "a", "raw": True}
@@ -87,9 +87,9 @@ def test_a_hang_up_before_the_first_byte_ends_it_too(live: Live) -> None:
 
 
 def _wait_until_idle(live: Live) -> None:
-    llm = live.server.host.running["tiny:latest"].llm
+    llm = live.service.host.running["tiny:latest"].llm
     for _ in range(100):
-        if not llm._loop.engine.scheduler.running and not live.server.host.pending:
+        if not llm._loop.engine.scheduler.running and not live.service.host.pending:
             break
         time.sleep(0.05)
     else:

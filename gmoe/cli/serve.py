@@ -1,13 +1,15 @@
 """`gmoe serve`: answer requests over HTTP."""
 
+import ipaddress
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gmoe.cli.options import runtime_flags, take
-from gmoe.options import RuntimeOptions
+from gmoe.options import RuntimeOptions, memory_bytes
 
 PORT = 11435
 
@@ -34,26 +36,59 @@ def address(host: str | None, port: int | None) -> tuple[str, int]:
 @click.option("--keep-alive", default="5m", show_default=True, help="How long a model stays loaded; negative: forever.")
 @click.option("--max-loaded", default=3, show_default=True, help="Models in memory together.")
 @click.option("--max-queue", default=512, show_default=True, help="Requests that may wait; further ones get 503.")
+@click.option("--default-model", help="The model for requests that name one which is not here.")
+@click.option("--api-key", help="What clients must send as Authorization: Bearer KEY.")
+@click.option("--origin", "origins", multiple=True, help="Web pages that may ask; may be given again; *: all.")
+@click.option("--max-body", default="64MiB", show_default=True, help="Largest request, but for blobs.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Longest time for an answer.")
 @runtime_flags
 def serve(
     files: tuple[Path, ...], host: str | None, port: int | None, keep_alive: str, max_loaded: int, max_queue: int,
-    **flags: Any,
+    default_model: str | None, api_key: str | None, origins: tuple[str, ...], max_body: str,
+    max_seconds: float | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Serve the models of the library, and each GGUF FILE under its name without ending."""
     options = take(RuntimeOptions, flags)
     where = address(host, port)
+    body_bytes = memory_bytes(max_body, 64 << 20, "--max-body")
     import uvicorn
 
     from gmoe.library.manifest import Library
-    from gmoe.server.app import Server
+    from gmoe.server.app import application
+    from gmoe.server.ask import Refused
+    from gmoe.server.catalog import Catalog
     from gmoe.server.ollama import duration
+    from gmoe.server.safety import Limits
+    from gmoe.server.service import Service
 
-    server = Server(
-        Library.default(),
-        [path.absolute() for path in files],
-        options,
-        keep_alive=duration(keep_alive),
-        max_loaded=max_loaded,
-        max_queue=max_queue,
+    catalog = Catalog.of(Library.default(), [path.absolute() for path in files], default_model)
+    try:
+        patience = duration(keep_alive)
+    except Refused as refused:
+        raise click.UsageError(f"--keep-alive: {refused.text}") from None
+    service = Service(catalog, options, max_seconds, keep_alive=patience, max_loaded=max_loaded, max_queue=max_queue)
+    limits = Limits(api_key, origins, body_bytes, loopback=is_loopback(where[0]))
+    config = uvicorn.Config(
+        application(service, limits), *where, log_level="warning", server_header=False, timeout_graceful_shutdown=3
     )
-    uvicorn.run(server.app(), host=where[0], port=where[1], log_level="warning", server_header=False)
+    uvicorn.Server(config).run(sockets=[listening(*where)])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A bound socket, said on standard error; one sentence where the address is taken or is none."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    name, number = listener.getsockname()[:2]
+    click.echo(f"gmoe is listening on http://{f'[{name}]' if ':' in name else name}:{number}", err=True)
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,151 +1,108 @@
-"""The Starlette application: the routes of all dialects."""
+"""The Starlette application: the routes of all dialects, the page, and the safety around them."""
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
+from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from gmoe import __version__
-from gmoe.gguf.file import GGUFFile
-from gmoe.library.manifest import Library
-from gmoe.llm import LLM
-from gmoe.options import RuntimeOptions
-from gmoe.server import ollama, ollama_models
-from gmoe.server.answer import Answer
-from gmoe.server.ask import Ask, End, Events, Refused
-from gmoe.server.catalog import Catalog
-from gmoe.server.host import ModelHost
-from gmoe.server.stream import Chunk, Source, Streamed, Threads, log, refused_of, to_bytes
+from gmoe.server.ask import Refused
+from gmoe.server.library_api import LibraryApi
+from gmoe.server.openapi import description
+from gmoe.server.safety import Limits, Safety, dialect_of
+from gmoe.server.service import Service, json_response
+from gmoe.server.text_api import TextApi
+from gmoe.server.watch import Watch
 
 OLLAMA_VERSION = "0.30.0"  # of the API that is spoken here; clients compare it
-Parse = Callable[[Any], Ask]
-Render = Callable[[Ask, Events], Iterator[Chunk]]
-Endpoint = Callable[[Request], Awaitable[Response]]
+PAGE = {
+    "/page.css": "text/css",
+    "/page.js": "text/javascript",
+    "/icon.svg": "image/svg+xml",
+}
+POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
-class Server:
-    """What the routes share."""
-
-    def __init__(self, library: Library, files: list[Path], options: RuntimeOptions, **limits: Any):
-        self.host = ModelHost(Catalog.of(library, files), options, self.load, **limits)
-        self.threads = Threads(64)
-
-    def load(self, path: Path, options: RuntimeOptions) -> LLM:
-        """A model; its context is at most its own, or what the server's flags say, however large a request wants it."""
-        with GGUFFile.open(path) as file:
-            own = file.metadata.get(f"{file.architecture}.context_length")
-        if isinstance(own, int):
-            options = replace(options, context=min(options.context, max(own, self.host.options.context)))
-        return LLM.load(path, options)
-
-    def app(self) -> Starlette:
-        """The application."""
-
-        @asynccontextmanager
-        async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            yield
-            await self.host.close()
-            self.threads.close()
-
-        return Starlette(routes=self.routes(), lifespan=lifespan)
-
-    def routes(self) -> list[Route]:
-        """Method and path -> function."""
-        return [
-            Route("/", _running, methods=["GET"]),
-            Route("/api/version", _version, methods=["GET"]),
-            Route("/api/tags", spoken(ollama, self.tags), methods=["GET"]),
-            Route("/api/generate", self.asks(ollama, ollama.parse_generate, ollama.render_generate), methods=["POST"]),
-            Route("/api/chat", self.asks(ollama, ollama.parse_chat, ollama.render_chat), methods=["POST"]),
-        ]
-
-    def asks(self, dialect: ModuleType, parse: Parse, render: Render) -> Endpoint:
-        """The endpoint of a request for text."""
-
-        async def endpoint(request: Request) -> Response:
-            ask = parse(await read_json(request))
-            for warning in ask.warnings:
-                log.warning("%s", warning)
-            return Streamed(dialect, lambda: self.chunks(ask, render), ask.stream)
-
-        return spoken(dialect, endpoint)
-
-    async def tags(self, request: Request) -> Response:
-        """GET /api/tags"""
-        entries = await asyncio.to_thread(self.host.catalog.entries)
-        return json_response({"models": [ollama_models.summary(entry) for entry in entries]})
+def application(service: Service, limits: Limits | None = None) -> Starlette:
+    """Everything that a server answers."""
 
     @asynccontextmanager
-    async def chunks(self, ask: Ask, render: Render) -> AsyncIterator[AsyncIterator[Chunk]]:
-        """The chunks of an answer, as long as the model is leased."""
-        if ask.empty and ask.keep_alive == 0:
-            await self.host.unload(ask.model)
-            yield _given(render(ask, iter([End("unload")])))
-            return
-        began = time.perf_counter()
-        async with self.host.admitted(), self.host.lease(ask.model, ask.keep_alive, ask.num_ctx, ask.num_thread) as run:
-            if ask.empty:
-                yield _given(render(ask, iter([End("load")])))
-                return
-            answer = Answer(run.llm, run.entry, ask, time.perf_counter() - began)
-            chunks = self.threads.iterate(Source(lambda: render(ask, iter(answer)), answer.cancel))
-            try:
-                yield chunks
-            finally:
-                await chunks.aclose()
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    views = _Views(service)
+    routes = [
+        Route("/", views.root, methods=["GET"]),
+        *(Route(path, views.asset, methods=["GET"]) for path in PAGE),
+        Route("/api/version", views.version, methods=["GET"]),
+        Route("/api/experts", views.experts, methods=["GET"]),
+        Route("/openapi.json", views.openapi, methods=["GET"]),
+        *LibraryApi(service).routes(),
+        *TextApi(service).routes(),
+    ]
+    safety = Middleware(Safety, limits=limits or Limits())
+    handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed}
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[safety], exception_handlers=handlers)
 
 
-def spoken(dialect: ModuleType, endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose errors are said in its dialect."""
+class _Views:
+    """What belongs to no dialect."""
 
-    async def told(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Exception as error:
-            refused = refused_of(error)
-            return json_response(dialect.refuse(refused, False), refused.status)
+    def __init__(self, service: Service):
+        self.service = service
+        self.description = description()
 
-    return told
+    async def root(self, request: Request) -> Response:
+        """The page for browsers, and a sign of life for everybody else."""
+        if "text/html" in request.headers.get("accept", ""):
+            headers = {"content-security-policy": POLICY, "vary": "Accept", "x-content-type-options": "nosniff"}
+            return Response(_asset("page.html"), media_type="text/html", headers=headers)
+        return PlainTextResponse("gmoe is running", headers={"vary": "Accept"})
 
+    async def asset(self, request: Request) -> Response:
+        """A part of the page."""
+        name = request.url.path
+        return Response(_asset(name[1:]), media_type=PAGE[name], headers={"x-content-type-options": "nosniff"})
 
-def json_response(body: Any, status: int = 200) -> Response:
-    """A body as JSON."""
-    return Response(to_bytes(body), status, media_type="application/json; charset=utf-8")
+    async def version(self, request: Request) -> Response:
+        """GET /api/version"""
+        return json_response({"version": OLLAMA_VERSION, "gmoe": __version__})
 
+    async def experts(self, request: Request) -> Response:
+        """GET /api/experts: the live view of each model in memory."""
+        found = []
+        for name, running in list(self.service.host.running.items()):
+            if running.llm is not None:
+                watch = running.extra.setdefault("watch", Watch(running.llm))
+                found.append({"model": name, **await asyncio.to_thread(watch.look)})
+        return json_response({"models": found, "pending": self.service.host.pending})
 
-async def read_json(request: Request) -> Any:
-    """The body as JSON."""
-    data = await request.body()
-    if not data.strip():
-        raise Refused(400, "missing request body")
-    try:
-        return json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the request body is not JSON: {error}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-async def _given(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
-    for chunk in chunks:
-        yield chunk
-
-
-async def _running(request: Request) -> Response:
-    return PlainTextResponse("gmoe is running")
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json"""
+        return json_response(self.description)
 
 
-async def _version(request: Request) -> Response:
-    return json_response({"version": OLLAMA_VERSION, "gmoe": __version__})
+def _asset(name: str) -> bytes:
+    return (files("gmoe.server") / "page" / name).read_bytes()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: "404 page not found", 405: "405 method not allowed"}.get(error.status_code, str(error.detail))
+    body = dialect_of(request.url.path).refuse(Refused(error.status_code, text), False)
+    response = json_response(body, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return json_response(dialect_of(request.url.path).refuse(Refused(500, "internal server error"), False), 500)

@@ -39,9 +39,10 @@ class Catalog:
 
     library: Library
     files: Mapping[str, Path] = field(default_factory=dict)
+    default: str | None = None  # the model for names that are not here
 
     @classmethod
-    def of(cls, library: Library, paths: Iterable[Path]) -> "Catalog":
+    def of(cls, library: Library, paths: Iterable[Path], default: str | None = None) -> "Catalog":
         """Names for files; a name that two would have is a `ValueError`."""
         files: dict[str, Path] = {}
         for path in paths:
@@ -49,10 +50,18 @@ class Catalog:
             if name in files:
                 raise ValueError(f"{path} and {files[name]} would both be called {name}")
             files[name] = path
-        return cls(library, files)
+        return cls(library, files, default)
 
     def find(self, name: str) -> Entry:
-        """The model of a name; `Refused` (404) where there is none."""
+        """The model of a name, or the default; `Refused` (404) where there is none."""
+        try:
+            return self._find(name)
+        except Refused:
+            if self.default is None:
+                raise
+            return self._find(self.default)
+
+    def _find(self, name: str) -> Entry:
         try:
             parsed = ModelName.parse(name)
         except InvalidName:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ class ModelHost:
         self.catalog, self.options = catalog, options
         self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded, max_queue
         self.running: dict[str, Running] = {}
+        self.retired: dict[str, dict[str, Any]] = {}  # by name, the counters of models that are no longer loaded
         self.pending = 0  # requests that were admitted and are not done
         self._load = load
         self._changed = asyncio.Condition()
@@ -201,6 +202,8 @@ class ModelHost:
         if running.timer:
             running.timer.cancel()
         if running.llm is not None:
+            name = running.entry.name
+            self.retired[name] = added(self.retired.get(name, {}), running.llm.stats)
             task = asyncio.create_task(asyncio.to_thread(running.llm.close))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -208,6 +211,17 @@ class ModelHost:
     def _forget(self, running: Running) -> None:
         if self.running.get(running.entry.name) is running:
             del self.running[running.entry.name]
+
+
+def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Counters summed, entry by entry."""
+    total = dict(one)
+    for name, value in other.items():
+        if isinstance(value, Mapping):
+            total[name] = added(total.get(name) or {}, value)
+        elif isinstance(value, int | float):
+            total[name] = total.get(name, 0) + value
+    return total
 
 
 def _suffices(running: Running, num_ctx: int | None) -> bool:

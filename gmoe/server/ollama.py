@@ -89,6 +89,26 @@ class ChatBody(Common):
     tools: list[dict[str, Any]] | None = None
 
 
+class EmbedBody(Body):
+    """POST /api/embed"""
+
+    model: str
+    input: str | list[str]
+    truncate: bool | None = None
+    dimensions: int | None = Field(None, ge=1)
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+
+
+class EmbeddingsBody(Body):
+    """POST /api/embeddings"""
+
+    model: str
+    prompt: str = ""
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+
+
 def parse_generate(body: Any) -> Ask:
     """POST /api/generate."""
     given = read(GenerateBody, body)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, whole
 from gmoe.server.body import Body, read
@@ -27,7 +28,7 @@ class EmbeddingsBody(Body):
     model: str
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: str | None = None
-    dimensions: int | None = None
+    dimensions: int | None = Field(None, ge=1)
 
 
 def parse_completion(body: Any) -> Ask:

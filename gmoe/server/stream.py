@@ -3,9 +3,10 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NamedTuple, Protocol
 
 from starlette.responses import Response
@@ -30,15 +31,32 @@ class Dialect(Protocol):
         """An error; `late`: as a chunk, after the stream has begun."""
 
 
-class Source(NamedTuple):
-    """What to send: `chunks` is run in a thread, `cancel` ends it from another."""
+Put = Callable[[Chunk], None]
 
-    chunks: Callable[[], Iterator[Chunk]]
-    cancel: Callable[[], None]
+
+class Gone(Exception):
+    """Nobody wants what a thread still gives."""
+
+
+class Source(NamedTuple):
+    """What to send: `run` gives chunks to its argument, in a thread; `cancel` ends it from another."""
+
+    run: Callable[[Put], None]
+    cancel: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, chunks: Callable[[], Iterator[Chunk]], cancel: Callable[[], None] = lambda: None) -> "Source":
+        """What an iterator gives."""
+
+        def run(put: Put) -> None:
+            for chunk in chunks():
+                put(chunk)
+
+        return cls(run, cancel)
 
 
 class Threads:
-    """The threads in which answers are iterated; further answers wait their turn."""
+    """The threads in which answers are made; further ones wait their turn."""
 
     def __init__(self, number: int):
         self._pool = ThreadPoolExecutor(number, thread_name_prefix="gmoe-answer")
@@ -46,29 +64,30 @@ class Threads:
     async def iterate(self, source: Source) -> AsyncGenerator[Chunk, None]:
         """The chunks; leaving early cancels the source and waits until its thread has let go."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[Chunk | None, BaseException | None]] = asyncio.Queue()
+        queue: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue()
+        left = threading.Event()
 
-        def put(chunk: Chunk | None, error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (chunk, error))
+        def put(chunk: Chunk | BaseException | None) -> None:
+            if left.is_set():
+                raise Gone
+            loop.call_soon_threadsafe(queue.put_nowait, chunk)
 
         def work() -> None:
-            try:
-                for chunk in source.chunks():
-                    put(chunk, None)
-                put(None, None)
-            except BaseException as error:
-                put(None, error)
+            with suppress(Gone):
+                try:
+                    source.run(put)
+                    put(None)
+                except Exception as error:
+                    put(error)
 
         future = loop.run_in_executor(self._pool, work)
         try:
-            while True:
-                chunk, error = await queue.get()
-                if error is not None:
-                    raise error
-                if chunk is None:
-                    return
+            while (chunk := await queue.get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
                 yield chunk
         finally:
+            left.set()
             source.cancel()
             future.cancel()
             await asyncio.wait([future])
@@ -79,7 +98,7 @@ class Threads:
 
 
 class Streamed(Response):
-    """The chunks that `open` gives, as a stream or (`stream` false) its only chunk as JSON.
+    """The chunks that `open` gives, as a stream or (`stream` false) the last of them as JSON; in so many `seconds`.
 
     An error before the first chunk has its own status; one after it is a last chunk in the dialect's form.
     """
@@ -89,10 +108,9 @@ class Streamed(Response):
         dialect: Dialect,
         open: Callable[[], AbstractAsyncContextManager[AsyncIterator[Chunk]]],
         stream: bool,
-        headers: dict[str, str] | None = None,
+        seconds: float | None = None,
     ):
-        self.dialect, self.open, self.stream = dialect, open, stream
-        self.more = headers or {}
+        self.dialect, self.open, self.stream, self.seconds = dialect, open, stream, seconds
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,31 +129,36 @@ class Streamed(Response):
     async def _answer(self, send: Send) -> None:
         begun = False
         try:
-            async with self.open() as chunks:
+            async with asyncio.timeout(self.seconds), self.open() as chunks:
+                last: Chunk = {}
                 async for chunk in chunks:
                     if not self.stream:
-                        assert isinstance(chunk, dict)
-                        await send_json(send, 200, chunk)
-                        return
+                        last = chunk
+                        continue
                     if not begun:
                         begun = True
                         await self._start(send)
                     await self._send(send, self.dialect.encode(chunk))
-            await self._send(send, b"", last=True)
+            if self.stream:
+                await self._send(send, b"", last=True)
+            else:
+                await send_json(send, 200, last)
+        except TimeoutError:
+            await self._refuse(send, Refused(504, f"the answer took longer than {self.seconds:g} seconds"), begun)
         except Exception as error:
             if isinstance(error, OSError) and begun and not error.filename:
                 raise
-            refused = refused_of(error)
-            if begun:
-                await self._send(send, self.dialect.encode(self.dialect.refuse(refused, True)))
-                await self._send(send, b"", last=True)
-            else:
-                body = self.dialect.refuse(refused, False)
-                assert isinstance(body, dict)
-                await send_json(send, refused.status, body)
+            await self._refuse(send, refused_of(error), begun)
+
+    async def _refuse(self, send: Send, refused: Refused, begun: bool) -> None:
+        if begun:
+            await self._send(send, self.dialect.encode(self.dialect.refuse(refused, True)))
+            await self._send(send, b"", last=True)
+        else:
+            await send_json(send, refused.status, self.dialect.refuse(refused, False))
 
     async def _start(self, send: Send) -> None:
-        headers = {"content-type": self.dialect.media, "cache-control": "no-cache"} | self.more
+        headers = {"content-type": self.dialect.media, "cache-control": "no-cache"}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
 

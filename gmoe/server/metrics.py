@@ -1,0 +1,74 @@
+"""The counters of a server in Prometheus' text format: llama-server's names, and the experts' own."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gmoe.server.host import ModelHost, added
+from gmoe.server.ollama_models import experts
+
+TOTALS = {
+    "prompt_tokens": ("llamacpp:prompt_tokens_total", "Number of prompt tokens processed."),
+    "prompt_seconds": ("llamacpp:prompt_seconds_total", "Prompt process time."),
+    "generated_tokens": ("llamacpp:tokens_predicted_total", "Number of generation tokens processed."),
+    "decode_seconds": ("llamacpp:tokens_predicted_seconds_total", "Predict process time."),
+}
+media = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(host: ModelHost) -> str:
+    """All series; what an unloaded model had counted stays in the totals."""
+    running = {name: experts(one.llm) for name, one in host.running.items() if one.llm is not None}
+    stats = dict(host.retired)
+    for name, now in running.items():
+        stats[name] = added(stats.get(name, {}), now)
+    lines: list[str] = []
+    for key, (name, help) in TOTALS.items():
+        lines += _series(name, "counter", help, [({}, sum(one.get(key, 0) for one in stats.values()))])
+    for name, tokens, seconds in (
+        ("llamacpp:prompt_tokens_seconds", "prompt_tokens", "prompt_seconds"),
+        ("llamacpp:predicted_tokens_seconds", "generated_tokens", "decode_seconds"),
+    ):
+        total = sum(one.get(seconds, 0) for one in stats.values())
+        rate = sum(one.get(tokens, 0) for one in stats.values()) / total if total else 0.0
+        lines += _series(name, "gauge", "Average throughput in tokens/s.", [({}, rate)])
+    capacity = sum(one.llm.options.max_sequences for one in host.running.values() if one.llm is not None)
+    busy = min(host.pending, capacity)
+    lines += _series("llamacpp:requests_processing", "gauge", "Number of requests processing.", [({}, busy)])
+    deferred: list[tuple[dict[str, str], float]] = [({}, host.pending - busy)]
+    lines += _series("llamacpp:requests_deferred", "gauge", "Number of requests deferred.", deferred)
+    loaded = [({"model": name}, one.entry.size) for name, one in host.running.items() if one.llm is not None]
+    lines += _series("gmoe_model_bytes", "gauge", "Size of the models that are loaded.", loaded)
+    return "\n".join([*lines, *_experts(stats)]) + "\n"
+
+
+def _experts(stats: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """Every counter of a tier is a series by model and tier; actions are two, by model and action."""
+    by_tier: dict[str, list[tuple[dict[str, str], float]]] = {}
+    counts: list[tuple[dict[str, str], float]] = []
+    masses: list[tuple[dict[str, str], float]] = []
+    for model, one in stats.items():
+        for tier, counters in one.items():
+            if tier == "actions":
+                for action, numbers in counters.items():
+                    counts.append(({"model": model, "action": action}, numbers.get("count", 0)))
+                    masses.append(({"model": model, "action": action}, numbers.get("mass", 0.0)))
+            elif isinstance(counters, Mapping):
+                for name, value in counters.items():
+                    if isinstance(value, int | float):
+                        by_tier.setdefault(name, []).append(({"model": model, "tier": tier}, value))
+    for name, rows in by_tier.items():
+        yield from _series(f"gmoe_expert_{name}_total", "counter", f"Experts: {name.replace('_', ' ')}.", rows)
+    yield from _series("gmoe_expert_actions_total", "counter", "Absent experts, by what was done about them.", counts)
+    yield from _series("gmoe_expert_mass_total", "counter", "Routed weight, by what was done.", masses)
+
+
+def _series(name: str, kind: str, help: str, rows: Iterable[tuple[dict[str, str], float]]) -> list[str]:
+    lines = [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
+    for labels, value in rows:
+        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{inside}}} {value:.9g}" if inside else f"{name} {value:.9g}")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
