@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +19,15 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.experts import policy
+from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
 from gmoe.experts.budget import Budget
+from gmoe.experts.chooser import Chooser
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
+from gmoe.experts.trace_file import ROWS_KEPT, TraceFile
 from gmoe.experts.transfer import open_transfer
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
@@ -41,6 +44,7 @@ from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+LEARN_SECONDS = 1.0  # of loading, spent on what an earlier trace says
 KV_SHARE = 0.25  # of the free memory, where the context is not given
 
 # What this version runs; every other value of an option is refused by name, never ignored.
@@ -53,7 +57,6 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "working_set": ("auto", *policy.names("working_set")),
     "miss": ("auto", *policy.names("miss")),
     "twin": (None,),
-    "trace": (None,),
 }
 
 
@@ -117,6 +120,8 @@ class LLM:
         if not budget.whole:
             file.hold(self._fixed(layout))
         self.store = ExpertStore(layout)
+        self.steps = Steps()
+        self._at_close: Callable[[], None] = lambda: None
         self.dispatch = ExpertDispatch(self.store, activations)
         weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
         self.model = decoder.load(weights, self.dispatch)
@@ -132,7 +137,6 @@ class LLM:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
         self._choose_policies(budget, n_blocks * block_bytes)
         engine = Engine(self.model, self.context, options.max_sequences, kv_type, n_blocks=n_blocks)
-        self.steps = Steps()
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
@@ -240,6 +244,8 @@ class LLM:
     def close(self) -> None:
         """End the engine and forget the file."""
         self._loop.close()
+        self._at_close()
+        self._at_close = lambda: None
         self.store.close()
         self.file.close()
 
@@ -281,24 +287,45 @@ class LLM:
         """Put the experts into slots where they do not fit, and give the policies what they ask for."""
         options = self.options
         chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
-        defaults = {"evict": "lru", "prefetch": "none", "working_set": "none"}
-        chosen = {kind: defaults[kind] if name == "auto" else name for kind, name in chosen.items()}
-        given = {"shape": (self.hparams.n_layer, self.hparams.n_expert), "routers": self._routers}
-        knobs = policy.share_out(chosen, options.policy)
-        self.dispatch.prefetch = policy.load("prefetch", chosen["prefetch"], knobs["prefetch"], **given)
-        self.dispatch.working_set = policy.load("working_set", chosen["working_set"], knobs["working_set"], **given)
-        evict = policy.load("evict", chosen["evict"], knobs["evict"], **given)  # also where nothing is evicted: checked
-        if not budget.whole:
-            pools = iter([evict])
-            self.store.offload(
-                budget.groups,
-                budget.counts(kv_bytes),
-                budget.extents,
-                lambda: next(pools, None) or policy.load("evict", chosen["evict"], knobs["evict"], **given),
-                open_transfer(self.file.parts),
-            )
-            here, all = self.store.slots, sum(group.experts for group in budget.groups)
-            self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
+        knobs = policy.share_out({kind: name for kind, name in chosen.items() if name != "auto"}, options.policy)
+        head = header(self.file, self.layout, self.hparams.n_layer)
+        known = TraceFile(self.file.path, options.trace, head)
+        self.notices += known.notices
+        shape = self.hparams.n_layer, self.hparams.n_expert
+
+        def build(kind: str) -> Callable[[str], Any]:
+            given = {"shape": shape, "routers": self._routers, "matrices": known.matrices}
+            return lambda name: policy.load(kind, name, knobs.get(kind), **given)
+
+        if budget.whole:
+            for kind, name in chosen.items():  # they are not needed, but they must exist
+                build(kind)("none" if name == "auto" and kind != "evict" else "lru" if name == "auto" else name)
+            return
+        ahead = AutoPrefetch(build("prefetch"), ("next_gate", "transition")) if options.prefetch == "auto" else None
+        kept = AutoWorkingSet(build("working_set")) if options.working_set == "auto" else None
+        self.dispatch.prefetch = ahead or build("prefetch")(options.prefetch)
+        self.dispatch.working_set = kept or build("working_set")(options.working_set)
+        evicts: list[AutoEviction] = []
+
+        def evict() -> policy.EvictionPolicy:
+            if options.evict != "auto":
+                made: policy.EvictionPolicy = build("evict")(options.evict)
+                return made
+            evicts.append(AutoEviction(build("evict")))
+            return evicts[-1]
+
+        counts = budget.counts(kv_bytes)
+        self.store.offload(budget.groups, counts, budget.extents, evict, open_transfer(self.file.parts))
+        here, all = self.store.slots, sum(group.experts for group in budget.groups)
+        self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
+        recorder = self.record(ROWS_KEPT)
+        groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
+        self.chooser = Chooser(recorder, groups, evicts, kept, ahead)
+        if known.trace is not None:
+            self.chooser.learn(known.trace, LEARN_SECONDS)
+            self.store.prefetch(known.hottest(self.store.slots // 2), ())
+        self.steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
+        self._at_close = lambda: known.save(recorder.trace())
 
     def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
         """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""

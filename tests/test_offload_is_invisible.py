@@ -26,9 +26,9 @@ PROMPTS = [list(range(3, 14)), [7], [250, 9, 30], [7]]
 CHOICES: dict[str, list[Any]] = {
     "architecture": [name for name, row in ARCHITECTURES.items() if row.shape.expert],
     "capacity": ["one", "two", "half", "all but one"],
-    "evict": [name for name in policy.names("evict") if name != "belady"],
-    "prefetch": policy.names("prefetch"),
-    "working_set": policy.names("working_set"),
+    "evict": ["auto", *(name for name in policy.names("evict") if name != "belady")],
+    "prefetch": ["auto", *policy.names("prefetch")],
+    "working_set": ["auto", *policy.names("working_set")],
     "reader": ["threads", "scripted"],
 }
 ROWS = pairwise(CHOICES)

@@ -14,7 +14,7 @@ from gmoe.experts.policy import PolicyError, names
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.schedule import Schedule
-from gmoe.experts.simulate import Replay
+from gmoe.experts.simulate import Replay, equal_slots
 from gmoe.experts.trace import Header
 
 PUBLISHED = {  # decode hit rates of qwen.route.csv by the recorder's own replay, per cent
@@ -81,7 +81,8 @@ def test_grouped_pools_have_equal_slots():
         recorder.begin_step(np.zeros(1), np.ones(1), np.zeros(1))
         for layer in range(2):
             recorder.record(layer, np.array([[n % 4]]), np.ones((1, 1)))
-    replay = Replay(Schedule(recorder.trace()), 8000, grouped=True)
+    schedule = Schedule(recorder.trace())
+    replay = Replay(schedule, 8000, groups=equal_slots(schedule, 8000))
     assert [pool.capacity for pool in replay.pools] == [2, 2]
     assert replay.run().decode.hits == 0
 

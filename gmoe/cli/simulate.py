@@ -15,7 +15,7 @@ from gmoe.cli.trace import FILE, read
 from gmoe.experts.machine import Machine
 from gmoe.experts.policy import PolicyError
 from gmoe.experts.schedule import Schedule
-from gmoe.experts.simulate import Replay, Report
+from gmoe.experts.simulate import Replay, Report, equal_slots
 from gmoe.experts.trace import TraceError
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -65,7 +65,9 @@ def simulate(
             named = [policy(text) for text in texts]
             knobs = dict(zip(("evict", "prefetch", "working_set"), (knobs for _, knobs in named), strict=True))
             e, p, w = (name for name, _ in named)
-            report = Replay(schedule, size, e, p, w, machine, knobs, grouped).run()
+            report = Replay(
+                schedule, size, e, p, w, machine, knobs, equal_slots(schedule, size) if grouped else None
+            ).run()
             report.evict, report.prefetch, report.working_set = texts
             reports.append(report)
     except (PolicyError, TraceError, ValueError, TypeError) as error:

@@ -4,6 +4,8 @@ A matrix counts the tokens that each expert of each layer served; prompts and an
 gives up the matrix most like the newcomer. Likeness is the cosine, kept up to date at a few additions a layer.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ MOST = np.iinfo(np.uint16).max
 class Collection:
     """At most `capacity` matrices; `scope` says what is matched: the "request" so far, or the "iteration" (pass)."""
 
-    def __init__(self, shape: Shape, stored: Floats | None = None, capacity: int = 120, scope: str = "request"):
+    def __init__(self, shape: Shape, stored: NDArray[Any] | None = None, capacity: int = 120, scope: str = "request"):
         if scope not in ("request", "iteration"):
             raise ValueError(f"scope is {scope!r}; it must be request or iteration")
         self.shape, self.capacity, self.scope = shape, capacity, scope
@@ -26,12 +28,12 @@ class Collection:
         self._norms, self._dots, self._square = np.zeros(0), np.zeros(0), 0.0
         self._layer, self._rows = shape[0], 0
         for matrix in stored[-capacity:] if stored is not None else ():
-            self._store(np.asarray(matrix, np.float32))
+            self.add(np.asarray(matrix, np.float32))
 
     def begin(self) -> None:
         """A new request starts, or its answer: what ran so far is kept."""
         if self.current.any():
-            self._store(self.current)
+            self.add(self.current)
         self.current = np.zeros(self.shape, np.float32)
         self._forget()
 
@@ -69,7 +71,8 @@ class Collection:
         every = np.concatenate([self.stored, np.array(now, np.float32).reshape(-1, *self.shape)])
         return np.minimum(every[-self.capacity :], MOST).astype(np.uint16)
 
-    def _store(self, matrix: Floats) -> None:
+    def add(self, matrix: Floats) -> None:
+        """Store one [L, E]."""
         norm = float(np.linalg.norm(matrix))
         if len(self.stored) >= self.capacity:
             alike = int((self.stored.reshape(len(self.stored), -1) @ matrix.ravel() / self._norms).argmax())
@@ -88,10 +91,12 @@ class Collection:
 
 
 def of_trace(trace: Trace) -> NDArray[np.uint16]:
-    """The matrices a trace holds, and those of its rows: one a request and phase, in order."""
+    """The matrices a trace holds; where it holds none, those of its rows: one a request and phase, in order."""
+    if trace.matrices is not None:
+        return trace.matrices
     h, rows = trace.header, trace.rows
     key = rows["request"].astype(np.int64) * 2 + rows["phase"]
-    found = [] if trace.matrices is None else list(trace.matrices)
+    found = []
     for name in dict.fromkeys(key.tolist()):
         mine = key == name
         flat = (rows["layer"][mine].astype(np.int64)[:, None] * h.n_expert + trace.ids[mine]).ravel()

@@ -1,6 +1,7 @@
 """Schedule: a trace laid out for replays, once for all of them: who is asked for, pass by pass and layer by layer."""
 
-from collections.abc import Iterator
+from collections.abc import Container
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -52,13 +53,8 @@ class Schedule:
         """What is asked for, in order, as `evict/belady.py` takes it."""
         return [(turn.layer, [id.expert for id in turn.wanted]) for turn in self.turns]
 
-    def passes(self) -> Iterator[list[Turn]]:
-        """The turns of each forward pass."""
-        now: list[Turn] = []
-        for turn in self.turns:
-            if now and turn.step != now[0].step:
-                yield now
-                now = []
-            now.append(turn)
-        if now:
-            yield now
+    def part(self, layers: Container[int]) -> "Schedule":
+        """The turns of these layers alone: a sample that replays faster."""
+        part = copy(self)
+        part.turns = [turn for turn in self.turns if turn.layer in layers]
+        return part

@@ -5,7 +5,7 @@ the layer ends when the last has come and been computed. Prefetches are read whe
 when their layer's turn has come before they began. A pass asks a layer once for each of its distinct experts.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from gmoe.experts.schedule import Schedule, Turn
 PREFILL, DECODE = 0, 1
 NONE: frozenset[ExpertId] = frozenset()
 Knobs = Mapping[str, Mapping[str, Any]]
+Groups = Sequence[tuple[Collection[int], int]]  # layers that share a pool, and its slots
 
 
 @dataclass
@@ -70,9 +71,9 @@ class Replay:
         working_set: str = "none",
         machine: Machine | None = None,
         knobs: Knobs | None = None,
-        grouped: bool = False,
+        groups: Groups | None = None,
     ):
-        """`budget` in bytes, `knobs` by kind; `grouped`: a pool of equal slots for each size of expert, as in a run.
+        """`budget` in bytes, `knobs` by kind; `groups`: pools of equal slots instead, as in a run.
 
         Raises PolicyError, or ValueError where the budget is less than one expert.
         """
@@ -83,7 +84,7 @@ class Replay:
         largest = max((self.bytes[turn.layer] for turn in schedule.turns), default=1)
         if budget < largest:
             raise ValueError(f"the budget is smaller than one expert, {largest} bytes")
-        self.pools = self._pools(budget, grouped, lambda: eviction(evict, knobs.get("evict", {}), schedule))
+        self.pools = self._pools(budget, groups, lambda: eviction(evict, knobs.get("evict", {}), schedule))
         self.evicts = [pool.evict for pool in dict.fromkeys(self.pools)]
         self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), shape=schedule.shape)
         self.working_set: WorkingSet = load("working_set", working_set, knobs.get("working_set"), shape=schedule.shape)
@@ -93,43 +94,41 @@ class Replay:
         self.kept = NONE
         self.queue: list[ExpertId] = []
         self.ready: dict[ExpertId, float] = {}  # prefetched and not yet asked for: when it is here
+        self._request = self._step = -1
         self.now = 0.0
         self.disk_free = 0.0
 
     def _size(self, id: ExpertId) -> int:
         return self.bytes[id.layer]
 
-    def _pools(self, budget: int, grouped: bool, policy: Callable[[], EvictionPolicy]) -> list[SlotPool]:
+    def _pools(self, budget: int, groups: Groups | None, policy: Callable[[], EvictionPolicy]) -> list[SlotPool]:
         """The pool of each layer."""
-        if not grouped:
+        if groups is None:
             return [SlotPool(budget, policy(), self._size)] * len(self.bytes)
-        share = min(1.0, budget / self.schedule.bytes)
-        n_expert = self.schedule.header.n_expert
-        groups = {
-            size: SlotPool(max(1, int(share * self.bytes.count(size) * n_expert)), policy())
-            for size in dict.fromkeys(self.bytes)
-            if size
-        }
-        return [groups[size] if size else next(iter(groups.values())) for size in self.bytes]
+        pools = [(layers, SlotPool(slots, policy())) for layers, slots in groups]
+        of = {layer: pool for layers, pool in pools for layer in layers}
+        return [of.get(layer, pools[0][1]) for layer in range(len(self.bytes))]
 
-    def run(self, turns: Iterable[Turn] | None = None) -> Report:
-        """Replay everything, or these turns of the schedule."""
-        request = step = -1
-        prefill, decode = self.report.prefill, self.report.decode
-        for turn in self.schedule.turns if turns is None else turns:
-            tally = decode if turn.phase == DECODE else prefill
-            if turn.step != step or turn.request != request:
-                if turn.request != request:
+    def run(self) -> Report:
+        """Replay everything."""
+        self.feed(self.schedule.turns)
+        self.report.wasted += sum(self.bytes[id.layer] for id in self.ready)
+        return self.report
+
+    def feed(self, turns: Iterable[Turn]) -> Report:
+        """Replay these, which follow those replayed before; the report so far."""
+        for turn in turns:
+            tally = self.report.decode if turn.phase == DECODE else self.report.prefill
+            if turn.step != self._step or turn.request != self._request:
+                if turn.request != self._request:
                     self.begin()
-                step, request = turn.step, turn.request
+                self._step, self._request = turn.step, turn.request
                 tally.tokens += len(turn.ids)
                 tally.seconds += self.machine.step_seconds
                 self.now += self.machine.step_seconds
                 if self.keeps:
                     self.plan()
             self.layer(turn, tally)
-        self.report.wasted += sum(self.bytes[id.layer] for id in self.ready)
-        self.ready.clear()
         return self.report
 
     def begin(self) -> None:
@@ -224,3 +223,11 @@ class Replay:
             self.ready[id] = idle_from
         self.disk_free = max(idle_from, self.disk_free)
         del self.queue[:begun]
+
+
+def equal_slots(schedule: Schedule, budget: int) -> Groups:
+    """How a run shares a budget out: to each size of expert the same part of its experts, one slot at least."""
+    sizes = schedule.header.expert_bytes
+    share = min(1.0, budget / schedule.bytes)
+    layers = {size: [n for n, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes) if size}
+    return [(of, max(1, int(share * len(of) * schedule.header.n_expert))) for of in layers.values()]

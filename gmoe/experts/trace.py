@@ -75,6 +75,15 @@ class Trace:
             yield Event(**where, ids=self.ids[start:end], weights=self.weights[start:end])
             start = end
 
+    def tail(self, passes: int) -> "Trace":
+        """The last passes alone, without `matrices`."""
+        step = self.rows["step"]
+        steps = np.unique(step)
+        from_row = int(np.searchsorted(step, steps[-passes])) if 0 < passes < len(steps) else 0
+        rows = {name: column[from_row:] for name, column in self.rows.items()}
+        scores = None if self.scores is None else self.scores[from_row:]
+        return Trace(self.header, rows, self.ids[from_row:], self.weights[from_row:], scores)
+
     def save(self, path: Path) -> None:
         """Write it whole or not at all; raises OSError as the file system does."""
         header = json.dumps({"format": FORMAT, **asdict(self.header)})

@@ -1,0 +1,90 @@
+"""TraceFile: MODEL.trace, what earlier runs learnt of a model's routing, and where this one leaves what it learns."""
+
+import logging
+import os
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmoe.experts.analysis import counts
+from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.matrices import Collection, of_trace
+from gmoe.experts.route_csv import from_route_csv
+from gmoe.experts.trace import ROWS, Header, Trace, TraceError
+
+ROWS_KEPT = 1 << 16
+MATRICES_KEPT = 120
+
+
+class TraceFile:
+    """`trace` is what is known at the start, or None; `notices` what should be said about it.
+
+    A `given` trace must be of this model: TraceError, or OSError. One found beside the model that is not is left alone.
+    """
+
+    def __init__(self, model: Path, given: Path | None, header: Header):
+        self.header = header
+        self.notices: list[str] = []
+        self.path = model.with_suffix(".trace") if model.suffix == ".gguf" else model.with_name(model.name + ".trace")
+        found = next((path for path in (self.path, model.with_name(model.name + ".trace")) if path.is_file()), None)
+        self.trace: Trace | None = None
+        self.ours = True  # the file is not somebody else's
+        if given is not None:
+            self.trace = from_route_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
+            if (self.trace.header.n_layer, self.trace.header.n_expert) != (header.n_layer, header.n_expert):
+                raise TraceError(f"{given}: a trace of another model ({self.trace.header.model})")
+        elif found is not None:
+            try:
+                self.trace = Trace.load(found, header.fingerprint)
+            except (TraceError, OSError) as error:
+                self.ours = found != self.path
+                self.notices.append(f"{error}; it is not used")
+
+    def hottest(self, n: int) -> list[ExpertId]:
+        """The n experts asked for most often, those first."""
+        if self.trace is None:
+            return []
+        count = counts(self.trace)
+        best = np.argsort(-count, axis=None, kind="stable")[:n]
+        return [ExpertId(*divmod(int(e), count.shape[1])) for e in best if count.flat[e] > 0]
+
+    @cached_property
+    def matrices(self) -> NDArray[np.uint16] | None:
+        """What requests activated, for the predictors of MoE-Infinity."""
+        return None if self.trace is None else of_trace(self.trace)
+
+    def save(self, recorded: Trace) -> None:
+        """Add what has run; where that cannot be written it is logged, and nothing else happens."""
+        if not self.ours or not len(recorded):
+            return
+        if not os.access(self.path.parent, os.W_OK):
+            logging.getLogger("gmoe").warning("%s cannot be written: what was learnt is forgotten", self.path)
+            return
+        collection = Collection((self.header.n_layer, self.header.n_expert), self.matrices, MATRICES_KEPT)
+        for matrix in of_trace(recorded):
+            collection.add(matrix.astype(np.float32))
+        both = recorded if self.trace is None else joined(self.trace, recorded)
+        both = replace(both, header=self.header, matrices=collection.matrices())
+        try:
+            both.save(self.path)
+        except OSError as error:
+            text = "%s cannot be written (%s): what was learnt is forgotten"
+            logging.getLogger("gmoe").warning(text, self.path, error.strerror)
+
+
+def joined(old: Trace, new: Trace) -> Trace:
+    """Both, the last `ROWS_KEPT` rows, whole passes; requests and passes are numbered on."""
+    if not len(old) or old.ids.shape[1] != new.ids.shape[1]:
+        return new
+    shift = {name: int(old.rows[name].max()) + 1 - int(new.rows[name].min()) for name in ("step", "request")}
+    rows = {
+        name: np.concatenate([old.rows[name], new.rows[name] + shift.get(name, 0)]).astype(ROWS[name]) for name in ROWS
+    }
+    both = Trace(new.header, rows, np.concatenate([old.ids, new.ids]), np.concatenate([old.weights, new.weights]))
+    step = both.rows["step"]
+    if len(both) <= ROWS_KEPT:
+        return both
+    return both.tail(len(np.unique(step[-ROWS_KEPT:])))
