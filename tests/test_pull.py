@@ -12,7 +12,8 @@ import pytest
 
 from gmoe.library.manifest import CONFIG_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.name import ModelName
-from gmoe.library.pull import Progress, PullError, pull
+from gmoe.library.pull import pull
+from gmoe.library.registry import Progress, RegistryError
 
 WEIGHTS = np.random.default_rng(0).bytes(300_000)
 CONFIG = b'{"model_family":"x"}'
@@ -149,7 +150,7 @@ def test_a_later_pull_goes_on_where_one_gave_up(library: Library, registry: Regi
 
 def test_a_registry_that_always_cuts_ends_in_a_sentence(library: Library, registry: Registry) -> None:
     registry.cut_after, registry.cuts = 0, 1000
-    with pytest.raises(PullError, match="pull again to go on from here"):
+    with pytest.raises(RegistryError, match="pull again to go on from here"):
         pull(library, registry.name, insecure=True)
     assert len(registry.ranges_asked()) == 3
     with pytest.raises(ModelNotFound):
@@ -164,7 +165,7 @@ def test_a_registry_without_ranges_sends_all_again(library: Library, registry: R
 
 def test_another_range_is_refused(library: Library, registry: Registry) -> None:
     registry.wrong_range, registry.cut_after, registry.cuts = True, 70_000, 1
-    with pytest.raises(PullError, match="another range"):
+    with pytest.raises(RegistryError, match="another range"):
         pull(library, registry.name, insecure=True)
 
 
@@ -173,7 +174,7 @@ def test_wrong_bytes_are_thrown_away_and_the_old_model_stays(library: Library, r
     new = layer_of(b"n" * 5000, OLLAMA_TYPE + "model")
     registry.manifest = Manifest(CONFIG_LAYER, (new,)).to_bytes()
     registry.blobs[new.digest] = b"m" * 5000
-    with pytest.raises(PullError, match="digest mismatch"):
+    with pytest.raises(RegistryError, match="digest mismatch"):
         pull(library, registry.name, insecure=True)
     assert library.resolve(registry.name).digest == before.digest
     assert sorted(files(library).values()) == [len(CONFIG), len(WEIGHTS)]
@@ -184,7 +185,7 @@ def test_wrong_bytes_are_thrown_away_and_the_old_model_stays(library: Library, r
 
 def test_more_bytes_than_promised_are_not_stored(library: Library, registry: Registry) -> None:
     registry.blobs[MODEL_LAYER.digest] = WEIGHTS + b"more"
-    with pytest.raises(PullError, match="is longer than the 300000 bytes"):
+    with pytest.raises(RegistryError, match="is longer than the 300000 bytes"):
         pull(library, registry.name, insecure=True)
 
 
@@ -195,7 +196,7 @@ def test_redirected_blobs(library: Library, registry: Registry) -> None:
 
 
 def test_absent_and_damaged(library: Library, registry: Registry) -> None:
-    with pytest.raises(PullError, match="file does not exist: .*me/other:latest"):
+    with pytest.raises(RegistryError, match="file does not exist: .*me/other:latest"):
         pull(library, ModelName.parse(f"127.0.0.1:{registry.port}/me/other"), insecure=True)
     for damaged in (b"<html>", b'{"config":{"mediaType":"t","digest":"sha256:../../x","size":1},"layers":[]}'):
         registry.manifest = damaged
@@ -203,13 +204,13 @@ def test_absent_and_damaged(library: Library, registry: Registry) -> None:
             pull(library, registry.name, insecure=True)
     del registry.blobs[MODEL_LAYER.digest]
     registry.manifest = Registry.manifest
-    with pytest.raises(PullError, match="answered 404"):
+    with pytest.raises(RegistryError, match="answered 404"):
         pull(library, registry.name, insecure=True)
     assert library.models() == []
 
 
 def test_nobody_there(library: Library) -> None:
-    with pytest.raises(PullError, match="pull model manifest: 127.0.0.1:9"):
+    with pytest.raises(RegistryError, match="pull model manifest: 127.0.0.1:9"):
         pull(library, ModelName.parse("127.0.0.1:9/me/model"), insecure=True)
 
 

@@ -1,6 +1,8 @@
-"""The commands about models that are here: create, list, cp, rm, pull."""
+"""The commands about models that are here: create, list, cp, rm, pull, push."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,8 +14,9 @@ from gmoe.library.create import create as create_model
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
-from gmoe.library.pull import Progress
 from gmoe.library.pull import pull as pull_model
+from gmoe.library.push import push as push_model
+from gmoe.library.registry import Progress
 
 AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60))
 
@@ -65,7 +68,23 @@ def rm(names: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.option("--insecure", is_flag=True, help="Speak plain HTTP with the registry.")
 def pull(name: str, insecure: bool) -> None:
-    """Pull a model from a registry."""
+    """Pull a model from a registry, or from Hugging Face (hf.co/user/repository:Q4_K_M)."""
+    with _bars() as report:
+        pull_model(Library.default(), ModelName.parse(name), report, insecure=insecure)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--insecure", is_flag=True, help="Speak plain HTTP with the registry.")
+def push(name: str, insecure: bool) -> None:
+    """Push a model to a registry."""
+    with _bars() as report:
+        push_model(Library.default(), ModelName.parse(name), report, insecure=insecure)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    """A line for each step and a bar for each blob, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
@@ -78,7 +97,7 @@ def pull(name: str, insecure: bool) -> None:
                 tasks[step.digest] = bars.add_task(step.status, total=step.total)
             bars.update(tasks[step.digest], completed=step.completed)
 
-        pull_model(Library.default(), ModelName.parse(name), report, insecure=insecure)
+        yield report
 
 
 def human_bytes(size: int) -> str:

@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "cp": ("gmoe.cli.library:cp", "Copy a model of the library."),
     "rm": ("gmoe.cli.library:rm", "Remove models from the library."),
     "pull": ("gmoe.cli.library:pull", "Pull a model from a registry."),
+    "push": ("gmoe.cli.library:push", "Push a model to a registry."),
     "perplexity": ("gmoe.cli.perplexity:perplexity", "Score a model on a text."),
     "quantize": ("gmoe.cli.quantize:quantize", "Write a model in another type."),
     "twin": ("gmoe.cli.quantize:twin", "Write a model's experts at a lower precision."),

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gmoe.gguf.file import GGUFError
 from gmoe.library.describe import describe
+from gmoe.library.join import put_model
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
 from gmoe.library.modelfile import PARAMETERS, Command, Modelfile
 from gmoe.library.name import InvalidName, ModelName
@@ -77,13 +77,13 @@ def _base(
         raise LibraryError("a Modelfile with more than one FROM is not supported: gmoe runs a single GGUF file")
     if sources[0].startswith("sha256:"):
         blob = library.blob(sources[0])
-        return _described(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
+        return describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
     path = _path(folder, sources[0]) if folder else None
     if path and path.is_file():
         progress("parsing GGUF")
-        config = _described(path)
+        config = describe(path)
         progress("copying the model into the library")
-        return config, (_put_file(library, path, OLLAMA_TYPE + "model"),)
+        return config, (put_model(library, path),)
     if path and path.is_dir():
         raise LibraryError(f"{path} is a folder; FROM needs a GGUF file or the name of a model")
     try:
@@ -93,15 +93,6 @@ def _base(
     progress(f"using existing model {sources[0]}")
     layers = [layer for layer in manifest.layers if layer.kind != "model"]
     return library.json(manifest.config), (*manifest.of_kind("model"), *layers)
-
-
-def _described(path: Path) -> dict[str, Any]:
-    try:
-        return describe(path)
-    except GGUFError:
-        raise
-    except ValueError as error:
-        raise LibraryError(str(error)) from None
 
 
 def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherited: Iterable[Layer]) -> list[Layer]:

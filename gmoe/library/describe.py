@@ -14,11 +14,9 @@ FILE_TYPES |= {36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"}
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The config of a model of one GGUF file; raises `GGUFError`, and `ValueError` for a part of a split one."""
+    """The config of a model; raises `GGUFError`."""
     file = GGUFFile.open(path)
     try:
-        if len(file.parts) > 1:
-            raise ValueError(f"{path} is one of {len(file.parts)} parts; join them into one file first")
         number = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
         kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "unknown")
         family = {"model_family": file.architecture, "model_families": [file.architecture]}

@@ -197,6 +197,14 @@ class Library:
                 _publish(file, temporary, self.root / "blobs" / blob_name(got))
         return Layer(media_type, got, size)
 
+    def adopt(self, path: Path, media_type: str) -> Layer:
+        """Take a file of this file system into the store; it is at `path` no longer."""
+        with self.adding(), path.open("rb+") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            size = file.seek(0, os.SEEK_END)
+            _publish(file, path, self._folder("blobs") / blob_name(digest))
+        return Layer(media_type, digest, size)
+
     def write(self, name: ModelName, manifest: Manifest) -> None:
         """Let a name stand for a manifest, whose blobs must be here; keeps the letters of a name that is there."""
         with self.adding():
