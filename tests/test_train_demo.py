@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from tests.demo_corpus import write_corpus
 from tools import train_demo
 from tools.demo.corpus import DOMAINS, END_OF_TEXT, Packed, pack, to_chatml, token_lengths
 from tools.demo.fused import Mixture, Normalize, TokenLoss
@@ -36,18 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine domains of little sentences in the corpus' format."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    for number, domain in enumerate(DOMAINS):
-        words = [f"{domain[:3]}{i}" for i in range(number, number + 9)]
-        for split, n in (("train", 60), ("test", 8)):
-            texts = [" ".join(rng.choice(words, 20)) + ".\n" for _ in range(n)]
-            if domain in ("dialogue", "instruct"):
-                texts = [f"<|user|>\n{text}<|assistant|>\nYes, {text}<|end|>\n" for text in texts]
-            with lzma.open(folder / f"{domain}.{split}.txt.xz", "wt", encoding="utf-8") as file:
-                file.write("<|doc|>\n".join(texts))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

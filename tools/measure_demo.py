@@ -23,17 +23,18 @@ def encoder(tokenizer: Tokenizer) -> Encode:
     return lambda text: tokenizer.encode(text, add_special=False, parse_special=True)
 
 
-def token_lengths(tokenizer: Tokenizer, n_vocab: int, encode: Encode) -> NDArray[np.int64]:
-    """Bytes that each token stands for; 0 for the control tokens, which are the last three."""
-    special = {encode(text)[0] for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
-    return np.array([0 if i in special else len(tokenizer.token_bytes(i)) for i in range(n_vocab)], np.int64)
+def token_lengths(tokenizer: Tokenizer, n_vocab: int) -> NDArray[np.int64]:
+    """Bytes that each token stands for, [n_vocab]; 0 for the control tokens."""
+    lengths = np.zeros(n_vocab, np.int64)
+    lengths[: tokenizer.n_vocab] = [len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)]
+    return lengths
 
 
 def measure_bits(model_path: Path, corpus: Path, tokens: int | None, ngram_tokens: int) -> str:
     """The table of bits per byte."""
     tokenizer, model = Tokenizer.from_file(model_path), read_model(model_path)
     encode = encoder(tokenizer)
-    lengths = token_lengths(tokenizer, model.shape.n_vocab, encode)
+    lengths = token_lengths(tokenizer, model.shape.n_vocab)
     ngram = bits.train_ngram(encode, corpus, ngram_tokens, model.shape.n_vocab)
     lines = [
         f"| test split | tokens | {model_path.name} | perplexity | 5-gram | xz -9e | below xz |",

@@ -32,7 +32,7 @@ def look_ahead(
 
     The gate of layer l + d is applied to what layer l's gate sees (HOBBIT); both choose k.
     """
-    found: dict[int, list[tuple[float, float]]] = {d: [] for d in range(1, distances + 1)}
+    found: dict[int, list[tuple[float, float]]] = {d: [] for d in range(1, min(distances + 1, model.shape.n_layer))}
     for window in windows:
         seen = gate_inputs(model, torch.from_numpy(window)[None])
         routes = [block.route(x)[0] for block, x in zip(model.blk, seen, strict=True)]  # [T, k], the best first

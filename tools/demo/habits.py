@@ -88,12 +88,14 @@ def reuse_distances(requests: Requests) -> NDArray[np.int64]:
 
 
 def next_layer(requests: Requests, n_expert: int) -> dict[str, float]:
-    """Share of the experts of layers 1.. that k guesses name: learned on every other request, tried on the rest.
+    """Share of the experts of layers 1.. that k guesses name.
 
+    Learned on the first half of the requests, tried on the rest.
     `popular` guesses the layer's favourites, `task` those of the request's task, `before` the experts of the token
     before, `transition` those that most often follow the chosen ones of the layer below.
     """
-    learn, test = (range(half, len(requests.ids), 2) for half in (0, 1))
+    middle = len(requests.ids) // 2
+    learn, test = range(middle), range(middle, len(requests.ids))
     k = requests.ids[0].shape[2]
     n_layer = requests.ids[0].shape[1]
     popular = requests.matrices[learn].sum(0)
