@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= Once upon a time
 
-.PHONY: demo test check clean
+.PHONY: demo test check javascript clean
 
 demo: $(VENV)/installed
 	$(BIN)/python tools/tiny_model.py build/tiny.gguf
@@ -29,6 +29,9 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml CMakeLists.txt $(wildcard k
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
+
+javascript:  # what the test of Ollama's client for JavaScript needs; without it that test is skipped
+	npm install --prefix tests/javascript --no-audit --no-fund --no-package-lock
 
 clean:
 	rm -rf $(VENV) build

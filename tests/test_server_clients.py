@@ -1,0 +1,256 @@
+"""The clients that people have, driven through every call that they offer."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import ollama
+import openai
+import pytest
+
+from gmoe.options import RuntimeOptions
+from tests.factory import CHATML, write_model
+from tests.live_server import Live, live_server
+
+FEW = {"num_predict": 5, "temperature": 0, "seed": 1}
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "maximum": 9}, "b": {"type": "integer", "maximum": 9}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"yes": {"type": "boolean"}},
+    "required": ["yes"],
+    "additionalProperties": False,
+}
+TEMPLATE = (
+    "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}" + CHATML + "{% if enable_thinking %}<think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    home = tmp_path_factory.mktemp("home")
+    files = [write_model(home / "tiny.gguf", template=TEMPLATE)]
+    with live_server(home, files, RuntimeOptions(context=1024, max_sequences=4)) as live:
+        yield live
+
+
+@pytest.fixture
+def llama(live: Live) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=live.url)
+    yield client
+    client._client.close()
+
+
+def test_ollama_generates_and_chats(llama: ollama.Client) -> None:
+    one = llama.generate("tiny", "hello", options=FEW)
+    assert one.done and one.eval_count == 5 and one.context and one.total_duration
+    pieces = list(llama.generate("tiny", "hello", options=FEW, stream=True))
+    assert "".join(piece.response for piece in pieces) == one.response
+    one = llama.chat("tiny", HELLO, options=FEW, logprobs=True, top_logprobs=3)
+    assert one.message.role == "assistant" and one.logprobs is not None and len(one.logprobs) == 5
+    assert all(token.logprob <= 0 and len(token.top_logprobs or ()) == 3 for token in one.logprobs)
+    pieces = list(llama.chat("tiny", HELLO, options=FEW, stream=True, keep_alive="1m"))
+    assert "".join(piece.message.content for piece in pieces) == one.message.content
+    assert [piece.done for piece in pieces][-1]
+
+
+def test_ollama_follows_a_schema_and_calls_tools(llama: ollama.Client) -> None:
+    answer = llama.chat("tiny", HELLO, format=SCHEMA, options={"num_predict": 300, "seed": 3}, think=False)
+    assert set(json.loads(answer.message.content)) == {"yes"}
+    answer = llama.chat("tiny", HELLO, tools=[TOOL], options=FEW)
+    assert answer.message.tool_calls is None  # a random model calls nothing, and nothing fails
+    with pytest.raises(ollama.ResponseError, match='"tiny" does not support image input'):
+        llama.chat("tiny", [{"role": "user", "content": "x", "images": ["aGk="]}])
+
+
+def test_ollama_keeps_a_library(llama: ollama.Client, tmp_path: Path) -> None:
+    digest = llama.create_blob(write_model(tmp_path / "new.gguf", seed=5))
+    assert llama.create_blob(tmp_path / "new.gguf") == digest
+    steps = llama.create(
+        "mine",
+        files={"new.gguf": digest},
+        system="Be brief.",
+        parameters={"num_predict": 4, "stop": ["x"]},
+        stream=True,
+    )
+    assert [step.status for step in steps][-2:] == ["writing manifest", "success"]
+    assert llama.create("yours", from_="mine", template="{{ .Prompt }}", stream=False).status == "success"
+    shown = llama.show("mine")
+    assert shown.parameters and 'stop                           "x"' in shown.parameters
+    assert shown.details and shown.details.family == "qwen3moe" and "completion" in (shown.capabilities or [])
+    assert shown.modelinfo and shown.modelinfo["qwen3moe.block_count"] == 2
+    assert {"mine:latest", "yours:latest", "tiny:latest"} <= {model.model for model in llama.list().models}
+    assert llama.chat("mine", HELLO).eval_count == 4
+    assert llama.generate("yours", "hello", stream=False, options={"num_predict": 1}).prompt_eval_count == 3
+    assert {"mine:latest", "yours:latest"} <= {model.model for model in llama.ps().models}
+    assert llama.copy("mine", "other").status == "success"
+    assert llama.delete("other").status == llama.delete("yours").status == llama.delete("mine").status == "success"
+    with pytest.raises(ollama.ResponseError, match="model 'mine' not found") as raised:
+        llama.delete("mine")
+    assert raised.value.status_code == 404
+    assert {model.model for model in llama.list().models} >= {"tiny:latest"}
+
+
+def test_ollama_embeds(llama: ollama.Client) -> None:
+    answer = llama.embed("tiny", ["hello", "world"])
+    assert [len(vector) for vector in answer.embeddings] == [64, 64]
+    assert abs(sum(x * x for x in answer.embeddings[0]) - 1) < 1e-5
+    assert llama.embed("tiny", "hello", dimensions=8).embeddings[0].__len__() == 8
+    assert list(llama.embeddings("tiny", "hello").embedding) == pytest.approx(list(answer.embeddings[0]), abs=1e-6)
+
+
+def test_ollama_hears_of_errors_within_a_stream(llama: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="pull model manifest"):
+        list(llama.pull("127.0.0.1:9/me/nothing", stream=True))
+    with pytest.raises(ollama.ResponseError):
+        llama.push("nothing")
+    with pytest.raises(ollama.ResponseError, match="model 'nothing' not found"):
+        llama.chat("nothing", HELLO)
+
+
+def test_the_asynchronous_ollama(live: Live) -> None:
+    async def talk() -> None:
+        client = ollama.AsyncClient(host=live.url)
+        pieces = [piece async for piece in await client.chat("tiny", HELLO, options=FEW, stream=True)]
+        assert pieces[-1].done
+        assert (await client.generate("tiny", "x", options=FEW)).done
+        assert (await client.list()).models and (await client.ps()).models
+        assert (await client.embed("tiny", "x")).embeddings
+        await client._client.aclose()
+
+    anyio.run(talk)
+
+
+@pytest.fixture
+def client(live: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def chat(client: openai.OpenAI, **more: Any) -> Any:
+    given: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 5, "temperature": 0, "seed": 1}
+    return client.chat.completions.create(**{**given, **more})
+
+
+def test_openai_chats(client: openai.OpenAI) -> None:
+    one = chat(client, logprobs=True, top_logprobs=2)
+    assert one.object == "chat.completion" and one.choices[0].finish_reason == "length"
+    assert one.usage.completion_tokens == 5 and one.usage.total_tokens == one.usage.prompt_tokens + 5
+    assert len(one.choices[0].logprobs.content) == 5 and len(one.choices[0].logprobs.content[0].top_logprobs) == 2
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == one.choices[0].message.content
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 5
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-2].usage is None
+
+
+def test_openai_forces_a_tool(client: openai.OpenAI) -> None:
+    for choice in ("required", {"type": "function", "function": {"name": "add"}}):
+        answer = chat(client, tools=[TOOL], tool_choice=choice, max_tokens=300, temperature=1)
+        (call,) = answer.choices[0].message.tool_calls
+        assert call.function.name == "add" and set(json.loads(call.function.arguments)) == {"a", "b"}
+        assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
+    chunks = list(chat(client, tools=[TOOL], tool_choice="required", max_tokens=300, stream=True, temperature=1))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.function.name for call in calls] == ["add"] and chunks[-1].choices[0].finish_reason == "tool_calls"
+    after = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [calls[0].model_dump()]},
+        {"role": "tool", "tool_call_id": calls[0].id, "content": "3"},
+    ]
+    assert chat(client, messages=after, tools=[TOOL], tool_choice="none").choices[0].message.tool_calls is None
+
+
+def test_openai_formats(client: openai.OpenAI) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    answer = chat(client, response_format=schema, max_tokens=300, temperature=1, reasoning_effort="none")
+    assert set(json.loads(answer.choices[0].message.content)) == {"yes"}
+    bias = {str(n): -100 for n in range(272)} | {"65": 100}
+    assert chat(client, logit_bias=bias).choices[0].message.content == "A" * 5
+    stopped = chat(client, logit_bias=bias, stop=["AA"])
+    assert stopped.choices[0].message.content == "" and stopped.choices[0].finish_reason == "stop"
+
+
+def test_openai_completes_embeds_and_lists(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0, echo=True, logprobs=1)
+    assert answer.choices[0].text.startswith("hello") and answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.tokens or ()) == 4
+    chunks = list(client.completions.create(model="tiny", prompt=[1, 2], max_tokens=4, temperature=0, stream=True))
+    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+    for encoding in ("float", "base64"):
+        found = client.embeddings.create(model="tiny", input=["a", "b"], encoding_format=encoding)  # type: ignore[arg-type]
+        assert len(found.data) == 2
+    assert len(client.embeddings.create(model="tiny", input="a", dimensions=4).data[0].embedding) == 4
+    assert "tiny:latest" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_openai_responses(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model="tiny", input="hello", max_output_tokens=5, temperature=0, instructions="Be."
+    )
+    assert answer.status == "incomplete" and answer.output_text and answer.usage and answer.usage.output_tokens == 5
+    events = list(client.responses.create(model="tiny", input=HELLO, max_output_tokens=5, temperature=0, stream=True))  # type: ignore[call-overload]
+    assert [event.type for event in events][:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+    ]  # fmt: skip
+    assert events[-1].type == "response.incomplete"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == events[-1].response.output_text
+    tool = {"type": "function", **TOOL["function"]}
+    wanted: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "max_output_tokens": 300}
+    forced = client.responses.create(model="tiny", input="x", **wanted)
+    assert forced.output[-1].type == "function_call" and forced.output[-1].name == "add"
+    with client.responses.stream(model="tiny", input="hello", **wanted) as stream:
+        assert stream.get_final_response().output[-1].type == "function_call"
+
+
+def test_openai_errors_have_their_types(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="model 'none' not found") as missing:
+        chat(client, model="none")
+    assert missing.value.body == {
+        "message": "model 'none' not found", "type": "not_found_error", "param": None, "code": None,
+    }  # fmt: skip
+    with pytest.raises(openai.BadRequestError, match="n must be 1"):
+        chat(client, n=2)
+    with pytest.raises(openai.BadRequestError, match="does not support image input"):
+        image = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
+        chat(client, messages=[{"role": "user", "content": [image]}])
+
+
+def test_the_asynchronous_openai(live: Live) -> None:
+    async def talk() -> None:
+        async with openai.AsyncOpenAI(base_url=live.url + "/v1", api_key="none") as client:
+            stream = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3, stream=True)  # type: ignore[call-overload]
+            assert [chunk async for chunk in stream][-1].choices[0].finish_reason
+
+    anyio.run(talk)
+
+
+SCRIPT = Path(__file__).parent / "javascript" / "client.mjs"
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not here")
+@pytest.mark.skipif(not (SCRIPT.parent / "node_modules" / "ollama").is_dir(), reason="make javascript was not run")
+def test_ollama_for_javascript(live: Live) -> None:
+    done = subprocess.run(["node", str(SCRIPT), live.url], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "every call answered"
