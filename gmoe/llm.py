@@ -23,12 +23,14 @@ from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
 from gmoe.experts.budget import Budget
 from gmoe.experts.chooser import Chooser
 from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.fallbacks import furnish
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
 from gmoe.experts.trace_file import ROWS_KEPT, TraceFile
 from gmoe.experts.transfer import open_transfer
+from gmoe.experts.twin import twin_store
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -51,12 +53,11 @@ KV_SHARE = 0.25  # of the free memory, where the context is not given
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "device": ("auto", "cpu"),
     "gpu_memory": ("auto",),
-    "route": ("exact",),
+    "route": tuple(policy.names("route")),
     "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
     "prefetch": ("auto", *policy.names("prefetch")),
     "working_set": ("auto", *policy.names("working_set")),
-    "miss": ("auto", *policy.names("miss")),
-    "twin": (None,),
+    "miss": ("auto", *(name for name in policy.names("miss") if name not in ("cpu", "balance"))),
 }
 
 
@@ -287,10 +288,15 @@ class LLM:
         """Put the experts into slots where they do not fit, and give the policies what they ask for."""
         options = self.options
         chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
-        knobs = policy.share_out({kind: name for kind, name in chosen.items() if name != "auto"}, options.policy)
+        lossy = {"route": options.route, "miss": "load" if options.miss == "auto" else options.miss}
+        named = {kind: name for kind, name in (chosen | lossy).items() if name != "auto"}
+        knobs = policy.share_out(named, options.policy)
         head = header(self.file, self.layout, self.hparams.n_layer)
         known = TraceFile(self.file.path, options.trace, head)
         self.notices += known.notices
+        twins = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
+        if options.twin is not None and not twins:
+            self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
         shape = self.hparams.n_layer, self.hparams.n_expert
 
         def build(kind: str) -> Callable[[str], Any]:
@@ -314,8 +320,10 @@ class LLM:
             evicts.append(AutoEviction(build("evict")))
             return evicts[-1]
 
-        counts = budget.counts(kv_bytes)
+        counts = budget.counts(kv_bytes, 1 - twins)
         self.store.offload(budget.groups, counts, budget.extents, evict, open_transfer(self.file.parts))
+        if options.twin is not None and twins:
+            self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
         here, all = self.store.slots, sum(group.experts for group in budget.groups)
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
         recorder = self.record(ROWS_KEPT)
@@ -332,7 +340,7 @@ class LLM:
         routing = getattr(self.model.ffn[layer], "routing", None)
         if routing is None:
             return None
-        ids, weights = routing(torch.from_numpy(hidden))
+        ids, weights, _ = routing(torch.from_numpy(hidden))
         probabilities = torch.zeros(len(hidden), self.hparams.n_expert)
         return probabilities.scatter_(1, ids.long(), weights).numpy()
 

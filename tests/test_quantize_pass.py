@@ -119,7 +119,7 @@ def test_a_twin_holds_the_experts_and_knows_its_model(model: Path, tmp_path: Pat
     with GGUFFile.open(model) as file:
         hparams = Hparams.from_metadata(file.metadata, str(model))
         layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
-        twins = open_twin(out, file, layout)
+        _, twins = open_twin(out, file, layout)
         assert twins.expert_bytes(0) * 10 < layout.expert_bytes(0)
     other = write_model(tmp_path / "other.gguf", seed=1, shape=Shape(embd=256, ff_exp=256, layer=2, expert=4, used=4))
     with GGUFFile.open(other) as file, pytest.raises(GGUFError, match="the twin was made of tiny.gguf, not of"):

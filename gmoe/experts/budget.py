@@ -40,18 +40,24 @@ class Budget:
         """Bytes that the KV cache may take where the context is not given."""
         return self.free.free // KV_PART
 
-    def counts(self, kv_bytes: int) -> list[int]:
-        """Slots of each group; `TooSmall` where there is not one for each."""
-        reserve = 0 if self.asked is not None else min(RESERVE, self._total // 10) + kv_bytes
-        room = self._total - self.fixed - reserve
+    def room(self, kv_bytes: int) -> int:
+        """Bytes that are left for experts."""
+        return self._total - self.fixed - self._reserve(kv_bytes)
+
+    def counts(self, kv_bytes: int, part: float = 1.0) -> list[int]:
+        """Slots of each group in `part` of the room; `TooSmall` where there is not one for each."""
+        room = int(self.room(kv_bytes) * part)
         if room < least(self.groups):
-            need = self.fixed + reserve + least(self.groups)
+            need = self.fixed + self._reserve(kv_bytes) + int(least(self.groups) / part)
             source = "host_memory" if self.asked is not None else self.free.source
             raise TooSmall(
                 f"{self.name} needs at least {_mib(need)} of memory to run out of slots, "
                 f"{source} leaves {_mib(self._total)}"
             )
         return share(self.groups, room)
+
+    def _reserve(self, kv_bytes: int) -> int:
+        return 0 if self.asked is not None else min(RESERVE, self._total // 10) + kv_bytes
 
     @property
     def _total(self) -> int:

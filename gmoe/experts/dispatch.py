@@ -1,7 +1,7 @@
 """ExpertDispatch: the experts' half of a MoE layer, y = sum over k of weight * expert(x)."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmoe.experts.expert import Action, ExpertId, Miss, Routing
+from gmoe.experts.expert import ExpertId, Routing
 from gmoe.experts.miss import load
-from gmoe.experts.policy import Ids, MissPolicy, Prefetcher, RoutePolicy, WorkingSet
+from gmoe.experts.misses import Served, resolve
+from gmoe.experts.policy import Floats, Ids, MissPolicy, Prefetcher, RoutePolicy, WorkingSet
 from gmoe.experts.prefetch import none as no_prefetch
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
@@ -27,7 +28,8 @@ class ExpertDispatch:
     """Runs the experts that a routing asks for; `observers` hear of every routing before it is served.
 
     Resident experts run while the others are read, these run as they come, and all are summed in the order of the
-    top-k: what is where, and when it comes, changes no bit.
+    top-k: what is where, and when it comes, changes no bit. What route and miss policies choose otherwise is counted;
+    `merged` are tables of one expert a layer, for the miss policy of that name.
     """
 
     def __init__(self, store: ExpertStore, activations: Activations):
@@ -38,6 +40,9 @@ class ExpertDispatch:
         self.miss: MissPolicy = load.Policy()
         self.prefetch: Prefetcher = no_prefetch.Policy()
         self.working_set: WorkingSet = no_working_set.Policy()
+        self.merged: Mapping[int, ExpertTable] = {}
+        self._routed = {"count": 0, "mass": 0.0}  # what the routers chose
+        self._rerouted = {"count": 0, "mass": 0.0}  # of it, what the route policy chose otherwise
         self._actions = {name: {"count": 0, "mass": 0.0} for name in ACTIONS}
         self._last_layer = -1
 
@@ -45,6 +50,7 @@ class ExpertDispatch:
         """A new request starts."""
         if not self.store.whole:
             self.store.begin()
+            self.route.begin()
             self.prefetch.begin()
             self.working_set.begin(task)
 
@@ -52,80 +58,122 @@ class ExpertDispatch:
         """x [T, D] float32, routing of this layer -> [T, D] float32."""
         for observe in self.observers:
             observe(layer, routing)
-        ids, weights = routing
-        if self.store.whole:
-            self.store.stats.hits += ids.numel() if len(ids) == 1 else len(np.unique(ids.numpy()))
-            return expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
-        return self._serve(layer, x, routing, activation)
+        if not self.store.whole:
+            return self._serve(layer, x, routing, activation)
+        ids, weights = routing.topk_ids, routing.topk_weights
+        if type(self.route) is not exact.Policy:
+            ids, weights = map(torch.from_numpy, self._route(layer, routing))
+        self.store.stats.hits += ids.numel() if len(ids) == 1 else len(np.unique(ids.numpy()))
+        return expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
 
     def stats(self) -> dict[str, Any]:
-        """Counters by tier and by action."""
-        return {"host": asdict(self.store.stats), "actions": {name: dict(n) for name, n in self._actions.items()}}
+        """Counters by tier and by action; of the routers' choices how many there were, and were made otherwise."""
+        twin = {} if self.store.twin is None else {"twin": asdict(self.store.twin.stats)}
+        actions = {name: dict(n) for name, n in self._actions.items()}
+        chosen = {"routed": dict(self._routed), "rerouted": dict(self._rerouted)}
+        return {"host": asdict(self.store.stats), **twin, "actions": actions, **chosen}
+
+    def _route(self, layer: int, routing: Routing) -> tuple[Ids, Floats]:
+        """The choice to serve; a router that tells no scores has the last word."""
+        ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
+        self._routed["count"] += ids.size
+        self._routed["mass"] += float(weights.sum())
+        if routing.scores is None or type(self.route) is exact.Policy:
+            return ids, weights
+        fresh, weighed = self.route.route(layer, ids, weights, self.store, routing.scores())
+        if fresh is not ids:
+            lost = ~(ids[:, :, None] == fresh[:, None, :]).any(-1)
+            self._rerouted["count"] += int(lost.sum())
+            self._rerouted["mass"] += float(weights[lost].sum())
+        return fresh, weighed
 
     def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str) -> Tensor:
-        store = self.store
+        store, twin = self.store, self.store.twin
         ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
         store.observe(layer, ids, weights)
         self.working_set.observe(layer, ids, weights)
         if layer <= self._last_layer:
             store.keep(self.working_set.plan(store.slots // 2))
         self._last_layer = layer
-        ids, weights = self.route.route(layer, ids, weights, store)
-        here, absent = store.lookup(layer, dict.fromkeys(ids.ravel().tolist()))
-        absent = self._resolve(absent, ids, weights)
-        rows = _Rows(x, ids, store.table(layer), activation, self.activations)
-        pinned, flying = set(here), list[Ticket]()
-        self._fetch(absent, pinned, flying)
+        ids, weights = self._route(layer, routing)
+        here, absent = store.lookup(layer, _distinct(ids))
+        served = self._resolve(absent, ids, weights, routing)
+        here += store.lookup(layer, [e for e in _distinct(served.ids) if e not in ids])[0]  # substitutes
+        out = x.new_empty(*ids.shape, store.table(layer).down.rows)
+        rows = _Rows(x, served.ids, store.table(layer), activation, self.activations, out)
+        parts = [_Part(store, rows, here, served.load)]
+        if twin is not None and (twins := _distinct(served.twins)):
+            rows = _Rows(x, served.twins, twin.table(layer), activation, self.activations, out)
+            parts.append(_Part(twin, rows, *twin.lookup(layer, twins)))
+        for part in parts:
+            part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            store.prefetch(self.prefetch.predict(layer, x.numpy(), ids, weights), pinned)
-        rows.run(here)
-        pinned.difference_update(here)
-        while absent or flying:
-            self._fetch(absent, pinned, flying)
-            began = time.perf_counter()
-            arrived = store.wait(flying)
-            store.stats.stall_seconds += time.perf_counter() - began
-            flying = [ticket for ticket in flying if ticket not in arrived]
-            came = [ticket.id for ticket in arrived]
-            rows.run(came)
-            pinned.difference_update(came)
-        return combine(rows.out, torch.from_numpy(weights), torch.from_numpy(ids))
+            store.prefetch(self.prefetch.predict(layer, x.numpy(), ids, weights), parts[0].pinned)
+        if served.merged.any():
+            merged = torch.from_numpy(np.where(served.merged, 0, -1).astype(np.int32))
+            expert_rows(x, merged, self.merged[layer], activation, self.activations, out)
+        for part in parts:
+            part.run()
+        for part in parts:
+            part.finish()
+        return combine(out, torch.from_numpy(served.weights), torch.from_numpy(served.places))
 
-    def _fetch(self, absent: list[ExpertId], pinned: set[ExpertId], flying: list[Ticket]) -> None:
-        """Begin to read of `absent` as many as find slots, in order; they are pinned from then on."""
-        while absent:
-            ticket = self.store.fetch(absent[0], pinned)
+    def _resolve(self, absent: list[ExpertId], ids: Ids, weights: Floats, routing: Routing) -> Served:
+        if type(self.miss) is load.Policy:
+            tally = [("load", float(weights[ids == id.expert].sum())) for id in absent]
+            served = Served(ids, weights, np.full_like(ids, -1), np.zeros(ids.shape, bool), absent, tally)
+        else:
+            served = resolve(self.miss, absent, ids, weights, self.store, routing.scores)
+        for how, mass in served.tally:
+            self._actions[how]["count"] += 1
+            self._actions[how]["mass"] += mass
+        return served
+
+
+def _distinct(ids: Ids) -> list[int]:
+    return [expert for expert in dict.fromkeys(ids.ravel().tolist()) if expert >= 0]
+
+
+class _Part:
+    """What one store does for a layer: runs what is there, then what it reads as it comes."""
+
+    def __init__(self, store: ExpertStore, rows: "_Rows", here: list[ExpertId], absent: list[ExpertId]):
+        self.store, self.rows, self.here, self.absent = store, rows, here, list(absent)
+        self.pinned, self.flying = set(here), list[Ticket]()
+
+    def fetch(self) -> None:
+        """Begin to read of the absent ones as many as find slots, in order; they are pinned from then on."""
+        while self.absent:
+            ticket = self.store.fetch(self.absent[0], self.pinned)
             if ticket is None:
                 return
-            pinned.add(absent.pop(0))
-            flying.append(ticket)
+            self.pinned.add(self.absent.pop(0))
+            self.flying.append(ticket)
 
-    def _resolve(self, absent: list[ExpertId], ids: Ids, weights: Any) -> list[ExpertId]:
-        """Ask the miss policy about each; returns those to be read."""
-        wait = []
-        for id in absent:
-            where = ids == id.expert
-            given = weights[where]
-            miss = Miss(id, float(given.max()), int(where.sum()), self.store.tier(id), self.store.arriving(id))
-            action = self.miss.resolve(miss, self.store)
-            self._count(action, float(given.sum()))
-            if action.how != "load":
-                raise NotImplementedError(f"the action {action.how!r}")
-            wait.append(id)
-        return wait
+    def run(self) -> None:
+        """Compute what was there at once."""
+        self.rows.run(self.here)
+        self.pinned.difference_update(self.here)
 
-    def _count(self, action: Action, mass: float) -> None:
-        self._actions[action.how]["count"] += 1
-        self._actions[action.how]["mass"] += mass
+    def finish(self) -> None:
+        """Compute the others in the order in which they come."""
+        while self.absent or self.flying:
+            self.fetch()
+            began = time.perf_counter()
+            arrived = self.store.wait(self.flying)
+            self.store.stats.stall_seconds += time.perf_counter() - began
+            self.flying = [ticket for ticket in self.flying if ticket not in arrived]
+            came = [ticket.id for ticket in arrived]
+            self.rows.run(came)
+            self.pinned.difference_update(came)
 
 
 class _Rows:
     """The rows [T, k, D] of a layer's experts, filled in any order."""
 
-    def __init__(self, x: Tensor, ids: Ids, table: ExpertTable, activation: str, activations: Activations):
-        self.x, self.ids, self.table = x, ids, table
+    def __init__(self, x: Tensor, ids: Ids, table: ExpertTable, activation: str, activations: Activations, out: Tensor):
+        self.x, self.ids, self.table, self.out = x, ids, table, out
         self.activation, self.activations = activation, activations
-        self.out = x.new_empty(*ids.shape, table.down.rows)
 
     def run(self, experts: Iterable[ExpertId]) -> None:
         """Compute these experts for all their tokens."""

@@ -1,7 +1,8 @@
 """The interfaces of the policies that decide on integers alone, and how one is found by its file's name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -129,11 +130,31 @@ class WorkingSet(ABC):
         """At most `slots` experts worth keeping now, most wanted first; none: no opinion."""
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a router thought of every expert; experts outside a chosen group have a selection of -inf."""
+
+    selection: Floats  # [T, E], by which experts are chosen
+    probabilities: Floats  # [T, E], from which weights come
+    weigh: Callable[[Ids], Floats]  # ids [T, k], -1: nobody -> the weights that the architecture gives them
+
+    def choose(self, fresh: Ids, ids: Ids, weights: Floats) -> tuple[Ids, Floats]:
+        """The choice `fresh` [T, k]; a row with the same experts as `ids` stays as it is, bit for bit."""
+        same = (np.sort(fresh, -1) == np.sort(ids, -1)).all(-1)
+        if same.all():
+            return ids, weights
+        fresh = np.where(same[:, None], ids, fresh).astype(ids.dtype)
+        return fresh, np.where(same[:, None], weights, self.weigh(fresh)).astype(weights.dtype)
+
+
 class RoutePolicy(ABC):
     """Which experts to ask for: the router's own choice, or bent towards what is here. Changes no residency."""
 
+    def begin(self) -> None:  # noqa: B027
+        """A new request starts."""
+
     @abstractmethod
-    def route(self, layer: int, ids: Ids, weights: Floats, residency: Residency) -> tuple[Ids, Floats]:
+    def route(self, layer: int, ids: Ids, weights: Floats, residency: Residency, scores: Scores) -> tuple[Ids, Floats]:
         """The router's choice, ids and weights [T, k] -> the choice to serve, of the same shape; ids of -1: nobody."""
 
 
@@ -143,6 +164,13 @@ class MissPolicy(ABC):
     @abstractmethod
     def resolve(self, miss: Miss, residency: Residency) -> Action:
         """One of the five actions; "substitute" names a resident expert of the same layer."""
+
+
+def within(name: str, value: float, low: float, high: float) -> float:
+    """A knob's value; `PolicyError` outside low..high."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise PolicyError(f"the knob {name} is {value!r}; it must be a number from {low:g} to {high:g}")
+    return value
 
 
 def names(kind: str) -> list[str]:
@@ -187,6 +215,13 @@ def _knobs(kind: str, name: str) -> list[str]:
         raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
     takes = signature(import_module(f"gmoe.experts.{kind}.{name}").Policy).parameters
     return [key for key, p in takes.items() if isinstance(p.default, int | float | str)]
+
+
+def needs(kind: str, name: str) -> list[str]:
+    """What a policy cannot do without, by the names under which `load` is given it."""
+    _knobs(kind, name)
+    takes = signature(import_module(f"gmoe.experts.{kind}.{name}").Policy).parameters
+    return [key for key, p in takes.items() if p.default is Parameter.empty]
 
 
 def top(scores: Floats, layer: int, n: int) -> list[ExpertId]:

@@ -38,6 +38,7 @@ class ExpertStore:
         self.layout = layout
         self.stats = TierStats()
         self.whole = True  # every expert is here, straight from the map
+        self.twin: ExpertStore | None = None  # the same experts at a low precision, in slots of their own
         self._tables = {layer: _mapped(layout, layer) for layer in layout.layers}
 
     def offload(
@@ -62,6 +63,8 @@ class ExpertStore:
 
     def close(self) -> None:
         """End the transfer; no read is under way afterwards."""
+        if self.twin is not None:
+            self.twin.close()
         if not self.whole:
             self.transfer.close()
 
@@ -77,9 +80,13 @@ class ExpertStore:
         """The best tier that holds it."""
         return Tier.HOST if self.resident(id) else Tier.DISK
 
+    def here(self, layer: int) -> NDArray[np.bool_]:
+        """Which experts of a layer can be computed now, [E]."""
+        return np.asarray(self._tables[layer].down.address != 0)
+
     def has_twin(self, id: ExpertId) -> bool:
         """Whether a low-precision twin of it is at hand."""
-        return False
+        return self.twin is not None
 
     def arriving(self, id: ExpertId) -> bool:
         """Whether it is on its way."""

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from gmoe.experts.evict import lru
+from gmoe.experts.slots import extents, groups, least, share
+from gmoe.experts.store import ExpertStore
+from gmoe.experts.transfer import open_transfer
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.fingerprint import fingerprint
 from gmoe.gguf.layout import ExpertLayout
@@ -10,7 +14,19 @@ FINGERPRINT = "gmoe.twin.fingerprint"  # of the model that the twin was made of
 MADE_OF = "gmoe.twin.model"  # that model's file name, for people
 
 
-def open_twin(path: Path, model: GGUFFile, layout: ExpertLayout) -> ExpertLayout:
+def twin_store(path: Path, model: GGUFFile, layout: ExpertLayout, room: int) -> ExpertStore:
+    """The twin's experts in `room` bytes of slots of their own; the least recently used leaves. Raises ValueError."""
+    file, twins = open_twin(path, model, layout)
+    where = extents(twins)
+    alike = groups(twins, where)
+    if room < least(alike):
+        raise ValueError(f"{path}: the twin needs {least(alike)} bytes of memory at least, its share is {max(room, 0)}")
+    store = ExpertStore(twins)
+    store.offload(alike, share(alike, room), where, lru.Policy, open_transfer(file.parts))
+    return store
+
+
+def open_twin(path: Path, model: GGUFFile, layout: ExpertLayout) -> tuple[GGUFFile, ExpertLayout]:
     """The twin's experts, matrix for matrix those of `layout`. Raises ValueError where they are another model's."""
     file = GGUFFile.open(path)
     if FINGERPRINT not in file.metadata:
@@ -23,4 +39,4 @@ def open_twin(path: Path, model: GGUFFile, layout: ExpertLayout) -> ExpertLayout
         shapes = [[(m.rows, m.cols) if m else None for m in e] for e in (experts, twins.layers.get(layer) or ())]
         if shapes[0] != shapes[1]:
             raise UnsupportedModel(str(path), f"blk.{layer}", "its experts are not shaped as the model's")
-    return twins
+    return file, twins

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gmoe.experts.expert import Routing
+from gmoe.experts.policy import Scores
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Gating, Hparams
 
@@ -40,14 +41,30 @@ def topk(hp: Hparams, gating: Gating, *, renormalize: bool, bias: Tensor | None 
         if hp.n_expert_groups > 1:
             selection = best_groups(selection, hp.n_expert_groups, hp.n_group_used)
         ids = torch.topk(selection, hp.n_expert_used, -1).indices
-        weights = scores.gather(-1, ids)  # [T, k]
+        plain = bias is None and hp.n_expert_groups <= 1
+
+        def thought() -> Scores:
+            return Scores(
+                (logits if plain else selection).numpy(),
+                (torch.softmax(logits, -1) if gating is Gating.SOFTMAX_WEIGHT else scores).numpy(),
+                lambda ids: weigh(scores, torch.from_numpy(ids).long()).numpy(),
+            )
+
+        return Routing(ids.int(), weigh(scores, ids), thought)
+
+    def weigh(scores: Tensor, ids: Tensor) -> Tensor:
+        """The weights of ids [T, k]; -1, which only policies say, is nobody."""
+        weights = scores.gather(-1, ids.clamp(min=0))  # [T, k]
+        nobody = ids < 0
         if gating is Gating.SOFTMAX_WEIGHT:
-            weights = torch.softmax(weights, -1)
+            weights = torch.softmax(weights.masked_fill(nobody, float("-inf")), -1).nan_to_num(0.0)
+        else:
+            weights = weights.masked_fill(nobody, 0.0)
         if renormalize:
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
         if hp.expert_weights_scale not in (0.0, 1.0):
             weights = weights * hp.expert_weights_scale
-        return Routing(ids.int(), weights)
+        return weights
 
     return route
 

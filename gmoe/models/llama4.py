@@ -44,7 +44,7 @@ class WeightedInput(MoEFFN):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        ids, weights = self.routing(x)
+        ids, weights, _ = self.routing(x)
         y = self.dispatch(self.layer, x * weights, Routing(ids, torch.ones_like(weights)), self.activation)
         return y if self.shared is None else y + self.shared(x)
 
