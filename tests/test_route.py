@@ -176,8 +176,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(path: Path, **options: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
-    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1, **options)) as llm:
-        llm.dispatch.route = policy.load("route", options["route"], options["policy"], sensitivity=[1.0, 1.0])
+    path.with_suffix(".trace").unlink(missing_ok=True)  # nothing learnt from the run before
+    plain = {"evict": "lru", "prefetch": "none", "working_set": "none"}
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1, **plain, **options)) as llm:
         return [llm.logits(ids) for ids in IDS], llm.stats
 
 
