@@ -98,6 +98,14 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
   return value;
 }
 
+// Ask for SIZE bytes that will be read in a quarter of a microsecond; the hardware's own prefetcher alone leaves a third
+// of the bandwidth unused. Beyond the weights' end this does nothing.
+template <int SIZE>
+inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
+#pragma GCC unroll 32
+  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 4096 + i, _MM_HINT_T1);
+}
+
 constexpr int blocks_at_once = 512;  // of one row or of four
 
 template <class F>
@@ -131,6 +139,7 @@ void wide_stream(const Job& job, int token, int begin, int end) {
       };
       for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
         next(4);
+        ask_ahead<4 * F::bytes>(s);
         _mm_store_ps(values + i, wide_values<F, 4>(s, a, y));
       }
       for (; i < count; i++, s += F::bytes) {
@@ -215,6 +224,7 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
         int have = count - i < 4 ? count - i : 4;
         for (int k = 0; k < have; k++) next(k);
         for (int k = have; k < 4; k++) s[k] = s[0], a[k] = a[0];
+        ask_ahead<4 * size>(s[0]);
         __m512 x = narrow_quads<F>(s, a), z = narrow_quads<F>(s + 2, a + 2);
         __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x, z), _mm512_unpackhi_ps(x, z));  // q0+q2 of both, q1+q3 of both
         ab = _mm512_add_ps(ab, _mm512_permute_ps(ab, 0x4e));                            // lane 1: 0, 2; lane 3: 1, 3
