@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from gmoe.library.demo import bundle
 from gmoe.library.manifest import Library
 from gmoe.options import RuntimeOptions
 from gmoe.server.app import application
@@ -50,7 +51,7 @@ def live_server(
     **more: Any,
 ) -> Iterator[Live]:
     """Serve until the block ends."""
-    catalog = Catalog.of(Library(home / "models"), files, default)
+    catalog = Catalog.of(Library(home / "models", bundled=bundle()), files, default)
     service = Service(catalog, options or RuntimeOptions(context=256), **more)
     app = application(service, limits)
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gmoe.library.create import modelfile_of
-from gmoe.library.demo import DEMO
+from gmoe.library.find import Package
 from gmoe.library.manifest import Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import Modelfile
 from gmoe.library.name import InvalidName, ModelName
@@ -72,8 +72,6 @@ class Catalog:
         try:
             return self._of_library(parsed, self.library.resolve(parsed))
         except ModelNotFound:
-            if str(parsed) == "demo:latest" and DEMO.is_file():
-                return _of_file("demo:latest", DEMO)
             raise Refused(404, f"model '{name}' not found") from None
 
     def entries(self) -> list[Entry]:
@@ -81,16 +79,16 @@ class Catalog:
         found = {name: _of_file(name, path) for name, path in self.files.items()}
         for parsed, manifest in self.library.models():
             if manifest.of_kind("model") and str(parsed) not in found:
-                with suppress(LibraryError, OSError):
+                with suppress(LibraryError, OSError, Refused):
                     found[str(parsed)] = self._of_library(parsed, manifest)
-        if DEMO.is_file():
-            found.setdefault("demo:latest", _of_file("demo:latest", DEMO))
         return list(found.values())
 
     def _of_library(self, name: ModelName, manifest: Manifest) -> Entry:
         layers = manifest.of_kind("model")
         if not layers:
             raise Refused(404, f"model '{name}' has no GGUF layer")
+        if manifest.of_kind("adapter"):
+            raise Refused(400, f"model '{name}' has an adapter, which gmoe cannot apply")
         modelfile = modelfile_of(self.library, manifest)
         path = self.library.blob(layers[0].digest)
         return Entry(str(name), path, manifest.digest, manifest.size, manifest.modified, modelfile, manifest)
@@ -98,13 +96,8 @@ class Catalog:
 
 def options_for(entry: Entry, base: RuntimeOptions, num_ctx: int | None, num_thread: int | None) -> RuntimeOptions:
     """What to load a model with: the server's flags, then the request's wishes, then what the Modelfile says."""
-    default = RuntimeOptions()
-    flags = {f.name: getattr(base, f.name) for f in fields(base) if getattr(base, f.name) != getattr(default, f.name)}
-    options = replace(RuntimeOptions(**entry.modelfile.options), **flags)
-    parameters = entry.parameters
-    context = num_ctx or ("context" not in flags and parameters.get("num_ctx")) or options.context
-    threads = num_thread or ("threads" not in flags and parameters.get("num_thread")) or options.threads
-    return replace(options, context=max(0, context), threads=max(0, threads))
+    options = Package(entry.path, entry.modelfile).options(base)
+    return replace(options, context=max(0, num_ctx or options.context), threads=max(0, num_thread or options.threads))
 
 
 def _of_file(name: str, path: Path) -> Entry:

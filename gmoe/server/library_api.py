@@ -12,6 +12,7 @@ from starlette.routing import Route
 from gmoe.library.create import create
 from gmoe.library.manifest import Library, LibraryError, ModelNotFound
 from gmoe.library.pull import pull
+from gmoe.library.push import push
 from gmoe.server import ollama
 from gmoe.server.ask import Refused
 from gmoe.server.body import read
@@ -121,7 +122,7 @@ class LibraryApi:
 
     async def push(self, request: Request) -> Response:
         """A model to a registry."""
-        raise Refused(501, "push is not supported in this version")
+        return await self._transfer(request, push)
 
     async def _transfer(self, request: Request, work: Callable[..., Any]) -> Response:
         given = read(PullBody, await read_json(request))

@@ -88,7 +88,7 @@ class Watch:
         sizes = np.array([layout.expert_bytes(layer) for layer in self.layers], dtype=np.int64)
         here = int((self._resident().sum(axis=1) * sizes).sum())
         all = int(sizes.sum()) * self._shape[1]
-        return [{"name": "memory", "bytes": here}, {"name": "disk", "bytes": all - here}]
+        return [{"name": "in memory", "bytes": here}, {"name": "on disk", "bytes": all - here}]
 
 
 def approximated(stats: dict[str, Any], tokens: float, n_layers: int) -> float:
