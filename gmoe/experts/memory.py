@@ -38,13 +38,13 @@ def limits(root: Path = Path("/")) -> Iterator[Limit]:
 
 def _cgroups(root: Path) -> Iterator[Limit]:
     """Every memory cgroup from this process's own up to the one that is mounted."""
-    mounts = list(_mounts(root))
+    mounted_at = list(mounts(root))
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         v2 = number == "0" and not controllers
         if not v2 and "memory" not in controllers.split(","):
             continue
-        for is_v2, mounted, point in mounts:
+        for is_v2, mounted, point in mounted_at:
             if is_v2 != v2:
                 continue
             inside = PurePosixPath(path)
@@ -71,7 +71,7 @@ def _group(folder: Path, v2: bool) -> Limit | None:
     return Limit(max(0, int(most) - max(0, int(used) - cache)), f"the memory cgroup's limit of {int(most)} bytes")
 
 
-def _mounts(root: Path) -> Iterator[tuple[bool, str, str]]:
+def mounts(root: Path) -> Iterator[tuple[bool, str, str]]:
     """(is v2, what part of the hierarchy is mounted, where) of each cgroup mount that has memory."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
