@@ -37,7 +37,7 @@ from gmoe.options import RuntimeOptions, memory_bytes
 
 WARM = 16  # tokens before the clock starts
 CONTEXT = 512
-PATIENCE = 25.0  # seconds after which a slow run stops early, and again for its warming
+PATIENCE = 15.0  # seconds after which a slow run stops early, and again for its warming
 
 
 class Group:
@@ -142,7 +142,7 @@ def run_llamacpp(job: dict[str, Any]) -> dict[str, Any]:
 
 def child(engine: str, job: dict[str, Any], limit: int | None) -> dict[str, Any]:
     """Run a job in a process of its own under `limit` bytes; {"killed": True} where the kernel ended it."""
-    forget(Path(job["model"]))
+    (forget if limit else recall)(Path(job["model"]))
     group = None if limit is None else Group(limit)
     try:
         with tempfile.TemporaryDirectory() as folder:  # what a run leaves beside its model must not help the next
@@ -176,6 +176,13 @@ def forget(path: Path) -> None:
     """Drop a file from the page cache, so that no run finds what another has read."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def recall(path: Path) -> None:
+    """Have the whole file in the page cache, for a run without a limit."""
+    with path.open("rb", buffering=0) as file:
+        while file.read(16 << 20):
+            pass
 
 
 def bandwidth(path: Path, piece: int = 1 << 20, seconds: float = 1.0, readers: int = 4) -> float:
@@ -238,6 +245,7 @@ def compare(args: argparse.Namespace) -> None:
             start = llm.tokenizer.encode(args.text.read_text(), add_special=True, parse_special=False)[:64]
     greedy = child("gmoe", whole | {"ids": start, "greedy": WARM + args.tokens}, None)
     texts = {"greedy": greedy["ids"], **texts}
+    texts = {name: ids for name, ids in texts.items() if args.only in (None, name)}
     print(f"# {args.model.name}, {args.model.stat().st_size / 1e9:.2f} GB, limit {args.limit}, {args.threads} threads")
     print(f"{date.today()}, {_cpu()}\n")
     for name, ids in texts.items():
@@ -305,6 +313,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--text", type=Path, help="the greedy text continues this file; without it, random tokens")
     parser.add_argument("--option", action="append", default=[], help="of RuntimeOptions, as evict=lru")
+    parser.add_argument("--only", choices=("greedy", "random"))
     parser.add_argument("--alone", action="store_true", help="without llama.cpp")
     compare(parser.parse_args())
 
