@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from gmoe.engine import waiting
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
@@ -54,6 +55,7 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "device": ("auto", "cpu"),
     "gpu_memory": ("auto",),
     "route": tuple(policy.names("route")),
+    "admission": waiting.names(),
     "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
     "prefetch": ("auto", *policy.names("prefetch")),
     "working_set": ("auto", *policy.names("working_set")),
@@ -137,7 +139,9 @@ class LLM:
         if not budget.whole and not options.context:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
         self._choose_policies(budget, n_blocks * block_bytes)
-        engine = Engine(self.model, self.context, options.max_sequences, kv_type, n_blocks=n_blocks)
+        engine = Engine(
+            self.model, self.context, options.max_sequences, kv_type, n_blocks=n_blocks, admission=options.admission
+        )
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
@@ -193,15 +197,19 @@ class LLM:
         params: SamplingParams | None = None,
         ignore_end: bool = False,
         spelled: Collection[str] = (),
+        task: str | None = None,
+        target_seconds: float | None = None,
     ) -> TextStream:
         """Continue token ids; closing the stream ends the answer.
 
-        `ignore_end` goes on past end tokens. The events' text has the control tokens `spelled`, and no others.
+        `ignore_end` goes on past end tokens. The events' text has the control tokens `spelled`, and no others. `task`
+        and `target_seconds`, from now to the answer's end, are for the admission policies of these names.
         """
         self._check(ids)
         params = params or self.defaults
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
         seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
+        seq.task, seq.target_seconds = task, target_seconds
         outputs = self._loop.submit(seq, self.dispatch.begin)
         return TextStream(seq, outputs, self._events(seq, outputs, spelled))
 

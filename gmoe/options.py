@@ -39,6 +39,7 @@ class RuntimeOptions:
     policy: Mapping[str, Any] = field(default_factory=dict)  # knobs of the chosen policies
     twin: Path | None = None  # low-precision twin GGUF
     trace: Path | None = None  # routing trace to warm the cache from
+    admission: str = "first_come"  # who of those that wait runs next: a file name in engine/admission/
     seed: int | None = None  # sampling seed where a request gives none
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class RuntimeOptions:
             _require_int(name, getattr(self, name), low)
         if self.seed is not None:
             _require_int("seed", self.seed, None)
-        for name in ("device", "host_memory", "gpu_memory", "kv_type", "activations", *POLICIES):
+        for name in ("device", "host_memory", "gpu_memory", "kv_type", "activations", "admission", *POLICIES):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text")
         if not DEVICE.fullmatch(self.device):
@@ -56,7 +57,7 @@ class RuntimeOptions:
         for name, allowed in (("kv_type", KV_TYPES), ("activations", ACTIVATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        for name in POLICIES:
+        for name in ("admission", *POLICIES):
             if not POLICY_NAME.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be the name of a policy")
         if not isinstance(self.policy, Mapping) or not all(isinstance(knob, str) for knob in self.policy):

@@ -91,3 +91,24 @@ def test_a_shared_beginning_is_not_computed_twice():
     assert second.n_reused == 8 and second.blocks[:2] == first.blocks[:2]
     s.add(fresh := Sequence(list(range(10)), SamplingParams(), reuse_prefix=False))
     assert (fresh, 10) in advance(s)
+
+
+def test_a_beginning_that_is_being_computed_is_waited_for():
+    s = scheduler(chunk=6, max_sequences=4)
+    first, second, other = added(s, 18), added(s, 18), added(s, 5, 100)
+    second.ids[12:] = range(50, 56)
+    computed = {seq: 0 for seq in (first, second, other)}
+    while any(len(seq.ids) == n for seq, n in ((first, 18), (second, 18), (other, 5))):
+        for seq, count in advance(s):
+            computed[seq] += count if len(seq.ids) - seq.n_cached != 1 or seq.n_cached <= 18 else 0
+            if seq is first and first.n_cached < 12:
+                assert second.status is Status.WAITING and other.status is Status.RUNNING
+    assert second.n_reused == 12 and second.blocks[:3] == first.blocks[:3]
+
+
+def test_where_it_may_not_be_reused_a_beginning_is_not_waited_for():
+    s = scheduler(chunk=4)
+    first = added(s, 18)
+    s.add(second := Sequence(list(range(18)), SamplingParams(), reuse_prefix=False))
+    advance(s)
+    assert s.running == [first, second]

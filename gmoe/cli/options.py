@@ -53,6 +53,7 @@ HELP: Mapping[str, str] = {
     "policy": "A knob of the chosen policies; may be given again.",
     "twin": "Low-precision twin GGUF, for --miss twin and hobbit.",
     "trace": "Routing trace to warm the cache from.",
+    "admission": "Who runs next: first_come, task (requests of one task together), deadline (latency targets).",
     "max_tokens": "Most tokens of an answer.",
     "temperature": "0: always the most likely token.",
     "top_k": "Keep the k most likely tokens; 0: all.",

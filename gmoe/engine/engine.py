@@ -1,5 +1,6 @@
 """Engine: add, abort, step; it knows token ids only."""
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from itertools import accumulate
@@ -13,6 +14,7 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.scheduler import Scheduler, Turn
 from gmoe.engine.sequence import Sequence
+from gmoe.engine.waiting import load
 from gmoe.layers.kv_cache import KvType
 
 BLOCK_SIZE = 32
@@ -32,6 +34,7 @@ class Engine:
     """Runs sequences of at most `context` tokens, `max_sequences` of them together, prompts in chunks.
 
     `n_blocks` of BLOCK_SIZE tokens are the KV cache of all; None: enough for every sequence to fill its context.
+    `admission` is a file name in admission/.
     """
 
     def __init__(
@@ -42,11 +45,14 @@ class Engine:
         kv_type: KvType,
         chunk: int = 512,
         n_blocks: int | None = None,
+        admission: str = "first_come",
+        clock: Callable[[], float] = time.monotonic,
     ):
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
         self.runner = Runner(model, n_blocks, BLOCK_SIZE, kv_type)
-        self.scheduler = Scheduler(BlockManager(n_blocks, BLOCK_SIZE), max_sequences, chunk)
+        blocks = BlockManager(n_blocks, BLOCK_SIZE)
+        self.scheduler = Scheduler(blocks, max_sequences, chunk, load(admission), clock)
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; a prompt that is empty or longer than the context is a `ValueError`."""
@@ -65,7 +71,9 @@ class Engine:
             return []
         ends = accumulate(turn.n_new for turn in turns)
         rows = {turn.seq: end - 1 for turn, end in zip(turns, ends, strict=True) if turn.n_new == turn.seq.pending}
+        began = self.scheduler.clock()
         logits = self.runner.forward(turns, list(rows.values()))
+        self.scheduler.admission.stepped(sum(turn.n_new for turn in turns), self.scheduler.clock() - began)
         for turn in turns:
             turn.seq.n_cached += turn.n_new
             self.scheduler.blocks.publish(turn.seq)

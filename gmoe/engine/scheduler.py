@@ -1,10 +1,13 @@
 """Scheduler: continuous batching; who computes how many tokens in the next step."""
 
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gmoe.engine.block_manager import BlockManager
 from gmoe.engine.sequence import Sequence, Status
+from gmoe.engine.waiting import Admission, load
 
 
 class Turn(NamedTuple):
@@ -15,9 +18,22 @@ class Turn(NamedTuple):
 
 
 class Scheduler:
-    """Every decode has its token in every step; prompts share what these leave of `chunk` tokens, at least one."""
+    """Every decode has its token in every step; prompts share what these leave of `chunk` tokens, at least one.
 
-    def __init__(self, blocks: BlockManager, max_sequences: int, chunk: int):
+    `admission` says who of those that wait runs next. A prompt whose beginning a running one is just computing waits
+    until it can be taken from there. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_sequences: int,
+        chunk: int,
+        admission: Admission | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.admission = admission or load("first_come")
+        self.clock = clock
         self.blocks = blocks
         self.max_sequences = max_sequences
         self.chunk = chunk
@@ -26,7 +42,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # the oldest first
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence, first come first served."""
+        """Queue a sequence."""
+        seq.arrived = self.clock()
         self.waiting.append(seq)
 
     def remove(self, seq: Sequence) -> None:
@@ -35,6 +52,8 @@ class Scheduler:
             self.running.remove(seq)
         if seq in self.waiting:
             self.waiting.remove(seq)
+        if seq.status is not Status.FINISHED:
+            self.admission.ended(seq)
         seq.status = Status.FINISHED
         self.blocks.release(seq)
 
@@ -61,16 +80,40 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let those that wait run, as long as they find room for all they have to compute."""
-        while self.waiting and len(self.running) < self.max_sequences:
-            seq = self.waiting[0]
+        while len(self.running) < self.max_sequences:
+            seq = self._next()
+            if seq is None:
+                return
             if seq.reuse_prefix:
                 self.blocks.reuse(seq)
             promised = sum(self.blocks.missing(other, len(other.ids)) for other in self.running)
             if self.running and self.blocks.missing(seq, len(seq.ids)) + promised > self.blocks.n_free:
                 self.blocks.release(seq)
                 return
-            self.running.append(self.waiting.popleft())
-            seq.status = Status.RUNNING
+            self.waiting.remove(seq)
+            self.running.append(seq)
+            seq.status, seq.admitted = Status.RUNNING, True
+
+    def _next(self) -> Sequence | None:
+        """Who should run next; None: nobody now."""
+        if self.waiting and self.waiting[0].admitted:
+            return self.waiting[0]
+        ready = [seq for seq in self.waiting if not self._is_being_computed(seq)]
+        if not ready:
+            return None
+        chosen = self.admission.choose(ready, self.running, self.clock())
+        return chosen if chosen or self.running else ready[0]
+
+    def _is_being_computed(self, seq: Sequence) -> bool:
+        """Whether a running prompt has whole blocks of this one's beginning still to compute."""
+        size = self.blocks.block_size
+        if not seq.reuse_prefix or len(seq.ids) <= size:
+            return False
+        for other in self.running:
+            end = (other.n_cached // size + 1) * size  # of the block that it computes now
+            if other.pending > 1 and end <= min(len(other.ids), len(seq.ids) - 1) and other.ids[:end] == seq.ids[:end]:
+                return True
+        return False
 
     def _plan(self, seq: Sequence, count: int, turns: list[Turn]) -> int:
         """Add the turn if `seq` still runs and has room; the tokens it takes."""

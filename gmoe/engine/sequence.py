@@ -33,6 +33,10 @@ class Sequence:
     default_seed: int | None = None
     reuse_prefix: bool = True
     constraint: Constraint | None = None
+    task: str | None = None  # what kind of request it is, for the admission of several of one kind
+    target_seconds: float | None = None  # from its arrival to the end of its answer
+    arrived: float = field(default=0.0, init=False)  # when it was queued
+    admitted: bool = field(default=False, init=False)  # it has run, and perhaps been sent back
     n_prompt: int = field(init=False)
     n_cached: int = field(default=0, init=False)
     n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
