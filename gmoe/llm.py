@@ -23,9 +23,12 @@ from gmoe.experts import policy
 from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
 from gmoe.experts.budget import Budget
 from gmoe.experts.chooser import Chooser
+from gmoe.experts.cost import CostModel, Seen
+from gmoe.experts.cost import key as cost_key
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fallbacks import furnish
 from gmoe.experts.fingerprint import header
+from gmoe.experts.measure import measure
 from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
@@ -37,6 +40,7 @@ from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
+from gmoe.library.home import home
 from gmoe.library.modelfile import Modelfile
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions, memory_bytes
@@ -336,12 +340,35 @@ class LLM:
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
         recorder = self.record(ROWS_KEPT)
         groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
-        self.chooser = Chooser(recorder, groups, evicts, kept, ahead)
+        self.costs = self._costs()
+        self.chooser = Chooser(recorder, groups, evicts, kept, ahead, self._learn_costs)
         if known.trace is not None:
             self.chooser.learn(known.trace, LEARN_SECONDS)
             self.store.prefetch(known.hottest(self.store.slots // 2), ())
         self.steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
-        self._at_close = lambda: known.save(recorder.trace())
+
+        def at_close() -> None:
+            known.save(recorder.trace())
+            self.costs.save()
+
+        self._at_close = at_close
+
+    def _costs(self) -> CostModel:
+        """What reading and computing an expert costs here, measured if it is not yet known."""
+        threads = self.options.threads or len(os.sched_getaffinity(0))
+        costs = CostModel(home(), cost_key(self.layout, threads, self.options.activations))
+        if costs.costs is None:
+            costs.costs = measure(self.file, self.layout, cast(Literal["q8", "float"], self.options.activations))
+            costs.save()
+        self._seen = Seen()
+        return costs
+
+    def _learn_costs(self, seconds: float, rows: int) -> None:
+        """A decode pass has taken so long."""
+        s, before = self.store.stats, self._seen
+        self._seen = Seen(s.hits + s.misses, s.bytes_loaded, s.compute_seconds, s.read_seconds, s.stall_seconds)
+        if rows == 1 and before.asked:
+            self.costs.learn(len(self.layout.layers), seconds, before, self._seen)
 
     def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
         """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""

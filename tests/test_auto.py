@@ -83,7 +83,7 @@ def test_chooser_decides_in_small_steps():
     now = itertools.count()
     recorder = Recorder(Header("m", "", 2, 8, (100, 100)), 10_000)
     policy = AutoEviction(build("evict"))
-    chooser = Chooser(recorder, [(range(2), 4)], [policy], None, None, lambda: 0.001 * next(now))
+    chooser = Chooser(recorder, [(range(2), 4)], [policy], None, None, clock=lambda: 0.001 * next(now))
     one = np.zeros(1, np.int32)
     for step in range(600):
         chooser.step(one, np.ones(1, np.uint8))

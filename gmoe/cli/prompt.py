@@ -13,8 +13,8 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
 from gmoe.cli.errors import say, sentence
-from gmoe.cli.home import home
 from gmoe.engine.sampling import SamplingParams
+from gmoe.library.home import home
 
 HELP = """Available Commands:
   /set parameter NAME VALUE   Set a sampling parameter

@@ -87,12 +87,14 @@ class Chooser:
         evicts: Sequence[AutoEviction],
         working_set: AutoWorkingSet | None,
         prefetch: AutoPrefetch | None,
+        passed: Callable[[float, int], None] = lambda seconds, rows: None,
         clock: Callable[[], float] = time.perf_counter,
     ):
+        """`passed` hears of every decode pass: how long it took, and how many rows it had."""
         self.recorder, self.groups = recorder, groups
         self.evicts, self.working_set, self.prefetch = evicts, working_set, prefetch
         self.verdicts: list[Verdict] = []
-        self._clock = clock
+        self._clock, self._passed = clock, passed
         self._began = 0.0
         self._rows: NDArray[np.int32] | None = None  # the requests of the pass under way, where all of them decode
         self._decoded, self._next = 0, PASSES
@@ -105,6 +107,7 @@ class Chooser:
         seconds = self._clock() - self._began
         if decode and self._rows is not None and np.array_equal(self._rows, request):
             self._decoded += 1
+            self._passed(seconds, len(request))
             if self.prefetch is not None:
                 self.prefetch.passed(seconds)
             self._choose(SHARE * seconds)

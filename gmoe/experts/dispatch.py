@@ -140,6 +140,7 @@ class _Part:
     def __init__(self, store: ExpertStore, rows: "_Rows", here: list[ExpertId], absent: list[ExpertId]):
         self.store, self.rows, self.here, self.absent = store, rows, here, list(absent)
         self.pinned, self.flying = set(here), list[Ticket]()
+        self.began = self.arrived = time.perf_counter()
 
     def fetch(self) -> None:
         """Begin to read of the absent ones as many as find slots, in order; they are pinned from then on."""
@@ -162,10 +163,13 @@ class _Part:
             began = time.perf_counter()
             arrived = self.store.wait(self.flying)
             self.store.stats.stall_seconds += time.perf_counter() - began
+            self.arrived = max(self.arrived, *(ticket.at for ticket in arrived))
             self.flying = [ticket for ticket in self.flying if ticket not in arrived]
             came = [ticket.id for ticket in arrived]
             self.rows.run(came)
             self.pinned.difference_update(came)
+        self.store.stats.read_seconds += self.arrived - self.began
+        self.store.stats.compute_seconds += self.rows.seconds
 
 
 class _Rows:
@@ -174,10 +178,13 @@ class _Rows:
     def __init__(self, x: Tensor, ids: Ids, table: ExpertTable, activation: str, activations: Activations, out: Tensor):
         self.x, self.ids, self.table, self.out = x, ids, table, out
         self.activation, self.activations = activation, activations
+        self.seconds = 0.0
 
     def run(self, experts: Iterable[ExpertId]) -> None:
         """Compute these experts for all their tokens."""
         numbers = [id.expert for id in experts]
         if numbers:
+            began = time.perf_counter()
             ids = torch.from_numpy(np.where(np.isin(self.ids, numbers), self.ids, -1))
             expert_rows(self.x, ids, self.table, self.activation, self.activations, self.out)
+            self.seconds += time.perf_counter() - began

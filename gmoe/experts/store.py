@@ -29,6 +29,8 @@ class TierStats:
     bytes_wasted: int = 0  # prefetched and evicted unused
     late: int = 0  # prefetched, not there in time
     stall_seconds: float = 0.0  # compute waited for reads
+    read_seconds: float = 0.0  # reads of a layer's own experts were under way
+    compute_seconds: float = 0.0  # in the kernels of offloaded experts
 
 
 class ExpertStore:

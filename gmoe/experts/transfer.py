@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from enum import IntEnum
@@ -42,6 +43,7 @@ class Ticket:
         self.state = State.QUEUED
         self.error: TransferError | None = None
         self.parts = parts  # reads that are not through
+        self.at = 0.0  # by time.perf_counter, when it became DONE or FAILED
 
     @property
     def final(self) -> bool:
@@ -183,6 +185,7 @@ class ThreadTransfer:
                 ticket.parts -= 1
                 ticket.error = ticket.error or error
                 if not ticket.parts:
+                    ticket.at = time.perf_counter()
                     ticket.state = State.FAILED if ticket.error else State.DONE
                     self._change.notify_all()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gmoe.library.demo import Bundle, bundle
+from gmoe.library.home import home
 from gmoe.library.name import InvalidName, ModelName
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -112,8 +113,7 @@ class Library:
     @classmethod
     def default(cls) -> "Library":
         """The library in $GMOE_HOME/models, or ~/.gmoe/models, with the models of an Ollama of this machine."""
-        home = os.environ.get("GMOE_HOME")
-        return cls((Path(home) if home else Path.home() / ".gmoe") / "models", ollama_stores(), bundle())
+        return cls(home() / "models", ollama_stores(), bundle())
 
     def models(self) -> list[tuple[ModelName, Manifest]]:
         """All readable models, the one changed last first; a name in two stores is the one of the first store."""
