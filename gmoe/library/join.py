@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.rewrite import identity, rewrite
-from gmoe.library.manifest import OLLAMA_TYPE, Layer, Library
+from gmoe.library.manifest import JOINING, OLLAMA_TYPE, Layer, Library
 
 MEDIA_TYPE = OLLAMA_TYPE + "model"
 
@@ -17,6 +17,6 @@ def put_model(library: Library, path: Path) -> Layer:
             with path.open("rb") as source:
                 return library.put_blob(source, MEDIA_TYPE)
         library.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.root, prefix=".join-") as folder:
+        with tempfile.TemporaryDirectory(dir=library.root, prefix=JOINING) as folder:
             rewrite(file, Path(folder) / "model.gguf", identity)
             return library.adopt(Path(folder) / "model.gguf", MEDIA_TYPE)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ CHUNK = 1 << 20
 BUNDLED = ModelName.parse("demo")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _TEMPORARY = ".new-"
+JOINING = ".join-"  # begins the name of a folder where parts are joined
 
 
 class LibraryError(ValueError):
@@ -254,6 +256,8 @@ class Library:
                 if path.name not in needed and not path.name.endswith("-partial"):
                     path.unlink(missing_ok=True)
                     dropped.append(path.name)
+            for path in self.root.glob(f"{JOINING}*"):
+                shutil.rmtree(path, ignore_errors=True)
             for folder in sorted((self.root / "manifests").glob("**/*/"), reverse=True):
                 with suppress(OSError):
                     folder.rmdir()
