@@ -60,21 +60,29 @@ def matmul(x: Tensor, w: QuantTensor, *, threads: int = 0, level: str | None = N
 
     A row's bits do not depend on the other rows, on `threads` (0: the usable cores) or on `level` (None: the best).
     """
-    _check_format(w.format)
-    if len(w.shape) != 2:
-        raise ValueError(f"matmul takes a matrix, not weights of shape {tuple(w.shape)}")
+    address = weight_address(w, None)
     rows, cols = w.shape
-    _check_floats("x", x, (None, cols))
+    check_floats("x", x, (None, cols))
     row_bytes = w.format.row_bytes(cols)
-    if tuple(w.data.shape) != (rows, row_bytes):
-        raise ValueError(f"{w.format.name} of shape {(rows, cols)} is {(rows, row_bytes)} bytes, not {w.data.shape}")
     x = x.contiguous()
     out = torch.empty(len(x), rows)
-    address = _address(w.data)
     _cpu.matmul(
         _level(level), w.format.name, address, row_bytes, rows, cols, x.data_ptr(), len(x), out.data_ptr(), threads
     )
     return out
+
+
+def weight_address(w: QuantTensor, cols: int | None) -> int:
+    """Where a matrix [rows, cols] (None: any) of the kernels' formats lies; anything else is refused."""
+    _check_format(w.format)
+    if len(w.shape) != 2 or cols not in (None, w.shape[1]):
+        raise ValueError(
+            f"weights of shape {tuple(w.shape)} are no matrix of {'any' if cols is None else cols} columns"
+        )
+    rows, row_bytes = w.shape[0], w.format.row_bytes(w.shape[1])
+    if tuple(w.data.shape) != (rows, row_bytes):
+        raise ValueError(f"{w.format.name} of shape {tuple(w.shape)} is {(rows, row_bytes)} bytes, not {w.data.shape}")
+    return _address(w.data)
 
 
 class Experts:
@@ -116,8 +124,8 @@ def expert_rows(
     experts = table if isinstance(table, Experts) else Experts(table)
     tokens, k = topk_ids.shape
     _check_activation(activation, experts.gated)
-    _check_floats("x", x, (tokens, experts.width))
-    _check_floats("out", out, (tokens, k, experts.rows))
+    check_floats("x", x, (tokens, experts.width))
+    check_floats("out", out, (tokens, k, experts.rows))
     if not out.is_contiguous():
         raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
     ids = topk_ids.to(torch.int32).contiguous()
@@ -142,8 +150,8 @@ def expert_rows(
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
     tokens, k, width = out.shape
-    _check_floats("out", out, (tokens, k, width))
-    _check_floats("topk_weights", topk_weights, (tokens, k))
+    check_floats("out", out, (tokens, k, width))
+    check_floats("topk_weights", topk_weights, (tokens, k))
     if tuple(topk_ids.shape) != (tokens, k):
         raise ValueError(f"topk_ids of shape {tuple(topk_ids.shape)} must be {(tokens, k)}")
     out, weights, ids = out.contiguous(), topk_weights.contiguous(), topk_ids.to(torch.int32).contiguous()
@@ -195,7 +203,8 @@ def _check_format(format: QuantFormat) -> None:
         raise ValueError(f"the CPU kernels have no {format.name}; they have {', '.join(sorted(_formats()))}")
 
 
-def _check_floats(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+def check_floats(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is not float32 of this shape (None: any size) on the CPU."""
     fits = x.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, x.shape, strict=False))
     if not fits or x.dtype != torch.float32 or x.device.type != "cpu":
         wanted = ", ".join("any" if n is None else str(n) for n in shape)

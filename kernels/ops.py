@@ -1,20 +1,25 @@
-"""The only door into the room: dequantize, matmul and expert_mlp, on whatever kernel serves the device best."""
+"""The only door into the room: products with weights, and the other parts of a step, on whatever serves the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from gmoe.kernels import cpu_ops
+from gmoe.kernels import cpu_ops, cpu_step, reference_step
 from gmoe.kernels.formats import QuantFormat, QuantTensor
+from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference import dequantize
+from gmoe.kernels.reference_step import Mask, RouterRule, Score, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
-__all__ = ["Activations", "ExpertMatrix", "ExpertTable", "combine", "dequantize", "expert_mlp", "expert_rows", "matmul"]
+__all__ = [
+    "Activations", "ExpertMatrix", "ExpertTable", "Linears", "Mask", "Router", "RouterRule", "Score", "Turns",
+    "activate", "attention", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "rms_norm",
+    "rotate", "store",
+]  # fmt: skip
 
 Activations = Literal["q8", "float"]
 
@@ -101,30 +106,95 @@ def expert_mlp(
     return combine(out, topk_weights, topk_ids)
 
 
+class Linears:
+    """Maps of the same rows, each with its bias or None; one call gives the results of all."""
+
+    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], activations: Activations):
+        self.weights = list(weights)
+        self.activations = activations
+        here = all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w, _ in self.weights)
+        self._compiled = cpu_step.Linears(self.weights) if activations == "q8" and here else None
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """x [T, in] float32 -> for each weight [T, out]."""
+        if self._compiled is not None:
+            return self._compiled(x, torch.get_num_threads())
+        results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
+        return [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
+
+
+class Router:
+    """From a router's logits [T, E] to the ids [T, k] int32 and weights [T, k] of the chosen experts."""
+
+    def __init__(self, rule: RouterRule):
+        self.rule = rule
+        self._compiled = cpu_step.Router(rule)
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if logits.device.type == "cpu":
+            return self._compiled(logits, torch.get_num_threads())
+        return reference_step.choose(logits, self.rule)
+
+    def thoughts(self, logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Of all experts: what they are chosen by and their probabilities [T, E]; and the weights of any ids [T, k]."""
+        rule, scores = self.rule, reference_step.scores(logits, self.rule)
+        plain = rule.bias is None and rule.groups <= 1
+        selection = logits if plain else reference_step.selection(scores, rule)
+        probabilities = torch.softmax(logits, -1) if rule.score is Score.SOFTMAX_WEIGHT else scores
+        return selection, probabilities, lambda ids: reference_step.weigh(scores, ids, rule)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x [..., n] / rms(x) * weight [n] + bias [n]."""
+    if x.device.type == "cpu":
+        return cpu_step.rms_norm(x, weight, bias, eps, torch.get_num_threads())
+    return reference_step.rms_norm(x, weight, bias, eps)
+
+
+def rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool) -> Tensor:
+    """x [T, H, d] rotated at positions [T] by tables [n, n_rot / 2]; neox pairs halves, else neighbours."""
+    if x.device.type == "cpu":
+        return cpu_step.rotate(x, positions, cos, sin, neox, torch.get_num_threads())
+    return reference_step.rotate(x, positions, cos, sin, neox)
+
+
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """The activation between up and down; names as in llama.cpp's `build_moe_ffn`."""
-    if name == "relu2":
-        return F.relu(up).square()
-    if gate is None:
-        raise ValueError(f"activation {name!r} needs a gate")
-    if name == "swiglu":
-        return F.silu(gate) * up
-    if name == "geglu":
-        return F.gelu(gate, approximate="tanh") * up
-    if name == "reglu":
-        return F.relu(gate) * up
-    if name == "swiglu_oai":
-        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-        return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
-    raise ValueError(f"unknown activation {name!r}; known: swiglu, geglu, reglu, relu2, swiglu_oai")
+    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai."""
+    if up.device.type == "cpu":
+        return cpu_step.activate(name, gate, up, torch.get_num_threads())
+    return reference_step.activate(name, gate, up)
+
+
+def gated(gate: Tensor, y: Tensor) -> Tensor:
+    """y [T, n] * sigmoid(gate [T, 1])."""
+    return cpu_step.gated(gate, y, torch.get_num_threads()) if y.device.type == "cpu" else y * torch.sigmoid(gate)
+
+
+def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write keys [T, heads, dk] and values [T, heads, dv] of this step at slots [T]."""
+    if keys.device.type == "cpu":
+        cpu_step.store(kv, slots, keys, values, torch.get_num_threads())
+    else:
+        kv.write(slots, keys, values)
+
+
+def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value."""
+    if q.device.type == "cpu":
+        return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads())
+    return reference_step.attention(q, kv, turns, scale, mask, sinks)
 
 
 def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:
     gate = None if table.gate is None else _biased(x, table.gate, expert, activations)
     up = _biased(x, table.up, expert, activations)
-    return _biased(activate(activation, gate, up), table.down, expert, activations)
+    return _biased(reference_step.activate(activation, gate, up), table.down, expert, activations)
 
 
 def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
     y = matmul(x, matrix.tensor(expert), activations=activations)
     return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])
+
+
+def _on_cpu(w: QuantTensor) -> bool:
+    return not isinstance(w.data, Tensor) or w.data.device.type == "cpu"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
@@ -64,6 +65,27 @@ def test_decoding_continues_what_prefill_says(llm: LLM) -> None:
     (answer,) = run(Engine(llm.model, 256, 1, "f32"), [IDS[:20]], 6)
     logits = llm.logits([*IDS[:20], *answer[:-1]])
     assert logits[19:].argmax(-1).tolist() == answer
+
+
+def test_the_default_kernels_give_the_same_bits_in_any_company(llm: LLM) -> None:
+    """Chunks, token by token, beside another sequence, on one thread or two: no bit of the logits differs."""
+    with LLM.load(llm.file.path, RuntimeOptions(context=256, threads=2)) as q8:
+        whole = q8.logits(IDS)
+        assert np.isfinite(whole).all() and whole.std() > 0.1
+        for chunk in (1, 7, 32):
+            assert np.array_equal(Engine(q8.model, 256, 1, "f16", chunk).logits(IDS), whole)
+        engine = Engine(q8.model, 256, 3, "f16", 24)
+        seqs = [Sequence(ids, SamplingParams(max_tokens=2)) for ids in (IDS[:31], IDS[5:9], IDS[:])]
+        seen: dict[int, list[np.ndarray]] = {}
+        choose = engine._choose
+        engine._choose = lambda seq, row: seen.setdefault(id(seq), []).append(row) or choose(seq, row)  # type: ignore
+        for seq in seqs:
+            engine.add(seq)
+        while any(seq.finish_reason is None for seq in seqs):
+            engine.step()
+        assert np.array_equal(seen[id(seqs[0])][0], whole[30]) and np.array_equal(seen[id(seqs[2])][0], whole[-1])
+        torch.set_num_threads(1)
+        assert np.array_equal(q8.logits(IDS), whole)
 
 
 def test_fused_experts_are_the_same_experts(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Batch: what goes down with every call of the model; nothing is global."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
+from gmoe.kernels.ops import Turns
 from gmoe.layers.kv_cache import PagedKVCache
 
 
@@ -19,3 +21,8 @@ class Batch:
     query_starts: Tensor  # [S + 1] int32
     output_rows: Tensor  # [R] int64, the rows whose logits are wanted
     kv: PagedKVCache
+
+    @cached_property
+    def turns(self) -> Turns:
+        """Whose rows these are, as the kernels of attention take it."""
+        return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts)

@@ -1,11 +1,12 @@
 """Feed-forward blocks: dense, and the routed mixture with its shared expert."""
 
-import torch
 from torch import Tensor
 
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
-from gmoe.kernels.ops import activate, dequantize
+from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.ops import activate, dequantize, gated
+from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, topk
 from gmoe.layers.weights import Weights
 
@@ -17,13 +18,12 @@ class DenseFFN:
 
     def __init__(self, w: Weights, suffix: str = "", activation: str = "swiglu"):
         self.activation = activation
-        self.gate = w.linear("ffn_gate" + suffix)
-        self.up = w.linear("ffn_up" + suffix)
+        self.gate_up = beside(w.linear("ffn_gate" + suffix), w.linear("ffn_up" + suffix))
         self.down = w.linear("ffn_down" + suffix)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.down(activate(self.activation, self.gate(x), self.up(x)))
+        return self.down(activate(self.activation, *self.gate_up(x)))
 
 
 class GatedFFN:
@@ -35,7 +35,7 @@ class GatedFFN:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.expert(x) * torch.sigmoid(self.gate(x))
+        return gated(self.gate(x), self.expert(x))
 
 
 class MoEFFN:
@@ -51,8 +51,9 @@ class MoEFFN:
         activation: str = "swiglu",
     ):
         self.layer = w.layer
-        self.gate_inp = dequantize(w.quant("ffn_gate_inp"))  # [E, D]
-        self.gate_bias = w.get("ffn_gate_inp", ".bias")
+        gate_inp = dequantize(w.quant("ffn_gate_inp"))  # [E, D], exact: the choice of experts hangs on it
+        weight = QuantTensor(gate_inp.numpy().view("uint8"), FORMATS["F32"], tuple(gate_inp.shape))
+        self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations)
         self.route = route
         self.dispatch = dispatch
         self.shared = shared
@@ -60,8 +61,7 @@ class MoEFFN:
 
     def routing(self, x: Tensor) -> Routing:
         """Which experts x [T, D] asks for."""
-        logits = x @ self.gate_inp.T
-        return self.route(logits if self.gate_bias is None else logits + self.gate_bias)
+        return self.route(self.gate_inp(x))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.ops import Activations, dequantize, matmul
+from gmoe.kernels.ops import Activations, Linears, dequantize
 from gmoe.kernels.reference import as_tensor
 
 
@@ -15,16 +15,21 @@ class QuantLinear:
         self.weight = weight
         self.bias = bias
         self.activations = activations
+        self._map = Linears([(weight, bias)], activations)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = matmul(x, self.weight, activations=self.activations)
-        return y if self.bias is None else y + self.bias
+        return self._map(x)[0]
 
     def rows(self, begin: int, end: int) -> "QuantLinear":
         """The same map, only these outputs."""
         shape = (end - begin, self.weight.shape[1])
         weight = QuantTensor(self.weight.data[begin:end], self.weight.format, shape)
         return QuantLinear(weight, None if self.bias is None else self.bias[begin:end], self.activations)
+
+
+def beside(*maps: QuantLinear) -> Linears:
+    """Maps of the same rows as one call with a result for each."""
+    return Linears([(m.weight, m.bias) for m in maps], maps[0].activations)
 
 
 class QuantEmbedding:

@@ -1,4 +1,4 @@
-"""MLA: multi-head latent attention (DeepSeek-V2), absorbed: the cache holds one latent row a token for all heads."""
+"""MLA: multi-head latent attention (DeepSeek-V2), absorbed: one latent row a token serves all heads."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import dequantize, matmul
-from gmoe.layers.attention import attend, causal, spans
+from gmoe.kernels.kv import KvShape
+from gmoe.kernels.ops import attention, dequantize, matmul
+from gmoe.layers.attention import causal
 from gmoe.layers.batch import Batch
 from gmoe.layers.rope import rope, yarn_magnitude
 from gmoe.layers.weights import Weights
@@ -47,7 +48,7 @@ class MLA:
         self.kv_a_norm = w.norm("attn_kv_a_norm")
         self.k_b, self.v_b = self._heads(w)
         self.output = w.linear("attn_output", self.n_head * self.n_head_v, hp.n_embd)
-        self.widths = (self.n_lora + self.n_rot, 0)
+        self.kv_shape = KvShape(1, self.n_lora + self.n_rot, self.n_lora)
 
     def _heads(self, w: Weights) -> tuple[list[QuantTensor], list[QuantTensor]]:
         """By head: k_b [n_lora, n_nope] and v_b [n_head_v, n_lora]."""
@@ -72,13 +73,8 @@ class MLA:
         absorbed = self._by_head(q[..., : self.n_nope], self.k_b)  # [T, H, n_lora]
         query = torch.cat((absorbed, q_rot), -1)
         key = torch.cat((self.kv_a_norm(latent[:, : self.n_lora]), k_rot), -1)
-        batch.kv.write(self.layer, batch.slot_mapping, key)
-        mixed = torch.empty_like(absorbed)
-        for begin, end, blocks, length in spans(batch):
-            (rows,) = batch.kv.read(self.layer, blocks, length)
-            keys = rows.view(length, 1, -1)
-            values = keys[..., : self.n_lora]
-            mixed[begin:end] = attend(query[begin:end], keys, values, batch.positions[begin:end], self.scale, causal)
+        batch.kv.write(self.layer, batch.slot_mapping, key[:, None], key[:, None, : self.n_lora])
+        mixed = attention(query, batch.kv.layers[self.layer], batch.turns, self.scale, causal, None)
         return self.output(self._by_head(mixed, self.v_b).flatten(1))
 
     def _by_head(self, x: Tensor, maps: list[QuantTensor]) -> Tensor:

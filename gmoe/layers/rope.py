@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Hparams
+from gmoe.kernels.ops import rotate
 from gmoe.layers.weights import Weights
 
 Style = Literal["norm", "neox"]
@@ -25,18 +26,11 @@ class Rope:
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [T, H, d], positions [T] -> rotated copy of x."""
-        cos, sin = (t.index_select(0, positions)[:, None, :] for t in self._grown(positions))  # [T, 1, n_rot / 2]
-        rot, rest = x[..., : self.n_rot], x[..., self.n_rot :]
-        if self.style == "neox":
-            a, b = rot.chunk(2, -1)
-            out = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-        else:
-            a, b = rot[..., 0::2], rot[..., 1::2]
-            out = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-        return torch.cat((out, rest), -1) if rest.shape[-1] else out
+        cos, sin = self._grown(positions)
+        return rotate(x, positions, cos, sin, self.style == "neox")
 
     def _grown(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        need = int(positions.max()) + 1
+        need = int(positions[0] if len(positions) == 1 else positions.max()) + 1
         if need > len(self._table[0]):
             angles = torch.arange(max(need, 2 * len(self._table[0]), 256))[:, None].float() * self.frequencies
             self._table = (angles.cos() * self.magnitude, angles.sin() * self.magnitude)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
-from gmoe.layers.kv_cache import KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
 from gmoe.layers.weights import Weights
 
 
 class Attention(Protocol):
     """What a block needs of its attention."""
 
-    widths: tuple[int, int]  # of one token's key and value rows in the cache
+    kv_shape: KvShape  # what it keeps of a token
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor: ...
 
@@ -78,11 +78,11 @@ class Decoder:
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
-        return PagedKVCache([attn.widths for attn in self.attn], n_blocks, block_size, kv_type)
+        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type)
 
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""
-        return block_size * bytes_per_slot([attn.widths for attn in self.attn], kv_type)
+        return block_size * bytes_per_slot([attn.kv_shape for attn in self.attn], kv_type)
 
 
 def module_name(architecture: str) -> str:

@@ -12,6 +12,7 @@
 
 #include "experts.h"
 #include "memory.h"
+#include "module.h"
 #include "pool.h"
 #include "quantize.h"
 
@@ -35,6 +36,8 @@ const Level* const all_levels[] = {&portable(), &avx2(), &avx512()};
 const Level* const all_levels[] = {&portable()};
 #endif
 
+}  // namespace
+
 const Level& level_named(const std::string& name) {
   for (const Level* level : all_levels)
     if (level->name == name && level->here()) return *level;
@@ -53,6 +56,8 @@ const Format& format_named(const Level& level, const std::string& name) {
     if (level.formats[i].name == name) return level.formats[i];
   throw std::invalid_argument("the CPU kernels have no format " + name);
 }
+
+namespace {
 
 std::vector<std::string> levels() {
   std::vector<std::string> names;
@@ -78,11 +83,6 @@ void set_table(const std::string& name, nb::bytes data) {
   else if (name == "IQ3_S") grids.iq3_s = copy;
   else if (name == "signs") grids.signs = copy;
   else throw std::invalid_argument("no table " + name);
-}
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 struct Matrix {  // of each expert, as Python hands it over
@@ -120,6 +120,7 @@ Gate gate_named(const std::string& name) {
 NB_MODULE(_cpu, m) {
   using namespace gmoe;
   m.doc() = "CPU kernels of gmoe.";
+  bind_step(m);
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;
   m.def("levels", &levels);

@@ -1,0 +1,222 @@
+// Attention over the paged cache, a block of 32 keys at a time. What a query does with a block is the same in one order
+// of operations whoever else looks at the block: chains over dk for scores, over keys for values.
+
+template <Number N>
+inline Lanes widened(const char* from, size_t i) {
+  if (N == Number::f32) return lanes(reinterpret_cast<const float*>(from) + i);
+  if (N == Number::f16) return halves(reinterpret_cast<const uint16_t*>(from) + i);
+  if (N == Number::bf16) return bfloats(reinterpret_cast<const uint16_t*>(from) + i);
+  return bytes(reinterpret_cast<const int8_t*>(from) + i);
+}
+
+template <Number N>
+inline void widen(const char* from, size_t at, int n, float* to) {
+  constexpr size_t size = N == Number::f32 ? 4 : N == Number::q8_0 ? 1 : 2;
+  int i = 0;
+  for (; i + 16 <= n; i += 16) put(to + i, widened<N>(from, at + i));
+  if (i == n) return;
+  char rest[64] = {};
+  std::memcpy(rest, from + (at + i) * size, (n - i) * size);
+  put(to + i, widened<N>(rest, 0));
+}
+
+inline void widen(Number number, const char* from, size_t at, int n, float* to) {
+  switch (number) {
+    case Number::f32: return widen<Number::f32>(from, at, n, to);
+    case Number::f16: return widen<Number::f16>(from, at, n, to);
+    case Number::bf16: return widen<Number::bf16>(from, at, n, to);
+    case Number::q8_0: return widen<Number::q8_0>(from, at, n, to);
+  }
+}
+
+// Keys of a block and head as floats [dk][32].
+inline void widen_keys(const Cache& c, size_t head, float* to) {
+  widen(c.number, c.keys, head * c.dk * cache_block, c.dk * cache_block, to);
+  if (c.number != Number::q8_0) return;
+  const uint16_t* scales = c.key_scales + head * ((c.dk + 31) / 32) * cache_block;
+  for (int d = 0; d < c.dk; d++)
+    for (int j = 0; j < cache_block; j += 16) {
+      float* p = to + d * cache_block + j;
+      put(p, lanes(p) * halves(scales + d / 32 * cache_block + j));
+    }
+}
+
+// Values [32][width], zeros after dv.
+inline void widen_values(const Cache& c, size_t head, int width, float* to) {
+  const int groups = (c.dv + 31) / 32;
+  if (width == c.dv && c.number != Number::q8_0) {  // rows without padding are one run
+    widen(c.number, c.values, head * cache_block * c.dv, cache_block * c.dv, to);
+    return;
+  }
+  for (int j = 0; j < cache_block; j++, to += width) {
+    widen(c.number, c.values, (head * cache_block + j) * c.dv, c.dv, to);
+    if (c.number != Number::q8_0) continue;
+    for (int i = 0; i < width; i += 16) {
+      uint16_t scale[16];
+      for (int k = 0; k < 16; k++) scale[k] = c.value_scales[(head * cache_block + j) * groups + i / 32];
+      put(to + i, lanes(to + i) * halves(scale));
+    }
+  }
+}
+
+template <int R>
+inline void dots(const float* keys, int dk, const float* q, float* scores) {
+  Lanes low[R], high[R];
+  for (int r = 0; r < R; r++) low[r] = high[r] = all(0.0f);
+  for (int d = 0; d < dk; d++) {
+    Lanes a = lanes(keys + d * cache_block), b = lanes(keys + d * cache_block + 16);
+    for (int r = 0; r < R; r++) {
+      Lanes x = all(q[r * dk + d]);
+      low[r] = fma(x, a, low[r]);
+      high[r] = fma(x, b, high[r]);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    put(scores + r * cache_block, low[r]);
+    put(scores + r * cache_block + 16, high[r]);
+  }
+}
+
+// Scores of one query become shares of its new largest one; returns what earlier results shrink by.
+inline float weigh(float* scores, int begin, int end, float& m, float& l) {
+  const bool part = begin > 0 || end < cache_block;
+  if (part) {
+    for (int j = 0; j < begin; j++) scores[j] = -INFINITY;
+    for (int j = end; j < cache_block; j++) scores[j] = -INFINITY;
+  }
+  float most = largest(larger(lanes(scores), lanes(scores + 16)));
+  float top = most > m ? most : m;
+  float shrink = top == m ? 1.0f : exponential(m - top);
+  Lanes low = exponential(lanes(scores) - all(top)), high = exponential(lanes(scores + 16) - all(top));
+  put(scores, low);
+  put(scores + 16, high);
+  if (part) {
+    for (int j = 0; j < begin; j++) scores[j] = 0.0f;
+    for (int j = end; j < cache_block; j++) scores[j] = 0.0f;
+    low = lanes(scores);
+    high = lanes(scores + 16);
+  }
+  l = __builtin_fmaf(l, shrink, sum(low + high));
+  m = top;
+  return shrink;
+}
+
+template <int R, int C>
+inline void mix(const float* values, int width, const float* shares, const float* shrink, int begin, int end, float* o) {
+  Lanes acc[R][C];
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) acc[r][c] = lanes(o + size_t(r) * width + 16 * c) * all(shrink[r]);
+  for (int j = begin; j < end; j++) {
+    Lanes v[C];
+    for (int c = 0; c < C; c++) v[c] = lanes(values + j * width + 16 * c);
+    for (int r = 0; r < R; r++) {
+      Lanes share = all(shares[r * cache_block + j]);
+      for (int c = 0; c < C; c++) acc[r][c] = fma(share, v[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) put(o + size_t(r) * width + 16 * c, acc[r][c]);
+}
+
+template <int R>
+inline void mix_row(const float* values, int width, const float* shares, const float* shrink, int begin, int end,
+                    float* o) {
+  int i = 0;
+  for (; i + 16 * columns_at_once <= width; i += 16 * columns_at_once)
+    mix<R, columns_at_once>(values + i, width, shares, shrink, begin, end, o + i);
+  for (; i < width; i += 16) mix<R, 1>(values + i, width, shares, shrink, begin, end, o + i);
+}
+
+void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first, int count, int64_t chunk, Partial to,
+                  float* scratch) {
+  const Cache& cache = a.cache;
+  const int group = a.group(), dk = cache.dk, width = a.width(), queries = count * group;
+  float* keys = scratch;
+  float* values = keys + size_t(dk) * cache_block;
+  float* q = values + size_t(cache_block) * width;
+  float* scores = q + size_t(queries) * dk;
+  float* shrink = scores + size_t(queries) * cache_block;
+  int* begins = reinterpret_cast<int*>(shrink + queries);
+  for (int t = 0; t < count; t++)
+    for (int g = 0; g < group; g++) {
+      const float* from = a.q + (size_t(first + t) * a.n_head + size_t(head) * group + g) * dk;
+      for (int d = 0; d < dk; d++) q[size_t(t * group + g) * dk + d] = from[d] * a.scale;
+    }
+  for (int i = 0; i < queries; i++) {
+    to.m[i] = -INFINITY;
+    to.l[i] = 0.0f;
+  }
+  std::memset(to.o, 0, sizeof(float) * queries * width);
+  const int64_t last = a.positions[first + count - 1];
+  int64_t key = chunk * key_chunk, stop = key + key_chunk < last + 1 ? key + key_chunk : last + 1;
+  for (; key < stop; key += cache_block) {
+    int from = 0, until = count;  // the tokens that see some of this block
+    while (from < count && a.positions[first + from] < key) from++;
+    while (until > from && a.first_key(first + until - 1) >= key + cache_block) until--;
+    while (from < until && a.first_key(first + from) >= key + cache_block) from++;
+    if (from == until) continue;
+    const size_t place = size_t(blocks[key / cache_block]) * cache.heads + head;
+    widen_keys(cache, place, keys);
+    int i = from * group;
+    const int end = until * group;
+    for (; i + rows_at_once <= end; i += rows_at_once)
+      dots<rows_at_once>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
+    for (; i < end; i++) dots<1>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
+    for (i = from * group; i < end; i++) {
+      int token = first + i / group;
+      int64_t low = a.first_key(token) - key, high = a.positions[token] - key + 1;
+      begins[i] = low > 0 ? int(low) : 0;
+      int over = high < cache_block ? int(high) : cache_block;
+      shrink[i] = weigh(scores + i * cache_block, begins[i], over, to.m[i], to.l[i]);
+      begins[i] = begins[i] * 64 + over;
+    }
+    widen_values(cache, place, width, values);
+    for (i = from * group; i < end;) {
+      bool together = i + rows_at_once <= end;
+      for (int r = 1; together && r < rows_at_once; r++) together = begins[i + r] == begins[i];
+      int begin = begins[i] / 64, over = begins[i] % 64;
+      float* o = to.o + size_t(i) * width;
+      if (together) mix_row<rows_at_once>(values, width, scores + i * cache_block, shrink + i, begin, over, o);
+      else mix_row<1>(values, width, scores + i * cache_block, shrink + i, begin, over, o);
+      i += together ? rows_at_once : 1;
+    }
+  }
+}
+
+void merge_partials(Partial to, Partial next, int queries, int width) {
+  for (int i = 0; i < queries; i++) {
+    if (next.l[i] == 0.0f) continue;
+    float* o = to.o + size_t(i) * width;
+    const float* more = next.o + size_t(i) * width;
+    if (to.l[i] == 0.0f) {
+      std::memcpy(o, more, sizeof(float) * width);
+      to.m[i] = next.m[i];
+      to.l[i] = next.l[i];
+      continue;
+    }
+    float top = to.m[i] > next.m[i] ? to.m[i] : next.m[i];
+    float mine = exponential(to.m[i] - top), others = exponential(next.m[i] - top);
+    to.l[i] = __builtin_fmaf(to.l[i], mine, next.l[i] * others);
+    to.m[i] = top;
+    for (int j = 0; j < width; j += 16) put(o + j, fma(lanes(o + j), all(mine), lanes(more + j) * all(others)));
+  }
+}
+
+void finish_partial(const Attention& a, int head, int first, int count, Partial from) {
+  const int group = a.group(), dv = a.cache.dv, width = a.width();
+  for (int i = 0; i < count * group; i++) {
+    int h = head * group + i % group;
+    float over = from.l[i], shrink = 1.0f;
+    if (a.sinks) {
+      float top = from.m[i] > a.sinks[h] ? from.m[i] : a.sinks[h];
+      shrink = exponential(from.m[i] - top);
+      over = __builtin_fmaf(over, shrink, exponential(a.sinks[h] - top));
+    }
+    float* out = a.out + (size_t(first + i / group) * a.n_head + h) * dv;
+    const float* o = from.o + size_t(i) * width;
+    for (int d = 0; d < dv; d += 16) {
+      int m = dv - d < 16 ? dv - d : 16;
+      put(out + d, lanes(o + d) * all(shrink) / all(over), m);
+    }
+  }
+}

@@ -1,0 +1,199 @@
+// Sixteen floats, and what a step does with them: the same bits at every level. Fused multiply-adds are explicit.
+
+#if defined(__AVX512F__)
+struct Lanes {
+  __m512 v;
+};
+inline Lanes lanes(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline Lanes lanes(const float* p, int n) { return {_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)}; }
+inline void put(float* p, Lanes x) { _mm512_storeu_ps(p, x.v); }
+inline void put(float* p, Lanes x, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), x.v); }
+inline Lanes all(float x) { return {_mm512_set1_ps(x)}; }
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Lanes two_to(Lanes n) {  // n whole, -126 to 127
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+}
+inline Lanes halves(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline Lanes bfloats(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+inline Lanes bytes(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+constexpr int rows_at_once = 4, columns_at_once = 4;  // as many accumulators as registers hold
+
+#elif defined(__AVX2__)
+struct Lanes {
+  __m256 a, b;
+};
+inline Lanes lanes(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void put(float* p, Lanes x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+inline Lanes all(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Lanes operator+(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Lanes operator-(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Lanes operator*(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Lanes operator/(Lanes x, Lanes y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline Lanes fma(Lanes x, Lanes y, Lanes z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+inline Lanes larger(Lanes x, Lanes y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline Lanes smaller(Lanes x, Lanes y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline __m256 two_to(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline Lanes two_to(Lanes n) { return {two_to(n.a), two_to(n.b)}; }
+inline Lanes halves(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+}
+inline __m256 eight_bfloats(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+inline Lanes bfloats(const uint16_t* p) { return {eight_bfloats(p), eight_bfloats(p + 8)}; }
+inline __m256 eight_bytes(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
+inline Lanes bytes(const int8_t* p) { return {eight_bytes(p), eight_bytes(p + 8)}; }
+constexpr int rows_at_once = 2, columns_at_once = 2;
+
+#else
+struct Lanes {
+  float v[16];
+};
+template <class Rule>
+inline Lanes each(Rule rule) {
+  Lanes y;
+  for (int i = 0; i < 16; i++) y.v[i] = rule(i);
+  return y;
+}
+inline Lanes lanes(const float* p) {
+  return each([=](int i) { return p[i]; });
+}
+inline void put(float* p, Lanes x) { std::memcpy(p, x.v, sizeof x.v); }
+inline Lanes all(float x) {
+  return each([=](int) { return x; });
+}
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Lanes operator-(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Lanes operator/(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline Lanes fma(const Lanes& a, const Lanes& b, const Lanes& c) {
+  return each([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+inline Lanes larger(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Lanes smaller(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline float of_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline Lanes two_to(const Lanes& n) {
+  return each([&](int i) { return of_bits(uint32_t(int(n.v[i]) + 127) << 23); });
+}
+inline float one_half(uint16_t h) {
+  uint32_t sign = uint32_t(h & 0x8000) << 16, size = h & 0x7fff;
+  if (size >= 0x7c00) return of_bits(sign | 0x7f800000 | (size & 0x3ff) << 13);
+  if (size >= 0x400) return of_bits(sign | ((size << 13) + 0x38000000));
+  float tiny = float(size) * 0x1p-24f;
+  return sign ? -tiny : tiny;
+}
+inline Lanes halves(const uint16_t* p) {
+  return each([=](int i) { return one_half(p[i]); });
+}
+inline Lanes bfloats(const uint16_t* p) {
+  return each([=](int i) { return of_bits(uint32_t(p[i]) << 16); });
+}
+inline Lanes bytes(const int8_t* p) {
+  return each([=](int i) { return float(p[i]); });
+}
+constexpr int rows_at_once = 1, columns_at_once = 1;
+#endif
+
+#if !defined(__AVX512F__)
+inline Lanes lanes(const float* p, int n) {
+  float padded[16] = {};
+  std::memcpy(padded, p, sizeof(float) * n);
+  return lanes(padded);
+}
+inline void put(float* p, Lanes x, int n) {
+  float whole[16];
+  put(whole, x);
+  std::memcpy(p, whole, sizeof(float) * n);
+}
+#endif
+
+// Sixteen become eight, four, two and one: lane i with lane i + half.
+#if defined(__AVX512F__) || defined(__AVX2__)
+inline __m256 fold(Lanes x, bool add) {
+#if defined(__AVX512F__)
+  __m256 a = _mm512_castps512_ps256(x.v), b = _mm512_extractf32x8_ps(x.v, 1);
+#else
+  __m256 a = x.a, b = x.b;
+#endif
+  return add ? _mm256_add_ps(a, b) : _mm256_max_ps(a, b);
+}
+inline float sum(Lanes x) {
+  __m256 eight = fold(x, true);
+  __m128 v = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+}
+inline float largest(Lanes x) {
+  __m256 eight = fold(x, false);
+  __m128 v = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
+}
+#else
+inline float sum(Lanes x) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) x.v[i] += x.v[i + half];
+  return x.v[0];
+}
+inline float largest(Lanes x) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) x.v[i] = x.v[i] > x.v[i + half] ? x.v[i] : x.v[i + half];
+  return x.v[0];
+}
+#endif
+
+// e to the x: 2^n * e^r by a polynomial, 1 to 2 units in the last place; held to [-87, 88].
+inline Lanes exponential(Lanes x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
+  x = smaller(larger(x, all(-87.0f)), all(88.0f));
+  Lanes n = fma(x, all(1.44269504f), all(magic)) - all(magic);
+  Lanes r = fma(n, all(-0.693145752f), x);
+  r = fma(n, all(-1.42860677e-6f), r);
+  const float factors[] = {8.33333333e-3f, 4.16666667e-2f, 0.166666667f, 0.5f, 1.0f, 1.0f};
+  Lanes y = all(1.38888889e-3f);
+  for (float factor : factors) y = fma(y, r, all(factor));
+  return y * two_to(n);
+}
+
+inline float exponential(float x) {
+  float v[16];
+  put(v, exponential(all(x)));
+  return v[0];
+}
+
+inline Lanes logistic(Lanes x) { return all(1.0f) / (all(1.0f) + exponential(all(0.0f) - x)); }

@@ -1,0 +1,98 @@
+// What a step does beside products with weights: norms, rotations, routing, the cache and attention over it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gmoe {
+
+constexpr int cache_block = 32;     // tokens of a block of the cache
+constexpr int most_experts = 1024;  // that a router chooses from
+constexpr int key_chunk = 512;      // keys whose partial result is found alone: the same whoever computes it
+enum class Number { f32, f16, bf16, q8_0 };
+enum class Sight { causal, sliding, chunked };
+enum class Gating { softmax, sigmoid, softmax_weight, sqrt_softplus };
+
+// One layer's cache. Keys [block][head][dk][32], values [block][head][32][dv]; q8_0 has a float16 scale for 32
+// elements of a token's head: key scales [block][head][ceil(dk / 32)][32], value scales [block][head][32][ceil(dv / 32)].
+struct Cache {
+  Number number;
+  int heads, dk, dv;
+  char *keys, *values;
+  uint16_t *key_scales, *value_scales;
+};
+
+struct Attention {
+  Cache cache;
+  const float* q;  // [T][n_head][dk]
+  float* out;      // [T][n_head][dv]
+  int n_head;
+  float scale;
+  const float* sinks;  // [n_head] or null
+  Sight sight;
+  int64_t size;  // of the window or the chunk
+  const int64_t* positions;  // [T]
+
+  int group() const { return n_head / cache.heads; }
+  size_t scratch(int count) const {  // floats that `chunk` needs
+    size_t queries = size_t(count) * group();
+    return size_t(cache.dk) * cache_block + size_t(cache_block) * width() + queries * (cache.dk + cache_block + 2) + 64;
+  }
+  int width() const { return (cache.dv + 15) / 16 * 16; }
+  int64_t first_key(int token) const {
+    int64_t p = positions[token];
+    if (sight == Sight::sliding) return p - size + 1 > 0 ? p - size + 1 : 0;
+    return sight == Sight::chunked ? p / size * size : 0;
+  }
+};
+
+// Softmax-weighted values of some keys for `queries` = tokens x group rows: out = o / l, relative to e^m.
+struct Partial {
+  float* m;  // [queries], -inf: has seen no key
+  float* l;  // [queries]
+  float* o;  // [queries][width]
+};
+
+struct Router {
+  int experts, chosen, groups, groups_used;
+  Gating gating;
+  const float* bias;  // [experts] or null
+  bool renormalize;
+  float scale;
+};
+
+struct Step {
+  const char* name;
+  bool (*here)();
+  void (*norm)(const float* x, int n, const float* weight, const float* bias, float eps, float* y);
+  void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
+  void (*gate)(int kind, const float* gate, const float* up, int n, float* y);
+  void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
+  void (*store)(const Cache&, int64_t slot, const float* key, const float* value);
+  // Keys of chunk `chunk` of one sequence for tokens [first, first + count) and one head of the cache.
+  void (*chunk)(const Attention&, const int32_t* blocks, int head, int first, int count, int64_t chunk, Partial to,
+                float* scratch);
+  void (*merge)(Partial to, Partial next, int queries, int width);
+  void (*finish)(const Attention&, int head, int first, int count, Partial from);
+};
+
+const Step& step_portable();
+const Step& step_avx2();
+const Step& step_avx512();
+
+void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
+          int threads);
+void rotate(const Step&, float* x, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
+            const float* sin, const int64_t* positions, int threads);
+void gate(const Step&, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads);
+void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);
+void store(const Step&, const Cache&, const int64_t* slots, int tokens, const float* keys, const float* values,
+           int threads);
+void attend(const Step&, const Attention&, const int32_t* tables, int table_width, const int32_t* starts, int sequences,
+            int threads);
+
+// The place of the largest, the first of equals; -1 where one is not a number.
+int64_t argmax(const float* x, int64_t n);
+// Places of the k largest, largest first, equals by place.
+void largest_places(const float* x, int64_t n, int64_t k, int64_t* places);
+
+}  // namespace gmoe

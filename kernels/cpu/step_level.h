@@ -1,0 +1,7 @@
+// One level's table; the level states its name and `here` before this file.
+#include "lanes.h"
+#include "rows.h"
+#include "attention.h"
+
+const Step step = {level_name, here, norm_row, rotate_token, gate_row, choose_experts, store_token, attend_chunk,
+                   merge_partials, finish_partial};

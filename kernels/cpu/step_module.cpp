@@ -1,0 +1,136 @@
+// The Python door of the step's kernels: addresses and sizes in; `cpu_step.py` has checked them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "experts.h"
+#include "module.h"
+#include "step.h"
+
+namespace nb = nanobind;
+
+namespace gmoe {
+namespace {
+
+const Step& step_named(const std::string& name) {
+#if defined(__x86_64__)
+  for (const Step* step : {&step_portable(), &step_avx2(), &step_avx512()})
+#else
+  for (const Step* step : {&step_portable()})
+#endif
+    if (step->name == name && step->here()) return *step;
+  throw std::invalid_argument("this CPU has no level " + name);
+}
+
+// Matrices that are multiplied with the same rows, one after the other in the result.
+class Linears {
+ public:
+  explicit Linears(const std::string& level) : level_(level_named(level)) {}
+
+  void add(const std::string& format, uintptr_t weights, size_t row_bytes, int rows, int cols, uintptr_t bias) {
+    parts_.push_back({&format_named(level_, format), at<const uint8_t>(weights), row_bytes, rows, cols,
+                      at<const float>(bias)});
+  }
+
+  void operator()(uintptr_t x, int tokens, uintptr_t out, int threads) const {
+    nb::gil_scoped_release unlocked;
+    float* to = at<float>(out);
+    for (const Part& p : parts_) {
+      matmul(level_, *p.format, p.weights, p.row_bytes, p.rows, p.cols, at<const float>(x), tokens, to, threads);
+      for (int t = 0; t < tokens; t++, to += p.rows)
+        for (int r = 0; p.bias && r < p.rows; r++) to[r] += p.bias[r];
+    }
+  }
+
+ private:
+  struct Part {
+    const Format* format;
+    const uint8_t* weights;
+    size_t row_bytes;
+    int rows, cols;
+    const float* bias;
+  };
+  const Level& level_;
+  std::vector<Part> parts_;
+};
+
+}  // namespace
+
+void bind_step(nb::module_& m) {
+  m.def("step_levels", [] {
+    std::vector<std::string> names;
+    for (const char* name : {"portable", "avx2", "avx512"}) try {
+        step_named(name);
+        names.push_back(name);
+      } catch (const std::invalid_argument&) {
+      }
+    return names;
+  });
+  nb::class_<Linears>(m, "Linears")
+      .def(nb::init<const std::string&>())
+      .def("add", &Linears::add)
+      .def("__call__", &Linears::operator());
+  nb::class_<Router>(m, "Router")
+      .def("__init__", [](Router* self, int experts, int chosen, int groups, int used, int gating, uintptr_t bias,
+                          bool renormalize, float scale) {
+        new (self) Router{experts, chosen, groups, used, Gating(gating), at<const float>(bias), renormalize, scale};
+      });
+  nb::class_<Cache>(m, "Cache")
+      .def("__init__", [](Cache* self, int number, int heads, int dk, int dv, uintptr_t keys, uintptr_t values,
+                          uintptr_t key_scales, uintptr_t value_scales) {
+        new (self) Cache{Number(number), heads, dk, dv, at<char>(keys), at<char>(values), at<uint16_t>(key_scales),
+                         at<uint16_t>(value_scales)};
+      });
+  nb::class_<Step>(m, "Step")
+      .def_static("named", [](const std::string& name) { return &step_named(name); }, nb::rv_policy::reference)
+      .def("norm",
+           [](const Step& s, uintptr_t x, int rows, int n, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+              int threads) {
+             nb::gil_scoped_release unlocked;
+             norm(s, at<const float>(x), rows, n, at<const float>(weight), at<const float>(bias), eps, at<float>(y),
+                  threads);
+           })
+      .def("rotate",
+           [](const Step& s, uintptr_t x, int tokens, int heads, int d, int n_rot, bool halves, uintptr_t cos,
+              uintptr_t sin, uintptr_t positions, int threads) {
+             nb::gil_scoped_release unlocked;
+             rotate(s, at<float>(x), tokens, heads, d, n_rot, halves, at<const float>(cos), at<const float>(sin),
+                    at<const int64_t>(positions), threads);
+           })
+      .def("gate",
+           [](const Step& s, int kind, uintptr_t g, uintptr_t up, int rows, int n, uintptr_t y, int threads) {
+             nb::gil_scoped_release unlocked;
+             gate(s, kind, at<const float>(g), at<const float>(up), rows, n, at<float>(y), threads);
+           })
+      .def("choose",
+           [](const Step& s, const Router& router, uintptr_t logits, int tokens, uintptr_t ids, uintptr_t weights,
+              int threads) {
+             nb::gil_scoped_release unlocked;
+             choose(s, router, at<const float>(logits), tokens, at<int32_t>(ids), at<float>(weights), threads);
+           })
+      .def("store",
+           [](const Step& s, const Cache& cache, uintptr_t slots, int tokens, uintptr_t keys, uintptr_t values,
+              int threads) {
+             nb::gil_scoped_release unlocked;
+             store(s, cache, at<const int64_t>(slots), tokens, at<const float>(keys), at<const float>(values), threads);
+           })
+      .def("attend", [](const Step& s, const Cache& cache, uintptr_t q, uintptr_t out, int n_head, float scale,
+                        uintptr_t sinks, int sight, int64_t size, uintptr_t positions, uintptr_t tables, int table_width,
+                        uintptr_t starts, int sequences, int threads) {
+        nb::gil_scoped_release unlocked;
+        Attention a = {cache, at<const float>(q), at<float>(out), n_head, scale, at<const float>(sinks), Sight(sight),
+                       size, at<const int64_t>(positions)};
+        attend(s, a, at<const int32_t>(tables), table_width, at<const int32_t>(starts), sequences, threads);
+      });
+  m.def("argmax", [](uintptr_t x, int64_t n) { return argmax(at<const float>(x), n); });
+  m.def("largest_places", [](uintptr_t x, int64_t n, int64_t k, uintptr_t places) {
+    largest_places(at<const float>(x), n, k, at<int64_t>(places));
+  });
+}
+
+}  // namespace gmoe

@@ -1,0 +1,234 @@
+"""The compiled parts of a step beside products with weights, behind checks: shapes are refused here in a sentence."""
+
+from collections.abc import Sequence
+from functools import cache as once
+from typing import Any
+
+import numpy as np
+import torch
+from gmoe.kernels.cpu import _cpu
+from gmoe.kernels.cpu_ops import check_floats, weight_address
+from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from torch import Tensor
+
+_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4}
+_SIGHTS = {"causal": 0, "sliding": 1, "chunked": 2}
+_NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3}
+MOST_EXPERTS = 1024
+
+
+@once
+def levels() -> list[str]:
+    """The levels that this machine can run, slowest first."""
+    return list(_cpu.step_levels())
+
+
+@once
+def _step(level: str | None) -> Any:
+    if level is not None and level not in levels():
+        raise ValueError(f"this CPU has no kernel level {level!r}; it has {', '.join(levels())}")
+    return _cpu.Step.named(level or levels()[-1])
+
+
+class Linears:
+    """Weights [out, in] with their biases that meet the same rows; one call, one result a weight."""
+
+    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]]):
+        self.cols = weights[0][0].shape[1]
+        self.rows = [w.shape[0] for w, _ in weights]
+        self.total = sum(self.rows)
+        self._kept = [(w, None if bias is None else bias.contiguous()) for w, bias in weights]
+        self._native = _cpu.Linears(str(_cpu.levels()[-1]))
+        for w, bias in self._kept:
+            address = weight_address(w, self.cols)
+            if bias is not None:
+                check_floats("bias", bias, (w.shape[0],))
+            bias_address = 0 if bias is None else bias.data_ptr()
+            self._native.add(w.format.name, address, w.format.row_bytes(self.cols), *w.shape, bias_address)
+
+    def __call__(self, x: Tensor, threads: int) -> list[Tensor]:
+        """x [T, in] -> for each weight [T, out], x rounded to 8-bit blocks as llama.cpp does."""
+        x = x.contiguous()
+        check_floats("x", x, (None, self.cols))
+        tokens = x.shape[0]
+        out = torch.empty(tokens * self.total)
+        self._native(x.data_ptr(), tokens, out.data_ptr(), threads)
+        if len(self.rows) == 1:
+            return [out.view(tokens, self.total)]
+        parts = out.split([tokens * n for n in self.rows])
+        return [part.view(tokens, n) for part, n in zip(parts, self.rows, strict=True)]
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, threads: int, level: str | None = None
+) -> Tensor:
+    """x [..., n] / rms(x) * weight + bias."""
+    x = x.contiguous()
+    n = x.shape[-1]
+    _check("x", x, x.shape)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            _check(name, vector, (n,))
+    y = torch.empty_like(x)
+    if n:
+        _step(level).norm(x.data_ptr(), x.numel() // n, n, _at(weight), _at(bias), eps, y.data_ptr(), threads)
+    return y
+
+
+def rotate(
+    x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool, threads: int, level: str | None = None
+) -> Tensor:
+    """x [T, H, d] rotated by the tables [n, n_rot / 2], which reach as far as the positions [T]."""
+    tokens, heads, d = x.shape
+    if 2 * cos.shape[1] > d or cos.shape != sin.shape or positions.shape != (tokens,):
+        raise ValueError(
+            f"x {list(x.shape)}, tables {list(cos.shape)} and positions {list(positions.shape)} do not fit"
+        )
+    _check("cos", cos, cos.shape)
+    _check("sin", sin, sin.shape)
+    y = x.clone(memory_format=torch.contiguous_format)
+    _check("x", y, x.shape)
+    native = _step(level).rotate
+    address = y.data_ptr(), tokens, heads, d, 2 * cos.shape[1], neox, cos.data_ptr(), sin.data_ptr()
+    native(*address, positions.data_ptr(), threads)
+    return y
+
+
+def activate(name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None) -> Tensor:
+    """The activation between up and down, [T, n] each."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
+    if gate is None and name != "relu2":
+        raise ValueError(f"activation {name!r} needs a gate")
+    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level)
+
+
+def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None) -> Tensor:
+    """y [T, n] * sigmoid(gate [T, 1])."""
+    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level)
+
+
+def _gate(kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None) -> Tensor:
+    up = up.contiguous()
+    _check("up", up, up.shape)
+    if gate is not None:
+        gate = gate.contiguous()
+        _check("gate", gate, shape)
+    y = torch.empty_like(up)
+    _step(level).gate(kind, _at(gate), up.data_ptr(), *up.shape, y.data_ptr(), threads)
+    return y
+
+
+class Router:
+    """A rule, checked once."""
+
+    def __init__(self, rule: RouterRule):
+        r = rule
+        if not 0 < r.chosen <= r.experts <= MOST_EXPERTS or r.groups < 1 or r.experts % r.groups:
+            raise ValueError(f"{r.chosen} of {r.experts} experts in {r.groups} groups: at most {MOST_EXPERTS} experts")
+        if not 0 < r.groups_used <= r.groups or r.groups_used * (r.experts // r.groups) < r.chosen:
+            raise ValueError(f"{r.groups_used} of {r.groups} groups do not hold {r.chosen} experts")
+        if r.bias is not None:
+            _check("bias", r.bias, (r.experts,))
+        self.rule = rule
+        args = r.experts, r.chosen, r.groups, r.groups_used, int(r.score), _at(r.bias), r.renormalize, r.scale
+        self._native = _cpu.Router(*args)
+
+    def __call__(self, logits: Tensor, threads: int, level: str | None = None) -> tuple[Tensor, Tensor]:
+        """logits [T, E] -> ids [T, k] int32, best first, and weights [T, k]."""
+        logits = logits.contiguous()
+        tokens, k = len(logits), self.rule.chosen
+        _check("logits", logits, (tokens, self.rule.experts))
+        ids, weights = torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k)
+        native = _step(level).choose
+        native(self._native, logits.data_ptr(), tokens, ids.data_ptr(), weights.data_ptr(), threads)
+        return ids, weights
+
+
+def cache(kv: KvLayer) -> Any:
+    """A layer of the cache as the kernels take it."""
+    shape = kv.shape
+    scales = _at(kv.key_scales), _at(kv.value_scales)
+    args = shape.heads, shape.dk, shape.dv, kv.keys.data_ptr(), kv.values.data_ptr(), *scales
+    return _cpu.Cache(_NUMBERS[kv.kind], *args)
+
+
+def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, threads: int, level: str | None = None) -> None:
+    """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
+    shape, tokens = kv.shape, len(slots)
+    keys, values = keys.contiguous(), values.contiguous()
+    _check("keys", keys, (tokens, shape.heads, shape.dk))
+    _check("values", values, (tokens, shape.heads, shape.dv))
+    address = slots.data_ptr(), tokens, keys.data_ptr(), values.data_ptr()
+    _step(level).store(kv.compiled, *address, threads)
+
+
+def attention(
+    q: Tensor,
+    kv: KvLayer,
+    turns: Turns,
+    scale: float,
+    mask: Mask,
+    sinks: Tensor | None,
+    threads: int,
+    level: str | None = None,
+) -> Tensor:
+    """q [T, H, dk] over the cache -> [T, H, dv]; a row's bits do not depend on the other rows, threads or the level."""
+    q = q.contiguous()
+    tokens, heads, dk = q.shape
+    shape = kv.shape
+    if dk != shape.dk or heads % shape.heads:
+        raise ValueError(f"queries {list(q.shape)} do not fit {shape.heads} heads of {shape.dk}")
+    _check("q", q, q.shape)
+    if sinks is not None:
+        _check("sinks", sinks, (heads,))
+    positions, tables, _, starts = turns
+    out = torch.empty(tokens, heads, shape.dv)
+    _step(level).attend(
+        kv.compiled,
+        q.data_ptr(),
+        out.data_ptr(),
+        heads,
+        scale,
+        _at(sinks),
+        _SIGHTS[mask.kind],
+        mask.size,
+        positions.data_ptr(),
+        tables.data_ptr(),
+        tables.shape[1],
+        starts.data_ptr(),
+        len(tables),
+        threads,
+    )
+    return out
+
+
+def argmax(x: np.ndarray) -> int:
+    """The place of the largest of float32 [n], the first of equals; -1 where one is not a number."""
+    return int(_cpu.argmax(_vector(x).ctypes.data, len(x)))
+
+
+def largest(x: np.ndarray, k: int) -> np.ndarray:
+    """Places int64 [k] of the largest of float32 [n], largest first, equals by place."""
+    k = min(k, len(x))
+    places = np.empty(k, np.int64)
+    if k:
+        _cpu.largest_places(_vector(x).ctypes.data, len(x), k, places.ctypes.data)
+    return places
+
+
+def _vector(x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.float32 or x.ndim != 1 or not x.flags.c_contiguous:
+        raise ValueError(f"must be contiguous float32 [n], not {x.dtype} {list(x.shape)}")
+    return x
+
+
+def _at(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _check(name: str, x: Tensor, shape: Sequence[int]) -> None:
+    if x.shape != torch.Size(shape) or x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")

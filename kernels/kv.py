@@ -1,0 +1,90 @@
+"""One layer of the KV cache as the kernels see it, and how it is written and read in plain torch."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KvType = Literal["f16", "bf16", "f32", "q8_0"]
+
+BLOCK = 32  # tokens of a block
+GROUP = 32  # elements of a token's head that share a scale in q8_0
+_DTYPE = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "q8_0": torch.int8}
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What one layer keeps of a token: `heads` keys of `dk` and values of `dv` elements."""
+
+    heads: int
+    dk: int
+    dv: int
+
+    def nbytes(self, kind: KvType) -> int:
+        """Bytes of a token."""
+        groups = -(-self.dk // GROUP) + -(-self.dv // GROUP) if kind == "q8_0" else 0
+        return self.heads * ((self.dk + self.dv) * _DTYPE[kind].itemsize + 2 * groups)
+
+
+class KvLayer:
+    """Keys [n_blocks, heads, dk, 32] and values [n_blocks, heads, 32, dv]; slot = block * 32 + offset.
+
+    A block of keys lies with its tokens beside each other, so that one load holds the same element of 16 keys.
+    """
+
+    def __init__(self, shape: KvShape, n_blocks: int, kind: KvType, device: Any = None):
+        self.shape, self.kind = shape, kind
+        heads, dk, dv = shape.heads, shape.dk, shape.dv
+        self.keys = _zeros((n_blocks, heads, dk, BLOCK), _DTYPE[kind], device)
+        self.values = _zeros((n_blocks, heads, BLOCK, dv), _DTYPE[kind], device)
+        self.key_scales: Tensor | None = None
+        self.value_scales: Tensor | None = None
+        if kind == "q8_0":
+            self.key_scales = _zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
+            self.value_scales = _zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The layer as the CPU kernels take it."""
+        from gmoe.kernels import cpu_step
+
+        return cpu_step.cache(self)
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys [T, heads, dk] and values [T, heads, dv], float32, at slots [T]."""
+        block, at = slots // BLOCK, slots % BLOCK
+        if self.key_scales is None or self.value_scales is None:
+            self.keys[block, :, :, at] = keys.to(self.keys.dtype)
+            self.values[block, :, at] = values.to(self.values.dtype)
+            return
+        self.keys[block, :, :, at], self.key_scales[block, :, :, at] = _to_q8(keys)
+        self.values[block, :, at], self.value_scales[block, :, at] = _to_q8(values)
+
+    def read(self, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` tokens of a sequence by its block table: [L, heads, dk] and [L, heads, dv] float32."""
+        some = blocks[: -(-length // BLOCK)].long()
+        keys, values = self.keys[some].float(), self.values[some].float()
+        if self.key_scales is not None and self.value_scales is not None:
+            keys = keys * self.key_scales[some].float().repeat_interleave(GROUP, 2)[:, :, : self.shape.dk]
+            values = values * self.value_scales[some].float().repeat_interleave(GROUP, 3)[..., : self.shape.dv]
+        return keys.permute(0, 3, 1, 2).flatten(0, 1)[:length], values.transpose(1, 2).flatten(0, 1)[:length]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+    """Zeros that take no memory on the CPU before they are written."""
+    if device is not None and torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
+
+
+def _to_q8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, heads, d] -> codes int8 [T, heads, d] and scales float16 [T, heads, ceil(d / 32)]."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    scales = padded.abs().amax(-1) / 127.0
+    inverse = torch.where(scales > 0, 1.0 / scales, 0.0)
+    codes = (padded * inverse[..., None]).round().to(torch.int8).flatten(-2)[..., : x.shape[-1]]
+    return codes, scales.half()

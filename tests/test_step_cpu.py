@@ -1,0 +1,164 @@
+"""The compiled parts of a step at every level of this machine: the reference's numbers, the same bits everywhere."""
+
+import numpy as np
+import pytest
+import torch
+from gmoe.kernels import cpu_step, reference_step
+from gmoe.kernels.kv import KvLayer, KvShape, KvType
+from gmoe.kernels.reference_step import Mask, RouterRule, Score, Turns
+
+LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
+NEAR = {"atol": 2e-6, "rtol": 2e-5}
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@LEVELS
+@pytest.mark.parametrize("n", [1, 15, 16, 64, 100, 2048])
+def test_norm(level: str, n: int) -> None:
+    x, weight, bias = random(9, n, scale=3.0), random(n, seed=1), random(n, seed=2)
+    for w, b in ((weight, bias), (weight, None), (None, None)):
+        got = cpu_step.rms_norm(x, w, b, 1e-6, 2, level)
+        torch.testing.assert_close(got, reference_step.rms_norm(x, w, b, 1e-6), **NEAR)
+        assert torch.equal(got, cpu_step.rms_norm(x, w, b, 1e-6, 1))
+        assert torch.equal(got[4:5], cpu_step.rms_norm(x[4:5], w, b, 1e-6, 3, level))
+
+
+@LEVELS
+@pytest.mark.parametrize("neox", [False, True])
+@pytest.mark.parametrize(("d", "n_rot"), [(8, 4), (64, 64), (80, 40), (128, 128)])
+def test_rotation(level: str, neox: bool, d: int, n_rot: int) -> None:
+    x, positions = random(5, 3, d), torch.tensor([0, 7, 2, 30, 31])
+    angles = random(32, n_rot // 2, seed=1)
+    cos, sin = angles.cos(), angles.sin()
+    got = cpu_step.rotate(x, positions, cos, sin, neox, 2, level)
+    torch.testing.assert_close(got, reference_step.rotate(x, positions, cos, sin, neox), **NEAR)
+    assert torch.equal(got, cpu_step.rotate(x, positions, cos, sin, neox, 1))
+
+
+@LEVELS
+@pytest.mark.parametrize("name", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai"])
+def test_activations(level: str, name: str) -> None:
+    gate, up = random(4, 77, scale=5.0), random(4, 77, seed=1, scale=5.0)
+    got = cpu_step.activate(name, gate, up, 2, level)
+    torch.testing.assert_close(got, reference_step.activate(name, gate, up), atol=1e-5, rtol=1e-5)
+    assert torch.equal(got, cpu_step.activate(name, gate, up, 1))
+    scalar = random(4, 1, seed=3)
+    torch.testing.assert_close(cpu_step.gated(scalar, up, 1, level), up * torch.sigmoid(scalar), **NEAR)
+
+
+RULES = [
+    RouterRule(Score.SOFTMAX, 60, 4),
+    RouterRule(Score.SOFTMAX, 512, 10, renormalize=True),
+    RouterRule(Score.SOFTMAX_WEIGHT, 32, 4),
+    RouterRule(Score.SIGMOID, 64, 6, 8, 3, random(64, seed=5, scale=0.1), renormalize=True, scale=2.5),
+    RouterRule(Score.SQRT_SOFTPLUS, 17, 1),
+]
+
+
+@LEVELS
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.score.name}-{rule.experts}")
+def test_routers(level: str, rule: RouterRule) -> None:
+    logits = random(50, rule.experts, scale=2.0)
+    ids, weights = cpu_step.Router(rule)(logits, 2, level)
+    want_ids, want = reference_step.choose(logits, rule)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(weights, want, **NEAR)
+    again = cpu_step.Router(rule)(logits[7:8], 1)
+    assert torch.equal(again[0], ids[7:8]) and torch.equal(again[1], weights[7:8])
+
+
+def scene(shape: KvShape, kind: KvType, lengths: list[int], new: list[int], level: str) -> tuple[KvLayer, Turns]:
+    """A cache whose sequences lie in shuffled blocks; the last `new` tokens of each are this step's."""
+    needed = [-(-length // 32) for length in lengths]
+    order = torch.randperm(sum(needed) + 3, generator=torch.Generator().manual_seed(4)).tolist()
+    tables = torch.zeros(len(lengths), max(needed), dtype=torch.int32)
+    kv = KvLayer(shape, sum(needed) + 3, kind)
+    for s, length in enumerate(lengths):
+        mine = [order.pop() for _ in range(needed[s])]
+        tables[s, : len(mine)] = torch.tensor(mine)
+        slots = torch.tensor([mine[p // 32] * 32 + p % 32 for p in range(length)])
+        keys, values = random(length, shape.heads, shape.dk, seed=s), random(length, shape.heads, shape.dv, seed=9 + s)
+        cpu_step.store(kv, slots, keys, values, 2, level)
+    positions = torch.cat([torch.arange(n - m, n) for n, m in zip(lengths, new, strict=True)])
+    starts = torch.tensor([0, *np.cumsum(new)], dtype=torch.int32)
+    return kv, Turns(positions, tables, torch.tensor(lengths, dtype=torch.int32), starts)
+
+
+@LEVELS
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("shape", [KvShape(2, 64, 64), KvShape(1, 40, 24), KvShape(3, 7, 50)])
+def test_what_is_stored_is_read(level: str, kind: KvType, shape: KvShape) -> None:
+    kv, plain = KvLayer(shape, 3, kind), KvLayer(shape, 3, kind)
+    slots = torch.tensor([0, 33, 95, 40, 1])
+    keys, values = random(5, shape.heads, shape.dk, scale=2.0), random(5, shape.heads, shape.dv, seed=1, scale=1e-3)
+    keys[0, 0, 0], values[1, 0, 1] = 1e-7, 0.0
+    cpu_step.store(kv, slots, keys, values, 2, level)
+    plain.write(slots, keys, values)
+    for name in ("keys", "values", "key_scales", "value_scales"):
+        if getattr(kv, name) is not None:
+            assert torch.equal(getattr(kv, name), getattr(plain, name)), name
+
+
+MASKS = [Mask("causal"), Mask("sliding", 50), Mask("sliding", 600), Mask("chunked", 70)]
+SHAPES = [(KvShape(2, 64, 64), 8), (KvShape(4, 128, 128), 4), (KvShape(1, 72, 40), 5), (KvShape(1, 16, 200), 16)]
+
+
+@LEVELS
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{mask.kind}{mask.size}")
+@pytest.mark.parametrize(("shape", "heads"), SHAPES)
+def test_attention(level: str, shape: KvShape, heads: int, mask: Mask) -> None:
+    kv, turns = scene(shape, "f32", [1100, 1, 40], [70, 1, 3], level)
+    q, sinks = random(74, heads, shape.dk), random(heads, seed=8)
+    for some in (sinks, None):
+        got = cpu_step.attention(q, kv, turns, 0.125, mask, some, 2, level)
+        torch.testing.assert_close(got, reference_step.attention(q, kv, turns, 0.125, mask, some), **NEAR)
+        assert torch.equal(got, cpu_step.attention(q, kv, turns, 0.125, mask, some, 1))
+
+
+@LEVELS
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
+def test_attention_alone_and_in_company(level: str, kind: KvType) -> None:
+    kv, turns = scene(KvShape(2, 64, 64), kind, [1100, 300], [70, 9], level)
+    q = random(79, 4, 64)
+    whole = cpu_step.attention(q, kv, turns, 0.1, Mask("causal"), None, 2, level)
+    torch.testing.assert_close(whole, reference_step.attention(q, kv, turns, 0.1, Mask("causal"), None), **NEAR)
+    for row, table in ((0, 0), (33, 0), (69, 0), (75, 1)):
+        starts = torch.tensor([0, 1], dtype=torch.int32)
+        one = Turns(
+            turns.positions[row : row + 1], turns.block_tables[table : table + 1], turns.context_lens[:1], starts
+        )
+        for threads in (1, 3, 9):
+            got = cpu_step.attention(q[row : row + 1], kv, one, 0.1, Mask("causal"), None, threads, level)
+            assert torch.equal(got, whole[row : row + 1])
+
+
+@pytest.mark.parametrize("n", [1, 17, 1024, 50001])
+def test_the_largest(n: int) -> None:
+    x = random(n).round(decimals=1).numpy()
+    assert cpu_step.argmax(x) == int(x.argmax())
+    for k in (1, 5, 40):
+        want = np.argsort(-x, kind="stable")[:k]
+        assert np.array_equal(cpu_step.largest(x, k), want)
+    x[n // 2] = np.nan
+    assert cpu_step.argmax(x) == -1
+    assert cpu_step.argmax(np.full(n, -np.inf, np.float32)) == 0
+
+
+def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
+    x = random(3, 8)
+    with pytest.raises(ValueError, match=r"weight must be contiguous float32 \[8\] on the CPU, not .* \[7\]"):
+        cpu_step.rms_norm(x, random(7), None, 1e-6, 1)
+    with pytest.raises(ValueError, match="no kernel level 'sse9'"):
+        cpu_step.rms_norm(x, None, None, 1e-6, 1, "sse9")
+    with pytest.raises(ValueError, match=r"tables \[4, 5\]"):
+        cpu_step.rotate(random(3, 1, 8), torch.arange(3), random(4, 5), random(4, 5), True, 1)
+    with pytest.raises(ValueError, match="5 of 4 experts"):
+        cpu_step.Router(RouterRule(Score.SOFTMAX, 4, 5))
+    kv = KvLayer(KvShape(2, 8, 8), 1, "f16")
+    with pytest.raises(ValueError, match=r"queries \[1, 3, 8\] do not fit 2 heads of 8"):
+        zero = torch.zeros(1, dtype=torch.int64)
+        turns = Turns(zero, zero[None].int(), zero.int(), torch.tensor([0, 1], dtype=torch.int32))
+        cpu_step.attention(random(1, 3, 8), kv, turns, 1.0, Mask("causal"), None, 1)

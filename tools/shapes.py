@@ -1,0 +1,150 @@
+"""Shapes of real models: the metadata and tensors of a GGUF file, without their values."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Tensors = Iterator[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model; the defaults are those of no model in particular."""
+
+    architecture: str
+    embd: int
+    head: int
+    head_kv: int
+    layer: int
+    expert: int
+    used: int
+    ff_exp: int
+    vocab: int
+    head_dim: int = 128
+    ff: int = 0  # of dense blocks
+    ff_shared: int = 0
+    lead: int = 0  # dense blocks at the beginning
+    context: int = 32768
+    keys: dict[str, Any] = field(default_factory=dict)  # more metadata below the architecture's name
+    mla: tuple[int, int, int, int] = (0, 0, 0, 0)  # latent width, not rotated, rotated, value
+    bias: str = ""  # which of q, k, v, o have one
+    norm: str = ""  # of q and k: "", "head", "full"
+    extra: Callable[["Shape"], Tensors] = lambda s: iter(())  # of a block
+
+
+def _oss(s: Shape) -> Tensors:
+    yield "attn_sinks.weight", (s.head,)
+    yield "ffn_gate_inp.bias", (s.expert,)
+    for name, rows in (("gate", s.ff_exp), ("up", s.ff_exp), ("down", s.embd)):
+        yield f"ffn_{name}_exps.bias", (s.expert, rows)
+
+
+def _yarn(factor: float, original: int, **more: Any) -> dict[str, Any]:
+    scaling = {"type": "yarn", "factor": factor, "original_context_length": original, **more}
+    return {f"rope.scaling.{name}": value for name, value in scaling.items()}
+
+
+SHAPES: dict[str, Shape] = {
+    "qwen3-30b-a3b": Shape(
+        "qwen3moe", 2048, 32, 4, 48, 128, 8, 768, 151936, norm="head", ff=6144, keys={"rope.freq_base": 1e6}
+    ),
+    "mixtral-8x7b": Shape("llama", 4096, 32, 8, 32, 8, 2, 14336, 32000, ff=14336, keys={"rope.freq_base": 1e6}),
+    "olmoe-1b-7b": Shape("olmoe", 2048, 16, 16, 16, 64, 8, 1024, 50304, norm="full", ff=1024, context=4096),
+    "qwen1.5-moe-a2.7b": Shape(
+        "qwen2moe", 2048, 16, 16, 24, 60, 4, 1408, 151936, bias="qkv", ff=5632, ff_shared=5632, context=8192,
+        keys={"rope.freq_base": 1e6, "expert_shared_feed_forward_length": 5632},
+    ),
+    "gpt-oss-20b": Shape(
+        "gpt-oss", 2880, 64, 8, 24, 32, 4, 2880, 201088, head_dim=64, bias="qkvo", ff=2880, context=131072, extra=_oss,
+        keys={"rope.freq_base": 150000.0, "attention.sliding_window": 128} | _yarn(32.0, 4096),
+    ),
+    "deepseek-v2-lite": Shape(
+        "deepseek2", 2048, 16, 1, 27, 64, 6, 1408, 102400, mla=(512, 128, 64, 128), ff=10944, ff_shared=2816, lead=1,
+        keys={"expert_shared_count": 2, "expert_weights_scale": 1.0} | _yarn(40.0, 4096, yarn_log_multiplier=0.0707),
+    ),
+}  # fmt: skip
+
+
+def metadata(s: Shape) -> dict[str, Any]:
+    """Keys below the architecture's name."""
+    latent, nope, rot, value = s.mla
+    keys = {
+        "block_count": s.layer,
+        "context_length": s.context,
+        "embedding_length": s.embd,
+        "feed_forward_length": s.ff,
+        "attention.head_count": s.head,
+        "attention.head_count_kv": s.head_kv,
+        "attention.key_length": latent + rot if latent else s.head_dim,
+        "attention.value_length": latent or s.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": 10000.0,
+        "rope.dimension_count": rot or s.head_dim,
+        "expert_count": s.expert,
+        "expert_used_count": s.used,
+        "expert_feed_forward_length": s.ff_exp,
+        "vocab_size": s.vocab,
+    }
+    if latent:
+        keys |= {
+            "leading_dense_block_count": s.lead,
+            "attention.kv_lora_rank": latent,
+            "attention.key_length_mla": nope + rot,
+            "attention.value_length_mla": value,
+        }
+    return keys | s.keys
+
+
+def tensors(s: Shape) -> Tensors:
+    """Names and row-major shapes, in the order of the file."""
+    yield "token_embd.weight", (s.vocab, s.embd)
+    for layer in range(s.layer):
+        for name, shape in _block(s, layer):
+            yield f"blk.{layer}.{name}", shape
+    yield "output_norm.weight", (s.embd,)
+    yield "output.weight", (s.vocab, s.embd)
+
+
+def _block(s: Shape, layer: int) -> Tensors:
+    yield "attn_norm.weight", (s.embd,)
+    yield from _latent(s) if s.mla[0] else _grouped(s)
+    yield ("post_attention_norm.weight" if s.architecture == "gpt-oss" else "ffn_norm.weight"), (s.embd,)
+    if layer < s.lead:
+        yield from _dense(s, "", s.ff)
+        return
+    yield "ffn_gate_inp.weight", (s.expert, s.embd)
+    yield "ffn_gate_exps.weight", (s.expert, s.ff_exp, s.embd)
+    yield "ffn_up_exps.weight", (s.expert, s.ff_exp, s.embd)
+    yield "ffn_down_exps.weight", (s.expert, s.embd, s.ff_exp)
+    yield from s.extra(s)
+    if s.ff_shared:
+        yield from _dense(s, "_shexp", s.ff_shared)
+    if s.architecture == "qwen2moe":
+        yield "ffn_gate_inp_shexp.weight", (s.embd,)
+
+
+def _grouped(s: Shape) -> Tensors:
+    q, kv = s.head * s.head_dim, s.head_kv * s.head_dim
+    for name, shape in (("q", (q, s.embd)), ("k", (kv, s.embd)), ("v", (kv, s.embd)), ("output", (s.embd, q))):
+        yield f"attn_{name}.weight", shape
+        if name[0] in s.bias:
+            yield f"attn_{name}.bias", shape[:1]
+    if s.norm:
+        yield "attn_q_norm.weight", (s.head_dim if s.norm == "head" else q,)
+        yield "attn_k_norm.weight", (s.head_dim if s.norm == "head" else kv,)
+
+
+def _latent(s: Shape) -> Tensors:
+    latent, nope, rot, value = s.mla
+    yield "attn_q.weight", (s.head * (nope + rot), s.embd)
+    yield "attn_kv_a_mqa.weight", (latent + rot, s.embd)
+    yield "attn_kv_a_norm.weight", (latent,)
+    yield "attn_k_b.weight", (s.head, latent, nope)
+    yield "attn_v_b.weight", (s.head, value, latent)
+    yield "attn_output.weight", (s.embd, s.head * value)
+
+
+def _dense(s: Shape, suffix: str, width: int) -> Tensors:
+    yield f"ffn_gate{suffix}.weight", (width, s.embd)
+    yield f"ffn_up{suffix}.weight", (width, s.embd)
+    yield f"ffn_down{suffix}.weight", (s.embd, width)
