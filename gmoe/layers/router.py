@@ -42,4 +42,8 @@ def topk(hp: Hparams, gating: Gating, *, renormalize: bool, bias: Tensor | None 
         given = lambda ids: weigh(torch.from_numpy(ids).long()).numpy()  # noqa: E731
         return Scores(selection.numpy(), probabilities.numpy(), given)
 
-    return lambda logits: Routing(*choose(logits), partial(thought, logits))
+    def route(logits: Tensor) -> Routing:
+        ids, weights = choose(logits)
+        return Routing(ids, weights, partial(thought, logits))
+
+    return route
