@@ -147,14 +147,6 @@ class Router:
         return ids, weights
 
 
-def cache(kv: KvLayer) -> Any:
-    """A layer of the cache as the kernels take it."""
-    shape = kv.shape
-    scales = _at(kv.key_scales), _at(kv.value_scales)
-    args = shape.heads, shape.dk, shape.dv, kv.keys.data_ptr(), kv.values.data_ptr(), *scales
-    return _cpu.Cache(_NUMBERS[kv.kind], *args)
-
-
 def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, threads: int, level: str | None = None) -> None:
     """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
     shape, tokens = kv.shape, len(slots)
@@ -162,7 +154,7 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, threads: int
     _check("keys", keys, (tokens, shape.heads, shape.dk))
     _check("values", values, (tokens, shape.heads, shape.dv))
     address = slots.data_ptr(), tokens, keys.data_ptr(), values.data_ptr()
-    _step(level).store(kv.compiled, *address, threads)
+    _step(level).store(_cache(kv), *address, threads)
 
 
 def attention(
@@ -187,7 +179,7 @@ def attention(
     positions, tables, _, starts = turns
     out = torch.empty(tokens, heads, shape.dv)
     _step(level).attend(
-        kv.compiled,
+        _cache(kv),
         q.data_ptr(),
         out.data_ptr(),
         heads,
@@ -232,3 +224,11 @@ def _at(x: Tensor | None) -> int:
 def _check(name: str, x: Tensor, shape: Sequence[int]) -> None:
     if x.shape != torch.Size(shape) or x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")
+
+
+def _cache(kv: KvLayer) -> Any:
+    if kv.compiled is None:
+        shape, scales = kv.shape, (_at(kv.key_scales), _at(kv.value_scales))
+        args = shape.heads, shape.dk, shape.dv, kv.keys.data_ptr(), kv.values.data_ptr(), *scales
+        kv.compiled = _cpu.Cache(_NUMBERS[kv.kind], *args)
+    return kv.compiled

@@ -1,7 +1,6 @@
 """One layer of the KV cache as the kernels see it, and how it is written and read in plain torch."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +36,7 @@ class KvLayer:
 
     def __init__(self, shape: KvShape, n_blocks: int, kind: KvType, device: Any = None):
         self.shape, self.kind = shape, kind
+        self.compiled: Any = None  # the layer as the CPU kernels take it, once they have
         heads, dk, dv = shape.heads, shape.dk, shape.dv
         self.keys = _zeros((n_blocks, heads, dk, BLOCK), _DTYPE[kind], device)
         self.values = _zeros((n_blocks, heads, BLOCK, dv), _DTYPE[kind], device)
@@ -45,13 +45,6 @@ class KvLayer:
         if kind == "q8_0":
             self.key_scales = _zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
             self.value_scales = _zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
-
-    @cached_property
-    def compiled(self) -> Any:
-        """The layer as the CPU kernels take it."""
-        from gmoe.kernels import cpu_step
-
-        return cpu_step.cache(self)
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys [T, heads, dk] and values [T, heads, dv], float32, at slots [T]."""
