@@ -333,7 +333,9 @@ class LLM:
             return evicts[-1]
 
         counts = budget.counts(kv_bytes, 1 - twins)
-        self.store.offload(budget.groups, counts, budget.extents, evict, open_transfer(self.file.parts))
+        transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
+        self.notices += [transfer.notice] if transfer.notice else []
+        self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
         if options.twin is not None and twins:
             self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
         here, all = self.store.slots, sum(group.experts for group in budget.groups)

@@ -12,6 +12,7 @@ UNITS = {"": 1, "B": 1} | {
     for end, base in (("", 1024), ("iB", 1024), ("B", 1000))
 }
 POLICIES = ("route", "evict", "prefetch", "working_set", "miss")
+READERS = ("auto", "direct", "mapped")
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 ACTIVATIONS = ("q8", "float")
 POLICY_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -29,6 +30,7 @@ class RuntimeOptions:
     max_sequences: int = 4  # sequences decoded together
     host_memory: str = "auto"  # budget for all weights in RAM: "auto", "6GiB", "60%"
     gpu_memory: str = "auto"  # budget for weights and cache on the GPU, written likewise
+    reader: str = "auto"  # how experts come from the disk: "direct" past the page cache, "mapped" through it
     kv_type: str = "f16"
     activations: str = "q8"  # "q8": rounded to 8-bit blocks in the CPU kernels; "float": not at all
     route: str = "exact"  # which experts are asked for: a file name in experts/route/
@@ -47,14 +49,15 @@ class RuntimeOptions:
             _require_int(name, getattr(self, name), low)
         if self.seed is not None:
             _require_int("seed", self.seed, None)
-        for name in ("device", "host_memory", "gpu_memory", "kv_type", "activations", "admission", *POLICIES):
+        strings = ("device", "host_memory", "gpu_memory", "reader", "kv_type", "activations", "admission")
+        for name in (*strings, *POLICIES):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text")
         if not DEVICE.fullmatch(self.device):
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         for name in ("host_memory", "gpu_memory"):
             memory_bytes(getattr(self, name), 0, name)
-        for name, allowed in (("kv_type", KV_TYPES), ("activations", ACTIVATIONS)):
+        for name, allowed in (("reader", READERS), ("kv_type", KV_TYPES), ("activations", ACTIVATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         for name in ("admission", *POLICIES):

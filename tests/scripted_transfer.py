@@ -19,6 +19,7 @@ class ScriptedTransfer:
         self.errors = errors  # the chance that a read fails
         self.flying: dict[Ticket, tuple[Extent, np.ndarray]] = {}
         self.closed = False
+        self.notice = ""
         self.most = 0
 
     def submit(self, id: ExpertId, slot: int, extent: Extent, into: np.ndarray, urgent: bool) -> Ticket:
@@ -28,6 +29,9 @@ class ScriptedTransfer:
         self.flying[ticket] = extent, into
         self.most = max(self.most, len(self.flying))
         return ticket
+
+    def elsewhere(self, extent: Extent) -> None:
+        return None
 
     def promote(self, ticket: Ticket) -> None:
         ticket.urgent = True

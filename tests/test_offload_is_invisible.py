@@ -29,7 +29,7 @@ CHOICES: dict[str, list[Any]] = {
     "evict": ["auto", *(name for name in policy.names("evict") if name != "belady")],
     "prefetch": ["auto", *policy.names("prefetch")],
     "working_set": ["auto", *policy.names("working_set")],
-    "reader": ["threads", "scripted"],
+    "reader": ["direct", "mapped", "scripted"],
 }
 ROWS = pairwise(CHOICES)
 
@@ -69,12 +69,13 @@ def run(models: Models, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     readers: list[ScriptedTransfer] = []
     if row["reader"] == "scripted":
 
-        def scripted(paths: list[Path]) -> ScriptedTransfer:
+        def scripted(paths: list[Path], *how: Any) -> ScriptedTransfer:
             readers.append(ScriptedTransfer([np.fromfile(p, dtype=np.uint8) for p in paths], seed=len(path.name)))
             return readers[0]
 
         monkeypatch.setattr(assembly, "open_transfer", scripted)
     names = {kind: row[kind] for kind in ("evict", "prefetch", "working_set")}
+    names["reader"] = "auto" if row["reader"] == "scripted" else row["reader"]
     options = gmoe.RuntimeOptions(
         context=64, max_sequences=1, host_memory=str(memory(budget, row["capacity"])), **names
     )
@@ -116,7 +117,9 @@ def test_the_check_can_fail(models: Models, monkeypatch: pytest.MonkeyPatch) -> 
             self.last = extent, into
             return super().submit(id, slot, extent, into, urgent)
 
-    monkeypatch.setattr(assembly, "open_transfer", lambda paths: Hasty([np.fromfile(p, dtype=np.uint8) for p in paths]))
+    monkeypatch.setattr(
+        assembly, "open_transfer", lambda paths, *how: Hasty([np.fromfile(p, dtype=np.uint8) for p in paths])
+    )
     with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, host_memory=str(memory(budget, "half")))) as llm:
         assert not np.array_equal(llm.logits(PROMPTS[0]), want[0])
 
@@ -124,7 +127,7 @@ def test_the_check_can_fail(models: Models, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_failed_read_is_an_error_of_its_request_alone(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     path, want, budget = models["qwen3moe"]
     reader = ScriptedTransfer([np.fromfile(path, dtype=np.uint8)])
-    monkeypatch.setattr(assembly, "open_transfer", lambda paths: reader)
+    monkeypatch.setattr(assembly, "open_transfer", lambda paths, *how: reader)
     with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, host_memory=str(memory(budget, "half")))) as llm:
         reader.errors = 0.5
         failures = 0

@@ -120,9 +120,10 @@ def test_a_budget_is_shared_evenly() -> None:
     assert share(alike, 300) == [1, 1] and share(alike, 1) == [1, 1]
 
 
-def test_threads_read_what_the_file_holds(file: GGUFFile) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_threads_read_what_the_file_holds(file: GGUFFile, mapped: bool) -> None:
     layout = ExpertLayout(file, SHAPE.layer, SHAPE.expert)
-    store = opened(file, 24, ThreadTransfer(file.parts))
+    store = opened(file, 24, ThreadTransfer(file.parts, mapped=mapped))
     ids = [ExpertId(layer, expert) for layer in range(3) for expert in range(8)]
     store.prefetch(ids[:4], ())
     tickets = [store.fetch(id, ()) for id in ids]
@@ -132,11 +133,12 @@ def test_threads_read_what_the_file_holds(file: GGUFFile) -> None:
     store.close()
 
 
-def test_a_file_cut_off_while_in_use_fails_only_what_it_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_cut_off_while_in_use_fails_only_what_it_lost(tmp_path: Path, mapped: bool) -> None:
     path = write_model(tmp_path / "m.gguf", "qwen3moe", shape=SHAPE)
     with GGUFFile.open(path) as file:
         layout = ExpertLayout(file, SHAPE.layer, SHAPE.expert)
-        store = opened(file, 8, ThreadTransfer(file.parts))
+        store = opened(file, 8, ThreadTransfer(file.parts, mapped=mapped))
         last = layout.spans(2, 7).down
         os.truncate(path, last.offset + 10)
         ticket = store.fetch(ExpertId(2, 7), ())

@@ -43,6 +43,7 @@ HELP: Mapping[str, str] = {
     "max_sequences": "Sequences decoded together.",
     "host_memory": "Budget for all weights in RAM: auto, 6GiB, 60%.",
     "gpu_memory": "Budget for weights and cache on the GPU: auto, 8GiB, 80%.",
+    "reader": "How experts come from the disk: auto, direct (past the page cache), mapped (through it).",
     "kv_type": "Type of the KV cache: f16, bf16, f32, q8_0.",
     "activations": "Rounding of activations in the CPU kernels: q8, or float for none.",
     "route": "Policy: which experts are asked for.",

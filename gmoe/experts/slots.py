@@ -129,7 +129,3 @@ class Arena:
     def address(self, group: int, slot: int) -> int:
         """Where a slot begins."""
         return int(self.base + self._begin[group] + slot * self._slot_bytes[group])
-
-    def at(self, address: int, nbytes: int) -> NDArray[np.uint8]:
-        """The bytes at an address inside."""
-        return self.bytes[address - self.base : address - self.base + nbytes]

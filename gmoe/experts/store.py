@@ -3,6 +3,7 @@
 Either all experts are used straight from the map of the file, or they come and go in slots of a budget.
 """
 
+import ctypes
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -211,8 +212,9 @@ class ExpertStore:
             extent = self._extents[ticket.id]
             self.stats.bytes_loaded += sum(read.needed for read in extent.reads)
             base = self._arena.address(self._group_of[ticket.id.layer], ticket.slot)
-            for matrix, start in zip(_present(self._tables[ticket.id.layer]), extent.starts, strict=True):
-                matrix.address[ticket.id.expert] = base + start
+            places = self.transfer.elsewhere(extent) or [base + start for start in extent.starts]
+            for matrix, place in zip(_present(self._tables[ticket.id.layer]), places, strict=True):
+                matrix.address[ticket.id.expert] = place
 
     def _cancel(self, ticket: Ticket) -> bool:
         if self.transfer.cancel(ticket):
@@ -256,7 +258,8 @@ def _slotted(table: ExpertTable, arena: Arena) -> ExpertTable:
         def data(expert: int) -> NDArray[np.uint8]:
             if not address[expert]:
                 raise KeyError(f"expert {expert} is not here")
-            return arena.at(int(address[expert]), matrix.rows * row_bytes).reshape(matrix.rows, row_bytes)
+            memory = (ctypes.c_uint8 * (matrix.rows * row_bytes)).from_address(int(address[expert]))
+            return np.frombuffer(memory, dtype=np.uint8).reshape(matrix.rows, row_bytes)
 
         return replace(matrix, address=address, owner=arena, data=data)
 

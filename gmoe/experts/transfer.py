@@ -1,7 +1,13 @@
-"""Transfer: reads experts past the page cache, several at a time; what is waited for goes before what is foretold."""
+"""Transfer: reads experts, several at a time; what is waited for goes before what is foretold.
+
+Two readers: one past the page cache into slots, and one that announces the slices to the system and uses them where
+the page cache has them. `open_transfer` measures both and takes the faster.
+"""
 
 import errno
+import mmap
 import os
+import random
 import threading
 import time
 from collections import deque
@@ -17,6 +23,10 @@ from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.slots import PAGE, Extent, Read
 
 IN_FLIGHT = 4
+WORTH_MEASURING = 256 << 20  # bytes of experts; of less, either reader will do
+MEASURED = 0.1  # seconds of reading
+BETTER = 1.2  # so many times faster must the page cache be, whose evictions nobody here decides
+_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 
 
 class TransferError(OSError):
@@ -56,6 +66,9 @@ class Transfer(Protocol):
 
     def submit(self, id: ExpertId, slot: int, extent: Extent, into: NDArray[np.uint8], urgent: bool) -> Ticket:
         """Begin reading; urgent ones go before all others."""
+
+    def elsewhere(self, extent: Extent) -> Sequence[int] | None:
+        """Where the matrices of an expert that has come lie, if it is not in its slot."""
 
     def promote(self, ticket: Ticket) -> None:
         """Somebody waits for it now."""
@@ -107,11 +120,49 @@ class _File:
             os.close(fd)
 
 
+class _MappedFile:
+    """One part of a model in the page cache: nothing is copied, a slice is announced and waited for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.fd = os.dup(file.fileno())
+        except OSError as error:
+            raise TransferError(f"{path} cannot be read: {error.strerror}") from None
+        self.map.madvise(mmap.MADV_RANDOM)  # no reading around what is asked for
+        self.bytes = np.frombuffer(self.map, dtype=np.uint8)
+        self.base = int(self.bytes.ctypes.data)
+
+    def announce(self, read: Read) -> None:
+        """Let the system begin to read."""
+        self.map.madvise(mmap.MADV_WILLNEED, read.offset, read.needed)
+
+    def read(self, read: Read, into: NDArray[np.uint8]) -> None:
+        """Wait until it is there; raises `TransferError`."""
+        end = os.fstat(self.fd).st_size
+        if read.offset + read.needed > end:
+            raise TransferError(f"{self.path} ends at byte {end}: it was cut off while in use")
+        try:
+            self.map.madvise(_POPULATE_READ, read.offset, read.needed)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel: every page is touched
+                raise TransferError(f"{self.path} cannot be read: {error.strerror}") from None
+            self.bytes[read.offset : read.offset + read.needed : PAGE].max()
+
+    def close(self) -> None:
+        os.close(self.fd)  # the map goes with the last who uses its bytes
+
+
 class ThreadTransfer:
     """A small pool of threads over two queues; the reads of one expert may run side by side."""
 
-    def __init__(self, paths: Sequence[Path], in_flight: int = IN_FLIGHT):
-        self.files = [_File(path) for path in paths]
+    def __init__(self, paths: Sequence[Path], in_flight: int = IN_FLIGHT, mapped: bool = False):
+        self.mapped = mapped
+        self.files: Sequence[_File] | Sequence[_MappedFile]
+        self.files = [_MappedFile(path) for path in paths] if mapped else [_File(path) for path in paths]
+        self.notice = ""  # how the reader was chosen
         self._change = threading.Condition()
         self._urgent: deque[tuple[Ticket, Read, NDArray[np.uint8]]] = deque()
         self._later: deque[tuple[Ticket, Read, NDArray[np.uint8]]] = deque()
@@ -125,11 +176,36 @@ class ThreadTransfer:
 
     def submit(self, id: ExpertId, slot: int, extent: Extent, into: NDArray[np.uint8], urgent: bool) -> Ticket:
         ticket = Ticket(id, slot, len(extent.reads), urgent)
+        for read in extent.reads if self.mapped else ():
+            self._announce(read)
         jobs = [(ticket, read, into[read.at : read.at + read.nbytes]) for read in extent.reads]
         with self._change:
             (self._urgent if urgent else self._later).extend(jobs)
             self._change.notify_all()
         return ticket
+
+    def elsewhere(self, extent: Extent) -> Sequence[int] | None:
+        return [self._address(extent, start) for start in extent.starts] if self.mapped else None
+
+    def drop(self, extent: Extent) -> None:
+        """Let the page cache forget an expert that nobody uses."""
+        for read in extent.reads:
+            file = self.files[read.part]
+            if isinstance(file, _MappedFile):
+                file.map.madvise(mmap.MADV_DONTNEED, read.offset, read.needed)
+            fd = file.fd if isinstance(file, _MappedFile) else file.plain
+            os.posix_fadvise(fd, read.offset, read.nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _announce(self, read: Read) -> None:
+        file = self.files[read.part]
+        if isinstance(file, _MappedFile):
+            file.announce(read)
+
+    def _address(self, extent: Extent, start: int) -> int:
+        read = next(read for read in extent.reads if read.at <= start < read.at + read.nbytes)
+        file = self.files[read.part]
+        assert isinstance(file, _MappedFile)
+        return file.base + read.offset + start - read.at
 
     def promote(self, ticket: Ticket) -> None:
         with self._change:
@@ -190,6 +266,36 @@ class ThreadTransfer:
                     self._change.notify_all()
 
 
-def open_transfer(paths: Sequence[Path]) -> Transfer:
-    """The reader for the parts of a model."""
-    return ThreadTransfer(paths)
+def open_transfer(paths: Sequence[Path], extents: Collection[Extent] = (), reader: str = "auto") -> ThreadTransfer:
+    """The reader for the parts of a model whose experts are `extents`: "direct", "mapped", or the faster of them."""
+    if reader != "auto" or sum(extent.nbytes for extent in extents) < WORTH_MEASURING:
+        return ThreadTransfer(paths, mapped=reader == "mapped")
+    direct, mapped = (_bandwidth(paths, extents, by_map) for by_map in (False, True))
+    transfer = ThreadTransfer(paths, mapped=mapped > BETTER * direct)
+    chosen = "through the page cache" if transfer.mapped else "past the page cache"
+    rates = f"measured {direct / 1e6:.0f} MB/s directly, {mapped / 1e6:.0f} MB/s through it"
+    transfer.notice = f"experts are read {chosen}: {rates}"
+    return transfer
+
+
+def _bandwidth(paths: Sequence[Path], extents: Collection[Extent], mapped: bool) -> float:
+    """Bytes a second of experts taken at random that the page cache has not."""
+    transfer = ThreadTransfer(paths, mapped=mapped)
+    choose, every = random.Random(mapped), list(extents)
+    slots = [np.frombuffer(mmap.mmap(-1, max(e.nbytes for e in every)), dtype=np.uint8) for _ in range(IN_FLIGHT)]
+    try:
+        done, began = 0, time.perf_counter()
+        while (spent := time.perf_counter() - began) < MEASURED:
+            some = choose.sample(every, min(len(every), len(slots)))
+            for extent in some:
+                transfer.drop(extent)
+            nobody = ExpertId(-1, -1)
+            flying = [transfer.submit(nobody, 0, e, into, True) for e, into in zip(some, slots, strict=False)]
+            while flying := [ticket for ticket in flying if not ticket.final]:
+                transfer.wait(flying)
+            done += sum(read.needed for extent in some for read in extent.reads)
+            for extent in some:
+                transfer.drop(extent)
+        return done / spent if spent else 0.0
+    finally:
+        transfer.close()
