@@ -144,7 +144,13 @@ class LLM:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
         self._choose_policies(budget, n_blocks * block_bytes)
         engine = Engine(
-            self.model, self.context, options.max_sequences, kv_type, n_blocks=n_blocks, admission=options.admission
+            self.model,
+            self.context,
+            options.max_sequences,
+            kv_type,
+            chunk=budget.chunk,
+            n_blocks=n_blocks,
+            admission=options.admission,
         )
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
@@ -294,7 +300,21 @@ class LLM:
         asked = self.options.host_memory
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         fixed = sum(self.file.tensors[name].nbytes for name in self._fixed(layout))
-        return Budget(str(self.file.path), layout, fixed, None if asked == "auto" else memory_bytes(asked, total))
+        return Budget(
+            str(self.file.path),
+            layout,
+            fixed,
+            None if asked == "auto" else memory_bytes(asked, total),
+            activations=self._activations,
+        )
+
+    def _activations(self, chunk: int) -> int:
+        """About what a pass over so many tokens allocates, in bytes."""
+        hp = self.hparams
+        n_ff = max((experts.up.rows for experts in self.layout.layers.values()), default=0)
+        experts = hp.n_expert_used * (hp.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
+        scores = 3 * hp.n_head * min(chunk, 128) * (self.options.context or 2048)
+        return 4 * (chunk * (experts + 12 * hp.n_embd) + scores)
 
     def _choose_policies(self, budget: Budget, kv_bytes: int) -> None:
         """Put the experts into slots where they do not fit, and give the policies what they ask for."""

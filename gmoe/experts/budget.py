@@ -1,12 +1,15 @@
 """Budget: whether a model's experts fit into memory, and if not, how many slots there are for them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gmoe.experts.memory import Limit, available
 from gmoe.experts.slots import extents, groups, least, share
 from gmoe.gguf.layout import ExpertLayout
 
-RESERVE = 96 << 20  # for activations, and for the code that runs them
+RESERVE = 48 << 20  # for what grows with nothing: code that is not there yet, the heap's holes
+RESERVE_PART = 8  # prompts run in smaller chunks before their activations and RESERVE take 1 / RESERVE_PART
+CHUNKS = (512, 256, 128, 64, 32, 16)
 KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
 
 
@@ -23,6 +26,7 @@ class Budget:
     fixed: int
     asked: int | None  # bytes for all weights; None: what is free
     free: Limit = field(default_factory=available)
+    activations: Callable[[int], int] = lambda chunk: 0  # bytes to run so many tokens together
 
     def __post_init__(self) -> None:
         self.extents = extents(self.layout)
@@ -32,13 +36,24 @@ class Budget:
     @property
     def whole(self) -> bool:
         """Everything fits and is used straight from the map."""
-        reserve = 0 if self.asked is not None else RESERVE + self.kv_share
+        reserve = 0 if self.asked is not None else self.reserve + self.kv_share
         return not self.groups or self.fixed + self.experts + reserve <= self._total
 
     @property
     def kv_share(self) -> int:
         """Bytes that the KV cache may take where the context is not given."""
         return self.free.free // KV_PART
+
+    @property
+    def chunk(self) -> int:
+        """The most prompt tokens to run together."""
+        fits = (chunk for chunk in CHUNKS if RESERVE + self.activations(chunk) <= self.free.free // RESERVE_PART)
+        return next(fits, CHUNKS[-1])
+
+    @property
+    def reserve(self) -> int:
+        """Bytes that nothing lasting may take."""
+        return min(RESERVE, self.free.free // RESERVE_PART) + self.activations(self.chunk)
 
     def room(self, kv_bytes: int) -> int:
         """Bytes that are left for experts."""
@@ -57,7 +72,7 @@ class Budget:
         return share(self.groups, room)
 
     def _reserve(self, kv_bytes: int) -> int:
-        return 0 if self.asked is not None else min(RESERVE, self._total // 10) + kv_bytes
+        return 0 if self.asked is not None else self.reserve + kv_bytes
 
     @property
     def _total(self) -> int:
