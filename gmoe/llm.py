@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,21 +20,13 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.experts import policy
-from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
 from gmoe.experts.budget import Budget
-from gmoe.experts.chooser import Chooser
-from gmoe.experts.cost import CostModel, Seen
-from gmoe.experts.cost import key as cost_key
+from gmoe.experts.cache import ExpertCache
 from gmoe.experts.dispatch import ExpertDispatch
-from gmoe.experts.fallbacks import furnish
 from gmoe.experts.fingerprint import header
-from gmoe.experts.measure import measure
 from gmoe.experts.memory import available
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
-from gmoe.experts.trace_file import ROWS_KEPT, TraceFile
-from gmoe.experts.transfer import open_transfer
-from gmoe.experts.twin import twin_store
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -51,7 +43,6 @@ from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-LEARN_SECONDS = 1.0  # of loading, spent on what an earlier trace says
 KV_SHARE = 0.25  # of the free memory, where the context is not given
 
 # What this version runs; every other value of an option is refused by name, never ignored.
@@ -128,7 +119,6 @@ class LLM:
             file.hold(self._fixed(layout))
         self.store = ExpertStore(layout)
         self.steps = Steps()
-        self._at_close: Callable[[], None] = lambda: None
         self.dispatch = ExpertDispatch(self.store, activations)
         weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
         self.model = decoder.load(weights, self.dispatch)
@@ -142,7 +132,8 @@ class LLM:
         block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
         if not budget.whole and not options.context:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
-        self._choose_policies(budget, n_blocks * block_bytes)
+        self.cache = ExpertCache(file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices)
+        self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
         engine = Engine(
             self.model,
             self.context,
@@ -263,8 +254,7 @@ class LLM:
     def close(self) -> None:
         """End the engine and forget the file."""
         self._loop.close()
-        self._at_close()
-        self._at_close = lambda: None
+        self.cache.close()
         self.store.close()
         self.file.close()
 
@@ -315,82 +305,6 @@ class LLM:
         experts = hp.n_expert_used * (hp.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
         scores = 3 * hp.n_head * min(chunk, 128) * (self.options.context or 2048)
         return 4 * (chunk * (experts + 12 * hp.n_embd) + scores)
-
-    def _choose_policies(self, budget: Budget, kv_bytes: int) -> None:
-        """Put the experts into slots where they do not fit, and give the policies what they ask for."""
-        options = self.options
-        chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
-        lossy = {"route": options.route, "miss": "load" if options.miss == "auto" else options.miss}
-        named = {kind: name for kind, name in (chosen | lossy).items() if name != "auto"}
-        knobs = policy.share_out(named, options.policy)
-        head = header(self.file, self.layout, self.hparams.n_layer)
-        known = TraceFile(self.file.path, options.trace, head)
-        self.notices += known.notices
-        twins = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
-        if options.twin is not None and not twins:
-            self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
-        shape = self.hparams.n_layer, self.hparams.n_expert
-
-        def build(kind: str) -> Callable[[str], Any]:
-            given = {"shape": shape, "routers": self._routers, "matrices": known.matrices}
-            return lambda name: policy.load(kind, name, knobs.get(kind), **given)
-
-        if budget.whole:
-            for kind, name in chosen.items():  # they are not needed, but they must exist
-                build(kind)("none" if name == "auto" and kind != "evict" else "lru" if name == "auto" else name)
-            return
-        ahead = AutoPrefetch(build("prefetch"), ("next_gate", "transition")) if options.prefetch == "auto" else None
-        kept = AutoWorkingSet(build("working_set")) if options.working_set == "auto" else None
-        self.dispatch.prefetch = ahead or build("prefetch")(options.prefetch)
-        self.dispatch.working_set = kept or build("working_set")(options.working_set)
-        evicts: list[AutoEviction] = []
-
-        def evict() -> policy.EvictionPolicy:
-            if options.evict != "auto":
-                made: policy.EvictionPolicy = build("evict")(options.evict)
-                return made
-            evicts.append(AutoEviction(build("evict")))
-            return evicts[-1]
-
-        counts = budget.counts(kv_bytes, 1 - twins)
-        transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
-        self.notices += [transfer.notice] if transfer.notice else []
-        self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
-        if options.twin is not None and twins:
-            self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
-        here, all = self.store.slots, sum(group.experts for group in budget.groups)
-        self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
-        recorder = self.record(ROWS_KEPT)
-        groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
-        self.costs = self._costs()
-        self.chooser = Chooser(recorder, groups, evicts, kept, ahead, self._learn_costs)
-        if known.trace is not None:
-            self.chooser.learn(known.trace, LEARN_SECONDS)
-            self.store.prefetch(known.hottest(self.store.slots // 2), ())
-        self.steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
-
-        def at_close() -> None:
-            known.save(recorder.trace())
-            self.costs.save()
-
-        self._at_close = at_close
-
-    def _costs(self) -> CostModel:
-        """What reading and computing an expert costs here, measured if it is not yet known."""
-        threads = self.options.threads or len(os.sched_getaffinity(0))
-        costs = CostModel(home(), cost_key(self.layout, threads, self.options.activations))
-        if costs.costs is None:
-            costs.costs = measure(self.file, self.layout, cast(Literal["q8", "float"], self.options.activations))
-            costs.save()
-        self._seen = Seen()
-        return costs
-
-    def _learn_costs(self, seconds: float, rows: int) -> None:
-        """A decode pass has taken so long."""
-        s, before = self.store.stats, self._seen
-        self._seen = Seen(s.hits + s.misses, s.bytes_loaded, s.compute_seconds, s.read_seconds, s.stall_seconds)
-        if rows == 1 and before.asked:
-            self.costs.learn(len(self.layout.layers), seconds, before, self._seen)
 
     def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
         """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gmoe
-from gmoe import llm as assembly
+from gmoe.experts import cache as assembly
 from gmoe.experts import policy
 from gmoe.experts.budget import Budget
 from gmoe.experts.transfer import TransferError

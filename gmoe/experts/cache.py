@@ -1,0 +1,137 @@
+"""ExpertCache: the experts of a model that does not fit, with their slots, their reader and the policies over them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from gmoe.experts import policy
+from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
+from gmoe.experts.budget import Budget
+from gmoe.experts.chooser import Chooser
+from gmoe.experts.cost import CostModel, Seen
+from gmoe.experts.cost import key as cost_key
+from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.fallbacks import furnish
+from gmoe.experts.fingerprint import header
+from gmoe.experts.measure import measure
+from gmoe.experts.recorder import Recorder
+from gmoe.experts.trace_file import ROWS_KEPT, TraceFile
+from gmoe.experts.transfer import open_transfer
+from gmoe.experts.twin import twin_store
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.layout import ExpertLayout
+from gmoe.options import RuntimeOptions
+
+LEARN_SECONDS = 1.0  # of loading, spent on what an earlier trace says
+
+
+class Steps(Protocol):
+    """What tells of every pass before it runs; a listener is given its rows' `request` and `phase`."""
+
+    listeners: list[Callable[[Any], None]]
+
+
+class ExpertCache:
+    """Gives a dispatch what the options ask for; what is worth saying goes to `notices`."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        layout: ExpertLayout,
+        n_layer: int,
+        options: RuntimeOptions,
+        dispatch: ExpertDispatch,
+        budget: Budget,
+        notices: list[str],
+    ):
+        self.file, self.layout, self.n_layer, self.options = file, layout, n_layer, options
+        self.dispatch, self.store = dispatch, dispatch.store
+        self.budget, self.notices = budget, notices
+        self._at_close: Callable[[], None] = lambda: None
+
+    def furnish(
+        self, kv_bytes: int, routers: Callable[..., Any], record: Callable[[int], Recorder], steps: Steps, home: Path
+    ) -> None:
+        """Put the experts into slots where they do not fit, and give the policies what they ask for.
+
+        `routers` is for prefetchers that look ahead, `record` begins a trace of all that runs, `home` keeps costs.
+        """
+        options, budget = self.options, self.budget
+        chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
+        lossy = {"route": options.route, "miss": "load" if options.miss == "auto" else options.miss}
+        named = {kind: name for kind, name in (chosen | lossy).items() if name != "auto"}
+        knobs = policy.share_out(named, options.policy)
+        head = header(self.file, self.layout, self.n_layer)
+        known = TraceFile(self.file.path, options.trace, head)
+        self.notices += known.notices
+        twins = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
+        if options.twin is not None and not twins:
+            self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
+        shape = self.n_layer, self.layout.n_expert
+
+        def build(kind: str) -> Callable[[str], Any]:
+            given = {"shape": shape, "routers": routers, "matrices": known.matrices}
+            return lambda name: policy.load(kind, name, knobs.get(kind), **given)
+
+        if budget.whole:
+            for kind, name in chosen.items():  # they are not needed, but they must exist
+                build(kind)("none" if name == "auto" and kind != "evict" else "lru" if name == "auto" else name)
+            return
+        ahead = AutoPrefetch(build("prefetch"), ("next_gate", "transition")) if options.prefetch == "auto" else None
+        kept = AutoWorkingSet(build("working_set")) if options.working_set == "auto" else None
+        self.dispatch.prefetch = ahead or build("prefetch")(options.prefetch)
+        self.dispatch.working_set = kept or build("working_set")(options.working_set)
+        evicts: list[AutoEviction] = []
+
+        def evict() -> policy.EvictionPolicy:
+            if options.evict != "auto":
+                made: policy.EvictionPolicy = build("evict")(options.evict)
+                return made
+            evicts.append(AutoEviction(build("evict")))
+            return evicts[-1]
+
+        counts = budget.counts(kv_bytes, 1 - twins)
+        transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
+        self.notices += [transfer.notice] if transfer.notice else []
+        self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
+        if options.twin is not None and twins:
+            self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
+        here, all = self.store.slots, sum(group.experts for group in budget.groups)
+        self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
+        recorder = record(ROWS_KEPT)
+        groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
+        self.costs = self._costs(home)
+        self.chooser = Chooser(recorder, groups, evicts, kept, ahead, self._learn_costs)
+        if known.trace is not None:
+            self.chooser.learn(known.trace, LEARN_SECONDS)
+            self.store.prefetch(known.hottest(self.store.slots // 2), ())
+        steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
+
+        def at_close() -> None:
+            known.save(recorder.trace())
+            self.costs.save()
+
+        self._at_close = at_close
+
+    def close(self) -> None:
+        """Keep what was learnt; the store ends by itself."""
+        self._at_close()
+        self._at_close = lambda: None
+
+    def _costs(self, home: Path) -> CostModel:
+        """What reading and computing an expert costs here, measured if it is not yet known."""
+        threads = self.options.threads or len(os.sched_getaffinity(0))
+        costs = CostModel(home, cost_key(self.layout, threads, self.options.activations))
+        if costs.costs is None:
+            costs.costs = measure(self.file, self.layout, cast(Literal["q8", "float"], self.options.activations))
+            costs.save()
+        self._seen = Seen()
+        return costs
+
+    def _learn_costs(self, seconds: float, rows: int) -> None:
+        """A decode pass has taken so long."""
+        s, before = self.store.stats, self._seen
+        self._seen = Seen(s.hits + s.misses, s.bytes_loaded, s.compute_seconds, s.read_seconds, s.stall_seconds)
+        if rows == 1 and before.asked:
+            self.costs.learn(len(self.layout.layers), seconds, before, self._seen)
