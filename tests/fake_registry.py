@@ -180,12 +180,18 @@ def _sibling(path: str, content: bytes) -> dict[str, Any]:
     return {"rfilename": path, "size": len(content), "blobId": sha[:40], **large}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up."""
+
+
 @contextmanager
 def serving() -> Iterator[FakeRegistry]:
     """A registry that answers as long as the block runs."""
     registry = FakeRegistry()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"registry": registry}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"registry": registry}))
     registry.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -54,6 +54,53 @@ ERRORS = [
 ]
 
 
+FILES = [  # whole files: what peers accept, and what it means
+    ("FROM a", [("from", "a", "")]),
+    ("from a\r\nSYSTEM b\r\n", [("from", "a", ""), ("system", "b", "")]),
+    ("\n\n  FROM   a  \n\n", [("from", "a", "")]),
+    ("# one\nFROM a\n# two\n   # three\n", [("from", "a", "")]),
+    ("SYSTEM b\nFROM a", [("system", "b", ""), ("from", "a", "")]),
+    ("FROM a # b", [("from", "a # b", "")]),
+    ("FROM ./dir/model-00001-of-00002.gguf", [("from", "./dir/model-00001-of-00002.gguf", "")]),
+    ("FROM registry.example:5000/me/m:tag", [("from", "registry.example:5000/me/m:tag", "")]),
+    ('FROM "a b.gguf"', [("from", "a b.gguf", "")]),
+    ("FROM a\nFROM projector.gguf", [("from", "a", ""), ("from", "projector.gguf", "")]),
+    ("FROM a\nADAPTER l.gguf\nDRAFT d.gguf", [("from", "a", ""), ("adapter", "l.gguf", ""), ("draft", "d.gguf", "")]),
+    ("FROM a\nRENDERER x\nPARSER y", [("from", "a", ""), ("renderer", "x", ""), ("parser", "y", "")]),
+    ("FROM a\nREQUIRES v0.14.0-rc1", [("from", "a", ""), ("requires", "v0.14.0-rc1", "")]),
+    ("FROM a\nParameter Temperature 0.5", [("from", "a", ""), ("parameter", "0.5", "temperature")]),
+    ('FROM a\nPARAMETER stop "### User:"', [("from", "a", ""), ("parameter", "### User:", "stop")]),
+    ('FROM a\nPARAMETER stop """\n"""', [("from", "a", ""), ("parameter", "\n", "stop")]),
+    ('FROM a\nPARAMETER stop "', None),
+    ("FROM a\nMESSAGE User hi there", [("from", "a", ""), ("message", "hi there", "user")]),
+    (
+        'FROM a\nMESSAGE system """You\nare # here"""\nMESSAGE assistant ""',
+        [("from", "a", ""), ("message", "You\nare # here", "system"), ("message", "", "assistant")],
+    ),
+    ("FROM a\nLICENSE MIT\nLICENSE GPL", [("from", "a", ""), ("license", "MIT", ""), ("license", "GPL", "")]),
+    (
+        'FROM a\nTEMPLATE """\n{{ if .System }}"x"{{ end }}\n# no comment\n"""\nSYSTEM s',
+        [("from", "a", ""), ("template", '\n{{ if .System }}"x"{{ end }}\n# no comment\n', ""), ("system", "s", "")],
+    ),
+    ('FROM a\nSYSTEM "one\n\ntwo"', [("from", "a", ""), ("system", "one\n\ntwo", "")]),
+    ("FROM\ta", [("from", "a", "")]),
+    ("FROM 模型\nSYSTEM 🦙 ça", [("from", "模型", ""), ("system", "🦙 ça", "")]),
+    ("FROM a\n=", None),
+    ("FROM a\nFROMx b", None),
+]
+
+
+@pytest.mark.parametrize(("text", "commands"), FILES)
+def test_files(text: str, commands: list[tuple[str, str, str]] | None) -> None:
+    if commands is None:
+        with pytest.raises(ModelfileError, match="^line 2: "):
+            parse_modelfile(text)
+        return
+    modelfile = parse_modelfile(text)
+    assert [tuple(command) for command in modelfile.commands] == commands
+    assert parse_modelfile(str(modelfile)) == parse_modelfile(("\ufeff" + text).encode("utf-16")) == modelfile
+
+
 @pytest.mark.parametrize(("line", "value"), VALUES)
 def test_values(line: str, value: str | None) -> None:
     if value is None:
