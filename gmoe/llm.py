@@ -19,7 +19,7 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
-from gmoe.experts import policy
+from gmoe.experts import calibration, policy
 from gmoe.experts.budget import Budget
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.dispatch import ExpertDispatch
@@ -103,6 +103,7 @@ class LLM:
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         activations = cast(Literal["q8", "float"], options.activations)
         kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
+        options, setting = calibration.chosen(options, file)
         self.file, self.options = file, options
         name = str(file.path)
         self.hparams = Hparams.from_metadata(file.metadata, name)
@@ -132,7 +133,9 @@ class LLM:
         block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
         if not budget.whole and not options.context:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
-        self.cache = ExpertCache(file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices)
+        self.cache = ExpertCache(
+            file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
+        )
         self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
         engine = Engine(
             self.model,
@@ -157,10 +160,10 @@ class LLM:
         package = find(path)
         return cls(GGUFFile.open(package.path), package.options(options), package)
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """float32 [len(ids), n_vocab] of one fresh sequence."""
+    def logits(self, ids: Sequence[int], step: int = 0) -> np.ndarray:
+        """float32 [len(ids), n_vocab] of one fresh sequence; `step` 1 computes it as if it had been generated."""
         self._check(ids)
-        logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids))
+        logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids, step))
         return logits
 
     def embed(self, ids: Sequence[int], pooling: Literal["mean", "last"] = "mean") -> np.ndarray:
@@ -249,7 +252,11 @@ class LLM:
     @property
     def stats(self) -> dict[str, Any]:
         """Counters since loading: by tier, by action with the routed weight mass they served, tokens and seconds."""
-        return self.dispatch.stats() | self._counts
+        stats = self.dispatch.stats() | self._counts
+        shares = stats["shares"] = calibration.shares(stats)
+        if self.cache.setting is not None:
+            stats["estimated_kld"] = self.cache.setting.estimate(shares)
+        return stats
 
     def close(self) -> None:
         """End the engine and forget the file."""

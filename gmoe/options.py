@@ -14,6 +14,7 @@ UNITS = {"": 1, "B": 1} | {
 POLICIES = ("route", "evict", "prefetch", "working_set", "miss")
 READERS = ("auto", "direct", "mapped")
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
+QUALITIES = ("exact", "high", "balanced", "fast")
 ACTIVATIONS = ("q8", "float")
 POLICY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -38,6 +39,8 @@ class RuntimeOptions:
     prefetch: str = "auto"
     working_set: str = "auto"
     miss: str = "auto"
+    quality: str = "exact"  # "high", "balanced", "fast": lossy as far as the model's calibration allows
+    max_kld: float | None = None  # the same by a budget: nats a token that the answer may be away from exact
     policy: Mapping[str, Any] = field(default_factory=dict)  # knobs of the chosen policies
     twin: Path | None = None  # low-precision twin GGUF
     trace: Path | None = None  # routing trace to warm the cache from
@@ -63,6 +66,17 @@ class RuntimeOptions:
         for name in ("admission", *POLICIES):
             if not POLICY_NAME.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be the name of a policy")
+        if self.quality not in QUALITIES:
+            raise ValueError(f"quality is {self.quality!r}; it must be one of {', '.join(QUALITIES)}")
+        if self.max_kld is not None:
+            if (
+                isinstance(self.max_kld, bool)
+                or not isinstance(self.max_kld, int | float)
+                or not 0 <= self.max_kld < 100
+            ):
+                raise ValueError(f"max_kld is {self.max_kld!r}; it must be a number of at least 0, in nats a token")
+            if self.quality != "exact":
+                raise ValueError(f"quality is {self.quality!r} and max_kld {self.max_kld:g}; give one of them")
         if not isinstance(self.policy, Mapping) or not all(isinstance(knob, str) for knob in self.policy):
             raise ValueError(f"policy is {self.policy!r}; it must map names of knobs to values")
         for name in ("twin", "trace"):

@@ -20,6 +20,8 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "pull": ("gmoe.cli.library:pull", "Pull a model from a registry."),
     "push": ("gmoe.cli.library:push", "Push a model to a registry."),
     "perplexity": ("gmoe.cli.perplexity:perplexity", "Score a model on a text."),
+    "compare": ("gmoe.cli.compare:compare", "Measure two sets of options on one text."),
+    "calibrate": ("gmoe.cli.compare:calibrate", "Measure what lossy choices cost, for --quality."),
     "quantize": ("gmoe.cli.quantize:quantize", "Write a model in another type."),
     "twin": ("gmoe.cli.quantize:twin", "Write a model's experts at a lower precision."),
     "simulate": ("gmoe.cli.simulate:simulate", "Replay a routing trace through cache policies."),

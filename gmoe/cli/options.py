@@ -51,6 +51,8 @@ HELP: Mapping[str, str] = {
     "prefetch": "Policy: which experts are fetched ahead.",
     "working_set": "Policy: which experts are kept for a while.",
     "miss": "Policy: what is done about an expert that is not there.",
+    "quality": "exact, or as lossy as the model's calibration allows: high, balanced, fast.",
+    "max_kld": "The same by a budget: nats a token that answers may be away from exact.",
     "policy": "A knob of the chosen policies; may be given again.",
     "twin": "Low-precision twin GGUF, for --miss twin and hobbit.",
     "trace": "Routing trace to warm the cache from.",

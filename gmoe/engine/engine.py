@@ -79,20 +79,23 @@ class Engine:
             self.scheduler.blocks.publish(turn.seq)
         return [self._choose(seq, row) for seq, row in zip(rows, logits, strict=True)]
 
-    def logits(self, ids: Ids[int]) -> np.ndarray:
-        """Logits [len(ids), n_vocab] float32 of one fresh sequence, every position; others may have to wait for it."""
-        return self._whole(ids, self.runner.forward)
+    def logits(self, ids: Ids[int], step: int = 0) -> np.ndarray:
+        """Logits [len(ids), n_vocab] float32 of one fresh sequence, every position; others may have to wait for it.
+
+        `step` tokens are computed at a time, 1: as if they had been generated, 0: as a prompt is.
+        """
+        return self._whole(ids, self.runner.forward, step)
 
     def hidden(self, ids: Ids[int]) -> np.ndarray:
         """Final hidden states [len(ids), n_embd] float32, likewise."""
         return self._whole(ids, self.runner.hidden)
 
-    def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray]) -> np.ndarray:
+    def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int = 0) -> np.ndarray:
         self._check(ids)
         seq, parts = Sequence(list(ids), SamplingParams()), []
         try:
             while seq.pending:
-                count = min(self.scheduler.chunk, seq.pending)
+                count = min(step or self.scheduler.chunk, seq.pending)
                 self.scheduler.make_room(seq, seq.n_cached + count, keep=[])
                 parts.append(forward([Turn(seq, count)], range(count)))
                 seq.n_cached += count

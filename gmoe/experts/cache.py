@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, cast
 from gmoe.experts import policy
 from gmoe.experts.auto import AutoEviction, AutoPrefetch, AutoWorkingSet
 from gmoe.experts.budget import Budget
+from gmoe.experts.calibration import Setting
 from gmoe.experts.chooser import Chooser
 from gmoe.experts.cost import CostModel, Seen
 from gmoe.experts.cost import key as cost_key
@@ -23,6 +24,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.options import RuntimeOptions
 
+RESIDENT_SLACK = 0.02  # of the experts, by which a calibration may be off
 LEARN_SECONDS = 1.0  # of loading, spent on what an earlier trace says
 
 
@@ -33,7 +35,10 @@ class Steps(Protocol):
 
 
 class ExpertCache:
-    """Gives a dispatch what the options ask for; what is worth saying goes to `notices`."""
+    """Gives a dispatch what the options ask for; what is worth saying goes to `notices`.
+
+    `setting` is the calibrated choice that they come from; it becomes None where it does not hold here.
+    """
 
     def __init__(
         self,
@@ -44,10 +49,12 @@ class ExpertCache:
         dispatch: ExpertDispatch,
         budget: Budget,
         notices: list[str],
+        setting: Setting | None = None,
     ):
         self.file, self.layout, self.n_layer, self.options = file, layout, n_layer, options
         self.dispatch, self.store = dispatch, dispatch.store
         self.budget, self.notices = budget, notices
+        self.setting = setting
         self._at_close: Callable[[], None] = lambda: None
 
     def furnish(
@@ -65,6 +72,8 @@ class ExpertCache:
         head = header(self.file, self.layout, self.n_layer)
         known = TraceFile(self.file.path, options.trace, head)
         self.notices += known.notices
+        if self.setting is None and (options.max_kld or options.quality != "exact"):
+            self.notices.append("answers are exact: no calibrated setting is both within the budget and faster")
         twins = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
         if options.twin is not None and not twins:
             self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
@@ -98,6 +107,11 @@ class ExpertCache:
         if options.twin is not None and twins:
             self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
         here, all = self.store.slots, sum(group.experts for group in budget.groups)
+        if self.setting is not None and here / all < self.setting.resident - RESIDENT_SLACK:
+            self.dispatch.be_exact()
+            there = f"{self.setting.resident:.0%} of the experts in memory, here {here / all:.0%} are"
+            self.notices.append(f"answers are exact: the model was calibrated with {there}")
+            self.setting = None
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
         recorder = record(ROWS_KEPT)
         groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]

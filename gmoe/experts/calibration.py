@@ -2,14 +2,17 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
+from gmoe.options import RuntimeOptions
 
 FORMAT = 1
+CHANGES = ("cpu", "twin", "skip", "substitute")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,14 @@ class Setting:
     options: dict[str, Any]  # route, miss and policy, as RuntimeOptions has them
     kld: float  # mean, in nats a token
     kld_high: float  # the upper end of its 95 % interval
-    cost: float  # bytes read a token, as a part of what loading everything reads
+    cost: float  # seconds a token, as a part of what loading everything takes
+    changed: float  # the part of the routed weight that was served otherwise
+    resident: float  # the part of the experts that were in memory
+
+    def estimate(self, shares: Mapping[str, float]) -> float:
+        """The divergence of a run that changed these shares of the routed weight, in proportion to the measured one."""
+        changed = sum(share for name, share in shares.items() if name != "cpu")
+        return self.kld * changed / self.changed if self.changed else 0.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +41,44 @@ class Calibration:
     settings: list[Setting] = field(default_factory=list)
 
     def within(self, kld: float) -> Setting | None:
-        """The cheapest setting whose divergence is surely at most `kld`."""
-        fit = [setting for setting in self.settings if setting.kld_high <= kld]
+        """The cheapest setting that is cheaper than exact, and whose divergence is surely at most `kld`."""
+        fit = [setting for setting in self.settings if setting.kld_high <= kld and setting.cost < 1]
         return min(fit, key=lambda setting: setting.cost, default=None)
+
+
+QUALITIES = {"high": 0.01, "balanced": 0.03, "fast": 0.1}  # nats a token
+
+
+def chosen(options: RuntimeOptions, model: GGUFFile) -> tuple[RuntimeOptions, Setting | None]:
+    """The options that `quality` or `max_kld` stand for, and the setting they come from; None: all stays exact.
+
+    Raises ValueError where the model was never calibrated, or a policy is named beside the budget.
+    """
+    budget = options.max_kld if options.max_kld is not None else QUALITIES.get(options.quality)
+    if not budget:
+        return options, None
+    named = [name for name in ("route", "miss") if getattr(options, name) not in ("auto", "exact", "load")]
+    if named or options.policy:
+        what = f"{named[0]}={getattr(options, named[0])!r}" if named else "a knob"
+        raise ValueError(f"quality and max_kld choose the lossy policies; {what} cannot be given as well")
+    setting = load(model).within(budget)
+    return (options, None) if setting is None else (replace(options, **setting.options), setting)
+
+
+def shares(after: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Parts of the routed weight that were not served as the router said, from an LLM's `stats`."""
+    groups = {**{name: ("actions", name) for name in CHANGES}, "rerouted": ("rerouted",)}
+
+    def mass(stats: Mapping[str, Any], path: tuple[str, ...]) -> float:
+        for name in path:
+            stats = stats[name]
+        return float(stats["mass"])
+
+    def grown(path: tuple[str, ...]) -> float:
+        return mass(after, path) - (mass(before, path) if before else 0.0)
+
+    total = grown(("routed",))
+    return {name: grown(path) / total if total > 0 else 0.0 for name, path in groups.items()}
 
 
 def path_of(model: GGUFFile) -> Path:

@@ -1,0 +1,118 @@
+"""`gmoe compare` and `gmoe calibrate`: what options cost in quality and bring in speed on a text."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmoe.experts import calibration
+from gmoe.experts.fingerprint import fingerprint
+from gmoe.gguf.file import GGUFFile
+from gmoe.library.find import model_file
+from gmoe.options import RuntimeOptions
+from gmoe.passes.calibrate import ladder, measured_setting
+from gmoe.passes.compare import Measured, base_of, measure
+from gmoe.passes.perplexity import windows
+
+_TEXT = click.option("-f", "--file", "text", type=click.Path(path_type=Path), required=True, help="The text.")
+_CONTEXT = click.option("-c", "--ctx-size", default=128, show_default=True, help="Tokens of a window.")
+_CHUNKS = click.option("--chunks", default=16, show_default=True, help="Most windows; 0: all of the text.")
+
+
+@click.command()
+@click.argument("model")
+@_TEXT
+@click.option("--a", "first", default="", help="Options of A, the base: 'host_memory=2GiB'.")
+@click.option("--b", "second", required=True, help="Options of B: 'host_memory=2GiB miss=skip drop=0.75'.")
+@_CONTEXT
+@_CHUNKS
+def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chunks: int) -> None:
+    """Measure two sets of options of MODEL on one text, token by token."""
+    path, both = model_file(model), [options_of(said, ctx_size) for said in (first, second)]
+    cut = cut_of(path, text, ctx_size, chunks)
+    from gmoe.llm import LLM
+
+    with LLM.load(path, both[0]) as llm:
+        base = base_of(llm, cut[1:])
+    click.echo("     PPL      KLD             same top   tok/s    MiB/token  served otherwise, of the routed weight")
+    for name, options in zip("AB", both, strict=True):
+        with LLM.load(path, options) as llm:
+            click.echo(f"{name}  {line(measure(llm, cut[1:], base, cut[0]))}")
+
+
+@click.command()
+@click.argument("model")
+@_TEXT
+@click.option("--host-memory", default="50%", help="Memory to calibrate for; less of it at run time is refused.")
+@click.option("--twin", type=click.Path(path_type=Path), help="The model's twin, to calibrate hobbit and twin as well.")
+@_CONTEXT
+@_CHUNKS
+def calibrate(model: str, text: Path, host_memory: str, twin: Path | None, ctx_size: int, chunks: int) -> None:
+    """Measure how far lossy choices take MODEL from itself, for --quality and --max-kld."""
+    path = model_file(model)
+    cut = cut_of(path, text, ctx_size, chunks)
+    from gmoe.llm import LLM
+
+    plain = RuntimeOptions(context=ctx_size, max_sequences=1, host_memory=host_memory)
+    with LLM.load(path, plain) as llm:
+        if llm.store.whole:
+            raise ValueError(f"{path} fits into {host_memory}: nothing would ever be missed; take less --host-memory")
+        resident = llm.store.slots / (len(llm.layout.layers) * llm.layout.n_expert)
+        base = base_of(llm, cut[1:])
+        exact = measure(llm, cut[1:], base, cut[0])
+    click.echo(f"{'exact':40} {line(exact)}", err=True)
+    settings = []
+    for options in ladder(twin):
+        with LLM.load(path, replace(plain, **options)) as llm:
+            got = measure(llm, cut[1:], base, cut[0])
+        said = " ".join(
+            [*(str(v) for k, v in options.items() if k in ("route", "miss")), json.dumps(options["policy"])]
+        )
+        click.echo(f"{said:40} {line(got)}", err=True)
+        settings.append(measured_setting(options, got, exact, resident))
+    with GGUFFile.open(path) as file:
+        known = calibration.load(file) if calibration.path_of(file).exists() else None
+        sensitivity = known.sensitivity if known else []
+        where = calibration.save(file, calibration.Calibration(fingerprint(file), sensitivity, settings))
+    click.echo(f"{where}: {len(settings)} settings with {resident:.0%} of the experts resident")
+
+
+def options_of(text: str, context: int) -> RuntimeOptions:
+    """`host_memory=2GiB miss=skip drop=0.75`: fields of RuntimeOptions, and whatever else are knobs of its policies."""
+    names = {field.name for field in fields(RuntimeOptions)}
+    given: dict[str, Any] = {"context": context, "max_sequences": 1}
+    knobs: dict[str, Any] = {}
+    for item in text.split():
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise click.UsageError(f"{item!r} is not OPTION=VALUE")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        (given if name in names else knobs)[name] = str(value) if name == "host_memory" else parsed
+    try:
+        return RuntimeOptions(**given, policy=knobs)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def cut_of(path: Path, text: Path, context: int, chunks: int) -> Sequence[Sequence[int]]:
+    """The text in windows, the first of them to warm up with."""
+    from gmoe.tokenizer.tokenizer import Tokenizer
+
+    ids = Tokenizer.from_file(path).encode(text.read_text("utf-8", "replace"), add_special=False, parse_special=False)
+    return windows(ids, context, None, chunks + 1 if chunks else 0)
+
+
+def line(got: Measured) -> str:
+    """One row of the tables."""
+    kld, top = got.found.kld, got.found.same_top
+    changes = ", ".join(f"{name} {share:.1%}" for name, share in got.shares.items() if share > 0) or "nothing"
+    return (
+        f"{got.ppl:8.4f} {max(0.0, kld.mean):8.5f} ± {kld.error:.5f} {top.mean:8.2%} {got.tokens_per_second:8.2f} "
+        f"{got.bytes_per_token / (1 << 20):11.3f}  {changes}"
+    )

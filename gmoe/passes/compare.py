@@ -1,0 +1,62 @@
+"""compare: what a choice of options costs and brings, measured token by token against exact runs of the same text."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmoe.experts.calibration import shares
+from gmoe.passes.perplexity import Array, Divergence, log_probs, scored
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def logits(self, ids: Sequence[int], step: int = 0) -> NDArray[np.float32]: ...
+
+    @property
+    def stats(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One set of options on a text."""
+
+    tokens_per_second: float
+    bytes_per_token: float  # read from the disk
+    shares: Mapping[str, float]  # of the routed weight: by the CPU, at low precision, skipped, substituted, rerouted
+    found: Divergence  # from the base
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of the text."""
+        return math.exp(self.found.nll.mean)
+
+    @property
+    def changed(self) -> float:
+        """The share of the routed weight that was served otherwise than the router said, the CPU's not counted."""
+        return sum(share for name, share in self.shares.items() if name != "cpu")
+
+
+def base_of(llm: Runner, cut: Sequence[Sequence[int]]) -> list[Array]:
+    """Log-probabilities of each window's scored positions, of a model that deviates from nothing."""
+    return [log_probs(llm.logits(window)[scored(len(window))]).astype(np.float32) for window in cut]
+
+
+def measure(llm: Runner, cut: Sequence[Sequence[int]], base: Sequence[Array], warm: Sequence[int]) -> Measured:
+    """Run the windows as if they were generated, after the tokens `warm`, and compare with `base`."""
+    llm.logits(warm, step=1)
+    before, found, seconds = llm.stats, Divergence(), 0.0
+    for window, reference in zip(cut, base, strict=True):
+        where = scored(len(window))
+        began = time.perf_counter()
+        logits = llm.logits(window, step=1)
+        seconds += time.perf_counter() - began
+        found.add(log_probs(logits[where]), reference.astype(np.float64), np.asarray(window[where.start + 1 :]))
+    after, tokens = llm.stats, sum(len(window) for window in cut)
+    read = sum(after[tier]["bytes_loaded"] - before[tier]["bytes_loaded"] for tier in ("host", "twin") if tier in after)
+    return Measured(tokens / seconds, read / tokens, shares(after, before), found)

@@ -1,0 +1,146 @@
+"""compare and calibrate: exact is at no distance from itself, budgets choose and refuse, shares are told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import gmoe
+from gmoe.cli.compare import options_of
+from gmoe.cli.main import cli
+from gmoe.experts import calibration
+from gmoe.experts.calibration import Calibration, Setting, shares
+from gmoe.experts.fingerprint import fingerprint
+from gmoe.gguf.file import GGUFFile
+from tests.factory import Shape, write_model
+from tests.test_miss import small
+
+TEXT = "the cat sat on the mat and " * 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "text.txt").write_text(TEXT)
+    return write_model(folder / "tiny.gguf", quant="F16", shape=Shape(ff_exp=64, expert=16, used=4))
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, args)])
+
+
+def calibrated(model: Path, *settings: Setting) -> None:
+    with GGUFFile.open(model) as file:
+        calibration.save(file, Calibration(fingerprint(file), [1.0, 2.0], list(settings)))
+
+
+def setting(kld: float, cost: float, drop: float, resident: float = 0.2) -> Setting:
+    return Setting({"miss": "skip", "policy": {"drop": drop}}, kld, 1.2 * kld, cost, 0.1, resident)
+
+
+def test_options_are_fields_and_knobs() -> None:
+    found = options_of("host_memory=500000 miss=skip drop=0.5 evict=lru", 64)
+    assert (found.host_memory, found.miss, found.evict, found.policy) == ("500000", "skip", "lru", {"drop": 0.5})
+    assert found.context == 64
+
+
+def test_shares_are_parts_of_the_routed_weight() -> None:
+    def stats(skip: float, routed: float) -> dict[str, Any]:
+        actions = {name: {"count": 0, "mass": 0.0} for name in ("load", "cpu", "twin", "skip", "substitute")}
+        actions["skip"]["mass"] = skip
+        return {"actions": actions, "routed": {"mass": routed}, "rerouted": {"mass": 1.0}}
+
+    assert shares(stats(2.0, 10.0))["skip"] == 0.2
+    assert shares(stats(2.0, 10.0), stats(1.0, 2.0)) == {
+        "cpu": 0, "twin": 0, "skip": 1 / 8, "substitute": 0, "rerouted": 0,
+    }  # fmt: skip
+    assert shares(stats(0.0, 0.0))["skip"] == 0.0
+
+
+def test_exact_is_at_no_distance_and_a_choice_is(model: Path) -> None:
+    memory = small(model)
+    args = (
+        "compare",
+        model,
+        "-f",
+        model.with_name("text.txt"),
+        "-c",
+        16,
+        "--chunks",
+        3,
+        "--a",
+        f"host_memory={memory}",
+    )
+    result = invoke(*args, "--b", f"host_memory={memory} evict=lfu")
+    assert result.exit_code == 0, result.stderr
+    a, b = (line.split() for line in result.stdout.splitlines()[1:])
+    assert a[:2] == ["A", b[1]] and a[2] == b[2] == "0.00000" and a[5] == "100.00%" and a[-1] == "nothing"
+    lossy = invoke(*args, "--b", f"host_memory={memory} miss=skip drop=1024").stdout.splitlines()[2]
+    assert float(lossy.split()[2]) > 0.001 and "skip " in lossy
+
+
+def test_calibrate_measures_a_ladder_and_keeps_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder = [{"miss": "skip", "policy": {"drop": 0}}, {"miss": "skip", "policy": {"drop": 1024}}]
+    monkeypatch.setattr("gmoe.cli.compare.ladder", lambda twin: iter(ladder))
+    args = ("calibrate", model, "-f", model.with_name("text.txt"), "-c", 16, "--chunks", 3, "--host-memory")
+    result = invoke(*args, small(model))
+    assert result.exit_code == 0, result.stderr
+    with GGUFFile.open(model) as file:
+        none, all = calibration.load(file).settings
+    assert none.changed == 0 and none.kld == pytest.approx(0, abs=1e-6)
+    assert all.kld_high > all.kld > 0 and all.changed > 0 and 0.1 < all.resident < 1
+    assert "nothing would ever be missed" in invoke(*args, "1GiB").stderr
+
+
+def test_a_budget_chooses_the_cheapest_within_and_tells_its_estimate(model: Path) -> None:
+    calibrated(model, setting(0.001, 0.9, 0.1), setting(0.008, 0.6, 0.5), setting(0.09, 0.4, 1.0), setting(0.0, 1.1, 0))
+    memory = small(model)
+
+    def loaded(**options: Any) -> gmoe.LLM:
+        return gmoe.LLM.load(model, gmoe.RuntimeOptions(context=64, max_sequences=1, host_memory=memory, **options))
+
+    for options, drop in [({"quality": "high"}, 0.5), ({"max_kld": 0.005}, 0.1), ({"max_kld": 0.2}, 1.0)]:
+        with loaded(**options) as llm:
+            assert llm.options.policy == {"drop": drop}
+            llm.logits([3, 40, 7, 9, 22, 61, 5, 30], step=1)
+            stats = llm.stats
+        changed = stats["shares"]["skip"]
+        assert llm.cache.setting is not None and stats["estimated_kld"] == pytest.approx(
+            llm.cache.setting.kld * changed / 0.1
+        )
+    with loaded(max_kld=0.0001) as llm:
+        assert llm.options.miss == "auto"
+        assert any("no calibrated setting is both within the budget and faster" in notice for notice in llm.notices)
+    with loaded(quality="exact") as llm:
+        assert llm.options.miss == "auto" and "estimated_kld" not in llm.stats
+    calibrated(model, setting(0.001, 0.5, 1.0, resident=0.9))
+    with loaded(quality="fast") as llm:
+        assert any("calibrated with 90% of the experts in memory" in notice for notice in llm.notices)
+        llm.logits([3, 40, 7, 9, 22, 61, 5, 30], step=1)
+        assert llm.stats["actions"]["skip"]["count"] == 0
+
+
+def test_refusals(model: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    calibrated(model, setting(0.001, 0.5, 1.0))
+
+    def refused(path: Path, **options: Any) -> str:
+        with pytest.raises(ValueError) as error:
+            gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, **options))
+        return str(error.value)
+
+    assert "the model was never calibrated; `gmoe calibrate" in refused(other, quality="high")
+    assert "choose the lossy policies; miss='skip' cannot be given as well" in refused(
+        model, quality="high", miss="skip"
+    )
+    assert "quality is 'best'; it must be one of exact, high" in refused(model, quality="best")
+    assert "max_kld is -1; it must be a number of at least 0" in refused(model, max_kld=-1)
+    assert "give one of them" in refused(model, max_kld=0.1, quality="fast")
+    with GGUFFile.open(model) as file, GGUFFile.open(other) as second:
+        text = calibration.path_of(file).read_text()
+        calibration.path_of(second).write_text(text)
+        assert "a calibration of another model" in refused(other, quality="high")
+        calibration.path_of(second).write_text(json.dumps({"format": 7}))
+        assert "not a calibration, or a damaged one" in refused(other, quality="high")

@@ -1,0 +1,228 @@
+"""The trade-off of every lossy policy: `python -m tools.bench_quality MODEL.gguf --corpus FOLDER`.
+
+MODEL is the demo model in F16. It is widened to real bytes, and half and a quarter of its experts are kept in memory,
+the others on disk. Each setting runs beside exact on-demand loading, token by token, on held-out text. What has been
+measured stays in --work, so that a long run may be cut by --seconds and gone on with. Writes the table and the plot.
+"""
+
+import argparse
+import json
+import lzma
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gmoe
+from gmoe.passes.compare import base_of, measure
+from gmoe.passes.perplexity import windows
+from gmoe.passes.quantize import quantize
+from gmoe.passes.twin import twin
+from tools.widen import widen
+
+DOMAINS = ("stories", "docs", "python", "dialogue")
+RESIDENT = (0.5, 0.25)
+EXACT: dict[str, Any] = {"label": "exact, on demand"}
+
+
+def settings(twins: Path) -> list[dict[str, Any]]:
+    """Every row of the table: a label, fields of RuntimeOptions, knobs."""
+    rows: list[dict[str, Any]] = []
+
+    def add(kind: str, name: str, *choices: dict[str, Any], **more: Any) -> None:
+        for knobs in choices:
+            said = ", ".join(f"{knob} {value:g}" for knob, value in knobs.items() if knob != "twin_share")
+            rows.append({"label": f"{name} {said}".strip(), kind: name, "policy": knobs, **more})
+
+    add("miss", "skip", *({"drop": drop} for drop in (0.5, 0.75, 1.0)))
+    add("miss", "hobbit", {"t1": 0.6, "t2": 0.9}, {"t1": 0.6, "t2": 1.0}, {"t1": 0.3, "t2": 1.0}, twin=str(twins))
+    add("miss", "twin", {"share": 1.0, "twin_share": 0.3}, {"share": 1.0, "twin_share": 0.6}, twin=str(twins))
+    add("miss", "buddy", {"tau": 0.9, "beta": 0.5}, {"tau": 0.5, "beta": 1.0})
+    add("miss", "merged", {"share": 0.1}, {"share": 0.2})
+    add("route", "cache_prior", *({"prior": prior} for prior in (0.05, 0.1, 0.2)))
+    add("route", "smoe", {"alpha": 0.3}, {"alpha": 0.6})
+    add("route", "odp", {"beta": 0.4})
+    add("route", "little", {"mass": 0.7})
+    add("route", "adaptive_k", {"threshold": 0.005})
+    add("route", "resident_only", {"keep": 2}, {"keep": 0})
+    add("miss", "random_skip", {"part": 0.3})
+    add("miss", "random_substitute", {"part": 0.3})
+    rows.append({"label": "zero everything absent", "miss": "skip", "policy": {"drop": 1024.0}})
+    return rows
+
+
+def prepare(given: argparse.Namespace) -> tuple[Path, Path]:
+    """The widened model, its twin and a trace of it."""
+    work: Path = given.work
+    work.mkdir(parents=True, exist_ok=True)
+    wide, model, twins = work / "wide-F16.gguf", work / "model.gguf", work / "twin.gguf"
+    if not twins.exists():
+        widen(given.model, wide, given.n_embd, given.n_ff_exp, "F16")
+        quantize(wide, model, given.type)
+        twin(model, twins, given.twin_type)
+        wide.unlink()
+    return model, twins
+
+
+def texts(corpus: Path, part: str, size: int) -> list[str]:
+    """The first or last `size` characters of each domain's held-out text."""
+    found = [lzma.open(corpus / f"{name}.test.txt.xz", "rt", encoding="utf-8").read() for name in DOMAINS]
+    return [text[:size] if part == "first" else text[-size:] for text in found]
+
+
+def cut_of(model: Path, given: argparse.Namespace, part: str = "first") -> list[list[int]]:
+    """Windows of all domains, and one more to warm up with."""
+    tokenizer = gmoe.Tokenizer.from_file(model)
+    cut: list[list[int]] = []
+    for text in texts(given.corpus, part, 40 * given.tokens * given.windows):
+        ids = tokenizer.encode(text, add_special=False, parse_special=False)
+        cut += windows(ids, given.tokens, None, given.windows)
+    return [cut[0], *cut]
+
+
+def options(row: dict[str, Any], memory: int, context: int) -> gmoe.RuntimeOptions:
+    """As RuntimeOptions: LRU and nothing read ahead, so that what differs is the setting alone."""
+    chosen = {name: value for name, value in row.items() if name != "label"}
+    plain = {"evict": "lru", "prefetch": "none", "working_set": "none"}
+    return gmoe.RuntimeOptions(host_memory=str(memory), context=context, max_sequences=1, **(plain | chosen))
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is not yet measured, for at most `seconds`; each beside exact."""
+    model, twins = prepare(given)
+    log = given.work / "results.json"
+    results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
+    cut = cut_of(model, given)
+    trace = model.with_suffix(".trace")
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=given.tokens, max_sequences=1)) as llm:
+        base, budget = base_of(llm, cut[1:]), llm.budget
+        if not trace.exists():
+            recorder = llm.record()
+            for window in cut_of(model, given, "last"):
+                llm.logits(window)
+            recorder.trace().save(trace)
+    kept = trace.read_bytes()
+    began = time.monotonic()
+    for resident in RESIDENT:
+        memory = budget.fixed + int(resident * sum(group.experts * group.slot_bytes for group in budget.groups))
+        for row in settings(twins):
+            key = f"{resident:g} {row['label']}"
+            if key in results or (given.only and given.only not in key):
+                continue
+            if given.seconds and time.monotonic() - began > given.seconds:
+                return results
+            pair = []
+            for chosen in (EXACT, row):
+                trace.write_bytes(kept)
+                try:
+                    with gmoe.LLM.load(model, options(chosen, memory, given.tokens)) as llm:
+                        pair.append(measure(llm, cut[1:], base, cut[0]))
+                except ValueError as error:
+                    print(f"{key}: {error}")
+                    break
+            trace.write_bytes(kept)
+            if len(pair) < 2:
+                continue
+            exact, got = pair
+            results[key] = {
+                "ratio": got.tokens_per_second / exact.tokens_per_second, "exact": exact.tokens_per_second,
+                "bytes": got.bytes_per_token, "exact_bytes": exact.bytes_per_token, "ppl": got.ppl,
+                "exact_ppl": exact.ppl, "kld": got.found.kld.mean, "kld_error": got.found.kld.error,
+                "top": got.found.same_top.mean, "shares": dict(got.shares),
+            }  # fmt: skip
+            print(key, json.dumps(results[key]), flush=True)
+            log.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def table(results: dict[str, Any], given: argparse.Namespace) -> str:
+    """The page."""
+    lines = [
+        "# What lossy choices cost and bring", "",
+        f"`python -m tools.bench_quality {given.model.name} --corpus CORPUS`, {date.today()}, "
+        f"{platform.machine()} with {len(os.sched_getaffinity(0))} cores: the demo model widened to "
+        f"n_embd {given.n_embd}, n_ff_exp {given.n_ff_exp} in {given.type}, twin in {given.twin_type}; "
+        f"{len(DOMAINS) * given.windows} windows of {given.tokens} tokens of held-out {', '.join(DOMAINS)}, token by "
+        "token, direct reads from disk. Speed is a ratio to exact on-demand loading in the same minute; KLD in nats a "
+        "token with its standard error.", "",
+    ]  # fmt: skip
+    for resident in RESIDENT:
+        part = {key.partition(" ")[2]: row for key, row in results.items() if key.startswith(f"{resident:g} ")}
+        if not part:
+            continue
+        exact = statistics.median(row["exact"] for row in part.values())
+        read = statistics.median(row["exact_bytes"] for row in part.values())
+        ppl = next(iter(part.values()))["exact_ppl"]
+        lines += [f"## {resident:.0%} of the experts in memory", ""]
+        lines += [f"Exact: {exact:.1f} tok/s, {read / (1 << 20):.2f} MiB read a token, perplexity {ppl:.3f}.", ""]
+        lines += ["| setting | tok/s ratio | MiB a token | perplexity | KLD | same top | served otherwise |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for label, row in part.items():
+            changed = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items() if share > 0)
+            lines.append(
+                f"| {label} | {row['ratio']:.2f} | {row['bytes'] / (1 << 20):.2f} | {row['ppl']:.3f} | "
+                f"{max(0.0, row['kld']):.4f} ± {row['kld_error']:.4f} | {row['top']:.1%} | {changed or 'nothing'} |"
+            )
+        lines.append("")
+    return "\n".join([*lines, "![KLD against speed](quality.png)", ""])
+
+
+def plot(results: dict[str, Any], target: Path) -> None:
+    """KLD against speed, a colour a policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(RESIDENT), figsize=(12, 5), sharey=True)
+    for axis, resident in zip(axes, RESIDENT, strict=True):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for key, row in results.items():
+            share, name = key.split(" ")[:2]
+            if share == f"{resident:g}":
+                points.setdefault(name, []).append((row["ratio"], max(row["kld"], 1e-5)))
+        for n, (name, at) in enumerate(points.items()):
+            axis.plot(*np.array(sorted(at)).T, marker="os^Dv"[n % 5], label=name)
+        axis.set(yscale="log", xlabel="speed, ratio to exact", title=f"{resident:.0%} of the experts in memory")
+        axis.axvline(1, color="grey", linewidth=0.5)
+    axes[0].set_ylabel("KLD, nats a token")
+    axes[-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(target, dpi=90)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("bench_quality"))
+    parser.add_argument("--n-embd", type=int, default=1024)
+    parser.add_argument("--n-ff-exp", type=int, default=1024)
+    parser.add_argument("--type", default="Q4_K_M")
+    parser.add_argument("--twin-type", default="Q2_K")
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--windows", type=int, default=2, help="of each domain")
+    parser.add_argument("--seconds", type=float, default=0, help="stop after so many; 0: when all is done")
+    parser.add_argument("--only", help="only settings whose label has this text")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/quality.md"))
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure, then write the page and the picture."""
+    given = parse()
+    results = run(given)
+    if results:
+        given.out.write_text(table(results, given))
+        plot(results, given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
