@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from gmoe.engine import waiting
+from gmoe.engine.choices import require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
@@ -44,18 +44,6 @@ from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 KV_SHARE = 0.25  # of the free memory, where the context is not given
-
-# What this version runs; every other value of an option is refused by name, never ignored.
-AVAILABLE: Mapping[str, tuple[Any, ...]] = {
-    "device": ("auto", "cpu"),
-    "gpu_memory": ("auto",),
-    "route": tuple(policy.names("route")),
-    "admission": waiting.names(),
-    "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
-    "prefetch": ("auto", *policy.names("prefetch")),
-    "working_set": ("auto", *policy.names("working_set")),
-    "miss": ("auto", *(name for name in policy.names("miss") if name not in ("cpu", "balance"))),
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ class LLM:
     """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
 
     def __init__(self, file: GGUFFile, options: RuntimeOptions, package: Package | None = None):
-        _require_available(options)
+        require_available(options)
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         activations = cast(Literal["q8", "float"], options.activations)
         kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
@@ -333,11 +321,3 @@ class LLM:
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
-
-
-def _require_available(options: RuntimeOptions) -> None:
-    for name, values in AVAILABLE.items():
-        value = getattr(options, name)
-        if value not in values:
-            known = ", ".join(str(v) for v in values if v is not None) or "nothing yet"
-            raise ValueError(f"{name}={str(value)!r} is not available in this version; available: {known}")

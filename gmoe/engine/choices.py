@@ -1,0 +1,29 @@
+"""Choices: the values of options that this version runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gmoe.engine import waiting
+from gmoe.experts import policy
+from gmoe.options import RuntimeOptions
+
+# What this version runs; every other value of an option is refused by name, never ignored.
+AVAILABLE: Mapping[str, tuple[Any, ...]] = {
+    "device": ("auto", "cpu"),
+    "gpu_memory": ("auto",),
+    "route": tuple(policy.names("route")),
+    "admission": waiting.names(),
+    "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
+    "prefetch": ("auto", *policy.names("prefetch")),
+    "working_set": ("auto", *policy.names("working_set")),
+    "miss": ("auto", *(name for name in policy.names("miss") if name not in ("cpu", "balance"))),
+}
+
+
+def require_available(options: RuntimeOptions) -> None:
+    """Raises ValueError naming the option and the values that it can have."""
+    for name, values in AVAILABLE.items():
+        value = getattr(options, name)
+        if value not in values:
+            known = ", ".join(str(v) for v in values if v is not None) or "nothing yet"
+            raise ValueError(f"{name}={str(value)!r} is not available in this version; available: {known}")
