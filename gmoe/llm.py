@@ -19,7 +19,7 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
-from gmoe.experts import calibration, policy
+from gmoe.experts import calibration
 from gmoe.experts.budget import Budget
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.dispatch import ExpertDispatch
