@@ -24,6 +24,8 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "calibrate": ("gmoe.cli.compare:calibrate", "Measure what lossy choices cost, for --quality."),
     "quantize": ("gmoe.cli.quantize:quantize", "Write a model in another type."),
     "twin": ("gmoe.cli.quantize:twin", "Write a model's experts at a lower precision."),
+    "ps": ("gmoe.cli.ps:ps", "List the models that a server has in memory."),
+    "stop": ("gmoe.cli.ps:stop", "Take a model out of a server's memory."),
     "simulate": ("gmoe.cli.simulate:simulate", "Replay a routing trace through cache policies."),
     "trace": ("gmoe.cli.trace:trace", "Show and export routing traces."),
 }

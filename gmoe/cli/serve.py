@@ -57,15 +57,15 @@ def serve(
     from gmoe.server.app import application
     from gmoe.server.ask import Refused
     from gmoe.server.catalog import Catalog
-    from gmoe.server.ollama import duration
+    from gmoe.server.ollama import keep_alive_of
     from gmoe.server.safety import Limits
     from gmoe.server.service import Service
 
-    catalog = Catalog.of(Library.default(), [path.absolute() for path in files], default_model)
     try:
-        patience = duration(keep_alive)
+        patience = keep_alive_of(keep_alive) or 0.0
     except Refused as refused:
         raise click.UsageError(f"--keep-alive: {refused.text}") from None
+    catalog = Catalog.of(Library.default(), [path.absolute() for path in files], default_model)
     service = Service(catalog, options, max_seconds, keep_alive=patience, max_loaded=max_loaded, max_queue=max_queue)
     limits = Limits(api_key, origins, body_bytes, loopback=is_loopback(where[0]))
     config = uvicorn.Config(
@@ -80,7 +80,9 @@ def listening(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise ValueError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror}"
+        ) from None
     name, number = listener.getsockname()[:2]
     click.echo(f"gmoe is listening on http://{f'[{name}]' if ':' in name else name}:{number}", err=True)
     return listener

@@ -18,6 +18,7 @@ DEFAULTS: Mapping[str, Any] = {}  # those of SamplingParams are Ollama's
 INTEGERS = "num_ctx num_batch num_gpu main_gpu num_thread draft_num_predict num_keep seed num_predict top_k".split()
 INTEGERS += ["repeat_last_n"]
 FLOATS = "temperature top_p min_p typical_p repeat_penalty presence_penalty frequency_penalty".split()
+A_LONG_TIME = 1e9  # seconds, which is as good as forever
 LEVELS = ("low", "medium", "high", "max")
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(
@@ -335,9 +336,10 @@ def format_of(format: Any) -> dict[str, Any]:
 
 def keep_alive_of(value: float | str | None) -> float | None:
     """Seconds; negative: forever. Text is a Go duration such as "5m", "1h30m" or "-1s"."""
-    if value is None or isinstance(value, int | float):
-        return value if value is None else float(value)
-    return duration(value)
+    if value is None:
+        return None
+    seconds = duration(value) if isinstance(value, str) else float(value)
+    return seconds if seconds < A_LONG_TIME else -1.0
 
 
 def duration(text: str) -> float:

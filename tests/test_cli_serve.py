@@ -1,0 +1,106 @@
+"""serve, ps and stop: addresses, a server in a process of its own, and Ollama's columns."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from gmoe.cli.main import cli
+from gmoe.cli.ps import row, until_of
+from gmoe.cli.serve import address, is_loopback
+from tests.factory import write_model
+from tests.live_server import Live, live_server
+
+
+def gmoe(*args: str) -> Result:
+    return CliRunner().invoke(cli, args)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", ("127.0.0.1", 11435)),
+        ("0.0.0.0", ("0.0.0.0", 11435)),
+        (":8080", ("127.0.0.1", 8080)),
+        ("http://10.0.0.1:99/", ("10.0.0.1", 99)),
+        ("[::1]:5", ("::1", 5)),
+        ("::1", ("::1", 11435)),
+    ],
+)
+def test_where_to_listen(monkeypatch: pytest.MonkeyPatch, text: str, where: tuple[str, int]) -> None:
+    monkeypatch.setenv("GMOE_HOST", text)
+    assert address(None, None) == where
+    assert address("h", 1) == ("h", 1)
+    assert is_loopback(where[0]) == (where[0] in ("127.0.0.1", "::1"))
+
+
+def test_a_wrong_address_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOST", "here:there")
+    result = gmoe("ps")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: GMOE_HOST is 'here:there'; its port must be a number below 65536\n"
+    monkeypatch.setenv("GMOE_HOST", "127.0.0.1:9")
+    assert gmoe("serve", "--keep-alive", "soon").exit_code == 2
+    words = "could not connect to a gmoe server at http://127.0.0.1:9; run 'gmoe serve' to start it"
+    assert gmoe("ps").stderr == f"Error: {words}\n"
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    with live_server(tmp_path, [write_model(tmp_path / "tiny.gguf")]) as live:
+        monkeypatch.setenv("GMOE_HOST", live.url)
+        yield live
+
+
+def test_ps_and_stop(live: Live) -> None:
+    assert gmoe("ps").stdout == "NAME    ID    SIZE    PROCESSOR    CONTEXT    UNTIL\n"
+    live.lines("/api/generate", {"model": "tiny"})
+    head, line = gmoe("ps").stdout.splitlines()
+    pattern = r"tiny:latest    [0-9a-f]{12}    \d+ KB    100% CPU     256        [45] minutes from now"
+    assert head.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"] and re.fullmatch(pattern, line), line
+    assert gmoe("ps", "other").stdout.count("\n") == 1
+    assert gmoe("stop", "tiny").exit_code == 0 and not live.service.host.running
+    result = gmoe("stop", "none")
+    assert (result.exit_code, result.stderr) == (1, 'Error: couldn\'t find model "none" to stop\n')
+
+
+def test_ollamas_words() -> None:
+    now = datetime.now(UTC)
+    for seconds, words in ((90, "1 minute from now"), (7200, "2 hours from now"), (30, "30 seconds from now")):
+        assert until_of(now + timedelta(seconds=seconds), now) == words
+    assert until_of(datetime(2318, 1, 1, tzinfo=UTC), now) == "Forever"
+    model = {"name": "a", "digest": "0" * 64, "size": 100, "context_length": 8, "expires_at": now.isoformat()}
+    assert row(model | {"size_vram": 52}, now)[3] == "48%/52% CPU/GPU"
+    assert row(model | {"size_vram": 100, "stopping": True}, now)[3:] == ("100% GPU", "8", "Stopping...")
+
+
+def test_a_server_in_its_own_process(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf")
+    command = [str(Path(sys.executable).with_name("gmoe")), "serve", str(model), "--port", "0", "--context", "128"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "GMOE_HOME": str(tmp_path)}
+    )
+    assert process.stderr is not None
+    try:
+        found = re.fullmatch(r"gmoe is listening on (http://127\.0\.0\.1:\d+)\n", process.stderr.readline())
+        assert found
+        answer = httpx.post(
+            found[1] + "/api/generate", json={"model": "tiny", "prompt": "x", "stream": False}, timeout=60
+        )
+        assert answer.json()["done"]
+        port = found[1].rpartition(":")[2]
+        taken = gmoe("serve", "--port", port)
+        words = f"Error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        assert (taken.exit_code, taken.stderr) == (1, words)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=20)
+    assert process.returncode in (0, 130) and rest == ""
