@@ -51,7 +51,9 @@ def application(service: Service, limits: Limits | None = None) -> Starlette:
     ]
     safety = Middleware(Safety, limits=limits or Limits())
     handlers: dict[Any, Any] = {HTTPException: _refused, Exception: _failed}
-    return Starlette(routes=routes, lifespan=lifespan, middleware=[safety], exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[safety], exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Views:
