@@ -20,7 +20,7 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.experts import calibration
-from gmoe.experts.budget import Budget
+from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fingerprint import header
@@ -35,7 +35,7 @@ from gmoe.library.find import Package, find
 from gmoe.library.home import home
 from gmoe.library.modelfile import Modelfile
 from gmoe.models import decoder
-from gmoe.options import RuntimeOptions, memory_bytes
+from gmoe.options import RuntimeOptions
 from gmoe.tokenizer.gochat import template_of
 from gmoe.tokenizer.parsers.choose import dialect_of, marks_of
 from gmoe.tokenizer.stop import StopMatcher
@@ -103,9 +103,9 @@ class LLM:
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
-        self.budget = budget = self._budget(layout)
+        self.budget = budget = budget_of(file, layout, self.hparams, options.host_memory, options.context)
         if not budget.whole:
-            file.hold(self._fixed(layout))
+            file.hold(fixed_tensors(file, layout))
         self.store = ExpertStore(layout)
         self.steps = Steps()
         self.dispatch = ExpertDispatch(self.store, activations)
@@ -275,31 +275,6 @@ class LLM:
         if first:
             self._counts["prompt_tokens"] += n_prompt
         self._counts["prompt_seconds" if first else "decode_seconds"] += seconds
-
-    def _fixed(self, layout: ExpertLayout) -> list[str]:
-        """The tensors that must stay in memory: not the experts, nor a table of which a token reads one row."""
-        rows = {"token_embd.weight"} if "output.weight" in self.file.tensors else set()
-        return [name for name in self.file.tensors if name not in layout.names and name not in rows]
-
-    def _budget(self, layout: ExpertLayout) -> Budget:
-        asked = self.options.host_memory
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fixed = sum(self.file.tensors[name].nbytes for name in self._fixed(layout))
-        return Budget(
-            str(self.file.path),
-            layout,
-            fixed,
-            None if asked == "auto" else memory_bytes(asked, total),
-            activations=self._activations,
-        )
-
-    def _activations(self, chunk: int) -> int:
-        """About what a pass over so many tokens allocates, in bytes."""
-        hp = self.hparams
-        n_ff = max((experts.up.rows for experts in self.layout.layers.values()), default=0)
-        experts = hp.n_expert_used * (hp.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
-        scores = 3 * hp.n_head * min(chunk, 128) * (self.options.context or 2048)
-        return 4 * (chunk * (experts + 12 * hp.n_embd) + scores)
 
     def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
         """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""

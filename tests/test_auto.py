@@ -168,7 +168,7 @@ def test_a_run_learns_and_the_next_begins_with_it(tmp_path: Path):
         list(llm.run([5, 6, 7], params, ignore_end=True))
     assert Trace.load(tmp_path / "m.trace").matrices is not None
     with gmoe.LLM.load(model, options) as llm:
-        assert llm.chooser.verdicts
+        assert llm.cache.chooser.verdicts
         assert (llm.logits([5, 6, 7]) == want).all()
     with pytest.raises(ValueError, match="another model"):
         other = write_model(tmp_path / "other.gguf", seed=9)

@@ -38,7 +38,7 @@ def measure(run: str, given: argparse.Namespace) -> dict[str, Any]:
     with gmoe.LLM.load(given.model, options(run, given)) as llm:
         if run == "bare":
             llm.dispatch.observers.clear()
-        costs = None if llm.store.whole else llm.costs.costs
+        costs = None if llm.store.whole else llm.cache.costs.costs
         recorder = llm.record()
         if run == "bare":
             llm.dispatch.observers.clear()
@@ -61,7 +61,7 @@ def measure(run: str, given: argparse.Namespace) -> dict[str, Any]:
             machine = costs.machine(len(llm.layout.layers), fixed)
             replay = Replay(
                 Schedule(recorder.trace()), llm.budget.experts, options(run, given).evict, machine=machine,
-                groups=llm.chooser.groups,
+                groups=llm.cache.chooser.groups,
             )  # fmt: skip
             told = replay.run().decode
             found |= {"foretold tok/s": told.tokens_per_second, "foretold hits %": 100 * told.hit_rate}
@@ -70,8 +70,8 @@ def measure(run: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(llm: gmoe.LLM) -> str:
     """What auto has come to."""
-    ahead = llm.chooser.prefetch
-    evict = llm.chooser.evicts[0].name if llm.chooser.evicts else ""
+    ahead = llm.cache.chooser.prefetch
+    evict = llm.cache.chooser.evicts[0].name if llm.cache.chooser.evicts else ""
     return f"{evict}, prefetch {ahead.name if ahead else ''}"
 
 

@@ -26,8 +26,10 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "twin": ("gmoe.cli.quantize:twin", "Write a model's experts at a lower precision."),
     "ps": ("gmoe.cli.ps:ps", "List the models that a server has in memory."),
     "stop": ("gmoe.cli.ps:stop", "Take a model out of a server's memory."),
+    "pack": ("gmoe.cli.pack:pack", "Write a model with each expert in one piece."),
+    "plan": ("gmoe.cli.plan:plan", "Say what a model would do on this machine, before it is loaded."),
     "simulate": ("gmoe.cli.simulate:simulate", "Replay a routing trace through cache policies."),
-    "trace": ("gmoe.cli.trace:trace", "Show and export routing traces."),
+    "trace": ("gmoe.cli.trace:trace", "Record, show and export routing traces."),
 }
 
 

@@ -1,11 +1,15 @@
 """Budget: whether a model's experts fit into memory, and if not, how many slots there are for them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gmoe.experts.memory import Limit, available
 from gmoe.experts.slots import extents, groups, least, share
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.options import memory_bytes
 
 RESERVE = 48 << 20  # for what grows with nothing: code that is not there yet, the heap's holes
 RESERVE_PART = 8  # prompts run in smaller chunks before their activations and RESERVE take 1 / RESERVE_PART
@@ -81,3 +85,25 @@ class Budget:
 
 def _mib(n: int) -> str:
     return f"{-(-n // (1 << 20))} MiB"
+
+
+def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:
+    """The tensors that must stay in memory: not the experts, nor a table of which a token reads one row."""
+    rows = {"token_embd.weight"} if "output.weight" in file.tensors else set()
+    return [name for name in file.tensors if name not in layout.names and name not in rows]
+
+
+def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memory: str, context: int = 0) -> Budget:
+    """The budget of a file under `host_memory` and `context` as the options spell them."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fixed = sum(file.tensors[name].nbytes for name in fixed_tensors(file, layout))
+    asked = None if host_memory == "auto" else memory_bytes(host_memory, total)
+    n_ff = max((experts.up.rows for experts in layout.layers.values()), default=0)
+
+    def activations(chunk: int) -> int:
+        """About what a pass over so many tokens allocates, in bytes."""
+        experts = hparams.n_expert_used * (hparams.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
+        scores = 3 * hparams.n_head * min(chunk, 128) * (context or 2048)
+        return 4 * (chunk * (experts + 12 * hparams.n_embd) + scores)
+
+    return Budget(str(file.path), layout, fixed, asked, activations=activations)

@@ -26,7 +26,7 @@ def measure(file: GGUFFile, layout: ExpertLayout, activations: Activations, seco
     where = extents(layout)
     grouped = groups(layout, where)
     counts = [min(SLOTS, group.experts) for group in grouped]
-    store.offload(grouped, counts, where, Lru, open_transfer(file.parts))
+    store.offload(grouped, counts, where, Lru, open_transfer(file.parts, reader="direct"))
     try:
         layers = [group.layers[len(group.layers) // 2] for group in grouped]
         ids = [ExpertId(layer, expert) for layer in layers for expert in range(layout.n_expert)]

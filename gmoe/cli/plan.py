@@ -1,0 +1,117 @@
+"""`gmoe plan`: what goes where, and how fast it would be, before anything is loaded."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gmoe.experts.budget import Budget, budget_of
+from gmoe.experts.cost import CostModel, Costs, key
+from gmoe.experts.fingerprint import header
+from gmoe.experts.plan import Plan, Speed, made_up
+from gmoe.experts.plan import plan as reckon
+from gmoe.experts.trace_file import TraceFile
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.hparams import Hparams
+from gmoe.gguf.layout import ExpertLayout
+from gmoe.library.find import model_file
+from gmoe.library.home import home
+from gmoe.options import memory_bytes
+
+MIB = 1 << 20
+
+
+@click.command()
+@click.argument("model")
+@click.option("--host-memory", default="auto", show_default=True, help="Budget for all weights in RAM.")
+@click.option("--gpu-memory", help="What a GPU's memory would hold: an amount, as 8GiB.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Routing trace; also found beside the model.")
+@click.option("--threads", default=0, help="CPU threads; 0: the cores this process may use.")
+def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | None, threads: int) -> None:
+    """Say where the weights of MODEL would go on this machine, how fast it would be, and what would help most."""
+    with GGUFFile.open(model_file(model)) as file:
+        hparams = Hparams.from_metadata(file.metadata, str(file.path))
+        layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
+        if not layout.layers:
+            raise click.ClickException(f"{file.path} has no experts: it is used straight from the map")
+        budget = budget_of(file, layout, hparams, host_memory)
+        known = TraceFile(file.path, trace, header(file, layout, hparams.n_layer))
+        costs = _costs(file, layout, threads or len(os.sched_getaffinity(0)))
+        routing = known.trace or made_up(known.header, hparams.n_expert_used)
+        found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
+        for line in [*_places(budget, found, gpu_memory), *_speeds(found, costs, known)]:
+            click.echo(line)
+        for notice in known.notices:
+            click.echo(f"Note: {notice}", err=True)
+
+
+def _costs(file: GGUFFile, layout: ExpertLayout, threads: int) -> Costs:
+    """Those of earlier runs, or measured now."""
+    model = CostModel(home(), key(layout, threads, "q8"))
+    if model.costs is None:
+        import torch
+
+        from gmoe.experts.measure import measure
+
+        torch.set_num_threads(threads)
+        model.costs = measure(file, layout, "q8")
+        model.save()
+    return model.costs
+
+
+def _places(budget: Budget, plan: Plan, gpu_memory: str | None) -> list[str]:
+    fixed, experts = budget.fixed / MIB, budget.experts / MIB
+    share = 100 * plan.slots / plan.experts
+    where = "straight from the map of the file" if plan.whole else "in slots, the others on disk"
+    lines = [
+        f"other weights   {fixed:9.0f} MiB  in memory",
+        f"experts         {experts:9.0f} MiB  {plan.slots} of {plan.experts} ({share:.0f} %) in memory, {where}",
+    ]
+    if gpu_memory is not None:
+        room = memory_bytes(gpu_memory, 0, "gpu_memory") - budget.fixed
+        fit = max(0, min(plan.experts, int(plan.experts * room / budget.experts)))
+        said = f"{fit} of {plan.experts} experts ({100 * fit / plan.experts:.0f} %) beside the other weights"
+        lines.append(
+            f"GPU             {said if room > 0 else 'not even the other weights fit'}; its speed is not foretold"
+        )
+    return lines
+
+
+def _speeds(plan: Plan, costs: Costs, known: TraceFile) -> list[str]:
+    def row(name: str, speed: Speed) -> str:
+        numbers = f"{speed.decode:8.1f} {speed.prefill:9.0f} {100 * speed.hit_rate:7.1f}"
+        return f"{name:16}{numbers} {speed.bytes / MIB:14.1f}"
+
+    seen = f"{costs.passes} passes seen" if costs.passes else "no run seen yet: the part outside the experts is a guess"
+    whose = f"{known.trace.header.model}'s trace" if known.trace else "made-up routing: there is no trace yet"
+    lines = [
+        "",
+        f"{'expected tok/s':16}{'decode':>8} {'prefill':>9} {'hits %':>7} {'read MiB/token':>14}",
+        row("now", plan.now),
+    ]
+    if not plan.whole:
+        lines += [
+            row("memory + 25 %", plan.more_memory),
+            row("disk x 2", plan.faster_disk),
+            row("all in memory", plan.all_in_memory),
+        ]
+    lines += ["", _advice(plan)]
+    disk = f"disk {costs.bandwidth / 1e9:.2f} GB/s, {1e3 * costs.expert_seconds:.2f} ms an expert"
+    return [*lines, f"by {disk} ({seen}); {whose}"]
+
+
+def _advice(plan: Plan) -> str:
+    """What would help most."""
+    if plan.whole:
+        return "everything is in memory: only faster memory or more cores would help"
+    gains: dict[str, Any] = {
+        "more RAM (a quarter more slots)": plan.more_memory.decode / plan.now.decode,
+        "a disk twice as fast": plan.faster_disk.decode / plan.now.decode,
+    }
+    best = max(gains, key=lambda name: gains[name])
+    if gains[best] < 1.05:
+        return "neither more RAM nor a faster disk would help much: the time goes into computing"
+    return f"most would help: {best}, x {gains[best]:.2f}; RAM for all experts, x " + (
+        f"{plan.all_in_memory.decode / plan.now.decode:.2f}"
+    )

@@ -1,0 +1,81 @@
+"""plan: what is reckoned is monotone, follows the costs, and refuses what cannot run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from gmoe.cli.plan import plan as command
+from gmoe.experts.budget import TooSmall, budget_of
+from gmoe.experts.cost import Costs
+from gmoe.experts.fingerprint import header
+from gmoe.experts.plan import made_up, plan
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.hparams import Hparams
+from gmoe.gguf.layout import ExpertLayout
+from tests.factory import Shape, write_model
+
+COSTS = Costs(bandwidth=1e6, latency=1e-4, expert_seconds=1e-3, row_seconds=1e-4, rate=1e7, layer_seconds=1e-3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(
+        tmp_path_factory.mktemp("plan") / "m.gguf", shape=Shape(embd=256, ff_exp=128, expert=16, used=2, layer=4)
+    )
+
+
+def parts(file):
+    hparams = Hparams.from_metadata(file.metadata, "m")
+    layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
+    return layout, made_up(header(file, layout, hparams.n_layer), hparams.n_expert_used)
+
+
+def budget(file, layout, memory):
+    return budget_of(file, layout, Hparams.from_metadata(file.metadata, "m"), memory)
+
+
+def test_more_memory_is_never_slower(model):
+    with GGUFFile.open(model) as file:
+        layout, trace = parts(file)
+        whole = budget(file, layout, "1GiB")
+        speeds = []
+        for share in (0.2, 0.4, 0.6, 0.8):
+            some = budget(file, layout, str(int(whole.fixed + share * whole.groups[0].slot_bytes * 64)))
+            found = plan(some, COSTS, trace, 0)
+            assert not found.whole and 0 < found.slots < found.experts == 64
+            assert found.now.decode <= found.more_memory.decode * 1.001 <= found.all_in_memory.decode * 1.002
+            assert found.now.decode <= found.faster_disk.decode * 1.001
+            speeds.append(found.now.decode)
+        assert speeds == sorted(speeds)
+        found = plan(whole, COSTS, trace, 0)
+        assert found.whole and found.now.hit_rate == 1 and found.now.bytes == 0
+        assert found.now.decode == pytest.approx(1 / (4 * (2 * 1e-3 + 1e-3)), rel=0.01)  # by hand: nothing is read
+        assert plan(whole, replace(COSTS, layer_seconds=2e-3), trace, 0).now.decode < found.now.decode
+        with pytest.raises(TooSmall, match="needs at least"):
+            plan(budget(file, layout, str(whole.fixed)), COSTS, trace, 0)
+
+
+def test_made_up_routing_is_like_real_routing(model):
+    with GGUFFile.open(model) as file:
+        _, trace = parts(file)
+    trace.check()
+    assert all(len(set(row)) == 2 for row in trace.ids.tolist())
+    layer = trace.ids[trace.rows["layer"] == 0]
+    again = (layer[1:, :, None] == layer[:-1, None, :]).any(axis=2).mean()
+    assert 0.2 < again < 0.7
+    assert np.bincount(layer.ravel(), minlength=16).max() > 2 * layer.size / 16
+
+
+def test_command(model, tmp_path):
+    run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", "1GiB"])
+    assert run.exit_code == 0 and "64 of 64 (100 %) in memory" in run.output and "64 of 64 experts" in run.output
+    with GGUFFile.open(model) as file:
+        whole = budget(file, parts(file)[0], "1GiB")
+    small = str(whole.fixed + whole.groups[0].slot_bytes * 20)
+    run = CliRunner().invoke(command, [str(model), "--host-memory", small])
+    assert run.exit_code == 0 and "20 of 64" in run.output and "made-up routing" in run.output
+    assert "most would help" in run.output or "would help much" in run.output
+    run = CliRunner().invoke(command, [str(write_model(tmp_path / "dense.gguf", "llama"))])
+    assert run.exit_code == 1 and "no experts" in run.output
