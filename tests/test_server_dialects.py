@@ -1,0 +1,255 @@
+"""Dialects as pure functions: bodies in, scripted events in, golden chunks out; and their routes on a live server."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gmoe.options import RuntimeOptions
+from gmoe.server import anthropic, llama, ollama, openai, openai_text, responses
+from gmoe.server.ask import Chosen, End, Event, Piece, Refused, ToolCall, Usage
+from tests.factory import write_model
+from tests.live_server import Live, live_server
+
+USAGE = Usage(prompt_tokens=7, cached_tokens=3, tokens=4, prompt_seconds=0.5, decode_seconds=2.0, total_seconds=2.5)
+EVENTS: list[Event] = [
+    Piece(thinking="hm"),
+    Piece("Hé"),
+    Piece("llo", logprobs=(Chosen("llo", -0.5, b"llo", 9, (Chosen("llo", -0.5, b"llo", 9),)),)),
+    Piece(tool_calls=(ToolCall("call_1", "add", {"b": 1, "a": 2}),)),
+    End("tool_calls", USAGE),
+]
+SAID = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def scrubbed(chunks: Iterator[Any]) -> list[Any]:
+    """Without what changes from call to call."""
+    text = json.dumps(list(chunks), ensure_ascii=False)
+    text = re.sub(r'"(msg|resp|rs|fc|chatcmpl|cmpl)([_-])[0-9a-f]+"', r'"\1"', text)
+    text = re.sub(r'"(created|created_at)": ("[^"]+"|\d+)', r'"\1": 0', text)
+    return json.loads(text)
+
+
+def events() -> Iterator[Event]:
+    return iter(EVENTS)
+
+
+def test_ollamas_lines() -> None:
+    lines = scrubbed(ollama.render_chat(ollama.parse_chat(SAID), events()))
+    head = {"model": "m", "created_at": 0}
+    token = {"token": "llo", "logprob": -0.5, "bytes": [108, 108, 111]}
+    call = {"id": "call_1", "function": {"index": 0, "name": "add", "arguments": {"b": 1, "a": 2}}}
+    say = {"role": "assistant", "content": ""}
+    assert lines == [
+        head | {"message": say | {"thinking": "hm"}, "done": False},
+        head | {"message": say | {"content": "Hé"}, "done": False},
+        head | {"message": say | {"content": "llo"}, "done": False, "logprobs": [token | {"top_logprobs": [token]}]},
+        head | {"message": say | {"tool_calls": [call]}, "done": False},
+        head
+        | {"message": say, "done": True, "done_reason": "stop"}
+        | {"total_duration": 2500000000, "load_duration": 1, "prompt_eval_count": 7}
+        | {"prompt_eval_duration": 500000000, "eval_count": 4, "eval_duration": 2000000000},
+    ]
+    assert list(lines[3]["message"]["tool_calls"][0]["function"]["arguments"]) == ["b", "a"]  # in the model's order
+    (whole,) = scrubbed(ollama.render_chat(ollama.parse_chat(SAID | {"stream": False}), events()))
+    assert whole["message"] == {"role": "assistant", "content": "Héllo", "thinking": "hm", "tool_calls": [call]}
+
+
+def test_openais_chunks() -> None:
+    asked = SAID | {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = scrubbed(openai.render_chat(openai.parse_chat(asked), events()))
+    head = {"id": "chatcmpl", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+    assert chunks[0] == head | {
+        "system_fingerprint": "fp_gmoe",
+        "choices": [
+            {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ],
+        "usage": None,
+    }
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks[1:6]]
+    function = {"name": "add", "arguments": '{"b": 1, "a": 2}'}
+    assert deltas == [
+        {"reasoning": "hm", "reasoning_content": "hm"},
+        {"content": "Hé"},
+        {"content": "llo"},
+        {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]},
+        {},
+    ]
+    assert chunks[5]["choices"][0]["finish_reason"] == "tool_calls"
+    assert chunks[6]["choices"] == [] and chunks[6]["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 4,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 3},
+    }
+    assert chunks[7:] == ["[DONE]"]
+    assert openai.encode("[DONE]") == b"data: [DONE]\n\n"
+
+
+def test_anthropics_events() -> None:
+    asked = SAID | {"max_tokens": 9, "stream": True}
+    chunks = scrubbed(anthropic.render(anthropic.parse(asked), events()))
+    assert [name for name, _ in chunks] == [
+        "message_start",
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_delta", "content_block_stop"),
+        *("content_block_start", "content_block_delta", "content_block_stop"),
+        *("message_delta", "message_stop"),
+    ]
+    assert [body["index"] for name, body in chunks if name.startswith("content")] == [0] * 3 + [1] * 4 + [2] * 3
+    assert chunks[2][1]["delta"] == {"type": "thinking_delta", "thinking": "hm"}
+    assert chunks[8][1]["content_block"] == {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}
+    assert chunks[9][1]["delta"] == {"type": "input_json_delta", "partial_json": '{"b": 1, "a": 2}'}
+    assert chunks[11][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert chunks[11][1]["usage"]["output_tokens"] == 4
+    (whole,) = scrubbed(anthropic.render(anthropic.parse(SAID | {"max_tokens": 9}), events()))
+    assert [block["type"] for block in whole["content"]] == ["thinking", "text", "tool_use"]
+    assert anthropic.encode(("ping", {"type": "ping"})) == b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+def test_anthropics_blocks_become_messages() -> None:
+    blocks = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "add", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "2"}]},
+    ]
+    tools = [{"name": "add", "input_schema": {"type": "object"}}]
+    body = {"model": "m", "max_tokens": 1, "system": "s", "messages": blocks, "tools": tools}
+    ask = anthropic.parse(body | {"tool_choice": {"type": "any"}})
+    call = {"id": "t", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert ask.messages == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "ab"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "t"},
+    ]
+    assert ask.tool_choice == "required" and ask.tools[0]["function"]["name"] == "add"
+    with pytest.raises(Refused, match="max_tokens: field required"):
+        anthropic.parse(SAID)
+
+
+def test_responses_events_end_with_the_whole() -> None:
+    chunks = scrubbed(responses.render(responses.parse({"model": "m", "input": "x", "stream": True}), events()))
+    output = chunks[-1][1]["response"]["output"]
+    assert [item["type"] for item in output] == ["reasoning", "message", "function_call"]
+    assert output[1]["content"][0]["text"] == "Héllo" and output[2]["arguments"] == '{"b": 1, "a": 2}'
+    done = [body["item"] for name, body in chunks if name == "response.output_item.done"]
+    assert done == output
+    (whole,) = scrubbed(responses.render(responses.parse({"model": "m", "input": "x"}), events()))
+    assert whole["output"] == output and whole["status"] == "completed"
+    with pytest.raises(Refused, match="previous_response_id is not supported"):
+        responses.parse({"model": "m", "input": "x", "previous_response_id": "r"})
+
+
+def test_llama_servers_object() -> None:
+    body = {
+        "prompt": "x",
+        "n_predict": 4,
+        "n_probs": 1,
+        "stop": ["a", ""],
+        "seed": -1,
+        "logit_bias": [[5, False], [6, 1.5]],
+    }
+    ask = llama.parse_completion(body, "m")
+    assert ask.sampling == {
+        "max_tokens": 4, "logprobs": 1, "stop": ["a"], "logit_bias": {5: float("-inf"), 6: 1.5},
+    }  # fmt: skip
+    (whole,) = llama.render_completion(ask, events())
+    assert isinstance(whole, dict) and whole["content"] == "Héllo" and whole["stop"] is True
+    assert whole["timings"]["prompt_n"] == 4 and whole["timings"]["predicted_per_second"] == 2.0
+    assert whole["completion_probabilities"][0]["top_logprobs"][0]["token"] == "llo"
+
+
+def test_prompts_that_are_not_supported_are_refused() -> None:
+    with pytest.raises(Refused, match="more than one prompt"):
+        openai_text.parse_completion({"model": "m", "prompt": ["a", "b"]})
+    with pytest.raises(Refused, match="text and token ids in one prompt"):
+        llama.parse_completion({"prompt": ["a", 1]}, "m")
+    with pytest.raises(Refused, match="tool_choice: there is no tool 'f'"):
+        openai.parse_chat(SAID | {"tool_choice": {"type": "function", "function": {"name": "f"}}})
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    home = tmp_path_factory.mktemp("home")
+    with live_server(home, [write_model(home / "tiny.gguf")], RuntimeOptions(context=256)) as live:
+        live.never_end("tiny")
+        yield live
+
+
+def test_llama_servers_routes(live: Live) -> None:
+    post = live.http.post
+    ids = post("/tokenize", json={"content": "hello and", "with_pieces": True}).json()["tokens"]
+    assert "".join(entry["piece"] for entry in ids) == "hello and"
+    back = post("/detokenize", json={"tokens": [entry["id"] for entry in ids]}).json()
+    assert back == {"content": "hello and"}
+    assert post("/detokenize", json={"tokens": [-1]}).json()["error"]["code"] == 400
+    prompt = post("/apply-template", json={"messages": [{"role": "user", "content": "hi"}]}).json()["prompt"]
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    for path in ("/health", "/v1/health"):
+        assert live.http.get(path).json() == {"status": "ok"}
+    answer = post("/completion", json={"prompt": "hello", "n_predict": 3, "cache_prompt": True}).json()
+    assert answer["tokens_predicted"] == 3 and answer["stop_type"] == "limit" and answer["timings"]["predicted_n"] == 3
+    lines = post("/completion", json={"prompt": "hello", "n_predict": 3, "stream": True}).text.split("\n\n")[:-1]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert [chunk["stop"] for chunk in chunks] == [False] * 3 + [True]
+    props = live.http.get("/props").json()
+    assert props["total_slots"] == 4 and "im_start" in props["chat_template"]
+    assert len(live.http.get("/slots").json()) == 4
+    metrics = live.http.get("/metrics").text
+    assert re.search(r"^llamacpp:tokens_predicted_total \d+$", metrics, re.M)
+    assert re.search(r'^gmoe_expert_hits_total\{model="tiny:latest",tier="host"\} \d+$', metrics, re.M)
+
+
+def test_counters_outlive_their_model(live: Live) -> None:
+    def predicted() -> int:
+        text = live.http.get("/metrics").text
+        return int(re.search(r"^llamacpp:tokens_predicted_total (\d+)$", text, re.M)[1])  # type: ignore[index]
+
+    live.http.post("/completion", json={"prompt": "x", "n_predict": 2, "model": "tiny"})
+    before = predicted()
+    live.lines("/api/generate", {"model": "tiny", "keep_alive": 0})
+    assert before > 0 and predicted() == before
+    live.never_end("tiny")
+
+
+def test_anthropics_routes(live: Live) -> None:
+    body = {**SAID, "model": "tiny", "max_tokens": 4, "stop_sequences": ["zzzz"]}
+    answer = live.http.post("/v1/messages", json=body).json()
+    assert answer["stop_reason"] == "max_tokens" and answer["usage"]["output_tokens"] == 4
+    counted = live.http.post("/v1/messages/count_tokens", json=body).json()["input_tokens"]
+    assert counted == answer["usage"]["input_tokens"] + answer["usage"]["cache_read_input_tokens"]
+    missing = live.http.post("/v1/messages", json=body | {"model": "none"})
+    error = {"type": "not_found_error", "message": "model 'none' not found"}
+    assert (missing.status_code, missing.json()) == (404, {"type": "error", "error": error})
+
+
+def test_loading_is_told_to_those_who_ask(live: Live) -> None:
+    live.lines("/api/generate", {"model": "tiny", "keep_alive": 0})
+    load = live.service.load
+
+    def slowly(path: Any, options: Any) -> Any:
+        import time
+
+        time.sleep(1.2)
+        return load(path, options)
+
+    live.service.host._load = slowly
+    try:
+        asked = {"model": "tiny", "prompt": "x", "progress": True, "options": {"num_predict": 2}}
+        lines = live.lines("/api/generate", asked)
+    finally:
+        live.service.host._load = load
+    assert [line.get("status") for line in lines[:2]] == ["loading model"] * 2 and lines[-1]["done"]
+    live.never_end("tiny")
+
+
+def test_the_description_names_every_route(live: Live) -> None:
+    document = live.http.get("/openapi.json").json()
+    assert document["openapi"] == "3.1.0"
+    for path, operations in document["paths"].items():
+        for method in operations:
+            found = live.http.request(method, path.replace("{id}", "x").replace("{digest}", "x"), content=b"{")
+            assert found.status_code != 405 and "404 page not found" not in found.text, path
