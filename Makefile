@@ -19,6 +19,24 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# The CPU kernels built with ASan and UBSan, in an environment of their own beside the usual one, and their tests.
+SANITIZED := build/sanitized
+sanitize: $(VENV)/installed-dev
+	$(MAKE) sanitize-run PACKAGES=$$($(BIN)/python -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])")
+
+sanitize-run:
+	$(PYTHON) -m venv $(SANITIZED)
+	echo $(PACKAGES) > $$(echo $(SANITIZED)/lib/python3.*/site-packages)/borrowed.pth
+	PATH=$(PACKAGES)/../../../bin:$$PATH $(SANITIZED)/bin/python -m pip install -q --no-build-isolation --no-deps --force-reinstall -C build-dir=$(SANITIZED)/cmake -C cmake.define.GMOE_SANITIZE=ON .
+	cp -r tests tools pyproject.toml $(SANITIZED)
+	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		bin/python -m pytest -q -p no:cacheprovider --rootdir . tests/test_kernels_cpu.py tests/test_kernels_safety.py
+
+# The NEON kernels cross-compiled and emulated (Debian: g++-aarch64-linux-gnu, qemu-user).
+neon: $(VENV)/installed-dev
+	$(BIN)/python -m tools.check_neon
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 

@@ -71,6 +71,7 @@ struct Level {
 const Level& portable();
 const Level& avx2();
 const Level& avx512();
+const Level& neon();
 
 // This thread's memory for a call of a kernel, 64-byte aligned; the next call of `scratch` may move it.
 char* scratch(size_t bytes);

@@ -128,8 +128,8 @@ void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, c
   if (groups.empty()) return;
   const int hidden = up.rows, width = down.rows, rows = int(places.size()), experts = int(groups.size());
 
-  // one token is rounded once for all experts; of several, each expert has its own panel
-  const bool shared = tokens == 1;
+  // one token is rounded once for all its experts; of several, each expert has its own panel
+  const bool shared = tokens == 1 && groups[0].count == 1;
   const bool other = gate && gate->format->rounding != up.format->rounding;
   Panels up_x(for_up, level, up.format->rounding, up.cols, shared ? 1 : rows);
   Panels gate_x(for_gate, level, other ? gate->format->rounding : up.format->rounding, up.cols, other ? (shared ? 1 : rows) : 0);

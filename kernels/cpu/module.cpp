@@ -32,6 +32,8 @@ namespace {
 
 #if defined(__x86_64__)
 const Level* const all_levels[] = {&portable(), &avx2(), &avx512()};
+#elif defined(__aarch64__)
+const Level* const all_levels[] = {&portable(), &neon()};
 #else
 const Level* const all_levels[] = {&portable()};
 #endif
@@ -126,6 +128,7 @@ NB_MODULE(_cpu, m) {
   m.def("levels", &levels);
   m.def("formats", &format_names);
   m.def("usable_cores", &usable_cores);
+  m.def("quota_cores", &quota_cores);
   m.def("set_table", &set_table);
   m.def("read", [](uintptr_t data, size_t size, int threads) {
     nb::gil_scoped_release unlocked;

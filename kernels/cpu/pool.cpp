@@ -1,62 +1,72 @@
 #include "pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace gmoe {
 namespace {
 
-inline void pause_once() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
+using Clock = std::chrono::steady_clock;
+constexpr auto spin_time = std::chrono::microseconds(500);
 
 class Pool {
  public:
   void run(int count, int threads, const std::function<void(int)>& task) {
     std::lock_guard<std::mutex> one_job(callers_);
-    while (int(workers_.size()) < threads - 1) {
-      int id = int(workers_.size());
+    const uint32_t helpers = uint32_t(threads - 1);
+    while (workers_.size() < helpers) {
+      uint32_t id = uint32_t(workers_.size());
       workers_.emplace_back([this, id, seen = job_.load()] { work(id, seen); });
     }
     task_ = &task;
     count_ = count;
-    helpers_ = threads - 1;
-    next_.store(0);
-    left_.store(int(workers_.size()));
+    next_.store(0, std::memory_order_relaxed);
+    left_.store(int(helpers), std::memory_order_relaxed);
+    bool asleep;
     {
       std::lock_guard<std::mutex> lock(sleep_);
-      job_.fetch_add(1);
+      job_.store(((job_.load() >> 32) + 1) << 32 | helpers);
+      asleep = sleepers_ > 0;
     }
-    wake_.notify_all();
+    if (asleep) wake_.notify_all();
     take();
-    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; spins++) spins < pauses ? pause_once() : std::this_thread::yield();
+    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; spins++) relax(spins);
   }
 
  private:
-  static constexpr int pauses = 20000;  // about half a millisecond
-
   void take() {
     for (int i; (i = next_.fetch_add(1)) < count_;) (*task_)(i);
   }
 
-  void work(int id, unsigned seen) {
-    for (;;) {
-      for (int spins = 0; job_.load(std::memory_order_acquire) == seen && spins < pauses; spins++) pause_once();
-      if (job_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(sleep_);
-        wake_.wait(lock, [&] { return job_.load() != seen; });
+  uint64_t next_job(uint64_t seen) {
+    const auto end = Clock::now() + spin_time;
+    do
+      for (int spins = 0; spins < 64; spins++) {
+        uint64_t job = job_.load(std::memory_order_acquire);
+        if (job != seen) return job;
+        relax(0);
       }
-      seen++;
-      if (id < helpers_) take();
+    while (Clock::now() < end);
+    std::unique_lock<std::mutex> lock(sleep_);
+    sleepers_++;
+    wake_.wait(lock, [&] { return job_.load() != seen; });
+    sleepers_--;
+    return job_.load();
+  }
+
+  void work(uint32_t id, uint64_t seen) {
+    for (;;) {
+      seen = next_job(seen);
+      if (id >= uint32_t(seen)) continue;  // not of this job, which does not wait for us
+      take();
       left_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -64,32 +74,40 @@ class Pool {
   std::mutex callers_, sleep_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
-  std::atomic<unsigned> job_{0};
-  std::atomic<int> next_{0}, left_{0};
+  int sleepers_ = 0;
+  alignas(64) std::atomic<uint64_t> job_{0};  // its number, and below it how many workers it takes
+  alignas(64) std::atomic<int> next_{0};
+  alignas(64) std::atomic<int> left_{0};
   const std::function<void(int)>* task_ = nullptr;
-  int count_ = 0, helpers_ = 0;
+  int count_ = 0;
 };
+
+// Never destroyed: its threads sleep until the process ends. A forked child has none of them and begins anew.
+std::atomic<Pool*> the_pool{nullptr};
+
+Pool& pool() {
+  Pool* known = the_pool.load(std::memory_order_acquire);
+  if (known) return *known;
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+  (void)registered;
+#endif
+  Pool* made = new Pool;
+  if (the_pool.compare_exchange_strong(known, made)) return *made;
+  delete made;
+  return *known;
+}
 
 }  // namespace
 
-int usable_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-  int cores = int(std::thread::hardware_concurrency());
-  return cores > 0 ? cores : 1;
-}
-
 void parallel(int count, int threads, const std::function<void(int)>& task) {
-  static Pool* pool = new Pool;  // never destroyed: its threads sleep until the process ends
   if (threads <= 0) threads = usable_cores();
   threads = threads < count ? threads : count;
   if (threads <= 1) {
     for (int i = 0; i < count; i++) task(i);
     return;
   }
-  pool->run(count, threads, task);
+  pool().run(count, threads, task);
 }
 
 }  // namespace gmoe

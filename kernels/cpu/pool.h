@@ -1,15 +1,14 @@
-// Worker threads that spin for a moment after a job and then sleep.
+// Worker threads that spin for half a millisecond after a job and then sleep.
 #pragma once
 #include <functional>
 #include <thread>
 
+#include "cores.h"
+
 namespace gmoe {
 
-// Cores that this process may run on.
-int usable_cores();
-
 // Call task(i) for every i in [0, count) on up to `threads` threads (0: usable_cores()), the caller among them; they are
-// taken in order. A task may wait for one with a smaller index.
+// taken in order. A task may wait for one with a smaller index; it must not throw or call `parallel` itself.
 void parallel(int count, int threads, const std::function<void(int)>& task);
 
 // One turn of a wait that has taken `spins` turns.
@@ -19,7 +18,7 @@ inline void relax(int spins) {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (spins > 20000) std::this_thread::yield();
+  if (spins > 2000) std::this_thread::yield();
 }
 
 }  // namespace gmoe
