@@ -1,4 +1,4 @@
-# `make demo` runs a tiny model, `make test` the tests; each sets up its own environment first.
+# `make demo` runs the model that comes with gmoe, `make test` the tests; each sets up its own environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,7 @@ PROMPT ?= Once upon a time
 .PHONY: demo test check javascript clean
 
 demo: $(VENV)/installed
-	$(BIN)/python tools/tiny_model.py build/tiny.gguf
-	$(BIN)/gmoe run build/tiny.gguf "$(PROMPT)" --max-tokens 32 --temperature 1 --seed 2 --raw --verbose
+	$(BIN)/gmoe run demo "$(PROMPT)" --max-tokens 120 --temperature 0.7 --seed 2 --raw --verbose
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -182,6 +182,8 @@ def test_command_line_trains_and_exports(
     train_demo.main([*arguments, "--finish", "2", "--types"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 14
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
+    train_demo.main([*arguments, "--finish-minutes", "0.02", "--types"])
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] > 13
 
 
 def test_the_files_tokenizer_is_the_trained_one(packed: Path, tmp_path: Path) -> None:

@@ -65,10 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="of tools.train_demo, to compare with too")
+    parser.add_argument("--save", type=Path, help="write every fifth row of llama.cpp's to this .npz")
     given = parser.parse_args()
     with LLM.load(given.model) as llm:
         ids = llm.tokenizer.encode(TEXT, add_special=False)
     torch_logits, llama_logits = of_torch(given.model, ids), of_llamacpp(given.model, ids)
+    if given.save:
+        rows = np.arange(0, len(ids), 5)
+        np.savez_compressed(given.save, ids=ids, rows=rows, logits=llama_logits[rows].astype(np.float16))
     print(f"{given.model.name}: {len(ids)} tokens, logits from {torch_logits.min():.1f} to {torch_logits.max():.1f}")
     if given.checkpoint:
         compare("torch: the checkpoint and the file", of_checkpoint(given.checkpoint, ids), torch_logits)

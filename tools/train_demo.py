@@ -98,8 +98,10 @@ class Training:
         self.rank, self.ranks = rank, ranks
         self.model = Model(preset.shape).to(device)
         parameters = list(self.model.parameters())
-        self.sums = torch.zeros(sum(p.numel() for p in parameters) + 2, device=device)  # gradients, loss, wish to stop
-        for parameter, part in zip(parameters, self.sums.split([p.numel() for p in parameters] + [2]), strict=False):
+        self.sums = torch.zeros(
+            sum(p.numel() for p in parameters) + 3, device=device
+        )  # gradients, loss, rate, wish to stop
+        for parameter, part in zip(parameters, self.sums.split([p.numel() for p in parameters] + [3]), strict=False):
             parameter.grad = part.view_as(parameter)
         self.optimizers = optimizers(self.model, preset.muon_lr, preset.adam_lr)
         self.full_rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
@@ -133,10 +135,10 @@ class Training:
             return self.model.loss(tokens[:, :-1], tokens[:, 1:])
 
     def advance(self, share: float, shorter: int = 1, stop: bool = False) -> tuple[float, bool]:
-        """One step at `share` of the full rates, its sequences cut into `shorter` parts; the batch depends on seed and
-        step only.
+        """One step at `share` of the full rates, its sequences cut into `shorter` parts.
 
-        Returns the mean loss and whether any rank wishes to stop.
+        The batch depends on seed and step only; the first rank's `share` counts. Returns the mean loss and whether any
+        rank wishes to stop.
         """
         preset = self.preset
         rng = np.random.default_rng((self.seed, self.step))
@@ -147,11 +149,11 @@ class Training:
                 continue
             loss, balance = self.loss(torch.from_numpy(batch).to(self.device))
             ((loss + preset.balance * balance) * preset.micro / preset.batch).backward()
-            self.sums[-2] += loss.detach() * preset.micro / preset.batch
-        self.sums[-1] = float(stop)
+            self.sums[-3] += loss.detach() * preset.micro / preset.batch
+        self.sums[-2], self.sums[-1] = share if self.rank == 0 else 0.0, float(stop)
         if self.ranks > 1:
             dist.all_reduce(self.sums)
-        total, stops = self.sums[-2:].tolist()
+        total, share, stops = self.sums[-3:].tolist()
         groups = [group for o in self.optimizers for group in o.param_groups]
         for group, full in zip(groups, self.full_rates, strict=True):
             group["lr"] = full * share
@@ -214,20 +216,26 @@ def finish(training: Training, test: Packed, tokenizer: Tokenizer, out: Path, ty
     print(json.dumps(record["bits_per_byte"]), file=sys.stderr)
 
 
-def train(training: Training, steps: int, decay_from: int, minutes: float, save_to: Path) -> None:
-    """Advance to `steps` or for `minutes`, saving on the way and at the end."""
+def train(
+    training: Training, steps: int, decay_from: int, minutes: float, save_to: Path, by_time: bool = False
+) -> None:
+    """Advance to `steps` or for `minutes`, saving on the way and at the end.
+
+    With `by_time` the rates fall to zero over the minutes, whatever number of steps they allow.
+    """
     preset = training.preset
     began = saved = time.monotonic()
     first, stop, leads = training.step, False, training.rank == 0
     while training.step < steps and not stop:
-        late = leads and time.monotonic() - began > 60 * minutes
+        passed = (time.monotonic() - began) / 60
         shorter = preset.shorter if training.step < decay_from else 1
-        loss, stop = training.advance(rate(training.step, preset.warmup, decay_from, steps), shorter, late)
+        share = max(0.0, 1 - passed / minutes) if by_time else rate(training.step, preset.warmup, decay_from, steps)
+        loss, stop = training.advance(share, shorter, leads and passed > minutes)
         now = time.monotonic()
         if leads and (training.step % 10 == 0 or training.step - first < 3 or training.step == steps):
             speed = (training.step - first) * preset.batch * preset.shape.n_ctx / (now - began)
             print(
-                f"step {training.step}/{steps}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
+                f"step {training.step}{'' if by_time else f'/{steps}'}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
                 f"  {speed:.0f} tokens/s  {(now - began) / 60:.1f} min",
                 file=sys.stderr,
                 flush=True,
@@ -261,6 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, help="a checkpoint; without it OUT/checkpoint.pt, if it is there")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     parser.add_argument("--finish", type=int, metavar="STEPS", help="only decay to zero over STEPS more, and export")
+    parser.add_argument("--finish-minutes", type=float, metavar="N", help="the same over N minutes")
     parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q5_0"], help="what to export")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -280,7 +289,9 @@ def main(arguments: list[str] | None = None) -> None:
     resumed = given.resume or (checkpoint if checkpoint.exists() else None)
     if resumed:
         training.load(resumed)
-    if given.finish is None:
+    if given.finish_minutes is not None:
+        train(training, sys.maxsize, training.step, given.finish_minutes, given.out / "finished.pt", by_time=True)
+    elif given.finish is None:
         train(training, preset.steps, preset.steps - preset.decay, given.minutes, checkpoint)
     else:
         decay_from = training.step
