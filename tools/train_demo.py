@@ -234,8 +234,9 @@ def train(
         now = time.monotonic()
         if leads and (training.step % 10 == 0 or training.step - first < 3 or training.step == steps):
             speed = (training.step - first) * preset.batch * preset.shape.n_ctx / (now - began)
+            of = "" if by_time else f"/{steps}"
             print(
-                f"step {training.step}{'' if by_time else f'/{steps}'}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
+                f"step {training.step}{of}  {training.curve[-1][0] / 1e6:.2f} M tokens  loss {loss:.3f}"
                 f"  {speed:.0f} tokens/s  {(now - began) / 60:.1f} min",
                 file=sys.stderr,
                 flush=True,
@@ -270,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     parser.add_argument("--finish", type=int, metavar="STEPS", help="only decay to zero over STEPS more, and export")
     parser.add_argument("--finish-minutes", type=float, metavar="N", help="the same over N minutes")
-    parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q5_0"], help="what to export")
+    parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q4_K_M"], help="what to export")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1, help="share each step; each uses one thread")
