@@ -12,7 +12,7 @@ from gmoe.experts.trace import Header, Trace
 from tests.demo_corpus import write_corpus
 from tools import measure_demo
 from tools.demo import gates, habits
-from tools.demo.bits import Measured, model_bits
+from tools.demo.bits import Measured, model_bits, stretches
 from tools.demo.corpus import DOMAINS, pack
 from tools.demo.export import export
 from tools.demo.model import Model, Shape
@@ -52,6 +52,8 @@ def test_bits_are_those_of_every_token_with_half_a_context() -> None:
     measured = model_bits(model, text, lengths)
     assert measured.nats == pytest.approx(expected, rel=1e-4)
     assert (measured.tokens, measured.size) == (89, lengths[text[1:]].sum())
+    assert [len(part) for part in stretches(text, 64)] == [4] * 16
+    assert [len(part) for part in stretches(text, 100)] == [90]
     assert Measured(np.log(2) * 30, 10, 15).bits_per_byte == pytest.approx(2)
     assert Measured(np.log(2) * 30, 10, 15).perplexity == pytest.approx(8)
 

@@ -41,12 +41,14 @@ def measure_bits(model_path: Path, corpus: Path, tokens: int | None, ngram_token
         "|---|---|---|---|---|---|---|",
     ]
     for domain in DOMAINS:
-        text = bits.encoded(encode, corpus, domain, "test", tokens)
-        of_model = bits.model_bits(model, text, lengths)
-        of_ngram = bits.ngram_bits(ngram, text, lengths).bits_per_byte
+        text = bits.encoded(encode, corpus, domain, "test", None)
+        parts = bits.stretches(text, tokens)
+        of_model = sum((bits.model_bits(model, part, lengths) for part in parts), bits.Measured())
+        of_ngram = sum((bits.ngram_bits(ngram, part, lengths) for part in parts), bits.Measured()).bits_per_byte
         of_xz = bits.xz_bits(corpus, domain)
         lines.append(
-            f"| {domain} | {len(text):,} | {of_model.bits_per_byte:.3f} | {of_model.perplexity:.1f} | {of_ngram:.3f}"
+            f"| {domain} | {of_model.tokens:,} of {len(text):,}"
+            f" | {of_model.bits_per_byte:.3f} | {of_model.perplexity:.1f} | {of_ngram:.3f}"
             f" | {of_xz:.3f} | {'yes' if of_model.bits_per_byte < of_xz else 'no'} |"
         )
     return "\n".join(lines)
@@ -169,7 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("model", type=Path)
         command.add_argument("--corpus", type=Path, default=Path(__file__).parents[2] / "shared" / "corpus")
         if name == "bits":
-            command.add_argument("--tokens", type=int, help="of each split; without it the whole split")
+            command.add_argument(
+                "--tokens", type=int, help="of each split, in 16 stretches; without it the whole split"
+            )
             command.add_argument("--ngram-tokens", type=int, default=4_000_000, help="that the 5-gram learns from")
         else:
             command.add_argument("trace", type=Path)

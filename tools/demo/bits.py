@@ -21,9 +21,12 @@ Encode = Callable[[str], list[int]]
 class Measured:
     """What some text cost. Control tokens cost bits and hold no bytes."""
 
-    nats: float
-    tokens: int
-    size: int  # bytes
+    nats: float = 0.0
+    tokens: int = 0
+    size: int = 0  # bytes
+
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(self.nats + other.nats, self.tokens + other.tokens, self.size + other.size)
 
     @property
     def bits_per_byte(self) -> float:
@@ -50,6 +53,14 @@ def encoded(encode: Encode, corpus: Path, domain: str, split: str, tokens: int |
         if tokens is not None and len(ids) >= tokens:
             break
     return np.array(ids[:tokens], np.int64)
+
+
+def stretches(tokens: NDArray[np.int64], wanted: int | None, n: int = 16) -> list[NDArray[np.int64]]:
+    """`wanted` tokens as n stretches, evenly spaced; all as one without `wanted` or where there are fewer."""
+    if wanted is None or wanted >= len(tokens):
+        return [tokens]
+    each = wanted // n
+    return [tokens[at : at + each] for at in np.linspace(0, len(tokens) - each, n).astype(int)]
 
 
 @torch.no_grad()
