@@ -216,12 +216,10 @@ def finish(training: Training, test: Packed, tokenizer: Tokenizer, out: Path, ty
     print(json.dumps(record["bits_per_byte"]), file=sys.stderr)
 
 
-def train(
-    training: Training, steps: int, decay_from: int, minutes: float, save_to: Path, by_time: bool = False
-) -> None:
+def train(training: Training, steps: int, decay_from: int, minutes: float, save_to: Path, by_time: float = 0.0) -> None:
     """Advance to `steps` or for `minutes`, saving on the way and at the end.
 
-    With `by_time` the rates fall to zero over the minutes, whatever number of steps they allow.
+    With `by_time` the rates fall from that share to zero over the minutes, whatever number of steps they allow.
     """
     preset = training.preset
     began = saved = time.monotonic()
@@ -229,7 +227,11 @@ def train(
     while training.step < steps and not stop:
         passed = (time.monotonic() - began) / 60
         shorter = preset.shorter if training.step < decay_from else 1
-        share = max(0.0, 1 - passed / minutes) if by_time else rate(training.step, preset.warmup, decay_from, steps)
+        share = (
+            max(0.0, by_time * (1 - passed / minutes))
+            if by_time
+            else rate(training.step, preset.warmup, decay_from, steps)
+        )
         loss, stop = training.advance(share, shorter, leads and passed > minutes)
         now = time.monotonic()
         if leads and (training.step % 10 == 0 or training.step - first < 3 or training.step == steps):
@@ -271,6 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     parser.add_argument("--finish", type=int, metavar="STEPS", help="only decay to zero over STEPS more, and export")
     parser.add_argument("--finish-minutes", type=float, metavar="N", help="the same over N minutes")
+    parser.add_argument("--peak", type=float, default=1.0, help="share of the full rates where --finish-minutes begins")
     parser.add_argument("--types", nargs="*", default=["F16", "Q8_0", "Q4_K_M"], help="what to export")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
     parser.add_argument("--seed", type=int, default=0)
@@ -291,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     if resumed:
         training.load(resumed)
     if given.finish_minutes is not None:
-        train(training, sys.maxsize, training.step, given.finish_minutes, given.out / "finished.pt", by_time=True)
+        train(training, sys.maxsize, training.step, given.finish_minutes, given.out / "finished.pt", given.peak)
     elif given.finish is None:
         train(training, preset.steps, preset.steps - preset.decay, given.minutes, checkpoint)
     else:
