@@ -37,7 +37,8 @@ from gmoe.library.modelfile import Modelfile
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.tokenizer.gochat import template_of
-from gmoe.tokenizer.parsers.choose import dialect_of, marks_of
+from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
+from gmoe.tokenizer.parsers.tags import Parser
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
@@ -61,6 +62,7 @@ class TextStream:
 
     def __init__(self, seq: TokenSequence, outputs: Outputs, events: Iterator[TextEvent]):
         self._seq, self._outputs, self._events = seq, outputs, events
+        self.parser: Parser | None = None  # a fresh one for this answer's text, where it is one of a conversation
 
     def __iter__(self) -> "TextStream":
         return self
@@ -174,8 +176,10 @@ class LLM:
     ) -> TextStream:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
         messages = self.modelfile.conversation(messages)
-        ids = self.encode_chat(self.template.render(messages, tools, **template))
-        return self.run(ids, params, spelled=marks_of(self.dialect))
+        prompt = self.template.render(messages, tools, **template)
+        stream = self.run(self.encode_chat(prompt), params, spelled=marks_of(self.dialect))
+        stream.parser = parser_for(self.dialect, tools, prompt)
+        return stream
 
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered conversation, whose template may have written the first token itself."""

@@ -23,6 +23,7 @@ from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions, memory_bytes
+from gmoe.tokenizer.parsers.choose import parser_for
 from tests.factory import write_model
 from tests.fake_llm import FakeLLM
 
@@ -338,3 +339,57 @@ def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
     endless.send_signal(signal.SIGINT)
     _, complaint = endless.communicate(timeout=60)
     assert endless.returncode == 130 and b"Traceback" not in complaint
+
+
+class Thinking(list[SimpleNamespace]):
+    """The events of an answer that thinks, with the parser of its dialect."""
+
+    def __init__(self, *pieces: str, tools: Any = None):
+        super().__init__(SimpleNamespace(text=piece) for piece in pieces)
+        self.parser = parser_for("hermes", tools)
+
+    def __next__(self) -> SimpleNamespace:
+        if not self:
+            raise StopIteration
+        return self.pop(0)
+
+    def close(self) -> None:
+        self.clear()
+
+
+def shown(*pieces: str, tools: Any = None, **given: Any) -> tuple[str, str]:
+    """What is written, and what is content."""
+    out = io.StringIO()
+    content = "".join(spoken(Thinking(*pieces, tools=tools), lambda text: out.write(text) and None, **given))
+    return out.getvalue(), content
+
+
+def test_thinking_stands_between_lines_of_its_own() -> None:
+    pieces = ("<th", "ink>\nlet me", " see\n</think>", "\n\nHel", "lo")
+    assert shown(*pieces) == ("Thinking...\nlet me see\n...done thinking.\n\nHello", "Hello")
+    assert shown(*pieces, hide_thinking=True) == ("Hello", "Hello")
+    assert shown("<think>cut") == ("Thinking...\ncut\n...done thinking.\n\n", "")
+    call = '<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert shown(call, tools=tools)[0] == '{"name": "f", "arguments": {"a": "é"}}\n'
+
+
+def test_a_format_is_followed_and_thinking_only_where_asked_for(llm: FakeLLM, model: str) -> None:
+    assert gmoe("run", model, "Hi", "--format", "json").exit_code == 0
+    assert gmoe("run", model, "Hi", "--format", '{"type": "string"}', "--think").exit_code == 0
+    (_, _, plain, without), (_, _, thought, with_) = llm.asked
+    assert (plain.schema, plain.grammar_after, without["enable_thinking"]) == ({"type": "object"}, None, False)
+    assert (thought.schema, thought.grammar_after) == ({"type": "string"}, "</think>")
+    assert with_["enable_thinking"] is True
+    assert gmoe("run", model, "Hi", "--format", "yaml").exit_code == 2
+
+
+def test_a_model_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    result = gmoe("run", "nobody", "Hi")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: model 'nobody:latest' not found; gmoe pull nobody would fetch it\n",
+    )
+    result = gmoe("run", "127.0.0.1:9/a/b", "Hi", "--insecure")
+    assert result.exit_code == 1 and "Error: pull model manifest: 127.0.0.1:9: " in result.stderr

@@ -1,5 +1,6 @@
 """An answer on its way out: streamed text, wrapped words on a terminal, and the figures of `--verbose`."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -10,8 +11,10 @@ import click
 
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
+from gmoe.tokenizer.parsers.tags import Parser, Piece
 
 Write = Callable[[str], None]
+THINKING = "Thinking...\n"
 
 
 class Event(Protocol):
@@ -76,18 +79,58 @@ class Wrapped:
         self._column = 0 if character == "\n" else self._column + 1
 
 
-def spoken(events: Iterator[Event], write: Write, wrap: bool = False) -> Generator[str, None, None]:
-    """Write each piece as it comes and give it on; closing ends the answer in the model too."""
+def spoken(
+    events: Iterator[Event], write: Write, wrap: bool = False, hide_thinking: bool = False
+) -> Generator[str, None, None]:
+    """Write each piece as it comes and give on what is no thinking; closing ends the answer in the model too."""
     out = Wrapped(write) if wrap else None
+    shown = _Shown(getattr(events, "parser", None), out or write, hide_thinking)
     with closing(cast(Generator[Event, None, None], events)):
         with waiting("reading the prompt"):
             event = next(events, None)
         while event is not None:
-            (out or write)(event.text)
-            yield event.text
+            yield shown.push(event.text)
             event = next(events, None)
+    yield shown.close()
     if out:
         out.end()
+
+
+class _Shown:
+    """Writes thinking between two lines of its own, and tool calls as JSON."""
+
+    def __init__(self, parser: Parser | None, write: Write, hide_thinking: bool):
+        self._parser, self._write, self._hide = parser, write, hide_thinking
+        self._thinks = False
+
+    def push(self, text: str) -> str:
+        """The content of what was written now."""
+        if self._parser is None:
+            self._write(text)
+            return text
+        return "".join(map(self._piece, self._parser.push(text)))
+
+    def close(self) -> str:
+        content = "".join(map(self._piece, self._parser.close())) if self._parser else ""
+        self._done()
+        return content
+
+    def _piece(self, piece: Piece) -> str:
+        kind, payload = piece
+        if kind == "thinking":
+            if not self._hide:
+                self._write(f"{'' if self._thinks else THINKING}{payload}")
+                self._thinks = True
+            return ""
+        self._done()
+        text = payload if isinstance(payload, str) else json.dumps(payload._asdict(), ensure_ascii=False) + "\n"
+        self._write(text)
+        return text
+
+    def _done(self) -> None:
+        if self._thinks:
+            self._write("\n...done thinking.\n\n")
+        self._thinks = False
 
 
 def think_kwargs(think: bool | str | None) -> dict[str, Any]:

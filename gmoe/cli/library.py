@@ -69,6 +69,11 @@ def rm(names: tuple[str, ...]) -> None:
 @click.option("--insecure", is_flag=True, help="Speak plain HTTP with the registry.")
 def pull(name: str, insecure: bool) -> None:
     """Pull a model from a registry, or from Hugging Face (hf.co/user/repository:Q4_K_M)."""
+    fetch_model(name, insecure)
+
+
+def fetch_model(name: str, insecure: bool) -> None:
+    """Pull with bars on standard error."""
     with _bars() as report:
         pull_model(Library.default(), ModelName.parse(name), report, insecure=insecure)
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,11 @@ from gmoe.options import RuntimeOptions
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--think/--no-think", default=None, help="Ask the chat template for thinking, or for none.")
 @click.option("--verbose", is_flag=True, help="Say afterwards how long it took and what the experts did.")
+@click.option("--hidethinking", is_flag=True, help="Do not show the thinking.")
+@click.option(
+    "--format", "format_", help="json, or a JSON schema, that the answer must follow; no thinking unless --think."
+)
+@click.option("--insecure", is_flag=True, help="Speak plain HTTP with the registry of a model that is not here.")
 @click.option("--nowordwrap", is_flag=True, help="Do not break lines between words on a terminal.")
 @sampling_flags
 @runtime_flags
@@ -39,6 +45,9 @@ def run(
     raw: bool,
     think: bool | None,
     verbose: bool,
+    hidethinking: bool,
+    format_: str | None,
+    insecure: bool,
     nowordwrap: bool,
     **flags: Any,
 ) -> None:
@@ -46,12 +55,17 @@ def run(
 
     Piped standard input is the prompt, or comes before PROMPT. Without either, on a terminal, this is a chat.
     """
+    if format_ is not None:
+        flags["json_schema"] = format_
+        flags["grammar_after"] = flags["grammar_after"] or ("</think>" if think else None)
+        think = bool(think)
     said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    said |= {name: flags[name] for name in ("json_schema", "grammar_after") if format_ is not None}
     take(SamplingParams, flags)
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    name = model_file(model).name
+    name = _at_hand(model, insecure).name
     text = prompt_text(prompt)
     wrap = sys.stdout.isatty() and not nowordwrap
     began = time.perf_counter()
@@ -72,11 +86,26 @@ def run(
         figures = Figures(llm, load_seconds)
         messages = messages_of(system, [], text)
         events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
-        for _ in spoken(events, write, wrap):
+        for _ in spoken(events, write, wrap, hidethinking):
             pass
         click.echo()
         if verbose:
             click.echo("\n".join(figures.lines()), err=True)
+
+
+def _at_hand(model: str, insecure: bool) -> Path:
+    """The model's file, pulled first where the library does not have it and its name says where it is."""
+    from gmoe.library.manifest import ModelNotFound
+
+    try:
+        return model_file(model)
+    except ModelNotFound as missing:
+        if "/" not in model:
+            raise ValueError(f"{missing}; gmoe pull {model} would fetch it") from None
+    from gmoe.cli.library import fetch_model
+
+    fetch_model(model, insecure)
+    return model_file(model)
 
 
 def prompt_text(words: Sequence[str]) -> str | None:
