@@ -1,5 +1,6 @@
 """The commands about models that are here: create, list, cp, rm, pull, push."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 
 from gmoe.library.create import create as create_model
-from gmoe.library.manifest import Library
-from gmoe.library.modelfile import parse_modelfile
+from gmoe.library.describe import describe
+from gmoe.library.find import find
+from gmoe.library.manifest import JOINING, Library
+from gmoe.library.modelfile import Command, Modelfile, parse_modelfile
 from gmoe.library.name import ModelName
 from gmoe.library.pull import pull as pull_model
 from gmoe.library.push import push as push_model
@@ -24,13 +27,38 @@ AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 8
 @click.command()
 @click.argument("name")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Name of the Modelfile (default: Modelfile).")
-def create(name: str, file: Path | None) -> None:
+@click.option("-q", "--quantize", "type_name", metavar="TYPE", help="Quantize the model of FROM to this type (q4_K_M).")
+def create(name: str, file: Path | None, type_name: str | None) -> None:
     """Create a model from a Modelfile."""
-    path = file or Path("Modelfile")
+    path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
     modelfile = parse_modelfile(path.read_bytes())
     for warning in modelfile.warnings:
         click.echo(f"warning: {warning}", err=True)
-    create_model(Library.default(), ModelName.parse(name), modelfile, path.parent, lambda s: click.echo(s, err=True))
+    with _quantized(library, modelfile, path.parent, type_name) as modelfile:
+        create_model(library, target, modelfile, path.parent, lambda status: click.echo(status, err=True))
+
+
+@contextmanager
+def _quantized(library: Library, modelfile: Modelfile, folder: Path, type_name: str | None) -> Iterator[Modelfile]:
+    """The Modelfile with another FROM, a file of this type that is gone afterwards; itself without a type."""
+    if type_name is None:
+        yield modelfile
+        return
+    from gmoe.passes.mixes import mix_named
+    from gmoe.passes.quantize import quantize
+
+    mix_named(type_name.upper())
+    source = modelfile.last("from") or ""
+    package = find(folder / source if (folder / source).is_file() else source)
+    own = {command.name for command in modelfile.commands} - {"parameter"}
+    kept = tuple(command for command in package.modelfile.commands if command.name not in own)
+    with library.adding(), tempfile.TemporaryDirectory(dir=library.root, prefix=JOINING) as scratch:
+        target = Path(scratch) / "model.gguf"
+        click.echo(f"quantizing {describe(package.path)['file_type']} model to {type_name.upper()}", err=True)
+        quantize(package.path, target, type_name.upper())
+        rest = tuple(command for command in modelfile.commands if command.name != "from")
+        commands = (Command("from", str(target.absolute())), *kept, *rest)
+        yield Modelfile(commands, modelfile.settings)
 
 
 @click.command(name="list")

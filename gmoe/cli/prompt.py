@@ -186,7 +186,7 @@ class Chat:
         if what == "info":
             from gmoe.cli.show import describe
 
-            click.echo(describe(self.llm.file))
+            click.echo(describe(self.llm.file, modelfile=self.llm.modelfile))
         elif what == "parameters":
             for row in fields(SamplingParams):
                 click.echo(f"{row.name:<20}{getattr(self.params, row.name)}")

@@ -1,6 +1,7 @@
 """What a GGUF file says of itself, in the words of a model's config."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ def describe(path: Path) -> dict[str, Any]:
     """The config of a model; raises `GGUFError`."""
     file = GGUFFile.open(path)
     try:
-        number = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
-        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "unknown")
+        weights: Counter[str] = Counter()
+        for tensor in file.tensors.values():
+            weights[tensor.format.name] += math.prod(tensor.shape)
+        number, most = weights.total(), weights.most_common(1)
+        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), most[0][0] if most else "unknown")
         family = {"model_family": file.architecture, "model_families": [file.architecture]}
     finally:
         file.close()
