@@ -105,8 +105,9 @@ class LLM:
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
-        self.budget = budget = budget_of(file, layout, self.hparams, options.host_memory, options.context)
+        self.budget = budget = budget_of(file, layout, self.hparams, options.host_memory)
         if not budget.whole:
+            budget.counts(0)  # refused before memory is taken that is not there
             file.hold(fixed_tensors(file, layout))
         self.store = ExpertStore(layout)
         self.steps = Steps()

@@ -12,7 +12,8 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.options import memory_bytes
 
 RESERVE = 48 << 20  # for what grows with nothing: code that is not there yet, the heap's holes
-RESERVE_PART = 8  # prompts run in smaller chunks before their activations and RESERVE take 1 / RESERVE_PART
+RESERVE_PART = 8  # of a small memory it is 1 / RESERVE_PART
+CHUNK_PART = 6  # prompts run in smaller chunks before their activations take 1 / CHUNK_PART of what experts could have
 CHUNKS = (512, 256, 128, 64, 32, 16)
 KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
 
@@ -51,7 +52,8 @@ class Budget:
     @property
     def chunk(self) -> int:
         """The most prompt tokens to run together."""
-        fits = (chunk for chunk in CHUNKS if RESERVE + self.activations(chunk) <= self.free.free // RESERVE_PART)
+        room = (self.free.free - self.fixed) // CHUNK_PART
+        fits = (chunk for chunk in CHUNKS if self.activations(chunk) <= room)
         return next(fits, CHUNKS[-1])
 
     @property
@@ -93,8 +95,8 @@ def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:
     return [name for name in file.tensors if name not in layout.names and name not in rows]
 
 
-def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memory: str, context: int = 0) -> Budget:
-    """The budget of a file under `host_memory` and `context` as the options spell them."""
+def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memory: str) -> Budget:
+    """The budget of a file under `host_memory` as the options spell it."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fixed = sum(file.tensors[name].nbytes for name in fixed_tensors(file, layout))
     asked = None if host_memory == "auto" else memory_bytes(host_memory, total)
@@ -103,7 +105,6 @@ def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memor
     def activations(chunk: int) -> int:
         """About what a pass over so many tokens allocates, in bytes."""
         experts = hparams.n_expert_used * (hparams.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
-        scores = 3 * hparams.n_head * min(chunk, 128) * (context or 2048)
-        return 4 * (chunk * (experts + 12 * hparams.n_embd) + scores)
+        return 4 * chunk * (experts + 12 * hparams.n_embd)
 
     return Budget(str(file.path), layout, fixed, asked, activations=activations)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from enum import IntEnum
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 import numpy as np
@@ -24,8 +25,8 @@ from gmoe.experts.slots import PAGE, Extent, Read
 
 IN_FLIGHT = 4
 WORTH_MEASURING = 256 << 20  # bytes of experts; of less, either reader will do
-MEASURED = 0.1  # seconds of reading
-BETTER = 1.2  # so many times faster must the page cache be, whose evictions nobody here decides
+MEASURED = 0.2  # seconds of reading
+BETTER = 1.5  # so many times faster must the page cache be: what it costs to make room in it is not measured
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 
 
@@ -270,7 +271,7 @@ def open_transfer(paths: Sequence[Path], extents: Collection[Extent] = (), reade
     """The reader for the parts of a model whose experts are `extents`: "direct", "mapped", or the faster of them."""
     if reader != "auto" or sum(extent.nbytes for extent in extents) < WORTH_MEASURING:
         return ThreadTransfer(paths, mapped=reader == "mapped")
-    direct, mapped = (_bandwidth(paths, extents, by_map) for by_map in (False, True))
+    direct, mapped = _bandwidths(paths, extents)
     transfer = ThreadTransfer(paths, mapped=mapped > BETTER * direct)
     chosen = "through the page cache" if transfer.mapped else "past the page cache"
     rates = f"measured {direct / 1e6:.0f} MB/s directly, {mapped / 1e6:.0f} MB/s through it"
@@ -278,24 +279,32 @@ def open_transfer(paths: Sequence[Path], extents: Collection[Extent] = (), reade
     return transfer
 
 
-def _bandwidth(paths: Sequence[Path], extents: Collection[Extent], mapped: bool) -> float:
-    """Bytes a second of experts taken at random that the page cache has not."""
-    transfer = ThreadTransfer(paths, mapped=mapped)
-    choose, every = random.Random(mapped), list(extents)
+def _bandwidths(paths: Sequence[Path], extents: Collection[Extent]) -> tuple[float, float]:
+    """Bytes a second of both readers, in turn, of experts taken at random that the page cache has not; medians."""
+    readers = [ThreadTransfer(paths, mapped=mapped) for mapped in (False, True)]
+    choose, every = random.Random(0), list(extents)
     slots = [np.frombuffer(mmap.mmap(-1, max(e.nbytes for e in every)), dtype=np.uint8) for _ in range(IN_FLIGHT)]
+    rates: list[list[float]] = [[], []]
     try:
-        done, began = 0, time.perf_counter()
-        while (spent := time.perf_counter() - began) < MEASURED:
-            some = choose.sample(every, min(len(every), len(slots)))
-            for extent in some:
-                transfer.drop(extent)
-            nobody = ExpertId(-1, -1)
-            flying = [transfer.submit(nobody, 0, e, into, True) for e, into in zip(some, slots, strict=False)]
-            while flying := [ticket for ticket in flying if not ticket.final]:
-                transfer.wait(flying)
-            done += sum(read.needed for extent in some for read in extent.reads)
-            for extent in some:
-                transfer.drop(extent)
-        return done / spent if spent else 0.0
+        end = time.perf_counter() + MEASURED
+        while len(rates[1]) < 3 or time.perf_counter() < end:
+            for reader, found in zip(readers, rates, strict=True):
+                found.append(_burst(reader, choose.sample(every, min(len(every), len(slots))), slots))
     finally:
-        transfer.close()
+        for reader in readers:
+            reader.close()
+    return median(rates[0]), median(rates[1])
+
+
+def _burst(transfer: ThreadTransfer, extents: Sequence[Extent], slots: Sequence[NDArray[np.uint8]]) -> float:
+    """Bytes a second of these experts read together."""
+    for extent in extents:
+        transfer.drop(extent)
+    began, nobody = time.perf_counter(), ExpertId(-1, -1)
+    flying = [transfer.submit(nobody, 0, e, into, True) for e, into in zip(extents, slots, strict=False)]
+    while waiting := [ticket for ticket in flying if not ticket.final]:
+        transfer.wait(waiting)
+    seconds = time.perf_counter() - began
+    for extent in extents:
+        transfer.drop(extent)
+    return sum(read.needed for extent in extents for read in extent.reads) / seconds
