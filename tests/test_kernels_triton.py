@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from gmoe.kernels import reference
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import activate
+from gmoe.kernels.reference_step import activate
 from gmoe.kernels.triton.experts import ExpertBank, SlotMatrix, blocks_of, expert_mlp
 from gmoe.kernels.triton.matmul import dequantize, matmul
 

@@ -24,7 +24,7 @@ DEPRECATED = tuple(
 
 _BOOLS = {word: value for value, words in ((True, "1 t true"), (False, "0 f false")) for word in words.split()}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
-_NUMBERS = ("threads", "context", "max_sequences", "seed")
+_NUMBERS = {"threads": int, "context": int, "max_sequences": int, "seed": int, "max_kld": float}
 _OPTIONS = tuple(f.name for f in fields(RuntimeOptions))
 _BLANK = re.compile(r"\s*")
 _SETTING = re.compile(r"#\s*gmoe:\s*(.*)")
@@ -127,7 +127,7 @@ def options_of(settings: tuple[tuple[str, str], ...]) -> dict[str, Any]:
         if name == "policy":
             options.setdefault("policy", {})[knob] = _knob(value)
         elif name in _NUMBERS:
-            options[name] = _converted(int, value, key)
+            options[name] = _converted(_NUMBERS[name], value, key)
         else:
             options[name] = value
     RuntimeOptions(**options)
