@@ -100,9 +100,10 @@ class Experts:
 
     def check(self, ids: Tensor) -> None:
         """Refuse ids of experts that are not there."""
+        first, count = ids.data_ptr(), ids.numel()
         for name, matrix in self.matrices.items():
-            n = len(matrix.address)
-            place = _cpu.absent(matrix.address.ctypes.data, n, ids.data_ptr(), ids.numel())
+            n = matrix.count
+            place = _cpu.absent(matrix.place, n, first, count)
             if place >= 0:
                 expert = int(ids.view(-1)[place])
                 if expert >= n:
@@ -172,6 +173,7 @@ class _Held:
         self.address = matrix.address
         if self.address.dtype != np.int64 or not self.address.flags.c_contiguous:
             raise ValueError(f"addresses must be contiguous int64, not {self.address.dtype}")
+        self.count, self.place = len(self.address), self.address.ctypes.data
         self.bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, dtype=np.float32)
         row_bytes = matrix.format.row_bytes(matrix.cols)
         bias = 0 if self.bias is None else self.bias.ctypes.data

@@ -1,6 +1,7 @@
 """Quant types as rows of data: each block layout stated once, for the reference, the kernels and the encoders."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -50,7 +51,7 @@ class QuantFormat:
     scales: str = "plain"  # name of the scale scheme
     codebook: tuple[int, ...] = ()  # code -> value, where values are not evenly spaced
 
-    @property
+    @cached_property
     def type_size(self) -> int:
         """Bytes a block."""
         return sum(field.nbytes for field in self.fields)

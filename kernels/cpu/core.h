@@ -1,6 +1,7 @@
 // The loops of levels without in-register kernels: exact integer sums, then floats in one fixed order, so that a token's
 // bits depend neither on the tokens beside it nor on threads nor on the instruction set. Each level states before this
-// file: group_sums<BIAS>(q, a, to): the 16 sums of (q - BIAS) * y of 16 each.
+// file: scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of low * y; and
+// sums_of_32<BIAS>(q, a, to): the 8 sums of (q - BIAS) * y of 32 each.
 //
 // The order, everywhere. Wide types, a block: value = d * sum, then value = value - m * low, fused; acc = acc + dy * value,
 // fused. Narrow types, 256 elements: v[j] = d[j] * sum[j] (+ m[j] * low[j], fused); q[i] = dy[2i] * v[2i], then
@@ -8,25 +9,17 @@
 
 template <class F>
 inline float wide_value(const Codes& c, const Activation& a) {
-  alignas(64) int32_t dot[16];
-  group_sums<F::bias>(c.q, a, dot);
-  int32_t total = 0, low = 0;
-  for (int g = 0; g < 16; g++) total += c.scale[g] * dot[g];
-  float value = c.d[0] * float(total);
-  if (F::lows) {
-    for (int g = 0; g < 16; g++) low += c.low[g] * a.sum16[g];
-    value = __builtin_fmaf(-c.m[0], float(low), value);
-  }
-  return value;
+  float value = c.d[0] * float(scaled_sum<F>(c, a));
+  return F::lows ? __builtin_fmaf(-c.m[0], float(low_sum(c, a)), value) : value;
 }
 
 template <class F>
 inline float narrow_value(const Codes& c, const Activation& a) {
-  alignas(64) int32_t dot[16];
-  group_sums<F::bias>(c.q, a, dot);
+  alignas(32) int32_t dot[8];
+  sums_of_32<F::bias>(c.q, a, dot);
   float v[8], q[4];
   for (int j = 0; j < 8; j++) {
-    v[j] = c.d[j] * float(dot[2 * j] + dot[2 * j + 1]);
+    v[j] = c.d[j] * float(dot[j]);
     if (F::lows) v[j] = __builtin_fmaf(c.m[j], float(a.sum32[j]), v[j]);
   }
   for (int i = 0; i < 4; i++)

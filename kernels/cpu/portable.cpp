@@ -28,6 +28,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
   return c;
 }
 
+#include "groups.h"
 #include "core.h"
 #include "plain.h"
 #include "table.h"
