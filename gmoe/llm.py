@@ -1,6 +1,5 @@
 """LLM: the one place that assembles the parts; text in, events out."""
 
-import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from gmoe.engine import timing
 from gmoe.engine.choices import require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
@@ -34,6 +34,7 @@ from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
 from gmoe.library.modelfile import Modelfile
+from gmoe.machine import usable_cores
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.tokenizer.gochat import template_of
@@ -90,7 +91,7 @@ class LLM:
 
     def __init__(self, file: GGUFFile, options: RuntimeOptions, package: Package | None = None):
         require_available(options)
-        torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(options.threads or usable_cores())  # the kernels ask torch how many
         activations = cast(Literal["q8", "float"], options.activations)
         kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
         options, setting = calibration.chosen(options, file)
@@ -156,6 +157,12 @@ class LLM:
         self._check(ids)
         logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids, step))
         return logits
+
+    def seconds(self, ids: Sequence[int], depth: int, one_by_one: bool) -> float:
+        """How long the forward passes of `ids` after the first `depth` take, one by one or in chunks, unsampled."""
+        self._check(ids)
+        taken: float = self._loop.call(lambda: timing.seconds(self._engine, ids, depth, one_by_one))
+        return taken
 
     def embed(self, ids: Sequence[int], pooling: Literal["mean", "last"] = "mean") -> np.ndarray:
         """The final hidden states of one fresh sequence, pooled: float32 [n_embd], of no particular length."""

@@ -55,6 +55,11 @@ def levels() -> list[str]:
     return list(_cpu.levels())
 
 
+def usable_cores() -> int:
+    """The least of what the affinity mask and the cgroups' CPU quotas allow, at least 1."""
+    return int(_cpu.usable_cores())
+
+
 def matmul(x: Tensor, w: QuantTensor, *, threads: int = 0, level: str | None = None) -> Tensor:
     """`x @ w.T`: x [T, in] float32 -> [T, out] float32, x rounded to 8-bit blocks as llama.cpp does.
 

@@ -13,6 +13,7 @@ FLOORS = [
     ["gmoe.layers"],
     ["gmoe.models"],
     ["gmoe.engine"],
+    ["gmoe.machine"],
     ["gmoe.llm", "gmoe.passes"],
     ["gmoe.server"],
     ["gmoe.cli"],

@@ -28,6 +28,7 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "stop": ("gmoe.cli.ps:stop", "Take a model out of a server's memory."),
     "pack": ("gmoe.cli.pack:pack", "Write a model with each expert in one piece."),
     "plan": ("gmoe.cli.plan:plan", "Say what a model would do on this machine, before it is loaded."),
+    "bench": ("gmoe.cli.bench:bench", "Measure prompt and generation speed."),
     "simulate": ("gmoe.cli.simulate:simulate", "Replay a routing trace through cache policies."),
     "trace": ("gmoe.cli.trace:trace", "Record, show and export routing traces."),
 }
