@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from click.testing import CliRunner
 
 from gmoe import LLM, RuntimeOptions
 from gmoe.cli.main import cli
+from gmoe.experts.trace import Trace
 from gmoe.library.demo import DEMO
+from tools.demo.corpus import DOMAINS
 
+DATA = Path(__file__).parent / "data"
 STORY = (
     "Once upon a time there was a king who had three sons. The youngest of them was so good that everybody loved him,"
     " but his brothers were proud, and they said to each other that he should not have the kingdom when the old king"
@@ -49,3 +53,17 @@ def test_the_command_knows_it_by_name() -> None:
     first, second = (CliRunner().invoke(cli, arguments) for _ in range(2))
     assert first.exit_code == 0 and first.stdout.strip()
     assert first.stdout == second.stdout
+
+
+def test_the_recorded_traces_are_its_own(llm: LLM) -> None:
+    trace = Trace.load(DATA / "demo_test.npz", llm.record().header.fingerprint)
+    assert set(trace.header.tasks) == set(DOMAINS)
+    assert trace.ids.shape[1] == 4 and trace.header.n_layer == 6
+
+
+def test_llamacpp_gave_the_same_logits(llm: LLM) -> None:
+    recorded = np.load(DATA / "demo_llamacpp.npz")
+    ours = llm.logits(recorded["ids"].tolist())[recorded["rows"]]
+    far = np.abs(ours - recorded["logits"])
+    assert far.mean() < 0.05  # llama.cpp rounds activations to 8 bits before each product
+    assert (ours.argmax(-1) == recorded["logits"].argmax(-1)).mean() > 0.9
