@@ -14,7 +14,7 @@ from gmoe.engine.sampling import SamplingParams
 # Between the parts of a JSON text as llama.cpp has it: a model cannot go on with spaces for ever.
 JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})"}
 SPECIAL = b"\xff"  # how llguidance knows a token that is no text
-LIMITS = LLParserLimits(step_max_items=20_000_000, initial_lexer_fuel=10_000_000, verbose_errors=False)
+LIMITS = LLParserLimits(step_max_items=2_000_000, initial_lexer_fuel=10_000_000, verbose_errors=False)
 
 
 class Vocabulary(Protocol):
