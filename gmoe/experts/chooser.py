@@ -17,7 +17,7 @@ from gmoe.experts.schedule import Schedule
 from gmoe.experts.simulate import Groups, Replay
 from gmoe.experts.trace import Trace
 
-EVICT = ("lru", "least_stale", "probability", "score_window", "lfu")
+EVICT = ("lru", "least_stale", "probability", "score_window", "lfu", "hobbit")
 WORKING_SET = ("quota", "pattern")
 MARGIN = 0.003  # of the bytes asked for: what a change must save
 LAYERS = 12  # that are replayed

@@ -1,4 +1,4 @@
-"""Controls of the simulator: what chance and a list of the hottest would do; no policy may be worse than chance."""
+"""Controls of the simulator: what chance, and a list of the hottest, would do."""
 
 from collections.abc import Container, Mapping
 from typing import Any
