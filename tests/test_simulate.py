@@ -137,7 +137,8 @@ def test_command(tmp_path):
 
 
 def test_no_torch():
-    code = "import sys, gmoe.cli.simulate, gmoe.cli.trace; from gmoe.experts.policy import load, names\n"
+    code = "import sys, gmoe.cli.simulate, gmoe.cli.trace, gmoe.experts.pool, gmoe.experts.chooser, gmoe.experts.cost\n"
+    code += "from gmoe.experts.policy import load, names\n"
     code += "for kind in ('evict', 'prefetch', 'working_set'):\n"
     code += "    for n in names(kind): __import__(f'gmoe.experts.{kind}.{n}')\n"
     code += "sys.exit('torch' in sys.modules)"

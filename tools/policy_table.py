@@ -115,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"{given.date}, `python -m tools.policy_table TRACE...`. Hit rates do not depend on the machine; the tokens/s",
         "of the papers' rows are the simulator's, for a disk of 0.8 GB/s and 0.3 ms of compute an expert.",
         "",
-        "Where experts are read ahead, hits count what was read in vain as bytes: compare the bytes too. A replay has no",
-        "hidden states, so that FineMoE's first layers go by the pass before. Experts below 2.5 MiB are timed as if they",
-        "had as many. `static` knows the whole trace before it begins. What this says: [policies](../policies.md).",
+        "Where experts are read ahead, hits count what was read in vain as bytes: compare the bytes too. A replay has",
+        "no hidden states, so that FineMoE's first layers go by the pass before. Experts below 2.5 MiB are timed as if",
+        "they had as many. `static` knows the whole trace before it begins. What it says: [policies](../policies.md).",
         "",
     ]
     schedule = None

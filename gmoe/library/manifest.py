@@ -253,7 +253,7 @@ class Library:
             manifests = (self.root / "manifests").glob("*/*/*/*")
             needed = {blob_name(digest) for path in manifests for digest in _read(path).digests}
             for path in (self.root / "blobs").glob("*"):
-                if path.name not in needed and not path.name.endswith("-partial"):
+                if path.name.removesuffix(".trace") not in needed and not path.name.endswith("-partial"):
                     path.unlink(missing_ok=True)
                     dropped.append(path.name)
             for path in self.root.glob(f"{JOINING}*"):
