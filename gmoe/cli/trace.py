@@ -1,6 +1,7 @@
 """`gmoe trace`: record the routing of a model, look at it, write it as CSV."""
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,10 +83,12 @@ def record(
                 else:
                     for _ in llm.generate(job[1], SamplingParams(max_tokens=tokens, temperature=0)):
                         pass
-                click.echo(f"\r{len(tasks)} of {len(work[: limit or None])} requests", nl=False, err=True)
+                if sys.stderr.isatty():
+                    click.echo(f"\r{len(tasks)} of {len(work[: limit or None])} requests", nl=False, err=True)
         except KeyboardInterrupt:
             click.echo(" (interrupted)", nl=False, err=True)
-        click.echo(err=True)
+        if sys.stderr.isatty():
+            click.echo(err=True)
         recorded = recorder.trace()
     recorded = replace(recorded, header=replace(recorded.header, tasks=tuple(tasks)))
     click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests")

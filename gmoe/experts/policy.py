@@ -51,7 +51,7 @@ class EvictionPolicy(ABC):
 class ScoredEviction(EvictionPolicy):
     """The resident expert with the lowest score leaves, of equals the one unused for longest.
 
-    Several victims for one and the same `pinned` are lined up together, as long as nobody else was hit or came.
+    The next few victims are lined up together, until an observation or a hit changes the scores.
     """
 
     def __init__(self, shape: Shape):
@@ -59,24 +59,30 @@ class ScoredEviction(EvictionPolicy):
         self.used = np.zeros(shape, dtype=np.int64)  # the clock at the last use
         self.clock = 0
         self._line: list[ExpertId] = []  # the next to leave is the last
-        self._line_for: Container[ExpertId] | None = None
+        self._newcomers: list[ExpertId] = []  # since it was made; they are not in it
 
     @abstractmethod
     def score(self) -> Floats:
         """[layers, experts]; the lowest leaves first. It changes with an observation or a touch only."""
+
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+        """What `observe` tells."""
 
     def touch(self, id: ExpertId) -> None:
         """Called for every hit and insert; extend it to count."""
         self.clock += 1
         self.used[id] = self.clock
 
+    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+        self._line.clear()
+        self.learn(layer, ids, weights)
+
     def hit(self, id: ExpertId) -> None:
-        self._line_for = None
+        self._line.clear()
         self.touch(id)
 
     def insert(self, id: ExpertId) -> None:
-        if self._line_for is not None and id not in self._line_for:
-            self._line_for = None
+        self._newcomers.append(id)
         self.resident[id] = True
         self.touch(id)
 
@@ -84,12 +90,12 @@ class ScoredEviction(EvictionPolicy):
         self.resident[id] = False
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
-        if pinned is self._line_for:
+        if all(id in pinned for id in self._newcomers):
             while self._line:
-                if self.resident[id := self._line[-1]]:
+                if self.resident[id := self._line[-1]] and id not in pinned:
                     return id
                 self._line.pop()
-        self._line_for = pinned
+        self._newcomers.clear()
         where = np.flatnonzero(self.resident)
         score = self.score().ravel()[where]
         n = len(pinned) + 8 if isinstance(pinned, Sized) else len(where)

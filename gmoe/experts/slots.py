@@ -1,7 +1,7 @@
 """Slots: anonymous memory taken once, in groups of equal places, each fit for aligned reads of any of its experts."""
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from gmoe.experts.expert_id import ExpertId
 from gmoe.gguf.layout import ExpertLayout, Span
 
+PIECE = 1 << 20
 PAGE = 4096  # direct reads begin and end at its multiples, in the file and in memory
 
 
@@ -46,7 +47,16 @@ def extent(spans: Sequence[Span]) -> Extent:
             read = Read(span.part, begin, _up(end - begin), last.at + last.nbytes if last else 0, end - begin)
             reads.append(read)
         starts[n] = read.at + span.offset - read.offset
-    return Extent(tuple(reads), tuple(starts), reads[-1].at + reads[-1].nbytes)
+    pieces = tuple(piece for read in reads for piece in _pieces(read))
+    return Extent(pieces, tuple(starts), reads[-1].at + reads[-1].nbytes)
+
+
+def _pieces(read: Read) -> Iterator[Read]:
+    """A large read as several that can be under way together: few disks give all they can for one."""
+    size = _up(-(-read.nbytes // -(-read.nbytes // PIECE)))
+    for at in range(0, read.nbytes, size):
+        nbytes = min(size, read.nbytes - at)
+        yield Read(read.part, read.offset + at, nbytes, read.at + at, min(nbytes, read.needed - at))
 
 
 def _up(n: int) -> int:

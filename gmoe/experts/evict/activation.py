@@ -25,7 +25,7 @@ class Policy(ScoredEviction):
     def begin(self) -> None:
         self.collection.begin()
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.collection.observe(layer, ids)
         mine = self.collection.current[layer]
         alike = float(self.collection.likeness().sum())

@@ -20,7 +20,7 @@ class Policy(ScoredEviction):
             self.next_use[layer, experts] = n
         self.runs = [experts for _, experts in reversed(future)]
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.next_use[layer, self.runs.pop()] = self.again.pop()
 
     def score(self) -> Floats:

@@ -25,7 +25,7 @@ class Policy(ScoredEviction):
         for record in (self.last, self.uses, self.heavy_uses, self.tokens):
             record[:] = 0
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.layer = layer
         self.tokens[layer] += len(ids)
         share = -np.sort(-weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9), axis=1)

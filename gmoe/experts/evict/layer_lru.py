@@ -14,7 +14,7 @@ class Policy(ScoredEviction):
         self.spare = spare
         self.layer = 0
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.layer = layer
 
     def score(self) -> Floats:

@@ -15,7 +15,7 @@ class Policy(ScoredEviction):
         self.layer = 0
         self.passed_over = np.zeros(shape)  # times in a row
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.layer = layer
         self.passed_over[layer] += 1
         self.passed_over[layer, ids.ravel()] = 0

@@ -16,7 +16,7 @@ class Policy(ScoredEviction):
         self.probability = np.full(shape, 1 / shape[1])
         self.visits = np.zeros(shape)
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         self.probability[layer] *= self.memory
         np.add.at(self.probability[layer], ids.ravel(), (1 - self.memory) * weights.ravel() / len(ids))
 

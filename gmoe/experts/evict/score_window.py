@@ -12,7 +12,7 @@ class Policy(ScoredEviction):
         self.sum = np.zeros(shape)
         self.runs = np.zeros(shape[0], dtype=int)
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
         row = self.history[self.runs[layer] % len(self.history), layer]
         self.sum[layer] -= row
         row[:] = 0
