@@ -80,10 +80,17 @@ class AutoPrefetch(Prefetcher):
     A trial ends early where it is clearly slower, and is taken up again after ever longer times, with the next name.
     """
 
-    def __init__(self, build: Callable[[str], Prefetcher], candidates: Sequence[str], turn: int = 4, trial: int = 48):
+    def __init__(
+        self,
+        build: Callable[[str], Prefetcher],
+        candidates: Sequence[str],
+        turn: int = 4,
+        trial: int = 48,
+        after: int = 96,
+    ):
         self.build, self.candidates, self.turn, self.trial = build, candidates, turn, trial
         self.name, self.policy, self.on = "none", build("none"), False
-        self._passes, self._next, self._wait, self._trials = 0, trial, 256, 0
+        self._passes, self._next, self._wait, self._trials = 0, after, 256, 0
         self._times: dict[bool, list[float]] = {}
         self._watch: list[float] = []  # while it is on: the times since it was
 
@@ -112,7 +119,7 @@ class AutoPrefetch(Prefetcher):
             self._times[self.on].append(seconds)
         off, on = self._times[False], self._times[True]
         verdict = 0.0
-        if min(len(off), len(on)) >= 2 * self.turn:
+        if min(len(off), len(on)) >= self.turn:
             spread = (stdev(off) ** 2 / len(off) + stdev(on) ** 2 / len(on)) ** 0.5
             verdict = (fmean(off) - fmean(on)) / max(spread, 1e-9)
         if verdict < -2 or len(off) + len(on) >= self.trial:
