@@ -37,7 +37,7 @@ from gmoe.options import RuntimeOptions, memory_bytes
 
 WARM = 16  # tokens before the clock starts
 CONTEXT = 512
-PATIENCE = 15.0  # seconds after which a slow run stops early, and again for its warming
+PATIENCE = 10.0  # seconds after which a slow run stops early, and again for its warming
 
 
 class Group:
