@@ -144,3 +144,24 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         assert "a calibration of another model" in refused(other, quality="high")
         calibration.path_of(second).write_text(json.dumps({"format": 7}))
         assert "not a calibration, or a damaged one" in refused(other, quality="high")
+
+
+def test_sensitivity_is_measured_kept_and_used(model: Path) -> None:
+    calibrated(model)
+    args = ("-f", model.with_name("text.txt"), "-c", 16, "--chunks", 3)
+    result = invoke("trace", "sensitivity", model, *args)
+    assert result.exit_code == 0, result.stderr
+    with GGUFFile.open(model) as file:
+        kept = calibration.load(file).sensitivity
+    assert result.stdout == "".join(f"layer {n:3}  {value:.4f}\n" for n, value in enumerate(kept))
+    assert len(kept) == 2 and all(value >= 0 for value in kept)
+    knobs = {"threshold": 1e5}
+    options = gmoe.RuntimeOptions(context=64, max_sequences=1, route="adaptive_k", policy=knobs)
+    with gmoe.LLM.load(model, options) as llm:
+        llm.logits([3, 40, 7, 9], step=1)
+        assert llm.stats["rerouted"]["count"] == 4 * 2 * 3  # tokens, layers, and of four experts all but the first
+    calibrated(model)
+    with GGUFFile.open(model) as file:
+        calibration.save(file, Calibration(fingerprint(file)))
+    with pytest.raises(ValueError, match="no sensitivities; `gmoe trace sensitivity"):
+        gmoe.LLM.load(model, options)

@@ -15,6 +15,7 @@ import numpy as np
 from gmoe.cli.errors import Group
 from gmoe.cli.options import runtime_flags, take
 from gmoe.cli.picture import png, terminal
+from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import Trace, TraceError
 from gmoe.library.find import model_file
@@ -35,6 +36,9 @@ def read(path: Path) -> Trace:
 @click.group(cls=Group)
 def trace() -> None:
     """Record, show and export routing traces."""
+
+
+trace.add_command(sensitivity)
 
 
 @trace.command()

@@ -41,6 +41,11 @@ def furnish(
     for need in (need for kind, name in chosen.items() for need in needs(kind, name)):
         if need == "sensitivity":
             given[need] = calibration.load(model).sensitivity
+            if len(given[need]) <= max(layout.layers, default=-1):
+                where = calibration.path_of(model)
+                raise ValueError(
+                    f"{where}: no sensitivities; `gmoe trace sensitivity {model.path} -f TEXT` measures them"
+                )
         elif trace is None and need in ("buddies", "merged"):
             raise ValueError(
                 f"miss={chosen['miss']!r} needs a routing trace of {model.path}: --trace FILE, see `gmoe trace record`"
