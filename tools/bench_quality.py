@@ -20,8 +20,12 @@ from typing import Any
 import numpy as np
 
 import gmoe
+from gmoe.experts import calibration
+from gmoe.experts.fingerprint import fingerprint
+from gmoe.gguf.file import GGUFFile
 from gmoe.passes.compare import base_of, measure
 from gmoe.passes.perplexity import windows
+from gmoe.passes.sensitivity import DropTail, sensitivities
 from gmoe.passes.twin import twin
 from tools.widen import widen
 
@@ -110,6 +114,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             for window in cut_of(model, given, "last"):
                 llm.logits(window)
             recorder.trace().save(trace)
+        with GGUFFile.open(model) as file:
+            if not calibration.path_of(file).exists():
+                llm.dispatch.route = policy = DropTail()
+                args = policy, llm.logits, list(llm.layout.layers), llm.hparams.n_layer, cut_of(model, given, "last")
+                found = [value for _, value in sensitivities(*args)]  # every layer of the demo model is routed
+                calibration.save(file, calibration.Calibration(fingerprint(file), found))
     kept = trace.read_bytes()
     began = time.monotonic()
     exact: list[Any] | None = None  # how much is resident, for how many more settings, what was measured
@@ -164,9 +174,8 @@ def table(results: dict[str, Any], given: argparse.Namespace) -> str:
         lines += [f"## {resident:.0%} of the experts in memory", ""]
         speed = "" if given.untimed else f"{exact:.1f} tok/s, "
         lines += [f"Exact: {speed}{read / (1 << 20):.2f} MiB read a token, perplexity {ppl:.3f}.", ""]
-        lines += [
-            f"| setting | {'bytes' if given.untimed else 'tok/s'} ratio | MiB a token | perplexity | KLD | same top | served otherwise |"
-        ]
+        what = "bytes" if given.untimed else "tok/s"
+        lines += [f"| setting | {what} ratio | MiB a token | perplexity | KLD | same top | served otherwise |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for label, row in part.items():
             changed = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items() if share > 0)
