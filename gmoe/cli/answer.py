@@ -11,6 +11,7 @@ import click
 
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
+from gmoe.experts.calibration import shares
 from gmoe.tokenizer.parsers.tags import Parser, Piece
 
 Write = Callable[[str], None]
@@ -153,6 +154,11 @@ class Figures:
         """Ollama's figures, then every counter of the experts."""
         now = self._llm.stats
         spent = {name: difference(now[name], self._before.get(name)) for name in now}
+        if "routed" in spent:  # shares do not subtract: those of this answer alone
+            spent["shares"] = shares(spent)
+            before, changed = (sum(n for name, n in s["shares"].items() if name != "cpu") for s in (now, spent))
+            if "estimated_kld" in now:
+                spent["estimated_kld"] = now["estimated_kld"] * changed / before if before else 0.0
         yield _line("total duration", _seconds(time.perf_counter() - self._began + self._load))
         yield _line("load duration", _seconds(self._load))
         for title, count, seconds in (
