@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gmoe.machine import SAMPLE, memory_bandwidth, memory_beside, usable_cores
 
-GENERATED = 32  # tokens of a decode row
+GENERATED = 16  # tokens of a decode row
 ROWS = ("tg@0", "tg@512", "tg@4096", "pp512", "pp2048", "load", "memory")
 PEERS = ("gmoe", "llama.cpp repack", "llama.cpp")
 
@@ -130,8 +131,8 @@ def order_of(row: str, vocabulary: int) -> tuple[list[int], int, bool, int]:
     return [draw.randrange(vocabulary) for _ in range(depth + count)], depth, row.startswith("tg@"), count
 
 
-def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[str]) -> list[str]:
-    """Markdown rows of one file."""
+def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[str]) -> Iterator[str]:
+    """Markdown rows of one file, as they come."""
     speeds = [row for row in rows if row not in ("load", "memory")]
     context = max([256, *(int(row[3:]) + GENERATED if "@" in row else int(row[2:]) for row in speeds)])
     loads: dict[str, list[float]] = {peer: [] for peer in peers}
@@ -142,7 +143,6 @@ def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[
                 workers[peer].close()
             workers[peer] = Worker(peer, path, threads, context)
             loads[peer].append(workers[peer].load)
-    lines = []
     vocabulary = 30000
     for row in speeds:
         ids, depth, one_by_one, count = order_of(row, vocabulary)
@@ -150,16 +150,15 @@ def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[
         for _ in range(rounds):
             for peer in peers:
                 rates[peer].append(count / workers[peer].ask([ids, depth, one_by_one]))
-        lines.append(_line(path, row, {peer: statistics.median(r) for peer, r in rates.items()}, "tok/s", best=max))
+        yield _line(path, row, {peer: statistics.median(r) for peer, r in rates.items()}, "tok/s", best=max)
     if "load" in rows:
         medians = {peer: statistics.median(times) for peer, times in loads.items()}
-        lines.append(_line(path, "load to first token", medians, "s", best=min))
+        yield _line(path, "load to first token", medians, "s", best=min)
     if "memory" in rows:
         memory = {peer: workers[peer].ask("memory") / 2**20 for peer in peers}
-        lines.append(_line(path, "peak memory beside the file", memory, "MiB", best=min))
+        yield _line(path, "peak memory beside the file", memory, "MiB", best=min)
     for worker in workers.values():
         worker.close()
-    return lines
 
 
 def _line(path: Path, row: str, values: dict[str, float], unit: str, best: Any) -> str:
@@ -216,7 +215,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print("\n".join(header(given.files[0], threads)), flush=True)
         for path in given.files:
-            print("\n".join(compare(path, given.rows, given.rounds, threads, peers)), flush=True)
+            for line in compare(path, given.rows, given.rounds, threads, peers):
+                print(line, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"{given.files[0]}: {error}")
 

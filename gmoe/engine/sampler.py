@@ -7,6 +7,7 @@ import numpy as np
 
 from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampling import SamplingParams
+from gmoe.kernels.cpu_step import argmax, largest
 
 
 class Logprobs(NamedTuple):
@@ -29,9 +30,12 @@ class Sampler:
 
     def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
         """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are a `ValueError`."""
-        if np.isnan(logits).any():
+        greedy = argmax(np.ascontiguousarray(logits, np.float32))
+        if greedy < 0:
             raise ValueError("the model gave logits that are not numbers")
         p = self.params
+        if p.temperature <= 0 and self.constraint is None and not p.logit_bias and self._neutral:
+            return greedy
         x = logits.astype(np.float64)
         for token, bias in p.logit_bias.items():
             if 0 <= token < len(x):
@@ -67,10 +71,14 @@ class Sampler:
         best = _best(x, self.params.logprobs)
         return Logprobs(float(x[token]), tuple((int(i), float(x[i])) for i in best))
 
+    @property
+    def _neutral(self) -> bool:
+        p = self.params
+        return not p.repeat_last_n or (p.repeat_penalty == 1 and not p.presence_penalty and not p.frequency_penalty)
+
     def _penalize(self, x: np.ndarray, context: Sequence[int]) -> None:
         p = self.params
-        neutral = p.repeat_penalty == 1 and not p.presence_penalty and not p.frequency_penalty
-        if neutral or not p.repeat_last_n:
+        if self._neutral:
             return
         recent = context if p.repeat_last_n < 0 else context[-p.repeat_last_n :]
         ids, counts = np.unique(np.array(recent, dtype=np.int64), return_counts=True)
@@ -84,7 +92,9 @@ def _best(x: np.ndarray, n: int) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     if n >= len(x):
         return np.argsort(-x, kind="stable")
-    ids = np.flatnonzero(x >= np.partition(x, -n)[-n])
+    with np.errstate(over="ignore"):
+        rough = x.astype(np.float32)  # rounding keeps the order, but for ties
+    ids = np.flatnonzero(rough >= rough[largest(rough, n)[-1]])
     best: np.ndarray = ids[np.argsort(-x[ids], kind="stable")][:n]
     return best
 
