@@ -52,7 +52,7 @@ SHAPES: dict[str, Shape] = {
     "olmoe-1b-7b": Shape("olmoe", 2048, 16, 16, 16, 64, 8, 1024, 50304, norm="full", ff=1024, context=4096),
     "qwen1.5-moe-a2.7b": Shape(
         "qwen2moe", 2048, 16, 16, 24, 60, 4, 1408, 151936, bias="qkv", ff=5632, ff_shared=5632, context=8192,
-        keys={"rope.freq_base": 1e6, "expert_shared_feed_forward_length": 5632},
+        keys={"rope.freq_base": 1e6},
     ),
     "gpt-oss-20b": Shape(
         "gpt-oss", 2880, 64, 8, 24, 32, 4, 2880, 201088, head_dim=64, bias="qkvo", ff=2880, context=131072, extra=_oss,
@@ -85,8 +85,11 @@ def metadata(s: Shape) -> dict[str, Any]:
         "expert_feed_forward_length": s.ff_exp,
         "vocab_size": s.vocab,
     }
+    if s.architecture == "qwen2moe":
+        keys["expert_shared_feed_forward_length"] = s.ff_shared
     if latent:
         keys |= {
+            "attention.q_lora_rank": 0,
             "leading_dense_block_count": s.lead,
             "attention.kv_lora_rank": latent,
             "attention.key_length_mla": nope + rot,
