@@ -4,6 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from gmoe.library.demo import bundle
 from gmoe.options import RuntimeOptions
 from tests.browser import browser
 from tests.factory import Shape, write_model
@@ -14,8 +15,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         shape = Shape(layer=16, expert=48, used=4)
-        file = Path(sys.argv[2]) if len(sys.argv) > 2 else write_model(home / "random-weights.gguf", shape=shape)
-        with live_server(home, [file], RuntimeOptions(context=384)) as live, browser(1280, 860) as window:
+        found = [Path(word) for word in sys.argv[2:3]]
+        files = found or ([] if bundle() else [write_model(home / "random-weights.gguf", shape=shape)])
+        with live_server(home, files, RuntimeOptions(context=512)) as live, browser(1280, 860) as window:
             talk(window, live.url, "Once upon a time")
             window.wait("return document.querySelector('#rate').innerText !== '–'")
             Path(sys.argv[1]).write_bytes(window.picture())

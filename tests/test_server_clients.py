@@ -12,6 +12,7 @@ import ollama
 import openai
 import pytest
 
+from gmoe.library.demo import bundle
 from gmoe.options import RuntimeOptions
 from tests.factory import CHATML, write_model
 from tests.live_server import Live, live_server
@@ -243,6 +244,19 @@ def test_the_asynchronous_openai(live: Live) -> None:
             assert [chunk async for chunk in stream][-1].choices[0].finish_reason
 
     anyio.run(talk)
+
+
+@pytest.mark.skipif(not bundle(), reason="no demo model is bundled")
+def test_the_demo_answers_both_clients(live: Live) -> None:
+    with openai.OpenAI(base_url=live.url + "/v1", api_key="none") as client:
+        chunks = list(chat(client, model="demo", max_tokens=8, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).strip()
+        assert "demo:latest" in [model.id for model in client.models.list()]
+    client = ollama.Client(host=live.url)
+    answer = client.generate("demo", "Once upon a time", raw=True, options={"num_predict": 12, "temperature": 0})
+    assert answer.eval_count == 12 and answer.response.isprintable()
+    assert client.show("demo").modelinfo and client.embed("demo", "x").embeddings
+    client._client.close()
 
 
 SCRIPT = Path(__file__).parent / "javascript" / "client.mjs"

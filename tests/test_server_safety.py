@@ -140,8 +140,8 @@ def test_a_poisoned_request_harms_no_other(live: Live, monkeypatch: pytest.Monke
     llm = live.service.host.running["tiny:latest"].llm
     run = llm.run
 
-    def poisoned(ids: Any, params: Any, **more: Any) -> Any:
-        stream = run(ids, params, **more)
+    def poisoned(ids: Any, params: Any, *more: Any, **named: Any) -> Any:
+        stream = run(ids, params, *more, **named)
         if params.seed == 666:
             sample = stream._seq.sampler.sample
 

@@ -80,8 +80,8 @@ def listening(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         listener = socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
     except OSError as error:
-        known = error.errno is not None and error.errno > 0  # negative: of the look-up, with a text of its own
-        reason = os.strerror(error.errno) if known else error.strerror
+        known = (error.errno or 0) > 0  # negative: of the look-up, with a text of its own
+        reason = os.strerror(error.errno or 0) if known else error.strerror
         raise ValueError(f"cannot listen on {host}:{port}: {reason}") from None
     name, number = listener.getsockname()[:2]
     click.echo(f"gmoe is listening on http://{f'[{name}]' if ':' in name else name}:{number}", err=True)

@@ -50,7 +50,9 @@ class Answer:
         params = self._params(prompt, dialect, forced)
         before = expert_counters(llm)
         spelled = marks_of(dialect)
-        stream = self._stream = llm.run(prompt.ids, params, ignore_end=ask.ignore_end, spelled=spelled)
+        stream = self._stream = llm.run(
+            prompt.ids, params, ask.ignore_end, spelled, task=ask.task, target_seconds=ask.target_seconds
+        )
         if self._cancelled:
             stream.close()
         first = last = 0.0

@@ -49,7 +49,8 @@ class Ask:
     stream: bool = True
     progress: bool = False  # say how loading goes
     only_render: bool = False  # the prompt's text is the answer
-    task: str | None = None
+    task: str | None = None  # for the admission policy of this name
+    target_seconds: float | None = None  # from now to the answer's end, likewise
     warnings: Sequence[str] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the dialect itself reads again
 

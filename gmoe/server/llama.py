@@ -45,7 +45,8 @@ class CompletionBody(Body):
     json_schema: dict[str, Any] | None = None
     return_tokens: bool | None = None
     timings_per_token: bool | None = None
-    task: str | None = Field(None, description="gmoe: requests of one task are decoded together")
+    task: str | None = Field(None, description="gmoe: requests of one task may be decoded together")
+    target_seconds: float | None = Field(None, gt=0, description="gmoe: when the answer should have ended")
 
 
 class TokenizeBody(Body):
@@ -106,6 +107,7 @@ def parse_completion(body: Any, model: str) -> Ask:
         stream=bool(given.stream),
         ignore_end=bool(given.ignore_eos),
         task=given.task,
+        target_seconds=given.target_seconds,
         extra={"tokens": bool(given.return_tokens)},
     )
 

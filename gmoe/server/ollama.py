@@ -67,7 +67,8 @@ class Common(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     progress: bool | None = Field(None, description="gmoe: lines that say how loading goes")
-    task: str | None = Field(None, description="gmoe: requests of one task are decoded together")
+    task: str | None = Field(None, description="gmoe: requests of one task may be decoded together")
+    target_seconds: float | None = Field(None, gt=0, description="gmoe: when the answer should have ended")
     debug_render_only: bool | None = Field(None, alias="_debug_render_only")
 
 
@@ -288,6 +289,7 @@ def _common(given: Common) -> dict[str, Any]:
         "think": given.think,
         "progress": bool(given.progress),
         "task": given.task,
+        "target_seconds": given.target_seconds,
         "only_render": bool(given.debug_render_only),
         "warnings": warnings,
     }

@@ -44,7 +44,8 @@ class Sampled(Body):
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     keep_alive: float | str | None = None
-    task: str | None = Field(None, description="gmoe: requests of one task are decoded together")
+    task: str | None = Field(None, description="gmoe: requests of one task may be decoded together")
+    target_seconds: float | None = Field(None, gt=0, description="gmoe: when the answer should have ended")
 
 
 class ChatMessage(Body):
@@ -251,6 +252,7 @@ def common(given: Sampled, sampling: Mapping[str, Any]) -> dict[str, Any]:
         "stream": bool(given.stream),
         "think_strict": False,
         "task": given.task,
+        "target_seconds": given.target_seconds,
         "extra": {"include_usage": bool((given.stream_options or {}).get("include_usage"))},
     }
 
