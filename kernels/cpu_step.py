@@ -51,7 +51,8 @@ class Linears:
     def __call__(self, x: Tensor, threads: int) -> list[Tensor]:
         """x [T, in] -> for each weight [T, out], x rounded to 8-bit blocks as llama.cpp does."""
         x = x.contiguous()
-        check_floats("x", x, (None, self.cols))
+        if x.dtype is not torch.float32 or x.dim() != 2 or x.shape[1] != self.cols or not x.is_cpu:
+            check_floats("x", x, (None, self.cols))  # says what is wrong
         tokens = x.shape[0]
         out = torch.empty(tokens * self.total)
         self._native(x.data_ptr(), tokens, out.data_ptr(), threads)
@@ -221,8 +222,8 @@ def _at(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _check(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    if x.shape != torch.Size(shape) or x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.dtype is not torch.float32 or x.shape != shape or not x.is_cpu or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")
 
 
