@@ -30,6 +30,7 @@ from gmoe.experts.store import ExpertStore
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.kernels import cpu_ops
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
@@ -116,6 +117,9 @@ class LLM:
         weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
         self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
+        slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
+        if slow and activations == "q8":
+            self.notices.append(f"{', '.join(sorted(slow))} has no compiled kernel: torch multiplies, and is slow")
         if self.model.n_vocab < self.tokenizer.n_vocab:
             weights.refuse(
                 "tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
