@@ -11,8 +11,7 @@ from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.options import memory_bytes
 
-RESERVE = 48 << 20  # for what grows with nothing: code that is not there yet, the heap's holes
-RESERVE_PART = 8  # of a small memory it is 1 / RESERVE_PART
+RESERVE = 112 << 20  # for what a run allocates besides: kernels, heap, code that is not there yet; measured, not known
 CHUNK_PART = 6  # prompts run in smaller chunks before their activations take 1 / CHUNK_PART of what experts could have
 CHUNKS = (512, 256, 128, 64, 32, 16)
 KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
@@ -59,7 +58,7 @@ class Budget:
     @property
     def reserve(self) -> int:
         """Bytes that nothing lasting may take."""
-        return min(RESERVE, self.free.free // RESERVE_PART) + self.activations(self.chunk)
+        return RESERVE + self.activations(self.chunk)
 
     def room(self, kv_bytes: int) -> int:
         """Bytes that are left for experts."""
