@@ -92,7 +92,7 @@ def speed(schedule: Schedule) -> Iterator[str]:
         cells = []
         for budget in (10, 50):
             rates = []
-            for _ in range(3):
+            for _ in range(2):
                 replay = Replay(schedule, schedule.bytes * budget // 100, evict)
                 began = time.perf_counter()
                 report = replay.run()
