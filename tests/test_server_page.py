@@ -50,6 +50,15 @@ def test_the_view_counts_what_was_routed(live: Live) -> None:
     assert view["tiers"][0]["bytes"] > 0 and view["tiers"][1]["bytes"] == 0
 
 
+def test_the_first_answer_after_a_look_is_seen(live: Live) -> None:
+    live.lines("/api/generate", {"model": "tiny", "keep_alive": 0})
+    assert live.http.get("/api/experts").json()["models"] == []
+    live.lines("/api/generate", {"model": "tiny", "prompt": "abc", "options": {"num_predict": 3}})
+    (view,) = live.http.get("/api/experts").json()["models"]
+    assert all(sum(row) > 0 for row in view["counts"])
+    live.never_end("tiny")
+
+
 @pytest.mark.skipif(not chromium(), reason="no Chromium and ChromeDriver (Debian: chromium chromium-driver)")
 def test_a_chat_in_the_page(live: Live, tmp_path: Path) -> None:
     with browser() as window:

@@ -1,6 +1,7 @@
 """The Starlette application: the routes of all dialects, the page, and the safety around them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -20,7 +21,6 @@ from gmoe.server.openapi import description
 from gmoe.server.safety import Limits, Safety, dialect_of
 from gmoe.server.service import Service, json_response
 from gmoe.server.text_api import TextApi
-from gmoe.server.watch import Watch
 
 OLLAMA_VERSION = "0.30.0"  # of the API that is spoken here; clients compare it
 PAGE = {
@@ -82,10 +82,10 @@ class _Views:
     async def experts(self, request: Request) -> Response:
         """GET /api/experts: the live view of each model in memory."""
         found = []
+        self.service.looked = time.monotonic()
         for name, running in list(self.service.host.running.items()):
             if running.llm is not None:
-                watch = running.extra.setdefault("watch", Watch(running.llm))
-                found.append({"model": name, **await asyncio.to_thread(watch.look)})
+                found.append({"model": name, **await asyncio.to_thread(self.service.watch(running).look)})
         return json_response({"models": found, "pending": self.service.host.pending})
 
     async def openapi(self, request: Request) -> Response:

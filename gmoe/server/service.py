@@ -21,6 +21,7 @@ from gmoe.server.ask import Ask, End, Events, Loading, Refused
 from gmoe.server.catalog import Catalog
 from gmoe.server.host import ModelHost, Running
 from gmoe.server.stream import Chunk, Dialect, Source, Streamed, Threads, log, refused_of, to_bytes
+from gmoe.server.watch import PATIENCE, Watch
 
 Parse = Callable[[Any], Ask]
 Render = Callable[[Ask, Events], Iterator[Chunk]]
@@ -38,6 +39,7 @@ class Service:
         self.seconds = seconds
         self.threads = Threads(THREADS)
         self.last_used = ""
+        self.looked = -PATIENCE  # when somebody last asked for the live view
 
     def load(self, path: Path, options: RuntimeOptions) -> LLM:
         """A model; its context is at most its own, or what the server's flags say, however large a request wants it."""
@@ -87,7 +89,14 @@ class Service:
         """The model of a request."""
         async with self.host.lease(ask.model, ask.keep_alive, ask.num_ctx, ask.num_thread) as running:
             self.last_used = running.entry.name
+            if time.monotonic() - self.looked < PATIENCE:  # so that the first answer of a model is seen too
+                self.watch(running).attend()
             yield running
+
+    def watch(self, running: Running) -> Watch:
+        """The live view of a model, which lives as long as it does."""
+        watch: Watch = running.extra.setdefault("watch", Watch(running.llm))
+        return watch
 
     def _answer(self, running: Running, ask: Ask, render: Render, began: float) -> Any:
         if ask.empty:

@@ -31,10 +31,7 @@ class Watch:
 
     def look(self) -> dict[str, Any]:
         """What the page shows: counts [layers, experts] of the last seconds, what is resident, and the counters."""
-        now = time.monotonic()
-        if self not in self._listening():
-            self._llm.dispatch.observers = [*self._llm.dispatch.observers, self]
-        self._looked = now
+        now = self.attend()
         stats = experts(self._llm)
         self._measure(now, stats["generated_tokens"])
         counts = np.zeros(self._shape, dtype=np.int64)
@@ -54,6 +51,13 @@ class Watch:
             "stats": stats,
         }
 
+    def attend(self) -> float:
+        """Begin to count, or go on; the time of now."""
+        if self not in self._llm.dispatch.observers:
+            self._llm.dispatch.observers = [*self._llm.dispatch.observers, self]
+        self._looked = time.monotonic()
+        return self._looked
+
     def __call__(self, layer: int, routing: Routing) -> None:
         """One routing, in the engine's thread."""
         now = time.monotonic()
@@ -67,9 +71,6 @@ class Watch:
         ids = np.asarray(routing.topk_ids).ravel()
         ids = ids[(ids >= 0) & (ids < self._shape[1])]
         self._ring[-1][1][self._row[layer]] += np.bincount(ids, minlength=self._shape[1])
-
-    def _listening(self) -> list[Any]:
-        return list(self._llm.dispatch.observers)
 
     def _measure(self, now: float, tokens: float) -> None:
         then, before = self._before
