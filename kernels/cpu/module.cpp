@@ -120,6 +120,7 @@ Gate gate_named(const std::string& name) {
 }  // namespace gmoe
 
 NB_MODULE(_cpu, m) {
+  nb::set_leak_warnings(false);  // a model may still be there when the interpreter ends
   using namespace gmoe;
   m.doc() = "CPU kernels of gmoe.";
   bind_step(m);
