@@ -10,6 +10,7 @@ import pytest
 from gmoe.options import RuntimeOptions
 from gmoe.server import anthropic, llama, ollama, openai, openai_text, responses
 from gmoe.server.ask import Chosen, End, Event, Piece, Refused, ToolCall, Usage
+from gmoe.server.stream import to_bytes
 from tests.factory import write_model
 from tests.live_server import Live, live_server
 
@@ -253,3 +254,9 @@ def test_the_description_names_every_route(live: Live) -> None:
         for method in operations:
             found = live.http.request(method, path.replace("{id}", "x").replace("{digest}", "x"), content=b"{")
             assert found.status_code != 405 and "404 page not found" not in found.text, path
+
+
+def test_a_line_of_json_has_no_line_end_of_any_kind() -> None:
+    text = "a\x85b\u2028c\u2029d\x1ce\nf\x0bg"
+    line = to_bytes({"text": text}).decode()
+    assert line.splitlines() == [line] and json.loads(line)["text"] == text

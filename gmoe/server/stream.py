@@ -18,6 +18,8 @@ from gmoe.server.ask import Refused
 Chunk = dict[str, Any] | tuple[str, dict[str, Any]] | str
 log = logging.getLogger("gmoe.server")
 
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # httpx cuts lines there
+
 
 class Dialect(Protocol):
     """How a family of routes speaks."""
@@ -180,9 +182,9 @@ def refused_of(error: Exception) -> Refused:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Compact JSON; a lone surrogate is written as its escape."""
+    """Compact JSON in one line; a lone surrogate is written as its escape, and so is what clients take for a line's end."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "backslashreplace")
+    return text.translate(_LINE_ENDS).encode("utf-8", "backslashreplace")
 
 
 async def send_json(send: Send, status: int, body: Any) -> None:
