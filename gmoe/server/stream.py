@@ -182,7 +182,7 @@ def refused_of(error: Exception) -> Refused:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Compact JSON in one line; a lone surrogate is written as its escape, and so is what clients take for a line's end."""
+    """Compact JSON in one line; lone surrogates and what clients take for a line's end are escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(_LINE_ENDS).encode("utf-8", "backslashreplace")
 
