@@ -15,6 +15,7 @@ import pytest
 from gmoe.library.demo import bundle
 from gmoe.options import RuntimeOptions
 from tests.factory import CHATML, write_model
+from tests.fake_registry import serving
 from tests.live_server import Live, live_server
 
 FEW = {"num_predict": 5, "temperature": 0, "seed": 1}
@@ -114,6 +115,25 @@ def test_ollama_embeds(llama: ollama.Client) -> None:
     assert abs(sum(x * x for x in answer.embeddings[0]) - 1) < 1e-5
     assert llama.embed("tiny", "hello", dimensions=8).embeddings[0].__len__() == 8
     assert list(llama.embeddings("tiny", "hello").embedding) == pytest.approx(list(answer.embeddings[0]), abs=1e-6)
+
+
+def test_ollama_pushes_pulls_and_runs_what_it_pulled(llama: ollama.Client, tmp_path: Path) -> None:
+    digest = llama.create_blob(write_model(tmp_path / "tiny.gguf", template=TEMPLATE))
+    with serving() as registry:
+        name = f"{registry.host}/me/tiny:v1"
+        assert llama.create(name, files={"tiny.gguf": digest}).status == "success"
+        digest = next(model.digest for model in llama.list().models if model.model == name)
+        pieces = list(llama.push(name, insecure=True, stream=True))
+        assert (pieces[0].status, pieces[-1].status) == ("retrieving manifest", "success")
+        assert any(piece.total and piece.completed == piece.total for piece in pieces)
+        assert llama.push(name, insecure=True).status == llama.delete(name).status == "success"
+        assert name not in {model.model for model in llama.list().models}
+        pieces = list(llama.pull(name, insecure=True, stream=True))
+        assert (pieces[0].status, pieces[-1].status) == ("pulling manifest", "success")
+        assert llama.pull(name, insecure=True).status == "success"
+    assert next(model.digest for model in llama.list().models if model.model == name) == digest
+    assert llama.generate(name, "hello", options=FEW).response == llama.generate("tiny", "hello", options=FEW).response
+    assert llama.delete(name).status == "success"
 
 
 def test_ollama_hears_of_errors_within_a_stream(llama: ollama.Client) -> None:
