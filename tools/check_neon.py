@@ -14,7 +14,7 @@ from gmoe.kernels.grids import grid, sign_bytes
 CPU = Path(__file__).parents[1] / "kernels" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
-SHARED = ["portable.cpp", "experts.cpp", "cores.cpp", "pool.cpp", "check_levels.cpp"]
+SHARED = ["portable.cpp", "experts.cpp", "cores.cpp", "pool.cpp", "shared.cpp", "check_levels.cpp"]
 GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 

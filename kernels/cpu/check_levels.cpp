@@ -7,19 +7,6 @@
 #include <vector>
 
 #include "experts.h"
-#include "memory.h"
-
-namespace gmoe {
-
-Grids grids = {};
-uint8_t sign_masks[256][8];
-
-char* scratch(size_t bytes) {
-  thread_local Memory memory;
-  return memory.of(bytes);
-}
-
-}  // namespace gmoe
 
 namespace {
 

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "experts.h"
-#include "memory.h"
 #include "module.h"
 #include "pool.h"
 #include "quantize.h"
@@ -19,14 +18,6 @@
 namespace nb = nanobind;
 
 namespace gmoe {
-
-Grids grids = {};
-uint8_t sign_masks[256][8];
-
-char* scratch(size_t bytes) {
-  thread_local Memory memory;
-  return memory.of(bytes);
-}
 
 namespace {
 
