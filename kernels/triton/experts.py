@@ -115,8 +115,8 @@ def _combine(out, slots, weights, y, D, K: tl.constexpr, N: tl.constexpr):
     n = tl.program_id(0) * N + tl.arange(0, N)
     total = tl.zeros((N,), tl.float32)
     for j in tl.static_range(K):
-        here = tl.load(slots + t * K + j) >= 0
-        value = tl.load(out + (t * K + j) * D + n, mask=(n < D) & here, other=0.0)
+        here = tl.load(slots + t * K + j) >= 0  # of an absent expert `out` holds nothing
+        value = tl.load(out + (t * K + j) * D + n, mask=tl.where(here, n, D) < D, other=0.0)
         total += tl.where(here, tl.load(weights + t * K + j) * value, 0.0)
     tl.store(y + t * D + n, total.to(y.dtype.element_ty), mask=n < D)
 
