@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tools.demo.corpus import DOMAINS, WEIGHTS, Packed, pack, token_lengths
 from tools.demo.export import export
+from tools.demo.fused import product_type
 from tools.demo.model import Model, Shape
 from tools.demo.muon import optimizers
 
@@ -131,7 +132,8 @@ class Training:
 
     def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [S, n_ctx + 1] -> nats a token, and the router's balance loss."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+        kind = product_type() if self.device == "cpu" else torch.bfloat16
+        with torch.autocast(self.device, torch.bfloat16, enabled=kind == torch.bfloat16):
             return self.model.loss(tokens[:, :-1], tokens[:, 1:])
 
     def advance(self, share: float, shorter: int = 1, stop: bool = False) -> tuple[float, bool]:
