@@ -14,6 +14,7 @@ from gmoe.experts import calibration
 from gmoe.experts.calibration import Calibration, Setting, shares
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
+from gmoe.passes.twin import twin
 from tests.factory import Shape, write_model
 from tests.test_miss import small
 
@@ -92,6 +93,23 @@ def test_calibrate_measures_a_ladder_and_keeps_it(model: Path, monkeypatch: pyte
     assert none.changed == 0 and none.kld == pytest.approx(0, abs=1e-6)
     assert all.kld_high > all.kld > 0 and all.changed > 0 and 0.1 < all.resident < 1
     assert "nothing would ever be missed" in invoke(*args, "1GiB").stderr
+
+
+def test_a_setting_with_a_twin_holds_with_the_memory_it_was_calibrated_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = tmp_path / "twin.gguf"
+    twin(model, twins, "Q4_0")
+    ladder = [{"miss": "twin", "twin": twins, "policy": {"share": 1.0}}]
+    monkeypatch.setattr("gmoe.cli.compare.ladder", lambda twin: iter(ladder))
+    monkeypatch.setattr(Calibration, "within", lambda self, kld: self.settings[0])
+    args = ("calibrate", model, "-f", model.with_name("text.txt"), "-c", 16, "--chunks", 2, "--twin", twins)
+    assert invoke(*args, "--host-memory", small(model)).exit_code == 0
+    options = gmoe.RuntimeOptions(context=64, max_sequences=1, host_memory=small(model), max_kld=9.0)
+    with gmoe.LLM.load(model, options) as llm:
+        assert llm.cache.setting is not None and llm.cache.setting.options["policy"]["twin_share"] > 0
+        llm.logits([3, 40, 7, 9, 22, 61, 5, 30], step=1)
+        assert llm.stats["actions"]["twin"]["count"] > 0
 
 
 def test_a_budget_chooses_the_cheapest_within_and_tells_its_estimate(model: Path) -> None:

@@ -12,6 +12,7 @@ from gmoe.experts.expert_id import MERGED, Action, ExpertId, Miss, Tier
 from gmoe.experts.fallbacks import buddies, frequencies
 from gmoe.experts.misses import describe, resolve
 from gmoe.experts.policy import PolicyError
+from gmoe.experts.split import PARTS, UNKNOWN, best_part
 from gmoe.experts.trace import Header, Trace
 from gmoe.passes.twin import twin
 from tests.factory import Shape, write_model
@@ -177,7 +178,8 @@ def test_knobs_out_of_range_are_refused() -> None:
         ("hobbit", {"t1": 0.9, "t2": 0.6}, "t1 must not be above t2"),
         ("skip", {"drop": -1}, "the knob drop is -1; it must be a number from 0 to 1024"),
         ("buddy", {"beta": "x"}, "the knob beta is 'x'"),
-        ("twin", {"twin_share": 1}, "from 0.01 to 0.99"),
+        ("twin", {"twin_share": 1}, "from 0 to 0.99"),
+        ("twin", {"behind": 2}, "the knob behind is 2"),
         ("hobbit", {"t3": 1}, "no knob is called 't3'; there are t1, t2, twin_share"),
     ]:
         with pytest.raises(PolicyError, match=text):
@@ -246,6 +248,32 @@ def test_a_twin_is_nearer_than_nothing(model: Path) -> None:
         got = run(model, host_memory=memory, **options)[0][0]
         errors.append(float(np.sqrt(np.mean((got - want) ** 2)) / want.std()))
     assert 0 < errors[0] < errors[1]
+
+
+def test_a_twin_may_bring_its_expert_behind(model: Path) -> None:
+    given = {"host_memory": small(model), "miss": "twin", "twin": model.with_name("twin.gguf"), "prefetch": "none"}
+    loaded = [run(model, **given, policy={"behind": n})[1]["host"]["bytes_loaded"] for n in (0, 1)]
+    assert loaded[0] < loaded[1]
+
+
+def test_the_twins_part_is_the_one_with_the_least_reading(model: Path) -> None:
+    rng, passes, size = np.random.default_rng(0), 80, 1000
+    ids = np.stack([rng.permutation(32)[:4] for _ in range(2 * passes)]).astype(np.int16)
+    columns = {"layer": np.tile([0, 1], passes).astype(np.int16), "step": np.repeat(np.arange(passes), 2)}
+    columns |= {name: np.ones(2 * passes, np.int32) for name in ("request", "phase", "position")}
+    weights = np.tile(np.array([0.4, 0.3, 0.2, 0.1], np.float32), (2 * passes, 1))
+    trace = Trace(Header("m", "f", 2, 32, (size, size)), columns, ids, weights)
+    both, low = named("hobbit", t1=0.5, t2=1.0), [250, 250]
+
+    def part(made: policy.MissPolicy, room: int = 24_000, **prices: float) -> float:
+        return best_part(trace, made, room, low, lambda n: prices.get("full" if n == size else "low", 0.0))
+
+    assert part(both, full=1.0) == PARTS[0]  # twins come for nothing
+    assert part(both, low=1.0) > PARTS[2]  # the experts do
+    assert PARTS[0] < part(both, full=1000.0, low=250.0) < PARTS[-1]
+    assert part(named("hobbit", t1=1.0), full=1.0, low=1.0) == PARTS[0]  # never a twin
+    assert part(both, room=2 * size, full=1.0) == UNKNOWN  # no room for a layer's four
+    assert best_part(None, both, 24_000, low, float) == UNKNOWN
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:

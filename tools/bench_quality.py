@@ -45,12 +45,12 @@ def settings(twins: Path) -> list[dict[str, Any]]:
 
     def add(kind: str, name: str, *choices: dict[str, Any], **more: Any) -> None:
         for knobs in choices:
-            said = ", ".join(f"{knob} {value:g}" for knob, value in knobs.items() if knob != "twin_share")
+            said = ", ".join(f"{knob} {value:g}" for knob, value in knobs.items())
             rows.append({"label": f"{name} {said}".strip(), kind: name, "policy": knobs, **more})
 
     add("miss", "skip", {"drop": 0.75}, {"drop": 1.0})
     add("miss", "hobbit", {"t1": 0.6, "t2": 0.9}, {"t1": 0.6, "t2": 1.0}, {"t1": 0.3, "t2": 1.0}, twin=str(twins))
-    add("miss", "twin", {"share": 1.0, "twin_share": 0.3}, twin=str(twins))
+    add("miss", "twin", {"share": 1.0}, {"share": 1.0, "behind": 1}, twin=str(twins))
     add("miss", "buddy", {"tau": 0.9, "beta": 0.6})
     add("miss", "merged", {"share": 0.2})
     add("route", "cache_prior", {"prior": 0.05}, {"prior": 0.15})

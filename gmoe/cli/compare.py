@@ -60,7 +60,6 @@ def calibrate(model: str, text: Path, host_memory: str, twin: Path | None, ctx_s
     with LLM.load(path, plain) as llm:
         if llm.store.whole:
             raise ValueError(f"{path} fits into {host_memory}: nothing would ever be missed; take less --host-memory")
-        resident = llm.store.slots / (len(llm.layout.layers) * llm.layout.n_expert)
         base = base_of(llm, cut[1:])
         exact = measure(llm, cut[1:], base, cut[0])
     click.echo(f"{'exact':40} {line(exact)}", err=True)
@@ -68,6 +67,9 @@ def calibrate(model: str, text: Path, host_memory: str, twin: Path | None, ctx_s
     for options in ladder(twin):
         with LLM.load(path, replace(plain, **options)) as llm:
             got = measure(llm, cut[1:], base, cut[0])
+            resident = llm.store.slots / (len(llm.layout.layers) * llm.layout.n_expert)
+            if llm.cache.twins_part:
+                options["policy"]["twin_share"] = llm.cache.twins_part
         said = " ".join(
             [*(str(v) for k, v in options.items() if k in ("route", "miss")), json.dumps(options["policy"])]
         )
@@ -77,7 +79,7 @@ def calibrate(model: str, text: Path, host_memory: str, twin: Path | None, ctx_s
         known = calibration.load(file) if calibration.path_of(file).exists() else None
         sensitivity = known.sensitivity if known else []
         where = calibration.save(file, calibration.Calibration(fingerprint(file), sensitivity, settings))
-    click.echo(f"{where}: {len(settings)} settings with {resident:.0%} of the experts resident")
+    click.echo(f"{where}: {len(settings)} settings")
 
 
 def options_of(text: str, context: int) -> RuntimeOptions:

@@ -17,9 +17,12 @@ from gmoe.experts.fallbacks import furnish
 from gmoe.experts.fingerprint import header
 from gmoe.experts.measure import measure
 from gmoe.experts.recorder import Recorder
+from gmoe.experts.slots import extents, groups, least
+from gmoe.experts.split import best_part
+from gmoe.experts.trace import Trace
 from gmoe.experts.trace_file import ROWS_KEPT, TraceFile
 from gmoe.experts.transfer import open_transfer
-from gmoe.experts.twin import twin_store
+from gmoe.experts.twin import open_twin, twin_store
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.options import RuntimeOptions
@@ -55,6 +58,7 @@ class ExpertCache:
         self.dispatch, self.store = dispatch, dispatch.store
         self.budget, self.notices = budget, notices
         self.setting = setting
+        self.twins_part = 0.0  # of the experts' memory
         self._at_close: Callable[[], None] = lambda: None
 
     def furnish(
@@ -74,8 +78,8 @@ class ExpertCache:
         self.notices += known.notices
         if self.setting is None and (options.max_kld or options.quality != "exact"):
             self.notices.append("answers are exact: no calibrated setting is both within the budget and faster")
-        twins = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
-        if options.twin is not None and not twins:
+        wish = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
+        if options.twin is not None and wish is None:
             self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
         shape = self.n_layer, self.layout.n_expert
 
@@ -100,12 +104,17 @@ class ExpertCache:
             evicts.append(AutoEviction(build("evict")))
             return evicts[-1]
 
-        counts = budget.counts(kv_bytes, 1 - twins)
+        self.costs = self._costs(home)
+        if wish is not None and options.twin is not None:
+            self.twins_part = wish or self._split(options.twin, known.trace, budget.room(kv_bytes))
+            self.notices.append(f"the twins have {self.twins_part:.0%} of the experts' memory")
+        counts = budget.counts(kv_bytes, 1 - self.twins_part)
         transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
         self.notices += [transfer.notice] if transfer.notice else []
         self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
-        if options.twin is not None and twins:
-            self.store.twin = twin_store(options.twin, self.file, self.layout, int(budget.room(kv_bytes) * twins))
+        if options.twin is not None and wish is not None:
+            room = int(budget.room(kv_bytes) * self.twins_part)
+            self.store.twin = twin_store(options.twin, self.file, self.layout, room)
         here, all = self.store.slots, sum(group.experts for group in budget.groups)
         if self.setting is not None and here / all < self.setting.resident - RESIDENT_SLACK:
             self.dispatch.be_exact()
@@ -114,9 +123,8 @@ class ExpertCache:
             self.setting = None
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
         recorder = record(ROWS_KEPT)
-        groups = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
-        self.costs = self._costs(home)
-        self.chooser = Chooser(recorder, groups, evicts, kept, ahead, self._learn_costs)
+        pools = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
+        self.chooser = Chooser(recorder, pools, evicts, kept, ahead, self._learn_costs)
         if known.trace is not None:
             self.chooser.learn(known.trace, LEARN_SECONDS)
             self.store.prefetch(known.hottest(self.store.slots // 2), ())
@@ -132,6 +140,16 @@ class ExpertCache:
         """Keep what was learnt; the store ends by itself."""
         self._at_close()
         self._at_close = lambda: None
+
+    def _split(self, twin: Path, trace: Trace | None, room: int) -> float:
+        """The twins' part, by what reading costs here."""
+        _, twins = open_twin(twin, self.file, self.layout)
+        sizes = [twins.expert_bytes(layer) if layer in twins.layers else 0 for layer in range(self.n_layer)]
+        costs = self.costs.costs
+        assert costs is not None
+        bandwidth, latency = costs.bandwidth, costs.latency
+        smallest = least(self.budget.groups), least(groups(twins, extents(twins)))
+        return best_part(trace, self.dispatch.miss, room, sizes, lambda n: latency + n / bandwidth, smallest)
 
     def _costs(self, home: Path) -> CostModel:
         """What reading and computing an expert costs here, measured if it is not yet known."""

@@ -113,6 +113,7 @@ class ExpertDispatch:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
             store.prefetch(self.prefetch.predict(layer, x.numpy(), ids, weights), parts[0].pinned)
+        store.prefetch(served.behind, parts[0].pinned)
         if served.merged.any():
             merged = torch.from_numpy(np.where(served.merged, 0, -1).astype(np.int32))
             expert_rows(x, merged, self.merged[layer], activation, self.activations, out)
@@ -125,7 +126,7 @@ class ExpertDispatch:
     def _resolve(self, absent: list[ExpertId], ids: Ids, weights: Floats, routing: Routing) -> Served:
         if type(self.miss) is load.Policy:
             tally = [("load", float(weights[ids == id.expert].sum())) for id in absent]
-            served = Served(ids, weights, np.full_like(ids, -1), np.zeros(ids.shape, bool), absent, tally)
+            served = Served(ids, weights, np.full_like(ids, -1), np.zeros(ids.shape, bool), load=absent, tally=tally)
         else:
             served = resolve(self.miss, absent, ids, weights, self.store, routing.scores)
         for how, mass in served.tally:

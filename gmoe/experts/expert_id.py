@@ -61,3 +61,4 @@ class Action(NamedTuple):
 
     how: Literal["load", "twin", "cpu", "substitute", "skip"]
     expert: int = -1  # with "substitute": which one instead, a resident one or MERGED
+    behind: bool = False  # with "twin": read the expert itself as well when nothing else is read

@@ -31,8 +31,10 @@ def furnish(
     model: GGUFFile,
     trace: Trace | None,
     twin: Path | None,
-) -> float:
-    """Give `dispatch` the `chosen` route and miss policies; returns the twins' part of the experts' memory.
+) -> float | None:
+    """Give `dispatch` the `chosen` route and miss policies; returns the twins' part of the memory as they want it.
+
+    0: by measured cost; None: they use no twin.
 
     Raises ValueError where a policy wants a trace, a calibration or a twin, and there is none of this model.
     """
@@ -56,8 +58,8 @@ def furnish(
             given[need] = dispatch.merged = merged(layout, frequencies(trace))
     dispatch.route = load("route", chosen["route"], knobs.get("route"), **given)
     dispatch.miss = load("miss", chosen["miss"], knobs.get("miss"), **given)
-    share = float(getattr(dispatch.miss, "twin_share", 0.0))
-    if share and twin is None:
+    share: float | None = getattr(dispatch.miss, "twin_share", None)
+    if share is not None and twin is None:
         raise ValueError(
             f"miss={chosen['miss']!r} needs a low-precision twin of the model: --twin FILE, see `gmoe twin`"
         )

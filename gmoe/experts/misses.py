@@ -19,6 +19,7 @@ class Served:
     twins: Ids
     merged: NDArray[np.bool_]  # the layer's mean expert
     load: list[ExpertId] = field(default_factory=list)  # of `ids`, those to be read
+    behind: list[ExpertId] = field(default_factory=list)  # served by others now, worth reading for the next time
     tally: list[tuple[str, float]] = field(default_factory=list)  # each action and the routed weight it was about
 
     @property
@@ -54,6 +55,7 @@ def resolve(
         elif action.how == "twin":
             out.twins[where] = miss.id.expert
             out.ids[where] = -1
+            out.behind += [miss.id] if action.behind else []
         elif action.how == "substitute" and action.expert == MERGED:
             out.merged |= where
             out.ids[where] = -1

@@ -22,11 +22,11 @@ def ladder(twin: Path | None) -> Iterator[dict[str, Any]]:
     if twin is not None:
         for t1, t2 in ((0.8, 0.95), (0.6, 0.9), (0.6, 1.0), (0.3, 1.0)):
             yield {"miss": "hobbit", "twin": twin, "policy": {"t1": t1, "t2": t2}}
-        yield {"miss": "twin", "twin": twin, "policy": {"share": 1.0, "twin_share": 0.5}}
+        yield {"miss": "twin", "twin": twin, "policy": {"share": 1.0}}
 
 
 def measured_setting(options: dict[str, Any], got: Measured, exact: Measured, resident: float) -> Setting:
-    """What is kept of a measurement: `resident` is the part of the experts that were in memory."""
+    """What is kept of a measurement: `resident` is the part of the experts that had slots."""
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     kld = max(0.0, got.found.kld.mean)
     cost = exact.tokens_per_second / got.tokens_per_second
