@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -334,10 +336,15 @@ def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
 
     endless_flags = ["--raw", "--context", "20000", "--logit-bias", "269=-1e9", "--logit-bias", "271=-1e9"]
     command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], *endless_flags]
-    endless = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # where it hangs, if it does
+    endless = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=told)
     assert endless.stdout is not None and endless.stdout.read(1)
     endless.send_signal(signal.SIGINT)
-    _, complaint = endless.communicate(timeout=60)
+    try:
+        _, complaint = endless.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        endless.send_signal(signal.SIGABRT)
+        pytest.fail(f"it runs on after an interrupt: {endless.communicate(timeout=60)[1].decode()}")
     assert endless.returncode == 130 and b"Traceback" not in complaint
 
 
@@ -362,6 +369,25 @@ def shown(*pieces: str, tools: Any = None, **given: Any) -> tuple[str, str]:
     out = io.StringIO()
     content = "".join(spoken(Thinking(*pieces, tools=tools), lambda text: out.write(text) and None, **given))
     return out.getvalue(), content
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_destructor_swallowed_still_ends_the_answer() -> None:
+    class Deaf:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def events() -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(text="a")
+        Deaf()
+        yield SimpleNamespace(text="b")
+        yield SimpleNamespace(text="c")
+
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        said.extend(spoken(events(), lambda text: None))
+    assert said == ["a", "b"] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_thinking_stands_between_lines_of_its_own() -> None:

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from types import FrameType
 from typing import Any, Protocol, cast
 
 import click
@@ -86,15 +89,40 @@ def spoken(
     """Write each piece as it comes and give on what is no thinking; closing ends the answer in the model too."""
     out = Wrapped(write) if wrap else None
     shown = _Shown(getattr(events, "parser", None), out or write, hide_thinking)
-    with closing(cast(Generator[Event, None, None], events)):
+    with closing(cast(Generator[Event, None, None], events)), interrupts() as check:
         with waiting("reading the prompt"):
             event = next(events, None)
         while event is not None:
             yield shown.push(event.text)
+            check()
             event = next(events, None)
     yield shown.close()
     if out:
         out.end()
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """What it gives raises KeyboardInterrupt where one has come: inside a destructor Python would have dropped it."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Shown:

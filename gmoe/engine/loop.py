@@ -52,7 +52,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[int, tuple[Sequence, _Outbox]] = {}
         self._closed = False
-        self._door = threading.Lock()  # nothing enters the inbox after its last word
+        self._door = threading.RLock()  # nothing enters the inbox after its last word; Outputs may die inside of it
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
 
