@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from tests.demo_corpus import write_corpus
 from tools import train_demo
+from tools.compare_logits import of_checkpoint, of_torch
 from tools.demo.corpus import DOMAINS, END_OF_TEXT, Packed, pack, to_chatml, token_lengths
 from tools.demo.fused import Mixture, Normalize, TokenLoss
 from tools.demo.model import Model, Shape
@@ -179,6 +180,9 @@ def test_command_line_trains_and_exports(
         assert tuple(reversed(tensor.shape)) == exact.shape
         np.testing.assert_allclose(gguf.dequantize(tensor.data, tensor.tensor_type), exact, rtol=1e-3, atol=1e-6)
     assert (tmp_path / "demo-Q8_0.gguf").stat().st_size < (tmp_path / "demo-F16.gguf").stat().st_size
+    ids = list(range(20))
+    of_file, of_network = of_torch(tmp_path / "demo-F16.gguf", ids), of_checkpoint(tmp_path / "finished.pt", ids)
+    np.testing.assert_allclose(of_file, of_network, atol=1e-5)
     train_demo.main([*arguments, "--finish", "2", "--types"])
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 14
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12

@@ -130,6 +130,13 @@ class Training:
             optimizer.load_state_dict(saved)
         self.step, self.curve, self.seed = state["step"], state["curve"], state["seed"]
 
+    @torch.no_grad()
+    def round(self) -> None:
+        """Make every matrix one that F16 holds exactly, so that the file says what the network says."""
+        for parameter in self.model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(parameter.half().float())
+
     def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [S, n_ctx + 1] -> nats a token, and the router's balance loss."""
         kind = product_type() if self.device == "cpu" else torch.bfloat16
@@ -199,7 +206,9 @@ def plot(curve: list[tuple[int, float]], path: Path) -> None:
 
 
 def finish(training: Training, test: Packed, tokenizer: Tokenizer, out: Path, types: list[str]) -> None:
-    """Measure, plot and export what has been trained so far."""
+    """Round, keep as finished.pt, measure, plot and export what has been trained so far."""
+    training.round()
+    save_atomically(training.state(), out / "finished.pt")
     measured = bits_per_byte(training, test, token_lengths(tokenizer))
     shape = training.preset.shape
     record = {
