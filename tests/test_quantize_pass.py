@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from gmoe.kernels.reference import dequantize
 
@@ -18,7 +19,7 @@ from gmoe.gguf.file import GGUFError, GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.passes.mixes import BASES, Plan
-from gmoe.passes.quantize import quantize
+from gmoe.passes.quantize import quantize, read_importance
 from tests.factory import Shape, write_model
 
 IDS = [3, 9, 27, 4, 50, 8, 100]
@@ -109,6 +110,34 @@ def test_importance_is_read_and_used(model: Path, tmp_path: Path) -> None:
             diff = dequantize(a.view(name))[:3] - dequantize(b.view(name))[:3]
         errors.append(float((diff.numpy() ** 2 * weight[:3, None]).sum()))
     assert errors[1] < 0.95 * errors[0]
+
+
+def test_importance_is_measured_and_makes_a_better_twin(model: Path, tmp_path: Path) -> None:
+    text, found = tmp_path / "text.txt", tmp_path / "found.gguf"
+    text.write_text("the cat sat on the mat and " * 40)
+    result = invoke("imatrix", model, "-f", text, "-o", found, "-c", 32, "--chunks", 4)
+    assert result.exit_code == 0 and "4 windows" in result.stderr, result.stderr
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=32)) as llm:
+        ids = llm.tokenizer.encode(text.read_text(), add_special=False, parse_special=False)
+        block, given = llm.model.ffn[1], []
+        before = block.dispatch
+        block.dispatch = lambda layer, x, *args: given.append(x.clone()) or before(layer, x, *args)
+        for n in range(4):
+            llm.logits(ids[32 * n : 32 * n + 32])
+        x = torch.cat(given)
+        gate, up = (dequantize(llm.file.view(f"blk.1.ffn_{role}_exps.weight")) for role in ("gate", "up"))
+        hidden = torch.nn.functional.silu(x @ gate[0].T) * (x @ up[0].T)  # all four experts of four are chosen
+    of = read_importance(found)
+    assert {name for name in types(model) if "_exps" in name} == set(of)
+    for role, want in (("gate", x), ("up", x), ("down", hidden)):
+        np.testing.assert_allclose(of[f"blk.1.ffn_{role}_exps.weight"][0], want.square().mean(0), rtol=0.05, atol=1e-6)
+    errors = []
+    for args in ((), ("--imatrix", found)):
+        assert invoke("twin", model, "--type", "Q2_K", "-o", tmp_path / "twin.gguf", *args).exit_code == 0
+        with GGUFFile.open(tmp_path / "twin.gguf") as file:
+            low = dequantize(file.view("blk.1.ffn_gate_exps.weight"))
+        errors.append(float(((x @ low[0].T - x @ gate[0].T) ** 2).sum()))
+    assert errors[1] < errors[0]
 
 
 def test_a_twin_holds_the_experts_and_knows_its_model(model: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "calibrate": ("gmoe.cli.compare:calibrate", "Measure what lossy choices cost, for --quality."),
     "quantize": ("gmoe.cli.quantize:quantize", "Write a model in another type."),
     "twin": ("gmoe.cli.quantize:twin", "Write a model's experts at a lower precision."),
+    "imatrix": ("gmoe.cli.imatrix:imatrix", "Measure on a text how much each column of the experts counts."),
     "ps": ("gmoe.cli.ps:ps", "List the models that a server has in memory."),
     "stop": ("gmoe.cli.ps:stop", "Take a model out of a server's memory."),
     "pack": ("gmoe.cli.pack:pack", "Write a model with each expert in one piece."),

@@ -18,7 +18,9 @@ from gmoe.passes.quantize import quantize as rewrite_quantized
 from gmoe.passes.twin import twin as write_twin
 
 _IMATRIX = click.option(
-    "--imatrix", type=click.Path(path_type=Path), help="llama-imatrix's GGUF: how much each column counts."
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    help="How much each column counts: a file of gmoe imatrix or llama-imatrix.",
 )
 _REQUANTIZE = click.option("--allow-requantize", is_flag=True, help="Take tensors that are quantized already.")
 
