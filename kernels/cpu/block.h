@@ -39,6 +39,7 @@ struct Job {
   size_t token_stride, block_stride;  // bytes from a token to the next, from 256 elements to the next
   int tokens;
   float* const* out;
+  const uint8_t* stop;  // the end of the matrix: what comes next is read ahead up to here
 
   const Activation& at(int token, int block) const {
     return *reinterpret_cast<const Activation*>(x + token * token_stride + block * block_stride);

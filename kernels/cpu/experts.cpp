@@ -91,8 +91,8 @@ void add_bias(const Matrices& m, int expert, int begin, int end, float* const* o
 
 void multiply(const Matrices& m, const Panels& x, int first, const Group& group, int begin, int end,
               float* const* out) {
-  Job job{reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert])),
-          m.row_bytes, m.cols, begin, end, nullptr, 0, 0, 0, out};
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert]));
+  Job job{weights, m.row_bytes, m.cols, begin, end, nullptr, 0, 0, 0, out, weights + m.row_bytes * size_t(m.rows)};
   x.fill(job, first, group.count);
   m.format->rows(job);
   add_bias(m, group.expert, begin, end, out, group.count);
@@ -113,7 +113,8 @@ void matmul(const Level& level, const Format& format, const uint8_t* weights, si
   for (int t = 0; t < tokens; t++) to[t] = out + size_t(t) * rows;
   int step = rows_a_task(rows, row_bytes, tokens, 1, threads);
   parallel((rows + step - 1) / step, threads, [&](int i) {
-    Job job{weights, row_bytes, cols, i * step, std::min(rows, (i + 1) * step), nullptr, 0, 0, 0, to.data()};
+    Job job{weights, row_bytes, cols, i * step, std::min(rows, (i + 1) * step), nullptr, 0, 0, 0, to.data(),
+            weights + row_bytes * size_t(rows)};
     panels.fill(job, 0, tokens);
     format.rows(job);
   });

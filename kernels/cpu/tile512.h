@@ -1,92 +1,5 @@
 // Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then 8 tokens share each load.
 
-struct Tile {
-  __m512i q[64];      // four neighbouring codes of 16 rows; biased ones are moved to a bias of 128
-  __m512i scale[16];  // of each group, or of each pair
-  __m512i low[8];     // int16 of two neighbouring groups or pairs
-  __m512 d[8], m[8];  // by place
-};
-
-// Four 32-bit columns of 16 rows that are `stride` bytes apart.
-inline void columns4(const char* p, size_t stride, __m512i* to) {
-  __m512i v[4];
-  for (int i = 0; i < 4; i++) {
-    auto row = [&](int r) { return _mm_loadu_si128((const __m128i*)(p + (i + r) * stride)); };
-    __m512i x = _mm512_castsi128_si512(row(0));
-    x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(4));
-    x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8));
-    v[i] = _mm512_mask_broadcast_i32x4(x, 0xf000, row(12));
-  }
-  __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-  __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  to[0] = _mm512_unpacklo_epi64(a, c);
-  to[1] = _mm512_unpackhi_epi64(a, c);
-  to[2] = _mm512_unpacklo_epi64(b, d);
-  to[3] = _mm512_unpackhi_epi64(b, d);
-}
-
-struct alignas(64) Unpacked {  // 16 rows of one block
-  uint8_t q[16][256];
-  int16_t scale[16][16], low[16][16];
-  uint32_t d[16];
-  float df[16][8], mf[16][8];
-};
-
-template <class F>
-void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
-  for (int r = 0; r < 16; r++, s += row_bytes) {
-    __m512i q[4];
-    F::codes(s, q);
-    for (int k = 0; k < 4; k++) {
-      if constexpr (F::signs) q[k] = _mm512_mask_sub_epi8(_mm512_add_epi8(q[k], byte64(128)), F::negative(s, k), byte64(128), q[k]);
-      else if (F::bias) q[k] = _mm512_add_epi8(q[k], byte64(128 - F::bias));
-      _mm512_store_si512(u.q[r] + 64 * k, q[k]);
-    }
-    Scales sc = F::scales(s);
-    _mm256_store_si256((__m256i*)u.scale[r], sc.scale);
-    if (F::lows) _mm256_store_si256((__m256i*)u.low[r], sc.low);
-    u.d[r] = F::d(s);
-  }
-  for (int i = 0; i < 16; i++) columns4((const char*)u.q[0] + 16 * i, 256, tile.q + 4 * F::group[i]);
-  for (int h = 0; h < (F::pairs ? 1 : 2); h++) {
-    __m512i two[4];
-    columns4((const char*)u.scale[0] + 16 * h, 32, two);
-    for (int i = 0; i < 4; i++) {
-      tile.scale[8 * h + 2 * i] = _mm512_srai_epi32(_mm512_slli_epi32(two[i], 16), 16);
-      tile.scale[8 * h + 2 * i + 1] = _mm512_srai_epi32(two[i], 16);
-    }
-    if (F::lows) columns4((const char*)u.low[0] + 16 * h, 32, tile.low + 4 * h);
-  }
-  __m512i dm = _mm512_load_si512(u.d);
-  tile.d[0] = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(dm)), _mm512_set1_ps(F::factor));
-  if (F::lows) tile.m[0] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(dm, 16)));
-}
-
-template <class F>
-void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Tile& tile) {
-  alignas(64) uint8_t end[8 * F::bytes];
-  for (int r = 0; r < 16; r++, s += row_bytes) {
-    const uint8_t* from = s;
-    if (blocks < 8) {
-      __builtin_memset(end, 0, sizeof end);
-      __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
-      from = end;
-    }
-    for (int k = 0; k < 4; k++) {
-      __m512i q = F::two(from + 2 * k * F::bytes);
-      if (F::bias) q = _mm512_add_epi8(q, byte64(128 - F::bias));
-      _mm512_store_si512(u.q[r] + 64 * k, q);
-    }
-    _mm256_store_ps(u.df[r], F::d(from));
-    if (F::lows) _mm256_store_ps(u.mf[r], F::m(from));
-  }
-  for (int i = 0; i < 16; i++) columns4((const char*)u.q[0] + 16 * i, 256, tile.q + 4 * i);
-  for (int h = 0; h < 2; h++) {
-    columns4((const char*)u.df[0] + 16 * h, 32, (__m512i*)tile.d + 4 * h);
-    if (F::lows) columns4((const char*)u.mf[0] + 16 * h, 32, (__m512i*)tile.m + 4 * h);
-  }
-}
-
 inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
 // dot[u]: sums of code * y over 4 * COLUMNS elements from column c, 16 rows at once.
@@ -172,11 +85,8 @@ void quantized_rows(const Job& job) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       for (int t = 0; t < tokens; t++) acc[t] = _mm512_setzero_ps();
       for (int n = 0; n < chunks; n++) {
-        if (r + 16 < job.end) {  // the next strip, in the order it lies, while this one is computed
-          const char* ahead = (const char*)strip + 16 * job.row_bytes + size_t(n) * 16 * size;
-          const char* stop = (const char*)job.weights + size_t(job.end) * job.row_bytes;
-          for (int i = 0; i < 16 * size && ahead + i < stop; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
-        }
+        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
+        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8, unpacked, tile);
         int t = 0;
