@@ -1,5 +1,6 @@
 """LLM: the one place that assembles the parts; text in, events out."""
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from gmoe.engine.steps import Steps
 from gmoe.experts import calibration
 from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
+from gmoe.experts.device import Device, open_device, out_of_memory, speaks
+from gmoe.experts.device_cache import DeviceCache
+from gmoe.experts.device_dispatch import DeviceDispatch
+from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available
@@ -31,6 +36,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
+from gmoe.kernels.ops import Activations
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
@@ -111,11 +117,15 @@ class LLM:
         if not budget.whole:
             budget.counts(0)  # refused before memory is taken that is not there
             file.hold(fixed_tensors(file, layout))
-        self.store = ExpertStore(layout)
         self.steps = Steps()
-        self.dispatch = ExpertDispatch(self.store, activations)
-        weights = Weights(file, self.hparams, options.context or self.hparams.n_ctx_train, activations)
-        self.model = decoder.load(weights, self.dispatch)
+        self.device = device = open_device(options.device)  # None: the CPU
+        n_ctx = options.context or self.hparams.n_ctx_train
+        with speaks(device, "loading the weights that are no experts"):
+            self.store, self.dispatch = _tiers(layout, device, activations)
+            weights = Weights(
+                file, self.hparams, n_ctx, activations, device=torch.device("cpu") if device is None else device.torch
+            )
+            self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
         slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
         if slow and activations == "q8":
@@ -127,21 +137,23 @@ class LLM:
         self.context = options.context or self._context_that_fits(budget)
         n_blocks = options.max_sequences * -(-self.context // BLOCK_SIZE)
         block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
-        if not budget.whole and not options.context:
+        if not budget.whole and not options.context and device is None:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
-        self.cache = ExpertCache(
+        self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
         self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
-        engine = Engine(
-            self.model,
-            self.context,
-            options.max_sequences,
-            kv_type,
-            chunk=budget.chunk,
-            n_blocks=n_blocks,
-            admission=options.admission,
-        )
+        with speaks(device, "taking the KV cache"):
+            engine = Engine(
+                self.model,
+                self.context,
+                options.max_sequences,
+                kv_type,
+                chunk=budget.chunk,
+                n_blocks=n_blocks,
+                admission=options.admission,
+            )
+        engine.runner.rescue = self._make_room
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
@@ -297,18 +309,41 @@ class LLM:
         routing = getattr(self.model.ffn[layer], "routing", None)
         if routing is None:
             return None
-        ids, weights, _ = routing(torch.from_numpy(hidden))
+        ids, weights, _ = routing(torch.from_numpy(hidden).to(self.model.device))
         probabilities = torch.zeros(len(hidden), self.hparams.n_expert)
-        return probabilities.scatter_(1, ids.long(), weights).numpy()
+        return probabilities.scatter_(1, ids.cpu().long(), weights.cpu()).numpy()
+
+    def _make_room(self) -> None:
+        """A pass has found the device's memory too small: its expert cache shrinks, and the pass runs again."""
+        store = self.store
+        if not isinstance(store, DeviceStore):
+            return
+        before = store.slots
+        if not store.shrink():
+            raise out_of_memory(store.device, "answering, with no expert left to make room of")
+        said = f"{store.device.torch} ran out of memory: its expert cache went from {before} to {store.slots} experts"
+        self.notices.append(said)
+        logging.getLogger("gmoe").warning(said)
 
     def _context_that_fits(self, budget: Budget) -> int:
         """The model's own context, or what a share of the free memory holds, in whole blocks."""
         own = self.hparams.n_ctx_train
         block = self.model.kv_bytes_per_block(BLOCK_SIZE, cast(Literal["f16"], self.options.kv_type))
         sequences, room = self.options.max_sequences, int(KV_SHARE * available().free)
-        if not budget.whole:
+        if self.device is not None:
+            room = int(KV_SHARE * self.device.free())
+        elif not budget.whole:
             sequences, room = 1, budget.kv_share
         fits = max(1, room // (block * sequences)) * BLOCK_SIZE
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
+
+
+def _tiers(layout: ExpertLayout, device: Device | None, activations: Activations) -> tuple[ExpertStore, ExpertDispatch]:
+    """Where the experts are and what runs them: the map or host memory, with a device above it where there is one."""
+    host = ExpertStore(layout)
+    if device is None:
+        return host, ExpertDispatch(host, activations)
+    store = DeviceStore(host, device)
+    return store, DeviceDispatch(store, activations)

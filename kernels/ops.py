@@ -7,18 +7,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gmoe.kernels import cpu_ops, cpu_step, reference_step
+from gmoe.kernels import cpu_ops, cpu_step, reference, reference_step
+from gmoe.kernels.bank import ExpertBank, SlotMatrix
+from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference import dequantize
 from gmoe.kernels.reference_step import Mask, RouterRule, Score, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
 __all__ = [
-    "Activations", "ExpertMatrix", "ExpertTable", "Linears", "Mask", "Router", "RouterRule", "Score", "Turns",
-    "activate", "attention", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "rms_norm",
-    "rotate", "store",
+    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "Linears", "Mask", "Rotation", "Router", "RouterRule",
+    "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine", "dequantize", "expert_mlp",
+    "expert_rows", "gated", "matmul", "rms_norm", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -56,13 +57,24 @@ class ExpertTable:
         return cpu_ops.Experts(self) if all(cpu_ops.supported(m.format.name) for m in matrices) else None
 
 
-def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:
-    """`x @ w.T`: x [T, in] float32 -> [T, out] float32.
+def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The values of `w`, of `w.shape` and where its bytes are; computed in float32 and then converted to `dtype`."""
+    if _on_cpu(w) or w.format.block_size == 1:
+        return reference.dequantize(w, dtype)
+    assert isinstance(w.data, Tensor)
+    flat = QuantTensor(w.data, w.format, (int(np.prod(w.shape[:-1])), w.shape[-1]))
+    return kernels_of(w.data.device).dequantize(flat).view(w.shape).to(dtype)
 
-    "q8" rounds x to 8-bit blocks as llama.cpp does, "float" multiplies with the exactly dequantized weights.
+
+def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:
+    """`x @ w.T`: x [T, in] float32 -> [T, out] float32, both where x is.
+
+    On the CPU "q8" rounds x to 8-bit blocks as llama.cpp does; "float" multiplies with the exactly dequantized weights.
     """
+    if x.device.type != "cpu":
+        return kernels_of(x.device).matmul(x, w, activations == "float")
     if activations == "q8":
-        if x.device.type == "cpu" and cpu_ops.supported(w.format.name):
+        if cpu_ops.supported(w.format.name):
             return cpu_ops.matmul(x, w, threads=torch.get_num_threads())
         x = round_activations(x, w.format)
     return x @ dequantize(w).T
@@ -72,7 +84,7 @@ def expert_rows(
     x: Tensor, topk_ids: Tensor, table: ExpertTable, activation: str, activations: Activations, out: Tensor
 ) -> None:
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
-    if activations == "q8" and x.device.type == "cpu" and table.compiled is not None:
+    if activations == "q8" and table.compiled is not None:
         cpu_ops.expert_rows(x, topk_ids, table.compiled, activation, out, threads=torch.get_num_threads())
         return
     for expert in torch.unique(topk_ids).tolist():
@@ -81,15 +93,18 @@ def expert_rows(
             out[token, slot] = _expert(x[token], expert, table, activation, activations)
 
 
+def bank_rows(
+    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, activations: Activations, out: Tensor
+) -> None:
+    """`expert_rows` of experts in slots on a device, by their slots [T, k]; one of -1 leaves its row alone."""
+    kernels_of(x.device).expert_rows(x, slots, ids, bank, activation, out, activations == "float")
+
+
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
     if out.device.type == "cpu":
         return cpu_ops.combine(out, topk_weights, topk_ids, threads=torch.get_num_threads())
-    y = torch.zeros_like(out[:, 0])
-    for j in range(out.shape[1]):
-        here = (topk_ids[:, j] >= 0)[:, None]
-        y = y + torch.where(here, topk_weights[:, j, None] * out[:, j], 0.0)
-    return y
+    return kernels_of(out.device).combine(out, topk_weights, topk_ids)
 
 
 def expert_mlp(
@@ -128,7 +143,8 @@ class Router:
 
     def __init__(self, rule: RouterRule):
         self.rule = rule
-        self._compiled = cpu_step.Router(rule)
+        here = rule.bias is None or rule.bias.device.type == "cpu"
+        self._compiled = cpu_step.Router(rule if here else rule._replace(bias=None))  # elsewhere it only checks
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         if logits.device.type == "cpu":
@@ -151,11 +167,26 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     return reference_step.rms_norm(x, weight, bias, eps)
 
 
-def rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool) -> Tensor:
-    """x [T, H, d] rotated at positions [T] by tables [n, n_rot / 2]; neox pairs halves, else neighbours."""
-    if x.device.type == "cpu":
-        return cpu_step.rotate(x, positions, cos, sin, neox, torch.get_num_threads())
-    return reference_step.rotate(x, positions, cos, sin, neox)
+class Rotation:
+    """Rotates heads by position: `frequencies` [n_rot / 2] radians a position; neox pairs halves, else neighbours."""
+
+    def __init__(self, frequencies: Tensor, magnitude: float, neox: bool):
+        self.frequencies, self.magnitude, self.neox = frequencies, magnitude, neox
+        self._table = self._cos_sin(torch.arange(0, device=frequencies.device))
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [T, H, d], positions [T] -> rotated copy of x; what is past n_rot stays."""
+        if x.device.type != "cpu":  # how far a table must reach is not known without waiting for the device
+            rows = torch.arange(len(positions), device=x.device)
+            return reference_step.rotate(x, rows, *self._cos_sin(positions), self.neox)
+        need = int(positions[0] if len(positions) == 1 else positions.max()) + 1
+        if need > len(self._table[0]):
+            self._table = self._cos_sin(torch.arange(max(need, 2 * len(self._table[0]), 256)))
+        return cpu_step.rotate(x, positions, *self._table, self.neox, torch.get_num_threads())
+
+    def _cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None].float() * self.frequencies
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ from gmoe.options import RuntimeOptions
 
 # What this version runs; every other value of an option is refused by name, never ignored.
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
-    "device": ("auto", "cpu"),
-    "gpu_memory": ("auto",),
     "route": tuple(policy.names("route")),
     "admission": waiting.names(),
     "evict": ("auto", *(name for name in policy.names("evict") if name != "belady")),
     "prefetch": ("auto", *policy.names("prefetch")),
     "working_set": ("auto", *policy.names("working_set")),
-    "miss": ("auto", *(name for name in policy.names("miss") if name not in ("cpu", "balance"))),
+    "miss": ("auto", *policy.names("miss")),
 }
+HOST_ONLY = ("merged", "twin", "hobbit")  # miss policies whose stand-ins lie in host memory
+DEVICE_ONLY = ("cpu", "balance")  # those that choose between a device and the host
 
 
 def require_available(options: RuntimeOptions) -> None:
@@ -27,3 +27,13 @@ def require_available(options: RuntimeOptions) -> None:
         if value not in values:
             known = ", ".join(str(v) for v in values if v is not None) or "nothing yet"
             raise ValueError(f"{name}={str(value)!r} is not available in this version; available: {known}")
+    on_device, miss = options.device.startswith("cuda"), options.miss
+    if miss in DEVICE_ONLY and not on_device:
+        raise ValueError(f"miss={miss!r} needs a device beside the CPU: device='cuda'")
+    if on_device and (miss in HOST_ONLY or options.quality != "exact" or options.max_kld):
+        what = f"miss={miss!r}" if miss in HOST_ONLY else "a quality other than exact"
+        raise ValueError(
+            f"{what} is not available on a device in this version; without device={options.device!r} it is"
+        )
+    if options.gpu_memory != "auto" and not on_device:
+        raise ValueError(f"gpu_memory={options.gpu_memory!r} needs device='cuda'")

@@ -31,16 +31,25 @@ class Runner:
         self.block_size = block_size
         self.kv = model.new_cache(n_blocks, block_size, kv_type)
         self.observers: list[Callable[[Ids[Turn]], None]] = []
+        self.rescue: Callable[[], None] = _give_up  # makes room where a pass found none, or raises
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows."""
-        logits: np.ndarray = self.model(self._batch(turns, rows)).float().numpy()
-        return logits
+        return self._run(self.model, self._batch(turns, rows))
 
     def hidden(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """The same, but the final hidden states [len(rows), n_embd] float32."""
-        states: np.ndarray = self.model.hidden(self._batch(turns, rows)).float().numpy()
-        return states
+        return self._run(self.model.hidden, self._batch(turns, rows))
+
+    def _run(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> np.ndarray:
+        """A pass that finds too little memory is run again after `rescue`: it writes the same rows into the cache."""
+        while True:
+            try:
+                result: np.ndarray = model(batch).float().cpu().numpy()
+                return result
+            except torch.OutOfMemoryError:
+                pass  # only behind this the failed pass lets go of what it held
+            self.rescue()
 
     def _batch(self, turns: Ids[Turn], rows: Ids[int]) -> Batch:
         for observe in self.observers:
@@ -66,3 +75,7 @@ class Runner:
             output_rows=torch.tensor(rows, dtype=torch.int64),
             kv=self.kv,
         )
+
+
+def _give_up() -> None:
+    raise MemoryError("a pass found too little memory")

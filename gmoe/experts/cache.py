@@ -17,6 +17,7 @@ from gmoe.experts.fallbacks import furnish
 from gmoe.experts.fingerprint import header
 from gmoe.experts.measure import measure
 from gmoe.experts.recorder import Recorder
+from gmoe.experts.simulate import Groups
 from gmoe.experts.slots import extents, groups, least
 from gmoe.experts.split import best_part
 from gmoe.experts.trace import Trace
@@ -68,7 +69,7 @@ class ExpertCache:
 
         `routers` is for prefetchers that look ahead, `record` begins a trace of all that runs, `home` keeps costs.
         """
-        options, budget = self.options, self.budget
+        options = self.options
         chosen = {"evict": options.evict, "prefetch": options.prefetch, "working_set": options.working_set}
         lossy = {"route": options.route, "miss": "load" if options.miss == "auto" else options.miss}
         named = {kind: name for kind, name in (chosen | lossy).items() if name != "auto"}
@@ -78,7 +79,7 @@ class ExpertCache:
         self.notices += known.notices
         if self.setting is None and (options.max_kld or options.quality != "exact"):
             self.notices.append("answers are exact: no calibrated setting is both within the budget and faster")
-        wish = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin)
+        wish = furnish(self.dispatch, lossy, knobs, self.file, known.trace, options.twin, self._given())
         if options.twin is not None and wish is None:
             self.notices.append(f"the twin is not used: miss={lossy['miss']!r} asks for none")
         shape = self.n_layer, self.layout.n_expert
@@ -87,14 +88,6 @@ class ExpertCache:
             given = {"shape": shape, "routers": routers, "matrices": known.matrices}
             return lambda name: policy.load(kind, name, knobs.get(kind), **given)
 
-        if budget.whole:
-            for kind, name in chosen.items():  # they are not needed, but they must exist
-                build(kind)("none" if name == "auto" and kind != "evict" else "lru" if name == "auto" else name)
-            return
-        ahead = AutoPrefetch(build("prefetch"), ("next_gate", "transition")) if options.prefetch == "auto" else None
-        kept = AutoWorkingSet(build("working_set")) if options.working_set == "auto" else None
-        self.dispatch.prefetch = ahead or build("prefetch")(options.prefetch)
-        self.dispatch.working_set = kept or build("working_set")(options.working_set)
         evicts: list[AutoEviction] = []
 
         def evict() -> policy.EvictionPolicy:
@@ -104,9 +97,47 @@ class ExpertCache:
             evicts.append(AutoEviction(build("evict")))
             return evicts[-1]
 
+        pools = self._take_slots(kv_bytes, evict, wish, known.trace, home)
+        if not pools:
+            for kind, name in chosen.items():  # they are not needed, but they must exist
+                build(kind)("none" if name == "auto" and kind != "evict" else "lru" if name == "auto" else name)
+            return
+        ahead = AutoPrefetch(build("prefetch"), ("next_gate", "transition")) if options.prefetch == "auto" else None
+        kept = AutoWorkingSet(build("working_set")) if options.working_set == "auto" else None
+        self.dispatch.prefetch = ahead or build("prefetch")(options.prefetch)
+        self.dispatch.working_set = kept or build("working_set")(options.working_set)
+        recorder = record(ROWS_KEPT)
+        self.chooser = Chooser(recorder, pools, evicts, kept, ahead, self._learn_costs)
+        if known.trace is not None:
+            self.chooser.learn(known.trace, LEARN_SECONDS)
+            self.store.prefetch(known.hottest(self.store.slots // 2), ())
+        steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
+
+        def at_close() -> None:
+            known.save(recorder.trace())
+            self._keep_costs()
+
+        self._at_close = at_close
+
+    def _given(self) -> dict[str, Any]:
+        """What route and miss policies may need of the place where the experts are."""
+        return {}
+
+    def _take_slots(
+        self,
+        kv_bytes: int,
+        evict: Callable[[], policy.EvictionPolicy],
+        wish: float | None,
+        trace: Trace | None,
+        home: Path,
+    ) -> Groups:
+        """Slots for the experts: the layers and the slots of each group; none where all of them fit."""
+        options, budget = self.options, self.budget
+        if budget.whole:
+            return []
         self.costs = self._costs(home)
         if wish is not None and options.twin is not None:
-            self.twins_part = wish or self._split(options.twin, known.trace, budget.room(kv_bytes))
+            self.twins_part = wish or self._split(options.twin, trace, budget.room(kv_bytes))
             self.notices.append(f"the twins have {self.twins_part:.0%} of the experts' memory")
         counts = budget.counts(kv_bytes, 1 - self.twins_part)
         transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
@@ -122,19 +153,7 @@ class ExpertCache:
             self.notices.append(f"answers are exact: the model was calibrated with {there}")
             self.setting = None
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
-        recorder = record(ROWS_KEPT)
-        pools = [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
-        self.chooser = Chooser(recorder, pools, evicts, kept, ahead, self._learn_costs)
-        if known.trace is not None:
-            self.chooser.learn(known.trace, LEARN_SECONDS)
-            self.store.prefetch(known.hottest(self.store.slots // 2), ())
-        steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
-
-        def at_close() -> None:
-            known.save(recorder.trace())
-            self.costs.save()
-
-        self._at_close = at_close
+        return [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
 
     def close(self) -> None:
         """Keep what was learnt; the store ends by itself."""
@@ -160,6 +179,9 @@ class ExpertCache:
             costs.save()
         self._seen = Seen()
         return costs
+
+    def _keep_costs(self) -> None:
+        self.costs.save()
 
     def _learn_costs(self, seconds: float, rows: int) -> None:
         """A decode pass has taken so long."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -75,7 +75,10 @@ class ExpertDispatch:
         twin = {} if self.store.twin is None else {"twin": asdict(self.store.twin.stats)}
         actions = {name: dict(n) for name, n in self._actions.items()}
         chosen = {"routed": dict(self._routed), "rerouted": dict(self._rerouted)}
-        return {"host": asdict(self.store.stats), **twin, "actions": actions, **chosen}
+        return {**self._tiers(), **twin, "actions": actions, **chosen}
+
+    def _tiers(self) -> dict[str, Any]:
+        return {"host": asdict(self.store.stats)}
 
     def _route(self, layer: int, routing: Routing) -> tuple[Ids, Floats]:
         """The choice to serve; a router that tells no scores has the last word."""
@@ -104,23 +107,39 @@ class ExpertDispatch:
         served = self._resolve(absent, ids, weights, routing)
         here += store.lookup(layer, [e for e in _distinct(served.ids) if e not in ids])[0]  # substitutes
         out = x.new_empty(*ids.shape, store.table(layer).down.rows)
-        rows = _Rows(x, served.ids, store.table(layer), activation, self.activations, out)
+        rows = self._rows(layer, x, served.ids, activation, out)
+        away = self._away(layer, x, served, activation, out)
         parts = [_Part(store, rows, here, served.load)]
         if twin is not None and (twins := _distinct(served.twins)):
-            rows = _Rows(x, served.twins, twin.table(layer), activation, self.activations, out)
-            parts.append(_Part(twin, rows, *twin.lookup(layer, twins)))
+            twin_rows = _HostRows(x, served.twins, twin.table(layer), activation, self.activations, out)
+            parts.append(_Part(twin, twin_rows, *twin.lookup(layer, twins)))
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            store.prefetch(self.prefetch.predict(layer, x.numpy(), ids, weights), parts[0].pinned)
+            store.prefetch(self.prefetch.predict(layer, x.cpu().numpy(), ids, weights), parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         if served.merged.any():
             merged = torch.from_numpy(np.where(served.merged, 0, -1).astype(np.int32))
             expert_rows(x, merged, self.merged[layer], activation, self.activations, out)
         for part in parts:
             part.run()
+        parts[0].absent += away()
         for part in parts:
             part.finish()
+        return self._sum(out, served)
+
+    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> "Rows":
+        """What fills `out` with experts that are in the fast tier."""
+        return _HostRows(x, ids, self.store.table(layer), activation, self.activations, out)
+
+    def _away(
+        self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
+    ) -> Callable[[], list[ExpertId]]:
+        """What fills `out` with experts that are computed in another tier, and returns those that it could not."""
+        return list
+
+    def _sum(self, out: Tensor, served: Served) -> Tensor:
+        """The rows [T, k, D] weighted and summed in order -> [T, D]."""
         return combine(out, torch.from_numpy(served.weights), torch.from_numpy(served.places))
 
     def _resolve(self, absent: list[ExpertId], ids: Ids, weights: Floats, routing: Routing) -> Served:
@@ -139,10 +158,19 @@ def _distinct(ids: Ids) -> list[int]:
     return [expert for expert in dict.fromkeys(ids.ravel().tolist()) if expert >= 0]
 
 
+class Rows(Protocol):
+    """The rows [T, k, D] of a layer's experts, filled in any order."""
+
+    seconds: float  # of computing
+
+    def run(self, experts: Iterable[ExpertId]) -> None:
+        """Compute these experts for all their tokens."""
+
+
 class _Part:
     """What one store does for a layer: runs what is there, then what it reads as it comes."""
 
-    def __init__(self, store: ExpertStore, rows: "_Rows", here: list[ExpertId], absent: list[ExpertId]):
+    def __init__(self, store: ExpertStore, rows: Rows, here: list[ExpertId], absent: list[ExpertId]):
         self.store, self.rows, self.here, self.absent = store, rows, here, list(absent)
         self.pinned, self.flying = set(here), list[Ticket]()
         self.began = self.arrived = time.perf_counter()
@@ -150,35 +178,42 @@ class _Part:
     def fetch(self) -> None:
         """Begin to read of the absent ones as many as find slots, in order; they are pinned from then on."""
         while self.absent:
-            ticket = self.store.fetch(self.absent[0], self.pinned)
-            if ticket is None:
-                return
+            id = self.absent[0]
+            if self.store.resident(id):  # it was on its way, and has come since it was looked up
+                self.here.append(id)
+            else:
+                ticket = self.store.fetch(id, self.pinned)
+                if ticket is None:
+                    return
+                self.flying.append(ticket)
             self.pinned.add(self.absent.pop(0))
-            self.flying.append(ticket)
 
     def run(self) -> None:
-        """Compute what was there at once."""
+        """Compute what is there."""
         self.rows.run(self.here)
         self.pinned.difference_update(self.here)
+        self.here = []
 
     def finish(self) -> None:
         """Compute the others in the order in which they come."""
         while self.absent or self.flying:
             self.fetch()
+            self.run()
+            if not self.flying:
+                continue
             began = time.perf_counter()
             arrived = self.store.wait(self.flying)
             self.store.stats.stall_seconds += time.perf_counter() - began
             self.arrived = max(self.arrived, *(ticket.at for ticket in arrived))
             self.flying = [ticket for ticket in self.flying if ticket not in arrived]
-            came = [ticket.id for ticket in arrived]
-            self.rows.run(came)
-            self.pinned.difference_update(came)
+            self.here = [ticket.id for ticket in arrived]
+            self.run()
         self.store.stats.read_seconds += self.arrived - self.began
         self.store.stats.compute_seconds += self.rows.seconds
 
 
-class _Rows:
-    """The rows [T, k, D] of a layer's experts, filled in any order."""
+class _HostRows:
+    """By the kernels of the CPU."""
 
     def __init__(self, x: Tensor, ids: Ids, table: ExpertTable, activation: str, activations: Activations, out: Tensor):
         self.x, self.ids, self.table, self.out = x, ids, table, out
@@ -186,7 +221,6 @@ class _Rows:
         self.seconds = 0.0
 
     def run(self, experts: Iterable[ExpertId]) -> None:
-        """Compute these experts for all their tokens."""
         numbers = [id.expert for id in experts]
         if numbers:
             began = time.perf_counter()

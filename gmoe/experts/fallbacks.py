@@ -31,6 +31,7 @@ def furnish(
     model: GGUFFile,
     trace: Trace | None,
     twin: Path | None,
+    at_hand: Mapping[str, Any],
 ) -> float | None:
     """Give `dispatch` the `chosen` route and miss policies; returns the twins' part of the memory as they want it.
 
@@ -39,7 +40,7 @@ def furnish(
     Raises ValueError where a policy wants a trace, a calibration or a twin, and there is none of this model.
     """
     layout = dispatch.store.layout
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(at_hand)
     for need in (need for kind, name in chosen.items() for need in needs(kind, name)):
         if need == "sensitivity":
             given[need] = calibration.load(model).sensitivity

@@ -68,14 +68,15 @@ def _compute(
     for layer in layers:
         here = [e for e in range(layout.n_expert) if store.resident(ExpertId(layer, e))]
         table = store.table(layer)
-        single = _timed(table, here, 1, activations, seconds / 2 / len(layers))
+        half = seconds / 2 / len(layers)
+        single, several = (seconds_of_rows(table, here, rows, activations, half) for rows in (1, ROWS))
         one.append(single)
-        more.append(max(0.0, (_timed(table, here, ROWS, activations, seconds / 2 / len(layers)) - single) / (ROWS - 1)))
+        more.append(max(0.0, (several - single) / (ROWS - 1)))
     return sum(one) / len(one), sum(more) / len(more)
 
 
-def _timed(table: ExpertTable, here: list[int], rows: int, activations: Activations, seconds: float) -> float:
-    """Seconds an expert for so many rows; all that are here in turn, eight a call."""
+def seconds_of_rows(table: ExpertTable, here: list[int], rows: int, activations: Activations, seconds: float) -> float:
+    """Seconds an expert of a table takes for so many rows; all that are here in turn, eight a call."""
     x = torch.randn(rows, table.up.cols)
     took: list[float] = []
     at = 0

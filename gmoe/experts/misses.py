@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gmoe.experts.expert_id import MERGED, ExpertId, Miss, Residency
+from gmoe.experts.expert_id import MERGED, ExpertId, Miss, Residency, Tier
 from gmoe.experts.policy import Floats, Ids, MissPolicy, Scores
 
 
@@ -20,6 +20,7 @@ class Served:
     merged: NDArray[np.bool_]  # the layer's mean expert
     load: list[ExpertId] = field(default_factory=list)  # of `ids`, those to be read
     behind: list[ExpertId] = field(default_factory=list)  # served by others now, worth reading for the next time
+    cpu: list[ExpertId] = field(default_factory=list)  # of `ids`, those to be computed in host memory
     tally: list[tuple[str, float]] = field(default_factory=list)  # each action and the routed weight it was about
 
     @property
@@ -49,6 +50,8 @@ def resolve(
         out.tally.append((action.how, float(weights[where].sum())))
         if action.how == "load":
             out.load.append(miss.id)
+        elif action.how == "cpu" and miss.tier is Tier.HOST:
+            out.cpu.append(miss.id)
         elif action.how == "skip":
             skipped |= where
             out.ids[where] = -1

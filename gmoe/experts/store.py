@@ -6,6 +6,7 @@ Either all experts are used straight from the map of the file, or they come and 
 import ctypes
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,16 +54,28 @@ class ExpertStore:
         transfer: Transfer,
     ) -> None:
         """From now on experts live in `counts[n]` slots of each group; the store closes `transfer`."""
+        arena = Arena(groups, counts)
+        self._open(groups, counts, extents, evict, transfer, arena)
+        self._tables = {layer: _slotted(table, arena) for layer, table in self._tables.items()}
+
+    def _open(
+        self,
+        groups: Sequence[Group],
+        counts: Sequence[int],
+        extents: Mapping[ExpertId, Extent],
+        evict: Callable[[], EvictionPolicy],
+        transfer: Transfer,
+        arena: Any,
+    ) -> None:
         self.whole = False
         self.transfer = transfer
         self._extents = extents
-        self._arena = Arena(groups, counts)
+        self._arena = arena
         self._pools = [SlotPool(count, evict()) for count in counts]
         self._group_of = {layer: n for n, group in enumerate(groups) for layer in group.layers}
         self._flying: dict[ExpertId, Ticket] = {}  # experts that have a slot and are not there
         self._unused: set[ExpertId] = set()  # prefetched, not yet asked for
         self._kept: frozenset[ExpertId] = frozenset()  # the working set
-        self._tables = {layer: _slotted(table, self._arena) for layer, table in self._tables.items()}
 
     def close(self) -> None:
         """End the transfer; no read is under way afterwards."""
@@ -99,6 +112,10 @@ class ExpertStore:
     def slots(self) -> int:
         """How many experts can be here at once, of all groups together."""
         return sum(pool.capacity for pool in self._pools)
+
+    def room(self, layer: int) -> int:
+        """How many experts of a layer can be here at once."""
+        return self._pools[self._group_of[layer]].capacity
 
     def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
         """A layer's routing, before its experts are looked up: for the eviction policies."""
@@ -209,12 +226,21 @@ class ExpertStore:
                 self._pools[self._group_of[ticket.id.layer]].remove(ticket.id)
                 self._unused.discard(ticket.id)  # a cancelled one is read again if it is wanted
                 continue
-            extent = self._extents[ticket.id]
-            self.stats.bytes_loaded += sum(read.needed for read in extent.reads)
-            base = self._arena.address(self._group_of[ticket.id.layer], ticket.slot)
-            places = self.transfer.elsewhere(extent) or [base + start for start in extent.starts]
-            for matrix, place in zip(_present(self._tables[ticket.id.layer]), places, strict=True):
-                matrix.address[ticket.id.expert] = place
+            self.stats.bytes_loaded += sum(read.needed for read in self._extents[ticket.id].reads)
+            self._arrive(ticket.id, ticket.slot)
+
+    def _arrive(self, id: ExpertId, slot: int) -> None:
+        """Its bytes are in its slot, or where the transfer says."""
+        extent = self._extents[id]
+        base = self._arena.address(self._group_of[id.layer], slot)
+        places = self.transfer.elsewhere(extent) or [base + start for start in extent.starts]
+        for matrix, place in zip(_present(self._tables[id.layer]), places, strict=True):
+            matrix.address[id.expert] = place
+
+    def _depart(self, id: ExpertId) -> None:
+        """It can be computed no more."""
+        for matrix in _present(self._tables[id.layer]):
+            matrix.address[id.expert] = 0
 
     def _cancel(self, ticket: Ticket) -> bool:
         if self.transfer.cancel(ticket):
@@ -224,8 +250,7 @@ class ExpertStore:
 
     def _forget(self, id: ExpertId) -> None:
         """An expert has lost its slot."""
-        for matrix in _present(self._tables[id.layer]):
-            matrix.address[id.expert] = 0
+        self._depart(id)
         if id in self._unused:
             self._unused.discard(id)
             self.stats.bytes_wasted += sum(read.needed for read in self._extents[id].reads)

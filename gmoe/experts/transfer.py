@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from enum import IntEnum
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,8 @@ class Ticket:
 class Transfer(Protocol):
     """Brings experts into slots; every method is called from one thread."""
 
-    def submit(self, id: ExpertId, slot: int, extent: Extent, into: NDArray[np.uint8], urgent: bool) -> Ticket:
-        """Begin reading; urgent ones go before all others."""
+    def submit(self, id: ExpertId, slot: int, extent: Extent, into: Any, urgent: bool) -> Ticket:
+        """Begin reading into a slot as its arena gives it; urgent ones go before all others."""
 
     def elsewhere(self, extent: Extent) -> Sequence[int] | None:
         """Where the matrices of an expert that has come lie, if it is not in its slot."""

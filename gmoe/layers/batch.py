@@ -1,8 +1,9 @@
 """Batch: what goes down with every call of the model; nothing is global."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from gmoe.kernels.ops import Turns
@@ -11,14 +12,14 @@ from gmoe.layers.kv_cache import PagedKVCache
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's tokens of S sequences, T in all."""
+    """One step's tokens of S sequences, T in all; what says how much there is to do stays on the CPU."""
 
-    token_ids: Tensor  # [T] int64
+    token_ids: Tensor  # [T] int64, CPU
     positions: Tensor  # [T] int64
     slot_mapping: Tensor  # [T] int64, where this step's k and v go
     block_tables: Tensor  # [S, max_blocks] int32
-    context_lens: Tensor  # [S] int32, after this step
-    query_starts: Tensor  # [S + 1] int32
+    context_lens: Tensor  # [S] int32, after this step, CPU
+    query_starts: Tensor  # [S + 1] int32, CPU
     output_rows: Tensor  # [R] int64, the rows whose logits are wanted
     kv: PagedKVCache
 
@@ -26,3 +27,10 @@ class Batch:
     def turns(self) -> Turns:
         """Whose rows these are, as the kernels of attention take it."""
         return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts)
+
+    def on(self, device: torch.device) -> "Batch":
+        """The same with its indices where the model runs."""
+        if device.type == "cpu":
+            return self
+        names = ("positions", "slot_mapping", "block_tables", "output_rows")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})

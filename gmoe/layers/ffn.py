@@ -1,5 +1,6 @@
 """Feed-forward blocks: dense, and the routed mixture with its shared expert."""
 
+import torch
 from torch import Tensor
 
 from gmoe.experts.dispatch import ExpertDispatch
@@ -52,7 +53,7 @@ class MoEFFN:
     ):
         self.layer = w.layer
         gate_inp = dequantize(w.quant("ffn_gate_inp"))  # [E, D], exact: the choice of experts hangs on it
-        weight = QuantTensor(gate_inp.numpy().view("uint8"), FORMATS["F32"], tuple(gate_inp.shape))
+        weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
         self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations)
         self.route = route
         self.dispatch = dispatch

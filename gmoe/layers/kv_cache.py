@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import BLOCK, KvLayer, KvShape, KvType
@@ -13,10 +14,12 @@ __all__ = ["KvLayer", "KvShape", "KvType", "PagedKVCache", "bytes_per_slot"]
 class PagedKVCache:
     """The layers behind the block tables; slot = block * block_size + offset."""
 
-    def __init__(self, shapes: Sequence[KvShape], n_blocks: int, block_size: int, kv_type: KvType):
+    def __init__(
+        self, shapes: Sequence[KvShape], n_blocks: int, block_size: int, kv_type: KvType, device: torch.device
+    ):
         if block_size != BLOCK:
             raise ValueError(f"blocks of {block_size} tokens; the kernels know blocks of {BLOCK}")
-        self.layers = [KvLayer(shape, n_blocks, kv_type) for shape in shapes]
+        self.layers = [KvLayer(shape, n_blocks, kv_type, device) for shape in shapes]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store this step's keys [T, heads, dk] and values [T, heads, dv] float32 at `slots` [T]."""

@@ -33,13 +33,14 @@ def beside(*maps: QuantLinear) -> Linears:
 
 
 class QuantEmbedding:
-    """ids [T] -> rows [T, D] float32, dequantized exactly."""
+    """ids [T] -> rows [T, D] float32 on `device`, dequantized exactly; the table and the ids are on the CPU."""
 
-    def __init__(self, weight: QuantTensor):
+    def __init__(self, weight: QuantTensor, device: torch.device):
         self.format = weight.format
         self.width = weight.shape[1]
+        self.device = device
         self.data = as_tensor(weight.data)  # uint8 [V, row_bytes]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        rows = self.data.index_select(0, ids)
+        rows = self.data.index_select(0, ids).to(self.device)
         return dequantize(QuantTensor(rows, self.format, (len(ids), self.width)), torch.float32)

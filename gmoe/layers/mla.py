@@ -87,4 +87,4 @@ def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:
 
 
 def _as_f32(x: Tensor) -> QuantTensor:
-    return QuantTensor(x.numpy().view("uint8"), FORMATS["F32"], tuple(x.shape))
+    return QuantTensor(x.view(torch.uint8), FORMATS["F32"], tuple(x.shape))

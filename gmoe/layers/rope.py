@@ -1,6 +1,7 @@
 """Rotary position embedding: pairing styles, and the scalings as GGUF states them (linear, YaRN, LongRoPE, llama 3)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,33 +9,13 @@ from torch import Tensor
 
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Hparams
-from gmoe.kernels.ops import rotate
+from gmoe.kernels.ops import Rotation
 from gmoe.layers.weights import Weights
 
-Style = Literal["norm", "neox"]
+Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
 
 
-class Rope:
-    """Rotates the first `n_rot` of each head; "norm" pairs neighbours, "neox" pairs halves."""
-
-    def __init__(self, style: Style, n_rot: int, frequencies: Tensor, magnitude: float):
-        self.style = style
-        self.n_rot = n_rot
-        self.frequencies = frequencies  # [n_rot / 2] radians a position
-        self.magnitude = magnitude
-        self._table = (torch.empty(0, n_rot // 2), torch.empty(0, n_rot // 2))
-
-    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [T, H, d], positions [T] -> rotated copy of x."""
-        cos, sin = self._grown(positions)
-        return rotate(x, positions, cos, sin, self.style == "neox")
-
-    def _grown(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        need = int(positions[0] if len(positions) == 1 else positions.max()) + 1
-        if need > len(self._table[0]):
-            angles = torch.arange(max(need, 2 * len(self._table[0]), 256))[:, None].float() * self.frequencies
-            self._table = (angles.cos() * self.magnitude, angles.sin() * self.magnitude)
-        return self._table
+Rope = Callable[[Tensor, Tensor], Tensor]  # x [T, H, d], positions [T] -> x, the first n_rot of each head rotated
 
 
 def rope(w: Weights, style: Style, n_rot: int | None = None) -> Rope:
@@ -73,7 +54,7 @@ def _build(w: Weights, style: Style, n_rot: int) -> Rope:
         frequencies = frequencies / factor * (1 - ramp) + frequencies * ramp
         # DeepSeek puts the growth into the softmax scale instead (its log multiplier says so).
         magnitude *= 1.0 if hp.yarn_log_multiplier else yarn_magnitude(hp)
-    return Rope(style, n_rot, frequencies.float(), magnitude)
+    return Rotation(frequencies.float().to(w.device), magnitude, style == "neox")
 
 
 def _factors(w: Weights, n_rot: int) -> Tensor | None:
@@ -86,7 +67,7 @@ def _factors(w: Weights, n_rot: int) -> Tensor | None:
         chosen = tables["rope_factors_long" if long else "rope_factors_short"]
     if chosen is not None and chosen.numel() != n_rot // 2:
         raise UnsupportedModel(hp.file, "rope factors", f"{chosen.numel()} factors for {n_rot} rotated dimensions")
-    return None if chosen is None else chosen.double()
+    return None if chosen is None else chosen.cpu().double()
 
 
 def _anywhere(w: Weights, name: str) -> Tensor | None:
@@ -95,7 +76,7 @@ def _anywhere(w: Weights, name: str) -> Tensor | None:
     for layer in range(w.hparams.n_block):
         table = w.block(layer).get(name)
         found = table if found is None else found
-    root = Weights(w.file, w.hparams, w.n_ctx, w.activations)
+    root = Weights(w.file, w.hparams, w.n_ctx, w.activations, device=w.device)
     root.used = w.used
     table = root.get(name)
     return table if table is not None else found

@@ -39,8 +39,8 @@ def topk(hp: Hparams, gating: Gating, *, renormalize: bool, bias: Tensor | None 
 
     def thought(logits: Tensor) -> Scores:
         selection, probabilities, weigh = choose.thoughts(logits)
-        given = lambda ids: weigh(torch.from_numpy(ids).long()).numpy()  # noqa: E731
-        return Scores(selection.numpy(), probabilities.numpy(), given)
+        given = lambda ids: weigh(torch.from_numpy(ids).long().to(logits.device)).cpu().numpy()  # noqa: E731
+        return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
 
     def route(logits: Tensor) -> Routing:
         ids, weights = choose(logits)

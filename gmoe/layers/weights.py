@@ -3,23 +3,36 @@
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.ops import Activations, dequantize
+from gmoe.kernels.reference import as_tensor
 from gmoe.layers.linear import QuantEmbedding, QuantLinear
 from gmoe.layers.norm import HeadNorm, RMSNorm
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 class Weights:
-    """Tensors by their GGUF name without prefix and `.weight`; a missing one is an error naming file and tensor."""
+    """Tensors by their GGUF name without prefix and `.weight`; a missing one is an error naming file and tensor.
+
+    On the CPU they are views of the file; on another `device` each is copied there when it is first asked for.
+    """
 
     def __init__(
-        self, file: GGUFFile, hparams: Hparams, n_ctx: int, activations: Activations, prefix: str = "", layer: int = -1
+        self,
+        file: GGUFFile,
+        hparams: Hparams,
+        n_ctx: int,
+        activations: Activations,
+        prefix: str = "",
+        layer: int = -1,
+        device: torch.device = CPU,
     ):
         self.file = file
         self.hparams = hparams
@@ -27,12 +40,13 @@ class Weights:
         self.activations = activations
         self.prefix = prefix
         self.layer = layer
+        self.device = device
         self.used: set[str] = set()
         self._shared: dict[Any, Any] = {}
 
     def block(self, layer: int) -> "Weights":
         """The scope of `blk.<layer>.`."""
-        scope = Weights(self.file, self.hparams, self.n_ctx, self.activations, f"blk.{layer}.", layer)
+        scope = Weights(self.file, self.hparams, self.n_ctx, self.activations, f"blk.{layer}.", layer, self.device)
         scope.used, scope._shared = self.used, self._shared
         return scope
 
@@ -48,7 +62,17 @@ class Weights:
         return self.prefix + name + ".weight" in self.file.tensors
 
     def quant(self, name: str, suffix: str = ".weight") -> QuantTensor:
-        """A tensor as it lies in the file."""
+        """A tensor as it is in the file, where the model runs."""
+        tensor = self._view(name, suffix)
+        if self.device.type == "cpu":
+            return tensor
+
+        def copy() -> QuantTensor:
+            return QuantTensor(as_tensor(tensor.data).to(self.device), tensor.format, tensor.shape)
+
+        return self.shared(("tensor", self.prefix + name + suffix), copy)
+
+    def _view(self, name: str, suffix: str = ".weight") -> QuantTensor:
         full = self.prefix + name + suffix
         if full not in self.file.tensors:
             raise UnsupportedModel(
@@ -89,8 +113,8 @@ class Weights:
         return HeadNorm(self.norm(name)) if self.has(name) else None
 
     def embedding(self, name: str) -> QuantEmbedding:
-        """The table `name` of token rows."""
-        return QuantEmbedding(self.quant(name))
+        """The table `name` of token rows, which stays in the file: a token reads one row."""
+        return QuantEmbedding(self._view(name), self.device)
 
     def refuse(self, key: str, why: str) -> NoReturn:
         """Raise `UnsupportedModel` naming this file, the metadata key or tensor, and why."""

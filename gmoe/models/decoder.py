@@ -32,6 +32,7 @@ class Decoder:
     def __init__(self, weights: Weights, dispatch: ExpertDispatch):
         self.hparams = hp = weights.hparams
         self.dispatch = dispatch
+        self.device = weights.device
         self.token_embd = weights.embedding("token_embd")
         self.n_vocab = len(self.token_embd.data)
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
@@ -71,6 +72,7 @@ class Decoder:
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, D] of `batch.output_rows`, from which the logits follow."""
         with torch.inference_mode():
+            batch = batch.on(self.device)
             x = self.embed(batch)
             for layer in range(self.hparams.n_layer):
                 x = self.block(layer, x, batch)
@@ -78,7 +80,7 @@ class Decoder:
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
-        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type)
+        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type, self.device)
 
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""

@@ -1,37 +1,14 @@
 """The routed experts of a layer, read where they lie in a bank of slots: gate and up, then down, then the sum."""
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
-from gmoe.kernels.formats import QuantFormat
+from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.triton.matmul import multiply, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from torch import Tensor
 
 ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
-
-
-@dataclass(frozen=True)
-class SlotMatrix:
-    """Where one of gate, up and down begins in every slot, and what it is; `bias` is float32 [experts, rows]."""
-
-    offset: int  # bytes
-    format: QuantFormat
-    rows: int
-    cols: int
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ExpertBank:
-    """Equal slots of one tier: `data` uint8 [slots, slot_bytes]."""
-
-    data: Tensor
-    gate: SlotMatrix | None
-    up: SlotMatrix
-    down: SlotMatrix
 
 
 @triton.jit
@@ -63,6 +40,7 @@ def _gate_up(
     gate_bias, up_bias, gate_table, up_table, signs,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     slot = tl.load(block_slot + tl.program_id(1))
     if slot >= 0:
@@ -74,13 +52,13 @@ def _gate_up(
         xs = tl.where(inside, pair // k, 0).to(tl.int64) * D
         expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
         beside = expert[:, None] * FF + row_number[None, :]  # of the biases
-        up = multiply(x, here + up_at + row_number * up_row_bytes, up_table, signs, xs, inside, D, M, N, UP)
+        up = multiply(x, here + up_at + row_number * up_row_bytes, up_table, signs, xs, inside, D, M, N, UP, PRECISION)
         if UP_BIAS:
             up += tl.load(up_bias + beside)
         gate = up
         if GATED:
             rows = here + gate_at + row_number * gate_row_bytes
-            gate = multiply(x, rows, gate_table, signs, xs, inside, D, M, N, GATE)
+            gate = multiply(x, rows, gate_table, signs, xs, inside, D, M, N, GATE, PRECISION)
             if GATE_BIAS:
                 gate += tl.load(gate_bias + beside)
         value = _activate(gate, up, ACTIVATION).to(h.dtype.element_ty)
@@ -92,6 +70,7 @@ def _gate_up(
 def _down(
     h, bank, out, pairs, block_slot, ids, slot_bytes, D, at, row_bytes, bias, table, signs,
     FF: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DOWN: tl.constexpr, BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     slot = tl.load(block_slot + tl.program_id(1))
     if slot >= 0:
@@ -101,7 +80,7 @@ def _down(
         row_number = tl.where(n < D, n, 0).to(tl.int64)
         rows = bank + slot.to(tl.int64) * slot_bytes + at + row_number * row_bytes
         hs = tl.where(inside, pair, 0).to(tl.int64) * FF
-        total = multiply(h, rows, table, signs, hs, inside, FF, M, N, DOWN)
+        total = multiply(h, rows, table, signs, hs, inside, FF, M, N, DOWN, PRECISION)
         if BIAS:
             expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
             total += tl.load(bias + expert[:, None] * D + row_number[None, :])
@@ -121,16 +100,16 @@ def _combine(out, slots, weights, y, D, K: tl.constexpr, N: tl.constexpr):
     tl.store(y + t * D + n, total.to(y.dtype.element_ty), mask=n < D)
 
 
-def blocks_of(slots: Tensor, n_slots: int, m: int) -> tuple[Tensor, Tensor]:
+def blocks_of(slots: Tensor, n_slots: int, m: int, n_used: int = 0) -> tuple[Tensor, Tensor]:
     """Pairs sorted by slot and filled up to blocks of m: pairs [blocks * m], and the slot of each block; -1: nobody.
 
-    `slots` [P] int, -1 for pairs that are not computed. The number of blocks depends on the sizes alone, so nothing
-    waits for the device.
+    `slots` [P] int, -1 for pairs that are not computed; at most `n_used` different ones (0: any of the `n_slots`).
+    The number of blocks depends on the sizes alone, so nothing waits for the device.
     """
     count = slots.numel()
     if m == 1:
         return torch.arange(count, dtype=torch.int32, device=slots.device), slots.int()
-    n_blocks = min(count, n_slots) + count // m
+    n_blocks = min(count, n_used or n_slots) + count // m
     key = torch.where(slots < 0, n_slots, slots).long()
     counts = torch.zeros(n_slots + 1, dtype=torch.int64, device=slots.device).scatter_add_(0, key, torch.ones_like(key))
     blocks = (counts[:n_slots] + m - 1) // m
@@ -154,39 +133,58 @@ def expert_mlp(
     slots [T, k]: where each chosen expert lies in the bank, -1: it counts nothing. topk_ids [T, k] choose the biases;
     topk_weights [T, k] float32. Sums are float32, over k in order.
     """
+    out = torch.empty(*topk_ids.shape, bank.down.rows, dtype=torch.float32, device=x.device)
+    expert_rows(x, slots, topk_ids, bank, activation, out)
+    return combine(out, topk_weights, slots).to(x.dtype)
+
+
+def expert_rows(
+    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool = True
+) -> None:
+    """Fill out[t, j] float32 with the expert in slots[t, j] of x[t]; a slot of -1 leaves its row alone.
+
+    x [T, D] float32, float16 or bfloat16; out [T, k, D]; ids [T, k] choose the biases. A row's bits depend on its
+    expert and on the sizes of x and k alone. Not `exact`: tiles of float32 are multiplied as TF32.
+    """
     up, gate, down = bank.up, bank.gate, bank.down
-    tokens, k = topk_ids.shape
-    if x.shape != (tokens, up.cols) or slots.shape != topk_ids.shape or topk_weights.shape != topk_ids.shape:
-        shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(topk_ids.shape)}"
-        raise ValueError(f"{shapes}, topk_weights {tuple(topk_weights.shape)} do not fit experts of width {up.cols}")
+    tokens, k = ids.shape
+    if x.shape != (tokens, up.cols) or slots.shape != ids.shape or out.shape != (tokens, k, down.rows):
+        shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(ids.shape)}"
+        raise ValueError(f"{shapes}, out {tuple(out.shape)} do not fit experts of width {up.cols}")
     if activation not in ACTIVATIONS or (gate is None) != (activation == "relu2"):
         needs = "no gate" if gate is None else "a gate"
         raise ValueError(f"activation {activation!r} does not go with {needs}; known: {', '.join(ACTIVATIONS)}")
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not tokens:
-        return y
-    m, n = tile(max(1, tokens * k // max(1, len(bank.data)))) if tokens > 4 else tile(1)
-    slots, ids = slots.contiguous(), topk_ids.int().contiguous()
-    pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m)
+        return
+    spread = bank.experts or len(bank.data)
+    m, n = tile(max(1, tokens * k // max(1, spread))) if tokens > 4 else tile(1)
+    slots, ids = slots.int().contiguous(), ids.int().contiguous()
+    pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m, bank.experts)
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
-    out = torch.empty(tokens * k, down.rows, dtype=torch.float32, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
+    precision = "ieee" if exact else "tf32"
     _gate_up[(triton.cdiv(up.rows, n), len(block_slot))](
         x.contiguous(), bank.data, h, pairs, block_slot, ids, slot_bytes, up.rows, k,
         first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
         table(first.format.name, x.device), table(up.format.name, x.device), sign_table,
         D=up.cols, M=m, N=n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
-        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation,
+        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation, PRECISION=precision,
     )  # fmt: skip
     _down[(triton.cdiv(down.rows, n), len(block_slot))](
         h, bank.data, out, pairs, block_slot, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
         *_biases(down, like=out), table(down.format.name, x.device), sign_table,
-        FF=down.cols, M=m, N=n, DOWN=_form(down), BIAS=down.bias is not None,
+        FF=down.cols, M=m, N=n, DOWN=_form(down), BIAS=down.bias is not None, PRECISION=precision,
     )  # fmt: skip
-    width = 256
-    _combine[(triton.cdiv(down.rows, width), tokens)](
-        out, slots, topk_weights.float().contiguous(), y, down.rows, K=k, N=width
-    )
+
+
+def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+    """Sum out [T, k, D] float32 over k in order, weighted [T, k]; a place [T, k] below 0 counts nothing."""
+    tokens, k, width = out.shape
+    y = torch.empty(tokens, width, dtype=torch.float32, device=out.device)
+    if tokens:
+        n = 256
+        given = out.contiguous(), places.int().contiguous(), weights.float().contiguous()
+        _combine[(triton.cdiv(width, n), tokens)](*given, y, width, K=k, N=n)
     return y
 
 

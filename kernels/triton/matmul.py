@@ -13,7 +13,10 @@ SPAN = tl.constexpr(_SPAN)
 
 
 @triton.jit
-def multiply(x, rows, table, signs, xs, inside, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
+def multiply(
+    x, rows, table, signs, xs, inside,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """x's rows (those at the element offsets `xs` [M], where `inside`) times N weight rows -> float32 [M, N]."""
     total = tl.zeros((M, N), tl.float32)
     for k in range(0, K, SPAN):
@@ -23,7 +26,7 @@ def multiply(x, rows, table, signs, xs, inside, K: tl.constexpr, M: tl.constexpr
         if M == 1:
             total += tl.sum(w * a.to(tl.float32), 1)[None, :]
         elif x.dtype.element_ty == tl.float32:
-            total = tl.dot(a, tl.trans(w), total, input_precision="ieee")
+            total = tl.dot(a, tl.trans(w), total, input_precision=PRECISION)
         else:
             total = tl.dot(a, tl.trans(w.to(x.dtype.element_ty)), total)
     return total
@@ -31,12 +34,13 @@ def multiply(x, rows, table, signs, xs, inside, K: tl.constexpr, M: tl.constexpr
 
 @triton.jit
 def _matmul(
-    x, w, y, T, OUT, row_bytes, table, signs, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr
-):
+    x, w, y, T, OUT, row_bytes, table, signs,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     t = tl.program_id(1) * M + tl.arange(0, M)
     n = tl.program_id(0) * N + tl.arange(0, N)
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
-    total = multiply(x, rows, table, signs, t.to(tl.int64) * K, t < T, K, M, N, ROW)
+    total = multiply(x, rows, table, signs, t.to(tl.int64) * K, t < T, K, M, N, ROW, PRECISION)
     place = t[:, None].to(tl.int64) * OUT + n[None, :]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < OUT)[None, :])
 
@@ -71,10 +75,11 @@ def tile(tokens: int) -> tuple[int, int]:
     return 16 if tokens <= 16 else 32 if tokens <= 64 else 64, 32
 
 
-def matmul(x: Tensor, w: QuantTensor) -> Tensor:
+def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True) -> Tensor:
     """`x @ w.T`: x [T, in] float32, float16 or bfloat16 -> [T, out] of the same dtype, sums in float32.
 
-    `w.data` is a uint8 tensor on x's device; ValueError where shapes do not fit.
+    `w.data` is a uint8 tensor on x's device; ValueError where shapes do not fit. Not `exact`: tiles of float32 are
+    multiplied as TF32.
     """
     out, width = w.shape
     if x.dim() != 2 or x.shape[1] != width:
@@ -85,6 +90,8 @@ def matmul(x: Tensor, w: QuantTensor) -> Tensor:
         m, n = tile(len(x))
         grid = (triton.cdiv(out, n), triton.cdiv(len(x), m))
         lookups = table(form.name, x.device), signs(x.device)
-        data = w.data.reshape(out, -1)
-        _matmul[grid](x, data, y, len(x), out, data.stride(0), *lookups, K=width, M=m, N=n, ROW=form)
+        data, precision = w.data.reshape(out, -1), "ieee" if exact else "tf32"
+        _matmul[grid](
+            x, data, y, len(x), out, data.stride(0), *lookups, K=width, M=m, N=n, ROW=form, PRECISION=precision
+        )
     return y

@@ -1,0 +1,166 @@
+"""A device beside the CPU as the experts' tier sees it: memory, copies on a stream of their own, events."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+LEAST_CAPABILITY = (8, 0)  # what Triton compiles for
+RESERVED = 64 << 20  # bytes of the driver's own that no counter shows
+
+
+class DeviceError(ValueError):
+    """A device that cannot be used or has failed; the text is one sentence."""
+
+
+class Event(Protocol):
+    """A point in the device's work."""
+
+    def query(self) -> bool:
+        """Whether it has been reached; does not wait."""
+
+    def synchronize(self) -> None:
+        """The host waits until it has been reached."""
+
+
+class Device(Protocol):
+    """Every method but `synchronize` returns at once; where memory ends, torch.OutOfMemoryError."""
+
+    torch: torch.device
+
+    def empty(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] on the device."""
+
+    def pinned(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] of host memory out of which copies run by themselves."""
+
+    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Event:
+        """Copy pinned bytes to the device beside its work, not before `after`; both must stay until the event."""
+
+    def send(self, source: Tensor) -> Tensor:
+        """A copy on the device of a small tensor of the host, in line with the device's work."""
+
+    def receive(self, source: Tensor) -> tuple[Tensor, Event]:
+        """A copy on the host of a tensor of the device, in line with its work; there with the event."""
+
+    def mark(self) -> Event:
+        """The end of all that has been launched so far."""
+
+    def wait(self, event: Event) -> None:
+        """What is launched from now on comes after the event; the host goes on."""
+
+    def free(self) -> int:
+        """Bytes that can still be taken."""
+
+    def total(self) -> int:
+        """Bytes that the device has."""
+
+    def give_back(self) -> None:
+        """Return what torch holds and nobody uses."""
+
+    def synchronize(self) -> None:
+        """The host waits until nothing is under way."""
+
+
+class Cuda:
+    """A CUDA card: torch's current stream computes, another copies."""
+
+    def __init__(self, device: torch.device):
+        self.torch = device
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def empty(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch)
+
+    def pinned(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Event:
+        with torch.cuda.stream(self._side):
+            if after is not None:
+                self._side.wait_event(after)  # type: ignore[arg-type]
+            into.copy_(source, non_blocking=True)
+            return self._side.record_event()
+
+    def send(self, source: Tensor) -> Tensor:
+        return source.pin_memory().to(self.torch, non_blocking=True)
+
+    def receive(self, source: Tensor) -> tuple[Tensor, Event]:
+        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        target.copy_(source, non_blocking=True)
+        return target, self.mark()
+
+    def mark(self) -> Event:
+        return torch.cuda.current_stream(self.torch).record_event()
+
+    def wait(self, event: Event) -> None:
+        torch.cuda.current_stream(self.torch).wait_event(event)  # type: ignore[arg-type]
+
+    def free(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self.torch)
+        held = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
+        return max(0, free + held - RESERVED)
+
+    def total(self) -> int:
+        return int(torch.cuda.mem_get_info(self.torch)[1])
+
+    def give_back(self) -> None:
+        torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch)
+
+
+def open_device(name: str, cuda: Any = torch.cuda, built: str | None = torch.version.cuda) -> Device | None:
+    """The device that the option names, None for the CPU; what stands in its way is a `DeviceError` that says so.
+
+    `cuda` is what to ask, and `built` the CUDA version that torch was built with.
+    """
+    if not name.startswith("cuda"):
+        return None  # "auto" is the CPU until a card has shown that it pays
+    if built is None:
+        raise DeviceError(f"device={name!r} needs a PyTorch that was built with CUDA, and this one was not")
+    try:
+        cuda.init()
+    except Exception as error:
+        raise DeviceError(f"device={name!r} cannot be used: {_sentence(error)}") from None
+    count, number = cuda.device_count(), int(name.partition(":")[2] or 0)
+    if not count:
+        raise DeviceError(f"device={name!r} cannot be used: this machine has no CUDA card")
+    if number >= count:
+        raise DeviceError(f"device={name!r} does not exist: the CUDA cards here are 0 to {count - 1}")
+    has, card = tuple(cuda.get_device_capability(number)), cuda.get_device_name(number)
+    if has < LEAST_CAPABILITY:
+        least = ".".join(map(str, LEAST_CAPABILITY))
+        raise DeviceError(f"{card} is too old: it has compute capability {has[0]}.{has[1]}, the kernels need {least}")
+    if find_spec("triton") is None:
+        raise DeviceError(f"device={name!r} needs the package triton, which is not installed")
+    cuda.set_device(number)
+    return Cuda(torch.device("cuda", number))
+
+
+def out_of_memory(device: Device, doing: str) -> DeviceError:
+    """What to say where nothing is left to make room with."""
+    free, total = device.free() >> 20, device.total() >> 20
+    return DeviceError(f"{device.torch} ran out of memory while {doing}: {free} MiB of {total} MiB are free")
+
+
+@contextmanager
+def speaks(device: Device | None, doing: str) -> Iterator[None]:
+    """Where the device's memory ends inside, that is a `DeviceError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if device is None:
+            raise
+        device.give_back()
+        raise out_of_memory(device, doing) from None
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of a message that may be long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.partition(". ")[0].rstrip(".")

@@ -1,0 +1,52 @@
+"""DeviceBudget: how many experts a device holds beside the other weights, the KV cache and a reserve."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gmoe.experts.budget import TooSmall
+from gmoe.experts.slots import Group, least, share
+from gmoe.options import memory_bytes
+
+RESERVE = 384 << 20  # bytes for kernels, libraries and what torch keeps between steps; not measured on a card yet
+
+
+@dataclass(frozen=True)
+class DeviceBudget:
+    """Bytes: `weights` that are no experts, `kv` of the cache, `work` of a pass; against what is `asked` for or `free`.
+
+    `free` is what the device has before any of these is there.
+    """
+
+    name: str  # of the file
+    groups: Sequence[Group]
+    free: int
+    weights: int
+    kv: int
+    work: int
+    asked: int | None = None  # for weights and experts together; None: what the others leave
+
+    @property
+    def room(self) -> int:
+        """For experts."""
+        left = self.free - self.weights - self.kv - self.work - RESERVE
+        return left if self.asked is None else min(self.asked, self.free) - self.weights
+
+    @property
+    def whole(self) -> bool:
+        """All experts fit."""
+        return sum(group.experts * group.slot_bytes for group in self.groups) <= self.room
+
+    def counts(self) -> list[int]:
+        """Slots of each group; `TooSmall` where there is not one for each."""
+        if self.room < least(self.groups):
+            need = (self.free - self.room + least(self.groups)) >> 20
+            raise TooSmall(
+                f"{self.name} needs {need} MiB on the device for its weights, the KV cache and an expert of each kind, "
+                f"and {self.free >> 20} MiB are free: lower the context, or leave the device out"
+            )
+        return share(self.groups, self.room)
+
+
+def asked_bytes(gpu_memory: str, total: int) -> int | None:
+    """What the option asks for; None: auto."""
+    return None if gpu_memory == "auto" else memory_bytes(gpu_memory, total, "gpu_memory")

@@ -1,0 +1,122 @@
+"""DeviceDispatch: the experts' half of a MoE layer on a device; misses are copied there or computed on the CPU."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmoe.experts.device_store import DeviceStore
+from gmoe.experts.dispatch import ExpertDispatch, Rows
+from gmoe.experts.expert import ExpertId, Routing
+from gmoe.experts.misses import Served
+from gmoe.experts.policy import Ids
+from gmoe.experts.route import exact
+from gmoe.kernels.ops import Activations, bank_rows, combine, expert_rows
+
+
+class DeviceDispatch(ExpertDispatch):
+    """Where all experts are on the device nothing waits for it; else a layer's ids are copied to the host, once."""
+
+    def __init__(self, store: DeviceStore, activations: Activations):
+        super().__init__(store, activations)
+        self.fast = store
+        self.device = store.device
+        self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
+
+    def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
+        """x [T, D] float32, routing of this layer -> [T, D] float32, all on the device."""
+        routed = type(self.route) is not exact.Policy
+        if self.fast.whole and not self.observers and not routed:
+            return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
+        ids, _ = self.device.receive(routing.topk_ids)
+        weights, there = self.device.receive(routing.topk_weights)
+        there.synchronize()
+        known = Routing(ids, weights, routing.scores)
+        for observe in self.observers:
+            observe(layer, known)
+        if not self.fast.whole:
+            return self._serve(layer, x, known, activation)
+        if not routed:
+            return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
+        fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
+        return self._all_here(layer, x, fresh, weighed, activation)
+
+    def _all_here(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
+        """Every expert is on the device: no word between it and the host."""
+        bank, slots = self.fast.bank(layer), self.fast.slots_of(layer, ids)
+        out = x.new_empty(*ids.shape, bank.down.rows)
+        bank_rows(x, slots, ids, bank, activation, self.activations, out)
+        self.fast.stats.hits += ids.numel()
+        return combine(out, weights, slots)
+
+    def _tiers(self) -> dict[str, Any]:
+        host, gpu = self.fast.below.stats, self.fast.stats
+        return {"host": asdict(host), "gpu": asdict(gpu) | {"bytes": self.fast.nbytes}}
+
+    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> Rows:
+        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, out)
+
+    def _away(
+        self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
+    ) -> Callable[[], list[ExpertId]]:
+        if not served.cpu:
+            return list
+        there, event = self.device.receive(x)  # before the kernels of the resident ones, which it does not wait for
+
+        def compute() -> list[ExpertId]:
+            below = self.fast.below
+            here = [id for id in served.cpu if below.resident(id)]  # reads may have taken a slot away since
+            if here:
+                event.synchronize()
+                began = time.perf_counter()
+                ids = np.where(np.isin(served.ids, [id.expert for id in here]), served.ids, -1)
+                rows = torch.empty(*ids.shape, out.shape[-1])
+                given = there, torch.from_numpy(ids), below.table(layer), activation, self.activations, rows
+                expert_rows(*given)
+                places = torch.from_numpy(np.flatnonzero(ids >= 0))
+                self.computed(len(places) // len(here), (time.perf_counter() - began) / len(here))
+                flat = rows.flatten(0, 1).index_select(0, places)
+                out.flatten(0, 1).index_copy_(0, self.device.send(places), self.device.send(flat))
+            return [id for id in served.cpu if id not in here]
+
+        return compute
+
+    def _sum(self, out: Tensor, served: Served) -> Tensor:
+        weights, places = torch.from_numpy(served.weights), torch.from_numpy(served.places)
+        return combine(out, self.device.send(weights), self.device.send(places))
+
+
+class _DeviceRows:
+    """By the kernels of the device, which are launched and not waited for."""
+
+    def __init__(
+        self,
+        store: DeviceStore,
+        layer: int,
+        x: Tensor,
+        ids: Ids,
+        activation: str,
+        activations: Activations,
+        out: Tensor,
+    ):
+        self.store, self.layer, self.ids = store, layer, ids
+        self.given = activation, activations, out
+        self.x = x
+        self.bank = store.bank(layer)
+        self.ids_there = store.device.send(torch.from_numpy(ids.astype(np.int32)))
+        self.seconds = 0.0  # of launching
+
+    def run(self, experts: Iterable[ExpertId]) -> None:
+        """Launch these experts for all their tokens."""
+        numbers = [id.expert for id in experts]
+        if numbers:
+            began = time.perf_counter()
+            slots = np.where(np.isin(self.ids, numbers), self.store.slot_of[self.layer][self.ids], -1)
+            there = self.store.device.send(torch.from_numpy(slots.astype(np.int32)))
+            bank_rows(self.x, there, self.ids_there, self.bank, *self.given)
+            self.store.read(self.layer, numbers)
+            self.seconds += time.perf_counter() - began

@@ -1,0 +1,140 @@
+"""DeviceStore: the experts' fast tier on a device, above the store of the host."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gmoe.experts.device import Device
+from gmoe.experts.device_slots import DeviceArena, device_groups
+from gmoe.experts.expert_id import ExpertId, Tier
+from gmoe.experts.policy import EvictionPolicy
+from gmoe.experts.store import ExpertStore
+from gmoe.experts.upload import Upload
+from gmoe.kernels.ops import ExpertBank, dequantize
+
+SHRINK = 0.75  # of the slots remain where the device's memory ran out
+
+
+class DeviceStore(ExpertStore):
+    """Banks of slots and, on the device as well, a table of who lies where; `below` feeds it.
+
+    `whole`: every expert is on the device, and nothing needs to be asked.
+    """
+
+    def __init__(self, below: ExpertStore, device: Device):
+        super().__init__(below.layout)
+        self.below, self.device = below, device
+        self.groups, self._where = device_groups(below.layout)
+        shape = max(below.layout.layers, default=-1) + 1, max(below.layout.n_expert, 1)
+        self.slot_of = np.full(shape, -1, np.int32)  # by layer and expert
+        self.table_of_slots = device.send(torch.from_numpy(self.slot_of.copy()))  # the same on the device
+        self._biases = {layer: self._biases_of(layer) for layer in below.layout.layers}
+        self._banks: dict[int, ExpertBank] = {}
+        self.counts: list[int] = []
+
+    def settle_on(self, counts: Sequence[int], evict: Callable[[], EvictionPolicy]) -> None:
+        """Take `counts[n]` slots of each group and, where all experts fit, fill them.
+
+        torch.OutOfMemoryError where there is not the memory, and nothing is taken then.
+        """
+        arena = DeviceArena(self.device, self.groups, counts)
+        self._build = evict
+        self.counts = list(counts)
+        largest = max((group.slot_bytes for group in self.groups), default=1)
+        self._upload = Upload(self.device, self.below, largest)
+        self._open(self.groups, counts, self._where, evict, self._upload, arena)
+        self._banks = {
+            layer: arena.bank(
+                self._group_of[layer], self.table(layer), self._where[ExpertId(layer, 0)].starts, self._biases[layer]
+            )
+            for layer in self.layout.layers
+        }
+        if all(count >= group.experts for count, group in zip(counts, self.groups, strict=True)):
+            self._fill()
+
+    def shrink(self) -> bool:
+        """Give part of the slots back to the device, all experts of which leave; False where only one a group is left.
+
+        Called between passes, or where a pass has failed and will be repeated.
+        """
+        if all(count == 1 for count in self.counts):
+            return False
+        if not self.whole:
+            self.settle()
+            self.transfer.close()
+        self.device.synchronize()
+        self._banks, self._arena = {}, None
+        self.slot_of[:] = -1
+        self.table_of_slots.fill_(-1)
+        self.device.give_back()
+        self.settle_on([max(1, int(SHRINK * count)) for count in self.counts], self._build)
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slots."""
+        return sum(count * group.slot_bytes for count, group in zip(self.counts, self.groups, strict=False))
+
+    def bank(self, layer: int) -> ExpertBank:
+        """A layer's experts as the kernels find them."""
+        return self._banks[layer]
+
+    def slots_of(self, layer: int, ids: Tensor) -> Tensor:
+        """The slots of ids [T, k], both on the device, by the table there; -1: absent."""
+        return self.table_of_slots[layer].index_select(0, ids.reshape(-1).long()).view(ids.shape)
+
+    def read(self, layer: int, experts: Iterable[int]) -> None:
+        """Kernels that read these resident experts have been launched: their slots change only afterwards."""
+        self._arena.read(self._group_of[layer], [int(self.slot_of[layer, expert]) for expert in experts])
+
+    def close(self) -> None:
+        """End the copies, then the tier below."""
+        if self.counts:
+            self.transfer.close()
+        self.below.close()
+
+    def begin(self) -> None:
+        super().begin()
+        if not self.below.whole:
+            self.below.begin()
+
+    def resident(self, id: ExpertId) -> bool:
+        return bool(self.slot_of[id] >= 0)
+
+    def tier(self, id: ExpertId) -> Tier:
+        return Tier.GPU if self.resident(id) else self.below.tier(id)
+
+    def here(self, layer: int) -> NDArray[np.bool_]:
+        return np.asarray(self.slot_of[layer] >= 0)
+
+    def lookup(self, layer: int, experts: Iterable[int]) -> tuple[list[ExpertId], list[ExpertId]]:
+        self._upload.poll()
+        return super().lookup(layer, experts)
+
+    def _arrive(self, id: ExpertId, slot: int) -> None:
+        self.slot_of[id] = slot
+        self.table_of_slots[id.layer, id.expert].fill_(slot)
+
+    def _depart(self, id: ExpertId) -> None:
+        self.slot_of[id] = -1
+        self.table_of_slots[id.layer, id.expert].fill_(-1)
+
+    def _fill(self) -> None:
+        """Bring every expert here, and be whole."""
+        for layer in self.layout.layers:
+            flying = [self._start(ExpertId(layer, e), set(), urgent=True) for e in range(self.layout.n_expert)]
+            while flying:
+                arrived = self.wait(flying)
+                flying = [ticket for ticket in flying if ticket not in arrived]
+        self.whole = True
+
+    def _biases_of(self, layer: int) -> dict[str, Tensor]:
+        named = zip(("gate", "up", "down"), self.layout.layers[layer], strict=True)
+        return {
+            name: self.device.send(dequantize(stack.bias))
+            for name, stack in named
+            if stack is not None and stack.bias is not None
+        }

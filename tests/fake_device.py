@@ -1,0 +1,279 @@
+"""A device that is not there: torch tensors of a type "fake" whose bytes lie in host memory, copies that come late.
+
+Tensors of the CPU and of the device do not mix, as on a card; whatever makes the host wait is counted; copies end when
+their event is waited for or a random number says so, in any order, and the target holds garbage until then.
+"""
+
+import random
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from gmoe.kernels import device_kernels, reference, reference_step
+from gmoe.kernels.bank import ExpertBank, SlotMatrix
+from gmoe.kernels.formats import QuantTensor
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+GARBAGE = 0x7F
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal", "is_nonzero")
+syncs: list[str] = []  # what made the host wait, since somebody cleared it
+clock = count()
+last_use: dict[int, int] = {}  # address of a slot -> when a kernel that reads it was launched
+
+
+class FakeTensor(Tensor):
+    """On the device; `inner` has its bytes."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls: type["FakeTensor"], inner: Tensor) -> "FakeTensor":
+        made: FakeTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device="fake:0",
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"fake({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def inner(x: Any) -> Any:
+    """The bytes of a tensor of the device; anything else as it is."""
+    return x.inner if isinstance(x, FakeTensor) else x
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name.removeprefix("aten::")
+    if name in WAITS:
+        syncs.append(name)
+    to = kwargs.get("device")
+    away = to is not None and torch.device(to).type == "cpu"
+    if name == "copy_":
+        if not isinstance(args[0], FakeTensor):
+            syncs.append("copy to the host")
+    elif away:
+        syncs.append("copy to the host")
+    else:
+        flat = [a for a in _flat((args, kwargs)) if isinstance(a, Tensor)]
+        mixed = [a for a in flat if not isinstance(a, FakeTensor) and a.dim() > 0]
+        assert not mixed, f"{name} of tensors on the device and of one on the CPU {list(mixed[0].shape)}"
+    plain = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
+    if to is not None and "_to_copy" not in name:
+        plain["device"] = "cpu"
+    with torch.inference_mode(False), torch.no_grad():
+        out = func(*tree_map(inner, args), **tree_map(inner, plain))
+        if name == "copy_":
+            return args[0]
+        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], FakeTensor):
+            return args[0]
+        if away:
+            return out.clone() if isinstance(out, Tensor) else out
+        return tree_map(lambda a: FakeTensor(a) if isinstance(a, Tensor) else a, out)
+
+
+def _flat(tree: Any) -> list[Any]:
+    if isinstance(tree, tuple | list):
+        return [leaf for part in tree for leaf in _flat(part)]
+    if isinstance(tree, dict):
+        return _flat(list(tree.values()))
+    return [tree]
+
+
+def _empty(size: Any, dtype: Any = None, **_: Any) -> Tensor:
+    with torch.inference_mode(False):
+        return FakeTensor(torch.empty(size, dtype=dtype))
+
+
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tensor:
+    with torch.inference_mode(False):
+        return FakeTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    if isinstance(source, FakeTensor) and not isinstance(target, FakeTensor):
+        syncs.append("copy to the host")
+    inner(target).copy_(inner(source))
+    return target
+
+
+def _setup() -> torch.library.Library:
+    _setup_privateuseone_for_python_backend("fake")
+    library = torch.library.Library("aten", "IMPL")
+    for name, function in (
+        ("empty.memory_format", _empty),
+        ("empty_strided", _empty_strided),
+        ("_copy_from", _copy_from),
+    ):
+        library.impl(name, function, "PrivateUse1")
+    return library
+
+
+class ReferenceKernels:
+    """`device_kernels.DeviceKernels` by the reference, for tensors of the fake device."""
+
+    def __init__(self) -> None:
+        self.computed = 0  # rows of experts
+
+    def dequantize(self, w: QuantTensor) -> Tensor:
+        return FakeTensor(_dense(w))
+
+    def matmul(self, x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
+        return FakeTensor(x.inner @ _dense(w).T)
+
+    def expert_rows(
+        self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
+    ) -> None:
+        x, slots, ids, out, data = map(inner, (x, slots, ids, out, bank.data))
+
+        def times(a: Tensor, matrix: SlotMatrix, slot: int, expert: Tensor) -> Tensor:
+            size = matrix.rows * matrix.format.row_bytes(matrix.cols)
+            bytes = data[slot, matrix.offset : matrix.offset + size].reshape(matrix.rows, -1)
+            y = a @ reference.dequantize(QuantTensor(bytes, matrix.format, (matrix.rows, matrix.cols))).T
+            return y if matrix.bias is None else y + inner(matrix.bias)[expert.long()]
+
+        for slot in sorted({s for s in slots.flatten().tolist() if s >= 0}):
+            t, j = torch.nonzero(slots == slot, as_tuple=True)
+            self.computed += len(t)
+            last_use[data.data_ptr() + slot * data.stride(0)] = next(clock)
+            who = ids[t, j]
+            gate = None if bank.gate is None else times(x[t], bank.gate, slot, who)
+            up = times(x[t], bank.up, slot, who)
+            out[t, j] = times(reference_step.activate(activation, gate, up), bank.down, slot, who)
+
+    def combine(self, out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+        out, weights, places = map(inner, (out, weights, places))
+        y = torch.zeros(len(out), out.shape[-1])
+        for j in range(out.shape[1]):
+            here = (places[:, j] >= 0)[:, None]
+            y = y + torch.where(here, weights[:, j, None] * out[:, j], 0.0)
+        return FakeTensor(y)
+
+
+def _dense(w: QuantTensor) -> Tensor:
+    return reference.dequantize(QuantTensor(inner(w.data), w.format, w.shape))
+
+
+class FakeEvent:
+    """Reached when `work` has been done."""
+
+    def __init__(self, device: "FakeDevice", work: Callable[[], object] | None = None):
+        self.device, self.work, self.at = device, work, next(clock)
+        self.upload = False
+
+    def query(self) -> bool:
+        if self.work is not None and self.device.random.random() < self.device.hurry:
+            self.reach()
+        return self.work is None
+
+    def synchronize(self) -> None:
+        syncs.append("event")
+        self.reach()
+
+    def reach(self) -> None:
+        """Do the work now, and perhaps some other copy first."""
+        others = [event for event in self.device.flying if event is not self]
+        if others and self.device.random.random() < 0.5:
+            self.device.random.choice(others)._finish()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.work is not None:
+            work, self.work = self.work, None
+            self.device.flying.remove(self)
+            work()
+
+
+class FakeDevice:
+    """`experts/device.Device` without a device; `memory` bytes, of which `empty` takes."""
+
+    def __init__(self, memory: int = 1 << 30, seed: int = 0, hurry: float = 0.3):
+        self.torch = torch.device("fake", 0)
+        self.random = random.Random(seed)
+        self.hurry = hurry  # the chance that a copy is found done where nobody waits for it
+        self.memory = memory
+        self.taken = 0
+        self.flying: list[FakeEvent] = []
+        self.received = FakeEvent(self)
+        self.uploads = 0
+        self.copy_errors = 0.0  # the chance that a copy is refused
+        self.most = 0
+
+    def empty(self, nbytes: int) -> Tensor:
+        if nbytes > self.free():
+            raise torch.OutOfMemoryError(f"fake out of memory: {nbytes}")
+        self.taken += nbytes
+        made = torch.full((nbytes,), GARBAGE, dtype=torch.uint8)
+        for address in [at for at in last_use if made.data_ptr() <= at < made.data_ptr() + nbytes]:
+            del last_use[address]  # of memory that was given back
+        return FakeTensor(made)
+
+    def pinned(self, nbytes: int) -> Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def upload(self, into: Tensor, source: Tensor, after: FakeEvent | None) -> FakeEvent:
+        assert isinstance(into, FakeTensor) and not isinstance(source, FakeTensor)
+        if self.random.random() < self.copy_errors:
+            raise RuntimeError("CUDA error: the card fell off the bus\nand more lines")
+        self.uploads += 1
+        target: Tensor = into.inner
+        used = last_use.get(target.data_ptr())
+        assert used is None or (after is not None and after.at > used), "the slot may still be read"
+        target.fill_(GARBAGE)
+        event = FakeEvent(self, lambda: target.copy_(source))
+        event.upload = True
+        self.flying.append(event)
+        self.most = max(self.most, len(self.flying))
+        return event
+
+    def send(self, source: Tensor) -> Tensor:
+        assert not isinstance(source, FakeTensor)
+        return FakeTensor(source.clone())
+
+    def receive(self, source: Tensor) -> tuple[Tensor, FakeEvent]:
+        """The target holds garbage until somebody waits for the event."""
+        assert isinstance(source, FakeTensor)
+        value = source.inner.clone()
+        target = torch.full_like(value, -99)
+        before, self.received = self.received, FakeEvent(self)
+        event = self.received
+        event.work = lambda: (before.reach(), target.copy_(value))  # in line: after those begun before
+        self.flying.append(event)
+        return target, event
+
+    def mark(self) -> FakeEvent:
+        return FakeEvent(self)
+
+    def wait(self, event: FakeEvent) -> None:
+        event.reach()
+
+    def free(self) -> int:
+        return self.memory - self.taken
+
+    def total(self) -> int:
+        return self.memory
+
+    def give_back(self) -> None:
+        return None
+
+    def synchronize(self) -> None:
+        syncs.append("device")
+        while self.flying:
+            self.flying[0].reach()
+
+
+_library = _setup()
+kernels = ReferenceKernels()
+device_kernels.give("fake", kernels)
