@@ -29,7 +29,7 @@ from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.fingerprint import header
-from gmoe.experts.memory import available
+from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
 from gmoe.gguf.file import GGUFFile
@@ -112,13 +112,14 @@ class LLM:
         given = self.modelfile.last("template")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
+        self.device = device = open_device(options.device)  # None: the CPU
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
         self.budget = budget = budget_of(file, layout, self.hparams, options.host_memory)
         if not budget.whole:
-            budget.counts(0)  # refused before memory is taken that is not there
+            budget.counts(0 if options.context or device else None)  # refused before memory is taken that is not there
+            return_freed()
             file.hold(fixed_tensors(file, layout))
         self.steps = Steps()
-        self.device = device = open_device(options.device)  # None: the CPU
         n_ctx = options.context or self.hparams.n_ctx_train
         with speaks(device, "loading the weights that are no experts"):
             self.store, self.dispatch = _tiers(layout, device, activations)
@@ -149,7 +150,7 @@ class LLM:
                 self.context,
                 options.max_sequences,
                 kv_type,
-                chunk=budget.chunk,
+                chunk=budget.chunk(n_blocks * block_bytes if device is None else 0),
                 n_blocks=n_blocks,
                 admission=options.admission,
             )

@@ -48,7 +48,7 @@ def test_nested_v1_groups_count_cache_as_free(tmp_path: Path) -> None:
         },
     )
     assert {limit.free for limit in limits(root)} == {8000 * 1024, 400000, 1999000}
-    assert available(root) == Limit(400000, "the memory cgroup's limit of 3000000 bytes")
+    assert available(root) == Limit(400000, "the memory cgroup's limit of 3000000 bytes", 3000000)
 
 
 def test_v2_groups_and_a_mount_of_a_part(tmp_path: Path) -> None:
@@ -91,3 +91,28 @@ def test_too_small_a_budget_says_the_least_that_would_do(layout: ExpertLayout) -
     with pytest.raises(TooSmall, match="the memory cgroup's limit of 9 bytes leaves 4 MiB"):
         budget.counts(1 << 20)
     assert Budget("m", layout, 5 << 20, 6 << 20).counts(0)[0] >= 1
+
+
+def test_the_least_that_is_named_would_do(layout: ExpertLayout) -> None:
+    def budget(free: int) -> Budget:
+        limit = Limit(free, "the memory cgroup's limit of 9 bytes", free + (50 << 20))
+        return Budget("m.gguf", layout, 5 << 20, None, limit, lambda rows: rows << 16)
+
+    for kv in (None, 3 << 20):
+        with pytest.raises(TooSmall, match="a limit of [0-9]+ MiB would do") as refused:
+            budget(20 << 20).counts(kv)
+        least = int(str(refused.value).split("a limit of ")[1].split()[0]) << 20
+        assert sum(budget(least - (50 << 20)).counts(kv)) >= 1
+        with pytest.raises(TooSmall):
+            budget(least - (52 << 20)).counts(kv)
+
+
+def test_a_chunk_takes_no_more_than_half_of_the_slots(layout: ExpertLayout) -> None:
+    def budget(free: int, asked: int | None = None) -> Budget:
+        return Budget("m", layout, 0, asked, Limit(free, "x"), lambda rows: rows << 20)
+
+    kept = budget(0).reserve
+    for free, chunk in ((8, 16), (16, 16), (48, 32), (2000, 512)):
+        assert budget(kept + (free << 20)).chunk(0) == chunk
+    assert budget(kept).lent(8) == 0 and budget(kept).lent(16) == 8 << 20
+    assert budget(kept, asked=1 << 20).lent(512) == 0

@@ -16,7 +16,8 @@ import pytest
 import gmoe
 from gmoe.experts import cache as assembly
 from gmoe.experts import policy
-from gmoe.experts.budget import Budget
+from gmoe.experts.budget import Budget, budget_of
+from gmoe.experts.memory import Limit
 from gmoe.experts.transfer import TransferError
 from tests.factory import ARCHITECTURES, write_model
 from tests.pairs import pairwise
@@ -140,6 +141,39 @@ def test_a_failed_read_is_an_error_of_its_request_alone(models: Models, monkeypa
         assert failures
         reader.errors = 0.0
         assert np.array_equal(llm.logits(PROMPTS[0]), want[0])
+
+
+@pytest.mark.parametrize("architecture", CHOICES["architecture"])
+@pytest.mark.parametrize("chunk", [16, 32])
+def test_smaller_chunks_that_take_the_place_of_experts(
+    models: Models, architecture: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = models[architecture][0]
+    ids = [n * 7 % 250 for n in range(60)]
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1)) as llm:
+        want = llm.logits(ids)
+
+    def little(*given: Any) -> Budget:
+        budget = budget_of(*given)
+        slots = sum(group.experts // 2 * group.slot_bytes for group in budget.groups)
+        budget.free = Limit(budget.fixed + budget.reserve + slots + 64 * 1024, "a test")
+        budget.activations = lambda rows: rows * slots // 2 // chunk
+        return budget
+
+    monkeypatch.setattr("gmoe.llm.budget_of", little)
+    monkeypatch.setattr("gmoe.experts.budget.DECODE_ROWS", 0)
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1)) as llm:
+        assert not llm.store.whole and llm._engine.scheduler.chunk == chunk
+        used, lend = [], llm.store.lend
+
+        def spy(nbytes: int) -> None:
+            lend(nbytes)
+            used.append(sum(pool.capacity for pool in llm.store._pools))
+
+        monkeypatch.setattr(llm.store, "lend", spy)
+        assert np.array_equal(llm.logits(ids), want)
+        assert np.array_equal(llm.logits(ids, step=1)[-1], want[-1])
+        assert min(used) < max(used) <= llm.store.slots
 
 
 def _whole_product() -> Iterator[dict[str, Any]]:

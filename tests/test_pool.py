@@ -48,3 +48,22 @@ def test_bytes_hold_over_random_steps():
         assert pool.used == sum(3 + other.layer for other in pool) <= 40
         slots = [pool.lookup(other) for other in pool]
         assert len(set(slots)) == len(slots) and max(slots, default=0) <= 40 // 3
+
+
+def test_a_smaller_pool_uses_its_first_slots():
+    choose = random.Random(5)
+    pool = SlotPool(9, Lru())
+    for _ in range(3000):
+        id = ExpertId(0, choose.randrange(20))
+        if pool.lookup(id) < 0:
+            pool.place(id)
+        elif choose.random() < 0.2:
+            pool.remove(id)
+        if choose.random() < 0.1:
+            before = {other: pool.lookup(other) for other in pool}
+            capacity = choose.randint(1, 9)
+            assert pool.resize(capacity) == [other for other, slot in before.items() if slot >= capacity]
+        slots = [pool.lookup(other) for other in pool]
+        assert len(set(slots)) == len(slots) == pool.used and max(slots, default=0) < pool.capacity
+    with pytest.raises(ValueError, match="one expert at least"):
+        pool.resize(0)

@@ -64,6 +64,8 @@ def test_ten_thousand_random_steps_leak_nothing(file: GGUFFile, slots: int) -> N
     for step in range(2500):
         layer = choose.randrange(SHAPE.layer)
         wanted = choose.sample(range(SHAPE.expert), choose.randint(1, 4))
+        if step % 40 == 0:
+            store.lend(choose.choice([0, 1, store._groups[0].slot_bytes * choose.randrange(30)]))
         if choose.random() < 0.05:
             store.keep([ExpertId(0, expert) for expert in choose.sample(range(SHAPE.expert), 3)])
         here, absent = store.lookup(layer, wanted)
@@ -89,6 +91,8 @@ def test_ten_thousand_random_steps_leak_nothing(file: GGUFFile, slots: int) -> N
         if step % 50 == 0:
             assert check(store, layout) <= slots
     store.settle()
+    store.lend(0)
+    assert store._pools[0].capacity == slots
     assert not transfer.flying and transfer.most > 0
     assert 0 < failures < 800
     assert check(store, layout) == len(store._pools[0]) <= slots

@@ -34,7 +34,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "there is not enough memory"
+        return str(error) or "there is not enough memory"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from gmoe.engine.sampling import SamplingParams
+from gmoe.experts.memory import available
 from gmoe.options import RuntimeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+START = 160 << 20  # bytes that Python, torch and a tokenizer take before a model is there
 
 
 def _knobs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
@@ -106,8 +108,10 @@ sampling_flags = _flags(SamplingParams)
 def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
     """Build the dataclass `kind` from those of a command's arguments that are its fields, taking them out.
 
-    A value that it refuses is wrong usage.
+    A value that it refuses is wrong usage. Where not even torch would fit, MemoryError: the system would kill it.
     """
+    if kind is RuntimeOptions and (limit := available()).free < START:
+        raise MemoryError(f"gmoe needs {START >> 20} MiB of memory to begin, {limit.source} leaves {limit.free >> 20}")
     names = [name for name in signature(kind).parameters if name in given]
     try:
         return kind(**{name: given.pop(name) for name in names})

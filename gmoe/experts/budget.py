@@ -1,18 +1,21 @@
 """Budget: whether a model's experts fit into memory, and if not, how many slots there are for them."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gmoe.experts.memory import Limit, available
 from gmoe.experts.slots import extents, groups, least, share
-from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.file import GGUFFile, TensorInfo
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.options import memory_bytes
 
-RESERVE = 112 << 20  # for what a run allocates besides: kernels, heap, code that is not there yet; measured, not known
-CHUNK_PART = 6  # prompts run in smaller chunks before their activations take 1 / CHUNK_PART of what experts could have
+RESERVE = 40 << 20  # for what a run allocates besides: kernels, heap, code that is not there yet; measured, not known
+EXPERT_RESERVE = 4096  # and for the tables, by expert
+DECODE_ROWS = 8  # tokens whose activations are within the reserve; more take the place of experts while they run
+LENT_PART = 2  # 1 / LENT_PART of the slots may give way to the activations of a chunk of a prompt
 CHUNKS = (512, 256, 128, 64, 32, 16)
 KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
 
@@ -40,7 +43,7 @@ class Budget:
     @property
     def whole(self) -> bool:
         """Everything fits and is used straight from the map."""
-        reserve = 0 if self.asked is not None else self.reserve + self.kv_share
+        reserve = 0 if self.asked is not None else self.reserve + self.lent(CHUNKS[0]) + self.kv_share
         return not self.groups or self.fixed + self.experts + reserve <= self._total
 
     @property
@@ -48,32 +51,44 @@ class Budget:
         """Bytes that the KV cache may take where the context is not given."""
         return self.free.free // KV_PART
 
-    @property
-    def chunk(self) -> int:
+    def chunk(self, kv_bytes: int) -> int:
         """The most prompt tokens to run together."""
-        room = (self.free.free - self.fixed) // CHUNK_PART
-        fits = (chunk for chunk in CHUNKS if self.activations(chunk) <= room)
+        room = (self.free.free - self.fixed - self.reserve - kv_bytes) // LENT_PART
+        fits = (chunk for chunk in CHUNKS if self.lent(chunk) <= room)
         return next(fits, CHUNKS[-1])
 
     @property
     def reserve(self) -> int:
         """Bytes that nothing lasting may take."""
-        return RESERVE + self.activations(self.chunk)
+        experts = sum(group.experts for group in self.groups)
+        return RESERVE + EXPERT_RESERVE * experts + self.activations(DECODE_ROWS)
+
+    def lent(self, rows: int) -> int:
+        """Bytes of slots that give way to the activations of a pass over so many tokens."""
+        return 0 if self.asked is not None else max(0, self.activations(rows) - self.activations(DECODE_ROWS))
 
     def room(self, kv_bytes: int) -> int:
         """Bytes that are left for experts."""
         return self._total - self.fixed - self._reserve(kv_bytes)
 
-    def counts(self, kv_bytes: int, part: float = 1.0) -> list[int]:
-        """Slots of each group in `part` of the room; `TooSmall` where there is not one for each."""
+    def counts(self, kv_bytes: int | None, part: float = 1.0) -> list[int]:
+        """Slots of each group in `part` of the room; `TooSmall` where there is not one for each.
+
+        None: the KV cache gets its share.
+        """
+        shared = kv_bytes is None and self.asked is None
+        kv_bytes = self.kv_share if kv_bytes is None else kv_bytes
         room = int(self.room(kv_bytes) * part)
-        if room < least(self.groups):
-            need = self.fixed + self._reserve(kv_bytes) + int(least(self.groups) / part)
+        slots = least(self.groups) + self.lent(CHUNKS[-1])
+        if room < slots:
+            need = self.fixed + self._reserve(0 if shared else kv_bytes) + int(slots / part)
+            need = -(-need * KV_PART // (KV_PART - 1)) if shared else need
             source = "host_memory" if self.asked is not None else self.free.source
-            raise TooSmall(
-                f"{self.name} needs at least {_mib(need)} of memory to run out of slots, "
-                f"{source} leaves {_mib(self._total)}"
-            )
+            text = f"{self.name} needs at least {_mib(need)} of memory to run out of slots, {source} leaves "
+            text += f"{self._total >> 20} MiB"
+            if self.asked is None and self.free.most:
+                text += f"; a limit of {_mib(self.free.most + need - self.free.free)} would do"
+            raise TooSmall(text)
         return share(self.groups, room)
 
     def _reserve(self, kv_bytes: int) -> int:
@@ -89,15 +104,26 @@ def _mib(n: int) -> str:
 
 
 def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:
-    """The tensors that must stay in memory: not the experts, nor a table of which a token reads one row."""
+    """The tensors that must stay in memory as they are: not the experts, nor a table of which a token reads one row.
+
+    Nor those that the layers copy as float32 when they are built.
+    """
     rows = {"token_embd.weight"} if "output.weight" in file.tensors else set()
-    return [name for name in file.tensors if name not in layout.names and name not in rows]
+    return [name for name in file.tensors if name not in layout.names | rows and not _copied(file.tensors[name])]
+
+
+def _copied(info: TensorInfo) -> bool:
+    """Whether a layer keeps a float32 copy: norms, biases, routers."""
+    return len(info.shape) == 1 or info.name.endswith("ffn_gate_inp.weight")
 
 
 def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memory: str) -> Budget:
     """The budget of a file under `host_memory` as the options spell it."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fixed = sum(file.tensors[name].nbytes for name in fixed_tensors(file, layout))
+    copies = (info for name, info in file.tensors.items() if name not in layout.names and _copied(info))
+    biases = (stack.bias for stacks in layout.layers.values() for stack in stacks if stack is not None)
+    fixed += 4 * sum(math.prod(info.shape) for info in [*copies, *(bias for bias in biases if bias is not None)])
     asked = None if host_memory == "auto" else memory_bytes(host_memory, total)
     n_ff = max((experts.up.rows for experts in layout.layers.values()), default=0)
 

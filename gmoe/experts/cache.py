@@ -111,6 +111,7 @@ class ExpertCache:
         if known.trace is not None:
             self.chooser.learn(known.trace, LEARN_SECONDS)
             self.store.prefetch(known.hottest(self.store.slots // 2), ())
+        steps.listeners.append(lambda rows: self._lend(len(rows.request)))
         steps.listeners.append(lambda rows: self.chooser.step(rows.request, rows.phase))
 
         def at_close() -> None:
@@ -118,6 +119,10 @@ class ExpertCache:
             self._keep_costs()
 
         self._at_close = at_close
+
+    def _lend(self, rows: int) -> None:
+        """A pass over so many tokens comes, whose activations take the place of experts."""
+        self.store.lend(self.budget.lent(rows))
 
     def _given(self) -> dict[str, Any]:
         """What route and miss policies may need of the place where the experts are."""
@@ -175,7 +180,9 @@ class ExpertCache:
         threads = self.options.threads or len(os.sched_getaffinity(0))
         costs = CostModel(home, cost_key(self.layout, threads, self.options.activations))
         if costs.costs is None:
-            costs.costs = measure(self.file, self.layout, cast(Literal["q8", "float"], self.options.activations))
+            activations = cast(Literal["q8", "float"], self.options.activations)
+            slots = sum(self.budget.counts(0)) // len(self.budget.groups)  # their memory, which is still free
+            costs.costs = measure(self.file, self.layout, activations, slots=slots)
             costs.save()
         self._seen = Seen()
         return costs

@@ -24,6 +24,9 @@ from gmoe.experts.transfer import open_transfer
 class DeviceCache(ExpertCache):
     """Furnished when the other weights are on the device, before the KV cache is."""
 
+    def _lend(self, rows: int) -> None:
+        return None  # activations are on the device, whose cache shrinks by itself
+
     def _given(self) -> dict[str, Any]:
         return {"costs": DeviceCosts(1.0, 1.0, 1.0)}  # until there are slots to measure with
 
@@ -41,7 +44,7 @@ class DeviceCache(ExpertCache):
             return []
         disk = self._host_tier(store, home)
         device = store.device
-        asked, work = asked_bytes(options.gpu_memory, device.total()), self.budget.activations(self.budget.chunk)
+        asked, work = asked_bytes(options.gpu_memory, device.total()), self.budget.activations(self.budget.chunk(0))
         if asked is not None:
             asked -= self.budget.fixed  # those are on the device already
         budget = DeviceBudget(str(self.file.path), store.groups, device.free(), 0, kv_bytes, work, asked)

@@ -20,12 +20,17 @@ SLOTS = 24
 ROWS = 16
 
 
-def measure(file: GGUFFile, layout: ExpertLayout, activations: Activations, seconds: float = 0.4) -> Costs:
-    """Half of `seconds` is spent reading, half computing; raises TransferError where the file cannot be read."""
+def measure(
+    file: GGUFFile, layout: ExpertLayout, activations: Activations, seconds: float = 0.4, slots: int = SLOTS
+) -> Costs:
+    """Half of `seconds` is spent reading, half computing; raises TransferError where the file cannot be read.
+
+    It takes memory for `slots` experts of each kind, and gives it back.
+    """
     store = ExpertStore(layout)
     where = extents(layout)
     grouped = groups(layout, where)
-    counts = [min(SLOTS, group.experts) for group in grouped]
+    counts = [max(1, min(SLOTS, slots, group.experts)) for group in grouped]
     store.offload(grouped, counts, where, Lru, open_transfer(file.parts, reader="direct"))
     try:
         layers = [group.layers[len(group.layers) // 2] for group in grouped]

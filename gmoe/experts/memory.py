@@ -1,23 +1,40 @@
 """How much memory this process may still take: cgroups (v1 and v2, nested), resource limits, and what is free."""
 
+import ctypes
 import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+LARGE = 1 << 20  # bytes of a block that goes back to the system when it is freed
+_M_MMAP_THRESHOLD = -3  # of mallopt, glibc
 
 
 class Limit(NamedTuple):
-    """Bytes that may still be taken, and who says so."""
+    """Bytes that may still be taken, who says so, and the limit itself where raising it would help."""
 
     free: int
     source: str
+    most: int = 0
 
 
 def available(root: Path = Path("/")) -> Limit:
     """The tightest of all limits; `root` is where `proc` and the cgroup mounts are looked for."""
     return min(limits(root), default=Limit(UNLIMITED, "no limit"))
+
+
+def return_freed() -> None:
+    """From now on the C library returns large blocks to the system when they are freed.
+
+    Left to itself it keeps what a chunk of a prompt has used, in holes. Where the library has no such switch, nothing.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE)
+        library.malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        pass
 
 
 def limits(root: Path = Path("/")) -> Iterator[Limit]:
@@ -68,7 +85,8 @@ def _group(folder: Path, v2: bool) -> Limit | None:
     stat = _fields(folder / "memory.stat")
     prefix = "" if v2 else "total_"
     cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)
-    return Limit(max(0, int(most) - max(0, int(used) - cache)), f"the memory cgroup's limit of {int(most)} bytes")
+    free = max(0, int(most) - max(0, int(used) - cache))
+    return Limit(free, f"the memory cgroup's limit of {int(most)} bytes", int(most))
 
 
 def mounts(root: Path) -> Iterator[tuple[bool, str, str]]:

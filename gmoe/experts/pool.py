@@ -27,6 +27,7 @@ class SlotPool:
         self._largest = 0
         self._slots: dict[ExpertId, int] = {}
         self._free: list[int] = []
+        self._begun = 0  # slots from here on were never given to anybody
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -71,11 +72,27 @@ class SlotPool:
         while self.is_full(size):
             evicted.append(self.evict.victim(pinned))
             self.remove(evicted[-1])
-        slot = self._free.pop() if self._free else len(self._slots)
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot = self._begun
+            self._begun += 1
         self._slots[id] = slot
         self.used += size
         self.evict.insert(id)
         return Placement(slot, tuple(evicted))
+
+    def resize(self, capacity: int) -> list[ExpertId]:
+        """From now on use the first `capacity` of equal slots, one at least; those who sat in others have left."""
+        if capacity < 1:
+            raise ValueError(f"a pool needs room for one expert at least, not {capacity}")
+        gone = [id for id, slot in self._slots.items() if slot >= capacity]
+        for id in gone:
+            self.remove(id)
+        self.capacity = capacity
+        self._begun = min(self._begun, capacity)
+        self._free = [slot for slot in self._free if slot < capacity]
+        return gone
 
     def is_full(self, size: int = 1) -> bool:
         """Whether somebody must leave for a newcomer of this size."""

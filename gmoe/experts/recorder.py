@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmoe.experts.trace import ROWS, Header, Trace
+from gmoe.experts.trace import EXTRAS, ROWS, Header, Trace
 
 Array = NDArray[Any]
+FIRST = 1024  # rows there is room for at first
+SLACK = 1.25  # of the limit, when the oldest passes are forgotten
 
 
 class Recorder:
@@ -22,14 +24,14 @@ class Recorder:
         self.rows = 0
         self._step = -1
         self._now: tuple[Array, ...] = ()
-        self._events: list[tuple[int, int, tuple[Array, ...], Array, Array]] = []
-        self._scores: list[Array] = []
+        self._columns: dict[str, Array] = {}  # room for more than `rows`
+        self._scored = True  # every row so far came with scores
 
     def begin_step(self, request: Array, phase: Array, position: Array) -> None:
         """The rows of the pass that starts: request, phase and position [T]."""
         self._step += 1
         self._now = request, phase, position
-        if self.limit and self.rows > 1.25 * self.limit:
+        if self.limit and self.rows > SLACK * self.limit:
             self._forget()
 
     def record(self, layer: int, ids: Array, weights: Array, scores: Array | None = None) -> None:
@@ -37,37 +39,49 @@ class Recorder:
 
         `scores` [t, E], the router's own, are kept only where every layer gives them.
         """
-        self._events.append((self._step, layer, self._now, ids.astype(np.int16), weights.astype(np.float16)))
-        self.rows += len(ids)
-        if scores is not None:
-            self._scores.append(scores.astype(np.float16))
+        n, at = len(ids), self.rows
+        if not self._columns:
+            self._columns = self._room(ids.shape[1], scores is not None)
+        while at + n > len(self._columns["ids"]):
+            self._grow()
+        columns, here = self._columns, slice(at, at + n)
+        columns["step"][here], columns["layer"][here] = self._step, layer
+        request, phase, position = self._now
+        columns["request"][here], columns["phase"][here] = request[-n:], phase[-n:]
+        columns["position"][here] = position[-n:]
+        columns["ids"][here], columns["weights"][here] = ids, weights
+        if scores is None:
+            self._scored = False
+            columns.pop("scores", None)
+        elif self._scored:
+            columns["scores"][here] = scores
+        self.rows = at + n
 
     def trace(self) -> Trace:
         """What has been recorded so far."""
-        events = self._events
-        lengths = [len(event[3]) for event in events]
-        columns: dict[str, Array] = {
-            "step": np.repeat(np.array([event[0] for event in events], dtype=np.int32), lengths),
-            "layer": np.repeat(np.array([event[1] for event in events], dtype=np.int16), lengths),
-        }
-        for n, name in enumerate(("request", "phase", "position")):
-            parts = [event[2][n][-len(event[3]) :] for event in events]
-            columns[name] = np.concatenate(parts).astype(ROWS[name]) if parts else np.zeros(0, ROWS[name])
-        ids = [event[3] for event in events] or [np.zeros((0, 0), np.int16)]
-        weights = [event[4] for event in events] or [np.zeros((0, 0), np.float16)]
-        scores = np.concatenate(self._scores) if events and len(self._scores) == len(events) else None
-        return Trace(self.header, columns, np.concatenate(ids), np.concatenate(weights).astype(np.float32), scores)
+        columns = self._columns or self._room(0, False)
+        taken = {name: column[: self.rows].copy() for name, column in columns.items()}
+        rows = {name: taken[name] for name in ROWS}
+        return Trace(self.header, rows, taken["ids"], taken["weights"].astype(np.float32), taken.get("scores"))
+
+    def _room(self, k: int, scored: bool) -> dict[str, Array]:
+        kinds: dict[str, Any] = {name: ((), kind) for name, kind in ROWS.items()}
+        kinds |= {"ids": ((k,), np.int16), "weights": ((k,), np.float16)}
+        if scored:
+            kinds["scores"] = (self.header.n_expert,), EXTRAS["scores"]
+        return {name: np.empty((FIRST, *shape), kind) for name, (shape, kind) in kinds.items()}
+
+    def _grow(self) -> None:
+        """Twice the room."""
+        for name, column in self._columns.items():
+            self._columns[name] = np.empty_like(column, shape=(2 * len(column), *column.shape[1:]))
+            self._columns[name][: self.rows] = column[: self.rows]
 
     def _forget(self) -> None:
-        """Drop whole passes from the front until `limit` rows are left."""
-        drop, left = 0, self.rows
-        while left > self.limit:
-            left -= len(self._events[drop][3])
-            drop += 1
-        while drop < len(self._events) and self._events[drop][0] == self._events[drop - 1][0]:
-            left -= len(self._events[drop][3])
-            drop += 1
-        if len(self._scores) == len(self._events):
-            del self._scores[:drop]
-        del self._events[:drop]
+        """Drop whole passes from the front until `limit` rows are left, or a few less."""
+        step = self._columns["step"][: self.rows]
+        cut = int(np.searchsorted(step, step[self.rows - self.limit - 1], side="right"))
+        left = self.rows - cut
+        for column in self._columns.values():
+            column[:left] = column[cut : self.rows].copy()
         self.rows = left

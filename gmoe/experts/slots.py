@@ -136,6 +136,11 @@ class Arena:
         begin = self._begin[group] + slot * self._slot_bytes[group]
         return self.bytes[begin : begin + self._slot_bytes[group]]
 
+    def release(self, group: int, first: int, end: int) -> None:
+        """Give the memory of the slots `first` to `end` - 1 back; writing to them takes it again."""
+        begin = self._begin[group] + first * self._slot_bytes[group]
+        self.map.madvise(mmap.MADV_DONTNEED, begin, (end - first) * self._slot_bytes[group])
+
     def address(self, group: int, slot: int) -> int:
         """Where a slot begins."""
         return int(self.base + self._begin[group] + slot * self._slot_bytes[group])

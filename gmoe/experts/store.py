@@ -4,6 +4,7 @@ Either all experts are used straight from the map of the file, or they come and 
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,6 +72,7 @@ class ExpertStore:
         self.transfer = transfer
         self._extents = extents
         self._arena = arena
+        self._groups, self._counts = groups, counts
         self._pools = [SlotPool(count, evict()) for count in counts]
         self._group_of = {layer: n for n, group in enumerate(groups) for layer in group.layers}
         self._flying: dict[ExpertId, Ticket] = {}  # experts that have a slot and are not there
@@ -111,7 +113,26 @@ class ExpertStore:
     @property
     def slots(self) -> int:
         """How many experts can be here at once, of all groups together."""
-        return sum(pool.capacity for pool in self._pools)
+        return sum(self._counts)
+
+    def lend(self, nbytes: int) -> None:
+        """Do without so many bytes of slots, the last ones of each group, one always left; the next call tells anew.
+
+        Called between passes: what is on its way is waited for where slots go away.
+        """
+        if self.whole:
+            return
+        all = sum(count * group.slot_bytes for count, group in zip(self._counts, self._groups, strict=True))
+        part = nbytes / all
+        for n, (pool, count) in enumerate(zip(self._pools, self._counts, strict=True)):
+            capacity = max(1, count - math.ceil(part * count))
+            if capacity < pool.capacity:
+                self.settle()
+                for id in pool.resize(capacity):
+                    self._forget(id)
+                self._arena.release(n, capacity, count)
+            elif capacity > pool.capacity:
+                pool.resize(capacity)
 
     def room(self, layer: int) -> int:
         """How many experts of a layer can be here at once."""
@@ -269,8 +290,12 @@ def _matrix(stack: ExpertStack | None) -> ExpertMatrix:
     assert stack is not None
     address = np.array([matrix.ctypes.data for matrix in stack.matrices], dtype=np.int64)
     bias = None if stack.bias is None else dequantize(stack.bias).numpy()
-    views = [as_tensor(matrix).numpy() for matrix in stack.matrices]
-    return ExpertMatrix(stack.format, stack.rows, stack.cols, address, bias, stack.matrices, views.__getitem__)
+
+    def data(expert: int) -> NDArray[np.uint8]:
+        view: NDArray[np.uint8] = as_tensor(stack.matrices[expert]).numpy()
+        return view
+
+    return ExpertMatrix(stack.format, stack.rows, stack.cols, address, bias, stack.matrices, data)
 
 
 def _slotted(table: ExpertTable, arena: Arena) -> ExpertTable:
