@@ -41,6 +41,7 @@ def measure(
         together = _read(store, ids[len(ids) // 4 :], many, seconds / 2 - seconds / 8)
         size = sum(layout.expert_bytes(layer) for layer in layers) / len(layers)
         bandwidth = size / together
+        _read(store, [ExpertId(layer, 0) for layer in layers if not store.here(layer).any()], 1, seconds)
         one, more = _compute(store, layers, layout, activations, seconds / 2)
     finally:
         store.settle()
@@ -55,7 +56,7 @@ def _read(store: ExpertStore, ids: list[ExpertId], many: int, seconds: float) ->
     while ids and (not count or time.perf_counter() < end):
         batch = [ids.pop() for _ in range(min(many, len(ids)))]
         began = time.perf_counter()
-        flying = [ticket for ticket in (store.fetch(id, batch) for id in batch) if ticket is not None]
+        flying = [ticket for ticket in (store.fetch(id, ()) for id in batch) if ticket is not None]
         count += len(flying)
         while flying:
             arrived = store.wait(flying)
