@@ -1,7 +1,7 @@
 """The compiled CPU kernels behind checks: shapes are refused here in a sentence, addresses go in."""
 
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.grids import grid, sign_bytes
 from torch import Tensor
 
+_NAMES = ("gate", "up", "down")
 _ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
 
 
@@ -103,6 +104,11 @@ class Experts:
         self.gated = gate is not None
         self.matrices = {name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None}
 
+    def call(self, level: str, activation: str) -> tuple[Any, ...]:
+        """What a call begins with: the level, gate, up and down, and the activation."""
+        gate, up, down = (self.matrices[name].native if name in self.matrices else None for name in _NAMES)
+        return level, gate, up, down, activation
+
     def check(self, ids: Tensor) -> None:
         """Refuse ids of experts that are not there."""
         first, count = ids.data_ptr(), ids.numel()
@@ -129,28 +135,44 @@ def expert_rows(
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
     experts = table if isinstance(table, Experts) else Experts(table)
     tokens, k = topk_ids.shape
-    _check_activation(activation, experts.gated)
-    check_floats("x", x, (tokens, experts.width))
+    x, ids = _checked(experts, activation, x, topk_ids)
     check_floats("out", out, (tokens, k, experts.rows))
     if not out.is_contiguous():
         raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
+    called = experts.call(_level(level), activation)
+    _cpu.expert_rows(*called, x.data_ptr(), ids.data_ptr(), tokens, k, out.data_ptr(), threads)
+
+
+def expert_mlp(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    table: Table | Experts,
+    activation: str,
+    *,
+    threads: int = 0,
+    level: str | None = None,
+) -> Tensor:
+    """The weighted sum [T, D] of what `expert_rows` gives: bit for bit its `combine`, without its rows in memory."""
+    experts = table if isinstance(table, Experts) else Experts(table)
+    tokens, k = topk_ids.shape
+    x, ids = _checked(experts, activation, x, topk_ids)
+    check_floats("topk_weights", topk_weights, (tokens, k))
+    weights = topk_weights.contiguous()
+    y = torch.empty(tokens, experts.rows)
+    called = experts.call(_level(level), activation)
+    addresses = x.data_ptr(), ids.data_ptr(), weights.data_ptr()
+    _cpu.expert_mlp(*called, *addresses, tokens, k, y.data_ptr(), threads)
+    return y
+
+
+def _checked(experts: Experts, activation: str, x: Tensor, topk_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """x and the ids as the kernels take them, or what is wrong with them."""
+    _check_activation(activation, experts.gated)
+    check_floats("x", x, (topk_ids.shape[0], experts.width))
     ids = topk_ids.to(torch.int32).contiguous()
     experts.check(ids)
-    native = experts.matrices
-    x = x.contiguous()
-    _cpu.expert_rows(
-        _level(level),
-        native["gate"].native if experts.gated else None,
-        native["up"].native,
-        native["down"].native,
-        activation,
-        x.data_ptr(),
-        ids.data_ptr(),
-        tokens,
-        k,
-        out.data_ptr(),
-        threads,
-    )
+    return x.contiguous(), ids
 
 
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0) -> Tensor:

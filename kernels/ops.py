@@ -116,6 +116,9 @@ def expert_mlp(
     activations: Activations = "q8",
 ) -> Tensor:
     """The routed experts' sum for x [T, D] -> [T, D]; bit for bit `combine(expert_rows(...))`."""
+    if activations == "q8" and x.device.type == "cpu" and table.compiled is not None:
+        threads = torch.get_num_threads()
+        return cpu_ops.expert_mlp(x, topk_ids, topk_weights, table.compiled, activation, threads=threads)
     out = x.new_empty(x.shape[0], topk_ids.shape[1], table.down.rows)
     expert_rows(x, topk_ids, table, activation, activations, out)
     return combine(out, topk_weights, topk_ids)

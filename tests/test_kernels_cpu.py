@@ -177,6 +177,26 @@ def test_combine() -> None:
     assert torch.equal(cpu_ops.combine(out, weights, SKEWED), expected)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 21, 140])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_sum_is_that_of_the_rows(tokens: int, threads: int) -> None:
+    t = Table(
+        experts("Q4_K", 5, 544, 256, 10, True),
+        experts("F16", 5, 544, 256, 30, True),
+        experts("Q5_0", 5, 592, 544, 50, False),
+    )
+    x, weights = activations(tokens, 256), activations(tokens, 2, seed=3)
+    ids = SKEWED.repeat(7, 1)[:tokens]
+    rows = torch.full((tokens, 2, 592), float("nan"))
+    cpu_ops.expert_rows(x, ids, t, "swiglu", rows)
+    expected = cpu_ops.combine(rows, weights, ids)
+    for level in cpu_ops.levels():
+        got = cpu_ops.expert_mlp(x, ids, weights, t, "swiglu", threads=threads, level=level)
+        assert torch.equal(got, expected)
+    absent = torch.full_like(ids, -1)
+    assert not cpu_ops.expert_mlp(x, absent, weights, t, "swiglu", threads=threads).any()
+
+
 def test_wrong_shapes_are_refused() -> None:
     w, x = random_rows("Q4_K", 8, 256), activations(2, 256)
     with pytest.raises(ValueError, match=r"x must be float32 \[any, 256\].*\[2, 128\]"):
@@ -194,6 +214,8 @@ def test_wrong_shapes_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="expert 5 is chosen, gate has 5"):
         cpu_ops.expert_rows(x, ids, t, "swiglu", out)
+    with pytest.raises(ValueError, match=r"topk_weights must be float32 \[2, 2\]"):
+        cpu_ops.expert_mlp(x, ids.clamp(max=4), torch.ones(2, 3), t, "swiglu")
     with pytest.raises(ValueError, match="unknown activation"):
         cpu_ops.expert_rows(x, ids, t, "mish", out)
     t.up.address[1] = 0

@@ -46,6 +46,11 @@ class ExpertDispatch:
         self._actions = {name: {"count": 0, "mass": 0.0} for name in ACTIONS}
         self._last_layer = -1
 
+    @property
+    def listened(self) -> bool:
+        """Whether the routing of every row counts, be it to observers or to a store that learns from it."""
+        return bool(self.observers) or not self.store.whole
+
     def be_exact(self) -> None:
         """From now on nothing is served otherwise than the routers say."""
         self.route, self.miss = exact.Policy(), load.Policy()

@@ -55,9 +55,12 @@ class Decoder:
         """Token rows [T, D]."""
         return self.token_embd(batch.token_ids)
 
-    def block(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
-        """One block, pre-norm and residual: x [T, D] -> [T, D]."""
-        x = x + self.attn[layer](self.attn_norm[layer](x), batch)
+    def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
+        """The first half of a block, pre-norm and residual: x [T, D] -> [T, D]."""
+        return x + self.attn[layer](self.attn_norm[layer](x), batch)
+
+    def fed(self, layer: int, x: Tensor) -> Tensor:
+        """The second half, each row for itself: x [R, D] -> [R, D]."""
         return x + self.ffn[layer](self.ffn_norm[layer](x))
 
     def logits(self, x: Tensor) -> Tensor:
@@ -74,9 +77,13 @@ class Decoder:
         with torch.inference_mode():
             batch = batch.on(self.device)
             x = self.embed(batch)
-            for layer in range(self.hparams.n_layer):
-                x = self.block(layer, x, batch)
-            return self.output_norm(x.index_select(0, batch.output_rows))
+            last = self.hparams.n_layer - 1
+            for layer in range(last):
+                x = self.fed(layer, self.attended(layer, x, batch))
+            x = self.attended(last, x, batch)
+            if self.dispatch.listened:  # to whoever hears of routings, every row counts
+                return self.output_norm(self.fed(last, x).index_select(0, batch.output_rows))
+            return self.output_norm(self.fed(last, x.index_select(0, batch.output_rows)))
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""

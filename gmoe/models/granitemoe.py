@@ -27,11 +27,13 @@ class Model(Decoder):
         """Token rows, scaled."""
         return super().embed(batch) * self.hparams.embedding_scale
 
-    def block(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
-        """Both branches scaled before they are added."""
-        scale = self.hparams.residual_scale
-        x = x + scale * self.attn[layer](self.attn_norm[layer](x), batch)
-        return x + scale * self.ffn[layer](self.ffn_norm[layer](x))
+    def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
+        """Scaled before it is added."""
+        return x + self.hparams.residual_scale * self.attn[layer](self.attn_norm[layer](x), batch)
+
+    def fed(self, layer: int, x: Tensor) -> Tensor:
+        """Scaled before it is added."""
+        return x + self.hparams.residual_scale * self.ffn[layer](self.ffn_norm[layer](x))
 
     def logits(self, x: Tensor) -> Tensor:
         """Divided by `logit_scale`."""

@@ -29,7 +29,8 @@ struct alignas(64) Activation {
 };
 
 // Rows [begin, end) of a matrix times `tokens` rows of activations; the result of token t, row r is out[t][r].
-// Where there are several tokens, the Activations of one block of all of them lie one behind the other.
+// Where there are several tokens, the Activations of one block of all of them lie one behind the other, and three more
+// that nobody uses may be read behind the last.
 struct Job {
   const uint8_t* weights;
   size_t row_bytes;

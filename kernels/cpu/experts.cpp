@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -12,6 +13,8 @@ namespace gmoe {
 namespace {
 
 constexpr size_t task_bytes = 256 << 10;  // smaller tasks read memory more slowly
+constexpr int slice = 256;                // elements between up and down that are rounded at once
+constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
 // Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
 class Panels {
@@ -19,7 +22,7 @@ class Panels {
   Panels(Memory& memory, const Level& level, Rounding kind, int n, int rows)
       : level_(level), kind_(kind), n_(n), blocks_(kind == Rounding::wide || kind == Rounding::narrow),
         row_bytes_(blocks_ ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
-        to_(memory.of(row_bytes_ * size_t(rows))) {}
+        to_(memory.of(row_bytes_ * size_t(rows) + 3 * sizeof(Activation))) {}
 
   // Rounds elements [from, from + n) of row i of the group of `count` rows that begins at row `first`.
   void round(const float* x, int from, int n, int first, int i, int count) const {
@@ -31,13 +34,24 @@ class Panels {
       level_.round(x, n, kind_, group + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
     }
   }
+  // Row j of the group at `to` of `to_count` rows becomes row i of the group at `from` of `count`.
+  void copy(int from, int i, int count, int to, int j, int to_count) const {
+    const char* source = to_ + row_bytes_ * size_t(from);
+    char* target = to_ + row_bytes_ * size_t(to);
+    if (!blocks_) {
+      std::memcpy(target + size_t(j) * row_bytes_, source + size_t(i) * row_bytes_, row_bytes_);
+      return;
+    }
+    for (int b = 0; b * 256 < n_; b++)
+      std::memcpy(target + sizeof(Activation) * (size_t(b) * to_count + j),
+                  source + sizeof(Activation) * (size_t(b) * count + i), sizeof(Activation));
+  }
   void fill(Job& job, int first, int count) const {
     job.x = to_ + row_bytes_ * size_t(first);
     job.token_stride = blocks_ ? sizeof(Activation) : row_bytes_;
     job.block_stride = sizeof(Activation) * size_t(count);
     job.tokens = count;
   }
-  int width() const { return n_; }
 
  private:
   const Level& level_;
@@ -75,28 +89,153 @@ int rows_a_task(int rows, size_t row_bytes, int tokens, int products, int thread
   return int((most + 15) / 16 * 16);
 }
 
-// Rows of gate and up a task takes: a power of two that divides 256 or is a multiple of it.
-int middle_rows_a_task(int rows, int experts, int tokens, int threads) {
-  int step = tokens > 1 ? 64 : 256;
+// Rows of an expert that a task takes of `rows`: a power of two up to a slice, few enough that every thread has several.
+int rows_a_step(int rows, int experts, int threads) {
+  int step = slice;
   while (step > 32 && (rows + step - 1) / step * experts < 4 * threads) step /= 2;
   return step;
 }
 
-void add_bias(const Matrices& m, int expert, int begin, int end, float* const* out, int count) {
-  if (!m.bias) return;
-  const float* bias = m.bias + size_t(expert) * m.rows;
-  for (int t = 0; t < count; t++)
-    for (int r = begin; r < end; r++) out[t][r] += bias[r];
-}
-
+// Rows [begin, end) of a group's expert times its tokens; row `begin` of its token i goes to out[i][0].
 void multiply(const Matrices& m, const Panels& x, int first, const Group& group, int begin, int end,
               float* const* out) {
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert]));
-  Job job{weights, m.row_bytes, m.cols, begin, end, nullptr, 0, 0, 0, out, weights + m.row_bytes * size_t(m.rows)};
+  Job job{weights + m.row_bytes * size_t(begin), m.row_bytes, m.cols, 0, end - begin, nullptr, 0, 0, 0, out,
+          weights + m.row_bytes * size_t(m.rows)};
   x.fill(job, first, group.count);
   m.format->rows(job);
-  add_bias(m, group.expert, begin, end, out, group.count);
+  if (!m.bias) return;
+  const float* bias = m.bias + size_t(group.expert) * m.rows + begin;
+  for (int t = 0; t < group.count; t++)
+    for (int r = 0; r < end - begin; r++) out[t][r] += bias[r];
 }
+
+void add_weighted(float* to, float weight, const float* from, int n) {
+  for (int i = 0; i < n; i++) to[i] = to[i] + weight * from[i];
+}
+
+void wait_for(const std::atomic<int>& left) {
+  for (int spins = 0; left.load(std::memory_order_acquire) > 0; spins++) relax(spins);
+}
+
+std::unique_ptr<std::atomic<int>[]> counters(int count, int value) {
+  std::unique_ptr<std::atomic<int>[]> all(new std::atomic<int>[size_t(count)]);
+  for (int i = 0; i < count; i++) all[i].store(value, std::memory_order_relaxed);
+  return all;
+}
+
+// The experts of one call and their tokens. Its tasks are taken in order from one queue, so that what a task waits for is
+// under way: first the rows of gate and up of each expert, then rows of down, which wait for their expert only.
+class Pass {
+ public:
+  Pass(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind, const float* x,
+       const int32_t* ids, int tokens, int k, int threads)
+      : level_(level), gate_(gate), up_(up), down_(down), kind_(kind), threads_(threads),
+        groups_(by_expert(ids, tokens * k, places_)), shared_(tokens == 1 && experts() > 0 && groups_[0].count == 1),
+        other_(gate && gate->format->rounding != up.format->rounding),
+        up_x_(memory().up, level, up.format->rounding, up.cols, shared_ ? 1 : rows()),
+        gate_x_(memory().gate, level, other_ ? gate->format->rounding : up.format->rounding, up.cols,
+                other_ ? (shared_ ? 1 : rows()) : 0),
+        down_x_(memory().down, level, down.format->rounding, up.rows, rows()), hidden_(up.rows),
+        step_(rows_a_step(up.rows, experts(), threads)), parts_((hidden_ + step_ - 1) / step_),
+        slices_((hidden_ + slice - 1) / slice), unready_(counters(experts(), slices_)),
+        left_(counters(experts() * slices_, slice / step_)) {
+    for (int e = 0; e < experts(); e++)
+      left_[e * slices_ + slices_ - 1].store((hidden_ - (slices_ - 1) * slice + step_ - 1) / step_);
+    middle_ = step_ < slice ? memory().middle.floats(2 * size_t(rows()) * slices_ * slice) : nullptr;
+    round(x, tokens, k);
+  }
+
+  int experts() const { return int(groups_.size()); }
+  int rows() const { return int(places_.size()); }
+  int middle_tasks() const { return experts() * parts_; }
+  const Group& group(int e) const { return groups_[e]; }
+  int place(int row) const { return places_[row]; }  // in the flattened ids
+
+  // Rows of gate and up; whoever ends a slice of the middle rounds it.
+  void middle(int i) const {
+    const int e = i / parts_, begin = i % parts_ * step_, end = std::min(begin + step_, hidden_);
+    const int s = begin / slice, from = s * slice, n = std::min(slice, hidden_ - from);
+    const Group& g = groups_[e];
+    thread_local Memory own;
+    const size_t size = size_t(g.count) * slice;  // a row of one slice of each token
+    float* ups = middle_ ? middle_ + 2 * (size_t(s) * rows() + g.first) * slice : own.floats(2 * size);
+    float* gates = ups + size;
+    std::vector<float*> to(size_t(g.count));
+    auto rows_of = [&](float* first) {
+      for (int t = 0; t < g.count; t++) to[t] = first + size_t(t) * slice + begin - from;
+      return to.data();
+    };
+    multiply(up_, up_x_, shared_ ? 0 : g.first, g, begin, end, rows_of(ups));
+    if (gate_) multiply(*gate_, other_ ? gate_x_ : up_x_, shared_ ? 0 : g.first, g, begin, end, rows_of(gates));
+    for (int t = 0; t < g.count; t++) {
+      const size_t at = size_t(t) * slice + begin - from;
+      level_.gate(kind_, gate_ ? gates + at : nullptr, ups + at, end - begin);
+    }
+    if (left_[e * slices_ + s].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    for (int t = 0; t < g.count; t++) down_x_.round(ups + size_t(t) * slice, from, n, g.first, t, g.count);
+    unready_[e].fetch_sub(1, std::memory_order_release);
+  }
+
+  void down(int e, int begin, int end, float* const* out) const {
+    wait_for(unready_[e]);
+    multiply(down_, down_x_, groups_[e].first, groups_[e], begin, end, out);
+  }
+
+ private:
+  struct Kept {
+    Memory up, gate, down, middle;
+  };
+  static Kept& memory() {
+    thread_local Kept kept;
+    return kept;
+  }
+
+  // One token is rounded once for all its experts. Of several, each expert has its own panel: a token is rounded into
+  // the first of its panels and copied into the others.
+  void round(const float* x, int tokens, int k) const {
+    auto each = [&](const Panels& panels) {
+      if (shared_) return panels.round(x, 0, up_.cols, 0, 0, 1);
+      const size_t count = places_.size();
+      std::vector<int> begins(size_t(tokens) + 1), next, order(count), of(count);
+      for (int place : places_) begins[place / k + 1]++;
+      for (int t = 0; t < tokens; t++) begins[t + 1] += begins[t];
+      next = begins;
+      for (int e = 0; e < experts(); e++)
+        for (int i = groups_[e].first; i < groups_[e].first + groups_[e].count; i++) {
+          of[i] = e;
+          order[next[places_[i] / k]++] = i;
+        }
+      parallel(tokens, rows() < 8 ? 1 : threads_, [&](int t) {
+        for (int n = begins[t]; n < begins[t + 1]; n++) {
+          const int i = order[n], before = n > begins[t] ? order[n - 1] : -1;
+          const Group& g = groups_[of[i]];
+          if (before < 0) {
+            panels.round(x + size_t(t) * up_.cols, 0, up_.cols, g.first, i - g.first, g.count);
+          } else {
+            const Group& had = groups_[of[before]];
+            panels.copy(had.first, before - had.first, had.count, g.first, i - g.first, g.count);
+          }
+        }
+      });
+    };
+    each(up_x_);
+    if (other_) each(gate_x_);
+  }
+
+  const Level& level_;
+  const Matrices* gate_;
+  const Matrices &up_, &down_;
+  Gate kind_;
+  int threads_;
+  std::vector<int> places_;
+  const std::vector<Group> groups_;
+  const bool shared_, other_;  // one panel for all experts; gate wants another rounding than up
+  const Panels up_x_, gate_x_, down_x_;
+  const int hidden_, step_, parts_, slices_;
+  std::unique_ptr<std::atomic<int>[]> unready_, left_;
+  float* middle_;  // of all rows, where a task has less than a slice: [slices] of ups, then gates of each group
+};
 
 }  // namespace
 
@@ -123,72 +262,71 @@ void matmul(const Level& level, const Format& format, const uint8_t* weights, si
 void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind,
                  const float* x, const int32_t* ids, int tokens, int k, float* out, int threads) {
   if (threads <= 0) threads = usable_cores();
-  thread_local Memory for_up, for_gate, for_down, for_middle, for_gates;
-  std::vector<int> places;
-  const std::vector<Group> groups = by_expert(ids, tokens * k, places);
-  if (groups.empty()) return;
-  const int hidden = up.rows, width = down.rows, rows = int(places.size()), experts = int(groups.size());
+  const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
+  if (!pass.experts()) return;
+  const int width = down.rows, step = rows_a_task(width, down.row_bytes, pass.group(0).count, pass.experts(), threads);
+  const int parts = (width + step - 1) / step;
+  parallel(pass.middle_tasks() + pass.experts() * parts, threads, [&](int i) {
+    if (i < pass.middle_tasks()) return pass.middle(i);
+    i -= pass.middle_tasks();
+    const Group& g = pass.group(i / parts);
+    const int begin = i % parts * step;
+    std::vector<float*> to(size_t(g.count));
+    for (int t = 0; t < g.count; t++) to[t] = out + size_t(pass.place(g.first + t)) * width + begin;
+    pass.down(i / parts, begin, std::min(begin + step, width), to.data());
+  });
+}
 
-  // one token is rounded once for all its experts; of several, each expert has its own panel
-  const bool shared = tokens == 1 && groups[0].count == 1;
-  const bool other = gate && gate->format->rounding != up.format->rounding;
-  Panels up_x(for_up, level, up.format->rounding, up.cols, shared ? 1 : rows);
-  Panels gate_x(for_gate, level, other ? gate->format->rounding : up.format->rounding, up.cols, other ? (shared ? 1 : rows) : 0);
-  if (shared) {
-    up_x.round(x, 0, up.cols, 0, 0, 1);
-    if (other) gate_x.round(x, 0, up.cols, 0, 0, 1);
-  } else {
-    std::vector<const Group*> of(rows);
-    for (const Group& g : groups)
-      for (int i = 0; i < g.count; i++) of[g.first + i] = &g;
-    parallel(rows, rows < 8 ? 1 : threads, [&](int i) {
-      const float* row = x + size_t(places[i] / k) * up.cols;
-      up_x.round(row, 0, up.cols, of[i]->first, i - of[i]->first, of[i]->count);
-      if (other) gate_x.round(row, 0, up.cols, of[i]->first, i - of[i]->first, of[i]->count);
-    });
+void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind,
+                const float* x, const int32_t* ids, const float* weights, int tokens, int k, float* y, int threads) {
+  if (threads <= 0) threads = usable_cores();
+  thread_local Memory kept;
+  const int width = down.rows;
+  if (tokens < few_tokens) {
+    float* rows = kept.floats(size_t(tokens) * k * width);
+    expert_rows(level, gate, up, down, kind, x, ids, tokens, k, rows, threads);
+    return combine(rows, weights, ids, tokens, k, width, y, threads);
   }
+  const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
+  const int experts = pass.experts(), rows = pass.rows();
+  std::vector<int> row_of(size_t(tokens) * k, -1);
+  for (int i = 0; i < rows; i++) row_of[pass.place(i)] = i;
 
-  float* middle = reinterpret_cast<float*>(for_middle.of(size_t(rows) * hidden * 4));
-  float* gates = reinterpret_cast<float*>(for_gates.of(gate ? size_t(rows) * hidden * 4 : 0));
-  Panels down_x(for_down, level, down.format->rounding, hidden, rows);
-  std::vector<float*> to_middle(rows), to_gates(rows), to_out(rows);
-  for (int i = 0; i < rows; i++) {
-    to_middle[i] = middle + size_t(i) * hidden;
-    to_gates[i] = gate ? gates + size_t(i) * hidden : nullptr;
-    to_out[i] = out + size_t(places[i]) * width;
-  }
-
-  // One queue: first the rows of gate and up of each expert; whoever ends a slice of the middle rounds it; then the rows
-  // of down, which wait for the middle of their expert. Tasks are taken in order, so what is waited for is under way.
-  const int step = middle_rows_a_task(hidden, experts, tokens, threads), slice = std::max(step, 256);
-  const int parts = (hidden + step - 1) / step, slices = (hidden + slice - 1) / slice;
-  const int down_step = rows_a_task(width, down.row_bytes, groups[0].count, experts, threads);
-  const int down_parts = (width + down_step - 1) / down_step;
-  std::unique_ptr<std::atomic<int>[]> left(new std::atomic<int>[size_t(experts) * slices]);
-  std::unique_ptr<std::atomic<int>[]> unready(new std::atomic<int>[experts]);
-  for (int e = 0; e < experts; e++) {
-    unready[e].store(slices, std::memory_order_relaxed);
-    for (int s = 0; s < slices; s++)
-      left[size_t(e) * slices + s].store((std::min(slice, hidden - s * slice) + step - 1) / step, std::memory_order_relaxed);
-  }
-  parallel(experts * (parts + down_parts), threads, [&](int i) {
-    if (i < experts * parts) {
-      const int e = i / parts, begin = i % parts * step, end = std::min(begin + step, hidden);
-      const Group& g = groups[e];
-      multiply(up, up_x, shared ? 0 : g.first, g, begin, end, &to_middle[g.first]);
-      if (gate) multiply(*gate, other ? gate_x : up_x, shared ? 0 : g.first, g, begin, end, &to_gates[g.first]);
-      for (int t = g.first; t < g.first + g.count; t++)
-        level.gate(kind, gate ? to_gates[t] + begin : nullptr, to_middle[t] + begin, end - begin);
-      const int s = begin / slice, from = s * slice, n = std::min(slice, hidden - from);
-      if (left[size_t(e) * slices + s].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-      for (int t = 0; t < g.count; t++) down_x.round(to_middle[g.first + t] + from, from, n, g.first, t, g.count);
-      unready[e].fetch_sub(1, std::memory_order_release);
-    } else {
-      i -= experts * parts;
-      const int e = i / down_parts, begin = i % down_parts * down_step, end = std::min(begin + down_step, width);
-      for (int spins = 0; unready[e].load(std::memory_order_acquire) > 0; spins++) relax(spins);
-      multiply(down, down_x, groups[e].first, groups[e], begin, end, &to_out[groups[e].first]);
+  // Down goes through bands of rows, of all experts each; a band is summed while the next is computed, and the one after
+  // next takes its place.
+  const int band = rows_a_step(width, std::max(1, experts), threads), bands = (width + band - 1) / band;
+  const int sums = std::min(tokens, 4 * threads), a_band = experts + sums;
+  float* results = kept.floats(2 * size_t(rows) * band);
+  const auto computing = counters(bands, experts), summing = counters(bands, sums);
+  auto band_at = [&](int b) { return results + size_t(b % 2) * rows * band; };
+  auto compute = [&](int b, int e) {
+    if (b > 1) wait_for(summing[b - 2]);
+    const Group& g = pass.group(e);
+    std::vector<float*> to(size_t(g.count));
+    for (int t = 0; t < g.count; t++) to[t] = band_at(b) + size_t(g.first + t) * band;
+    pass.down(e, b * band, std::min(width, (b + 1) * band), to.data());
+    computing[b].fetch_sub(1, std::memory_order_release);
+  };
+  auto sum = [&](int b, int part) {
+    wait_for(computing[b]);
+    const int n = std::min(band, width - b * band), from = int(int64_t(tokens) * part / sums);
+    for (int t = from; t < int64_t(tokens) * (part + 1) / sums; t++) {
+      float* to = y + size_t(t) * width + size_t(b) * band;
+      std::fill(to, to + n, 0.0f);
+      for (size_t place = size_t(t) * k; place < size_t(t + 1) * k; place++)
+        if (row_of[place] >= 0) add_weighted(to, weights[place], band_at(b) + size_t(row_of[place]) * band, n);
     }
+    summing[b].fetch_sub(1, std::memory_order_release);
+  };
+  parallel(pass.middle_tasks() + bands * a_band, threads, [&](int i) {
+    if (i < pass.middle_tasks()) return pass.middle(i);
+    i -= pass.middle_tasks();  // compute 0, compute 1, sum 0, compute 2, sum 1 ... sum of the last
+    if (i < experts) return compute(0, i);
+    i -= experts;
+    const int b = i / a_band, at = i % a_band;
+    if (b == bands - 1) return sum(b, at);
+    if (at < experts) compute(b + 1, at);
+    else sum(b, at - experts);
   });
 }
 
@@ -200,8 +338,7 @@ void combine(const float* rows, const float* weights, const int32_t* ids, int to
     for (int j = 0; j < k; j++) {
       size_t place = size_t(t) * k + j;
       if (ids[place] < 0) continue;
-      const float* from = rows + place * width;
-      for (int i = 0; i < width; i++) to[i] = to[i] + weights[place] * from[i];
+      add_weighted(to, weights[place], rows + place * width, width);
     }
   });
 }

@@ -23,6 +23,10 @@ void matmul(const Level&, const Format&, const uint8_t* weights, size_t row_byte
 void expert_rows(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,
                  const int32_t* ids, int tokens, int k, float* out, int threads);
 
+// The weighted sum over k of what `expert_rows` gives -> y [tokens][down.rows]: bit for bit its `combine`.
+void expert_mlp(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,
+                const int32_t* ids, const float* weights, int tokens, int k, float* y, int threads);
+
 // The weighted sum over k, in order, of rows with ids >= 0 -> y [tokens][width].
 void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
              int threads);

@@ -21,6 +21,7 @@ class Memory {
     }
     return data_;
   }
+  float* floats(size_t count) { return reinterpret_cast<float*>(of(count * sizeof(float))); }
 
  private:
   static constexpr size_t kept = 8 << 20;  // a buffer that outgrew its use by more is given back

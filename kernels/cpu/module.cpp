@@ -150,6 +150,20 @@ NB_MODULE(_cpu, m) {
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
       nb::arg(), nb::arg());
+  m.def(
+      "expert_mlp",
+      [](const std::string& level_name, const Matrix* gate, const Matrix& up, const Matrix& down,
+         const std::string& activation, uintptr_t x, uintptr_t ids, uintptr_t weights, int tokens, int k, uintptr_t y,
+         int threads) {
+        const Level& level = level_named(level_name);
+        Gate kind = gate_named(activation);
+        Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
+        nb::gil_scoped_release unlocked;
+        expert_mlp(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids),
+                   at<const float>(weights), tokens, k, at<float>(y), threads);
+      },
+      nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+      nb::arg(), nb::arg(), nb::arg());
   nb::class_<Scheme>(m, "Scheme")
       .def("__init__", [](Scheme* self, int block, int group, bool minimum, bool below_zero, int scale_low,
                           int scale_high, int min_high, bool power, std::vector<float> points) {

@@ -69,7 +69,7 @@ inline void tile_tokens(const Tile& tile, const Activation* a, __m512* acc) {
   else narrow_tile<F, T>(tile, a, acc);
 }
 
-constexpr int tokens_at_once = 128;
+constexpr int tokens_at_once = 128, strips_at_once = 4;
 
 template <class F>
 void quantized_rows(const Job& job) {
@@ -78,23 +78,28 @@ void quantized_rows(const Job& job) {
   constexpr int size = 256 / F::block * F::bytes;
   Unpacked unpacked;
   Tile tile;
-  __m512 acc[tokens_at_once];
+  __m512 sums[strips_at_once][tokens_at_once + 4];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
-      for (int t = 0; t < tokens; t++) acc[t] = _mm512_setzero_ps();
+      __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
+      for (int t = 0; t < tokens + 4; t++) acc[t] = _mm512_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
         for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8, unpacked, tile);
+        // the last tokens are computed with what lies behind them: of 2 to 7 that is less work
         int t = 0;
-        for (; t + 8 <= tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
-        for (; t + 4 <= tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
-        for (; t < tokens; t++) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+        for (; t + 4 < tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
+        if (t + 1 < tokens) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
+        else if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
       }
-      for (int t = 0; t < tokens; t++) _mm512_storeu_ps(job.out[from + t] + r, acc[t]);
+      const int done = (r - job.begin) / 16 % strips_at_once + 1;
+      if (done < strips_at_once && r + 16 < strips) continue;
+      for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
+        for (int s = 0; s < done; s++) _mm512_storeu_ps(job.out[from + t] + r - 16 * (done - 1 - s), sums[s][t]);
     }
     for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
   }
