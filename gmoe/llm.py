@@ -28,6 +28,7 @@ from gmoe.experts.device_cache import DeviceCache
 from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.expert import Hidden
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
@@ -305,13 +306,13 @@ class LLM:
             self._counts["prompt_tokens"] += n_prompt
         self._counts["prompt_seconds" if first else "decode_seconds"] += seconds
 
-    def _routers(self, layer: int, hidden: np.ndarray) -> np.ndarray | None:
+    def _routers(self, layer: int, hidden: Hidden) -> np.ndarray | None:
         """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""
         routing = getattr(self.model.ffn[layer], "routing", None)
         if routing is None:
             return None
-        ids, weights, _ = routing(torch.from_numpy(hidden).to(self.model.device))
-        probabilities = torch.zeros(len(hidden), self.hparams.n_expert)
+        ids, weights, _ = routing(hidden.rows)
+        probabilities = torch.zeros(len(ids), self.hparams.n_expert)
         return probabilities.scatter_(1, ids.cpu().long(), weights.cpu()).numpy()
 
     def _make_room(self) -> None:

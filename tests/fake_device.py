@@ -6,6 +6,7 @@ their event is waited for or a random number says so, in any order, and the targ
 
 import random
 from collections.abc import Callable
+from importlib import import_module
 from itertools import count
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 GARBAGE = 0x7F
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal", "is_nonzero")
 syncs: list[str] = []  # what made the host wait, since somebody cleared it
+refused: list[int] = []  # in how many allocations memory will be found short
 clock = count()
 last_use: dict[int, int] = {}  # address of a slot -> when a kernel that reads it was launched
 
@@ -92,12 +94,22 @@ def _flat(tree: Any) -> list[Any]:
     return [tree]
 
 
+def _allocate() -> None:
+    """Some allocations are refused."""
+    refused[:] = [left - 1 for left in refused]
+    if 0 in refused:
+        refused.remove(0)
+        raise torch.OutOfMemoryError("fake out of memory")
+
+
 def _empty(size: Any, dtype: Any = None, **_: Any) -> Tensor:
+    _allocate()
     with torch.inference_mode(False):
         return FakeTensor(torch.empty(size, dtype=dtype))
 
 
 def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Tensor:
+    _allocate()
     with torch.inference_mode(False):
         return FakeTensor(torch.empty_strided(size, stride, dtype=dtype))
 
@@ -272,6 +284,21 @@ class FakeDevice:
         syncs.append("device")
         while self.flying:
             self.flying[0].reach()
+
+
+def interpreted() -> Any:
+    """Triton's kernels in its interpreter, launched on the bytes of tensors of the fake device."""
+    from triton.runtime import interpreter
+
+    launch = interpreter.GridExecutor.__call__
+    if launch.__name__ != "on_fake":
+
+        def on_fake(self: Any, *args: Any, **kwargs: Any) -> None:
+            with torch.inference_mode(False):
+                launch(self, *map(inner, args), **{name: inner(value) for name, value in kwargs.items()})
+
+        interpreter.GridExecutor.__call__ = on_fake
+    return import_module("gmoe.kernels.triton.kernels")
 
 
 _library = _setup()

@@ -32,8 +32,6 @@ def require_available(options: RuntimeOptions) -> None:
         raise ValueError(f"miss={miss!r} needs a device beside the CPU: device='cuda'")
     if on_device and (miss in HOST_ONLY or options.quality != "exact" or options.max_kld):
         what = f"miss={miss!r}" if miss in HOST_ONLY else "a quality other than exact"
-        raise ValueError(
-            f"{what} is not available on a device in this version; without device={options.device!r} it is"
-        )
+        raise ValueError(f"{what} is not available with device={options.device!r} in this version")
     if options.gpu_memory != "auto" and not on_device:
         raise ValueError(f"gpu_memory={options.gpu_memory!r} needs device='cuda'")

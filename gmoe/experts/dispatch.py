@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmoe.experts.expert import ExpertId, Routing
+from gmoe.experts.expert import ExpertId, Hidden, Routing
 from gmoe.experts.miss import load
 from gmoe.experts.misses import Served, resolve
 from gmoe.experts.policy import Floats, Ids, MissPolicy, Prefetcher, RoutePolicy, WorkingSet
@@ -121,7 +121,7 @@ class ExpertDispatch:
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            store.prefetch(self.prefetch.predict(layer, x.cpu().numpy(), ids, weights), parts[0].pinned)
+            store.prefetch(self.prefetch.predict(layer, Hidden(x), ids, weights), parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         if served.merged.any():
             merged = torch.from_numpy(np.where(served.merged, 0, -1).astype(np.int32))

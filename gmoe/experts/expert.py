@@ -1,14 +1,26 @@
 """The words of the room: those of the bookkeeping, and what a router decided."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency, Tier
 from gmoe.experts.policy import Scores
 
-__all__ = ["Action", "ExpertId", "Miss", "Residency", "Routing", "Tier"]
+__all__ = ["Action", "ExpertId", "Hidden", "Miss", "Residency", "Routing", "Tier"]
+
+
+class Hidden:
+    """What a router saw, `rows` [T, D], for prefetchers; as an array it is copied to the host."""
+
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.rows.cpu().numpy(), dtype)
 
 
 class Routing(NamedTuple):
