@@ -27,6 +27,11 @@ class DeviceDispatch(ExpertDispatch):
         self.device = store.device
         self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
 
+    @property
+    def listened(self) -> bool:
+        """Always: here a row's bits depend on how many run together, which must not depend on what is where."""
+        return True
+
     def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
         """x [T, D] float32, routing of this layer -> [T, D] float32, all on the device."""
         routed = type(self.route) is not exact.Policy

@@ -11,6 +11,7 @@ from gmoe.experts.device import Device
 from gmoe.experts.device_slots import DeviceArena, device_groups
 from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.policy import EvictionPolicy
+from gmoe.experts.slots import Group
 from gmoe.experts.store import ExpertStore
 from gmoe.experts.upload import Upload
 from gmoe.kernels.ops import ExpertBank, dequantize
@@ -33,7 +34,8 @@ class DeviceStore(ExpertStore):
         self.table_of_slots = device.send(torch.from_numpy(self.slot_of.copy()))  # the same on the device
         self._biases = {layer: self._biases_of(layer) for layer in below.layout.layers}
         self._banks: dict[int, ExpertBank] = {}
-        self.counts: list[int] = []
+        self._groups: Sequence[Group] = []
+        self._counts: Sequence[int] = []
 
     def settle_on(self, counts: Sequence[int], evict: Callable[[], EvictionPolicy]) -> None:
         """Take `counts[n]` slots of each group and, where all experts fit, fill them.
@@ -42,7 +44,6 @@ class DeviceStore(ExpertStore):
         """
         arena = DeviceArena(self.device, self.groups, counts)
         self._build = evict
-        self.counts = list(counts)
         largest = max((group.slot_bytes for group in self.groups), default=1)
         self._upload = Upload(self.device, self.below, largest)
         self._open(self.groups, counts, self._where, evict, self._upload, arena)
@@ -60,7 +61,7 @@ class DeviceStore(ExpertStore):
 
         Called between passes, or where a pass has failed and will be repeated.
         """
-        if all(count == 1 for count in self.counts):
+        if all(count == 1 for count in self._counts):
             return False
         if not self.whole:
             self.settle()
@@ -70,13 +71,13 @@ class DeviceStore(ExpertStore):
         self.slot_of[:] = -1
         self.table_of_slots.fill_(-1)
         self.device.give_back()
-        self.settle_on([max(1, int(SHRINK * count)) for count in self.counts], self._build)
+        self.settle_on([max(1, int(SHRINK * count)) for count in self._counts], self._build)
         return True
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slots."""
-        return sum(count * group.slot_bytes for count, group in zip(self.counts, self.groups, strict=False))
+        return sum(count * group.slot_bytes for count, group in zip(self._counts, self._groups, strict=True))
 
     def bank(self, layer: int) -> ExpertBank:
         """A layer's experts as the kernels find them."""
@@ -92,7 +93,7 @@ class DeviceStore(ExpertStore):
 
     def close(self) -> None:
         """End the copies, then the tier below."""
-        if self.counts:
+        if self._banks:
             self.transfer.close()
         self.below.close()
 
