@@ -1,5 +1,6 @@
 """The compiled CPU kernels behind checks: shapes are refused here in a sentence, addresses go in."""
 
+import gc
 from functools import cache
 from typing import Any, Protocol
 
@@ -269,3 +270,4 @@ def _hand_over_grids() -> None:
 
 
 _hand_over_grids()
+gc.freeze()  # torch stays: a full collection would go through all of it while the rest is imported

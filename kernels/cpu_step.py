@@ -89,10 +89,11 @@ def rotate(
         )
     _check("cos", cos, cos.shape)
     _check("sin", sin, sin.shape)
-    y = x.clone(memory_format=torch.contiguous_format)
-    _check("x", y, x.shape)
+    x = x.contiguous()
+    _check("x", x, x.shape)
+    y = torch.empty_like(x)
     native = _step(level).rotate
-    address = y.data_ptr(), tokens, heads, d, 2 * cos.shape[1], neox, cos.data_ptr(), sin.data_ptr()
+    address = x.data_ptr(), y.data_ptr(), tokens, heads, d, 2 * cos.shape[1], neox, cos.data_ptr(), sin.data_ptr()
     native(*address, positions.data_ptr(), threads)
     return y
 

@@ -1,4 +1,7 @@
-"""Constraint: which tokens may come next in an answer that follows a grammar or a JSON schema, by `llguidance`."""
+"""Constraint: which tokens may come next in an answer that follows a grammar or a JSON schema, by `llguidance`.
+
+The library is imported with the first grammar: it takes a third of the time to load a model.
+"""
 
 import json
 import threading
@@ -6,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from gmoe.engine.gbnf import GrammarError, gbnf_to_lark
 from gmoe.engine.sampling import SamplingParams
@@ -14,7 +16,7 @@ from gmoe.engine.sampling import SamplingParams
 # Between the parts of a JSON text as llama.cpp has it: a model cannot go on with spaces for ever.
 JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})"}
 SPECIAL = b"\xff"  # how llguidance knows a token that is no text
-LIMITS = LLParserLimits(step_max_items=2_000_000, initial_lexer_fuel=10_000_000, verbose_errors=False)
+LIMITS: dict[str, Any] = {"step_max_items": 2_000_000, "initial_lexer_fuel": 10_000_000, "verbose_errors": False}
 
 
 class Vocabulary(Protocol):
@@ -42,7 +44,7 @@ class Constraint:
     Where `after` is given, everything may come until this text has been there, and the grammar begins behind it.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, after: str | None = None):
+    def __init__(self, matcher: Any, vocabulary: Vocabulary, after: str | None = None):
         self._matcher, self._vocabulary = matcher, vocabulary
         self._after = after.encode() if after else b""
         self._tail = b""
@@ -86,7 +88,7 @@ class Grammars:
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer: Any = None
         self._door = threading.Lock()
 
     def compile(self, params: SamplingParams) -> Constraint | None:
@@ -94,17 +96,21 @@ class Grammars:
         schema = params.schema
         if params.grammar is None and schema is None:
             return None
+        from llguidance import LLMatcher, LLParserLimits
+
         if params.grammar is not None:
             text = gbnf_to_lark(params.grammar) if "::=" in params.grammar else params.grammar
             what, grammar = "grammar", LLMatcher.grammar_from_lark(text)
         else:
             what, grammar = "json_schema", _schema_grammar(schema)
-        matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise GrammarError(f"the {what} cannot be used: {_first_line(matcher.get_error())}")
         return Constraint(matcher, self._vocabulary, params.grammar_after)
 
-    def _prepared(self) -> LLTokenizer:
+    def _prepared(self) -> Any:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         with self._door:
             if self._tokenizer is None:
                 vocabulary = _Tokens(self._vocabulary)
@@ -119,7 +125,7 @@ class _Tokens:
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
-        self.greedy: LLTokenizer | None = None
+        self.greedy: Any = None
         pieces = [vocabulary.token_bytes(id) for id in range(vocabulary.n_vocab)]
         self.tokens = [piece or SPECIAL + vocabulary.text(id).encode() for id, piece in enumerate(pieces)]
         self.ends = sorted(vocabulary.end_ids)
@@ -134,11 +140,14 @@ class _Tokens:
         if not isinstance(text, str):
             raise TypeError(text)
         if self.greedy:
-            return self.greedy.greedy_tokenize(text)
+            tokens: list[int] = self.greedy.greedy_tokenize(text)
+            return tokens
         return self._vocabulary.encode(text, add_special=False)
 
 
 def _schema_grammar(schema: Mapping[str, Any] | None) -> str:
+    from llguidance import LLMatcher
+
     try:
         return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=JSON_STYLE))
     except (TypeError, ValueError) as error:

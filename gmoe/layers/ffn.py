@@ -52,8 +52,10 @@ class MoEFFN:
         activation: str = "swiglu",
     ):
         self.layer = w.layer
-        gate_inp = dequantize(w.quant("ffn_gate_inp"))  # [E, D], exact: the choice of experts hangs on it
-        weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
+        weight = w.quant("ffn_gate_inp")  # [E, D]
+        if weight.format.name != "F32":  # exact: the choice of experts hangs on it
+            gate_inp = dequantize(weight)
+            weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
         self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations)
         self.route = route
         self.dispatch = dispatch

@@ -57,11 +57,11 @@ class Decoder:
 
     def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
         """The first half of a block, pre-norm and residual: x [T, D] -> [T, D]."""
-        return x + self.attn[layer](self.attn_norm[layer](x), batch)
+        return self.attn[layer](self.attn_norm[layer](x), batch).add_(x)
 
     def fed(self, layer: int, x: Tensor) -> Tensor:
         """The second half, each row for itself: x [R, D] -> [R, D]."""
-        return x + self.ffn[layer](self.ffn_norm[layer](x))
+        return self.ffn[layer](self.ffn_norm[layer](x)).add_(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Normed rows [R, D] -> [R, n_vocab]."""

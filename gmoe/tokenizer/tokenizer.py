@@ -1,7 +1,8 @@
 """Tokenizer: text <-> ids from GGUF metadata alone, as llama.cpp does it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Tokenizer:
         self._types, self.end_ids = special.correct(self._tokens, self._types, named)
         self._pre = Pretokenizer((), add_bos=True)
         self._add_space = False
-        self._model = self._build(get)
+        self._make = self._model_maker(get)
         bos, eos = (1, 2) if self._model_name == "llama" else (None, None)
         self.bos_id: int | None = self._id(get("bos_token_id", bos), "bos_token_id")
         self.eos_id: int | None = self._id(get("eos_token_id", eos), "eos_token_id")
@@ -48,19 +49,26 @@ class Tokenizer:
         keep = {"<unk>", "<s>", "<|endoftext|>"}
         self._rstrip = {id for id in self._special if stripped and self._tokens[id] not in keep}
 
-    def _build(self, get: Any) -> Any:
-        """The model below the special tokens; the libraries load only where they are needed."""
-        if self._model_name in ("gpt2", "gemma4"):
-            from gmoe.tokenizer.bpe import Bpe
+    @cached_property
+    def _model(self) -> Any:
+        """The model below the special tokens, made when the first text is read: a large vocabulary takes its time."""
+        return self._make()
 
+    def _model_maker(self, get: Any) -> Callable[[], Any]:
+        """What makes it, after a look at what it needs; the libraries load only where they are needed."""
+        if self._model_name in ("gpt2", "gemma4"):
             name = "gemma4" if self._model_name == "gemma4" else get("pre") or "default"
             self._pre = pretokenizer(str(name), self._file)
             if get("merges") is None:
                 raise UnsupportedModel(self._file, KEY + "merges", "required by a BPE tokenizer")
-            return Bpe(self._tokens, get("merges"), self._pre, self._file)
-        if self._model_name in ("llama", "t5"):
-            from gmoe.tokenizer.spm import Spm
 
+            def bpe() -> Any:
+                from gmoe.tokenizer.bpe import Bpe
+
+                return Bpe(self._tokens, get("merges"), self._pre, self._file)
+
+            return bpe
+        if self._model_name in ("llama", "t5"):
             scores = get("scores")
             if scores is None or len(scores) != len(self._tokens):
                 raise UnsupportedModel(self._file, KEY + "scores", "one score a token is required by SentencePiece")
@@ -69,7 +77,13 @@ class Tokenizer:
             squeeze = bool(get("remove_extra_whitespaces", False))
             charsmap = bytes(bytearray(get("precompiled_charsmap", b"")))
             unigram = self._model_name == "t5"
-            return Spm(self._tokens, scores, self._types, unigram, self._file, squeeze and unigram, charsmap)
+
+            def spm() -> Any:
+                from gmoe.tokenizer.spm import Spm
+
+                return Spm(self._tokens, scores, self._types, unigram, self._file, squeeze and unigram, charsmap)
+
+            return spm
         raise UnsupportedModel(
             self._file, KEY + "model", f"{self._model_name!r} is not supported; supported: gpt2, gemma4, llama, t5"
         )

@@ -76,12 +76,13 @@ void norm(const Step& step, const float* x, int rows, int n, const float* weight
   });
 }
 
-void rotate(const Step& step, float* x, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
+void rotate(const Step& step, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads) {
   over_rows(tokens, size_t(heads) * d, threads, [&](int from, int until) {
     for (int t = from; t < until; t++) {
-      size_t at = size_t(positions[t]) * (n_rot / 2);
-      step.rotate(x + size_t(t) * heads * d, heads, d, n_rot, halves, cos + at, sin + at);
+      const size_t at = size_t(positions[t]) * (n_rot / 2), row = size_t(heads) * d;
+      std::memcpy(y + t * row, x + t * row, row * sizeof(float));
+      step.rotate(y + t * row, heads, d, n_rot, halves, cos + at, sin + at);
     }
   });
 }

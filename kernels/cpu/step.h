@@ -81,7 +81,7 @@ const Step& step_avx512();
 
 void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
           int threads);
-void rotate(const Step&, float* x, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
+void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads);
 void gate(const Step&, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads);
 void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);

@@ -96,11 +96,11 @@ void bind_step(nb::module_& m) {
                   threads);
            })
       .def("rotate",
-           [](const Step& s, uintptr_t x, int tokens, int heads, int d, int n_rot, bool halves, uintptr_t cos,
-              uintptr_t sin, uintptr_t positions, int threads) {
+           [](const Step& s, uintptr_t x, uintptr_t y, int tokens, int heads, int d, int n_rot, bool halves,
+              uintptr_t cos, uintptr_t sin, uintptr_t positions, int threads) {
              nb::gil_scoped_release unlocked;
-             rotate(s, at<float>(x), tokens, heads, d, n_rot, halves, at<const float>(cos), at<const float>(sin),
-                    at<const int64_t>(positions), threads);
+             rotate(s, at<const float>(x), at<float>(y), tokens, heads, d, n_rot, halves, at<const float>(cos),
+                    at<const float>(sin), at<const int64_t>(positions), threads);
            })
       .def("gate",
            [](const Step& s, int kind, uintptr_t g, uintptr_t up, int rows, int n, uintptr_t y, int threads) {
