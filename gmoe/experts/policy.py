@@ -55,9 +55,12 @@ class ScoredEviction(EvictionPolicy):
     """
 
     def __init__(self, shape: Shape):
-        self.resident = np.zeros(shape, dtype=bool)
         self.used = np.zeros(shape, dtype=np.int64)  # the clock at the last use
         self.clock = 0
+        self._n_expert = shape[1]
+        self._place: dict[ExpertId, int] = {}  # of the residents, in what follows
+        self._residents: list[ExpertId] = []
+        self._flat = np.zeros(shape[0] * shape[1], dtype=np.intp)  # where they are in `used` and the scores
         self._line: list[ExpertId] = []  # the next to leave is the last
         self._newcomers: list[ExpertId] = []  # since it was made; they are not in it
 
@@ -83,27 +86,36 @@ class ScoredEviction(EvictionPolicy):
 
     def insert(self, id: ExpertId) -> None:
         self._newcomers.append(id)
-        self.resident[id] = True
+        at = self._place[id] = len(self._residents)
+        self._residents.append(id)
+        self._flat[at] = id[0] * self._n_expert + id[1]
         self.touch(id)
 
     def remove(self, id: ExpertId) -> None:
-        self.resident[id] = False
+        at, last = self._place.pop(id), self._residents.pop()
+        if last is not id and last != id:
+            self._residents[at], self._place[last] = last, at
+            self._flat[at] = self._flat[len(self._residents)]
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
-        if all(id in pinned for id in self._newcomers):
-            while self._line:
-                if self.resident[id := self._line[-1]] and id not in pinned:
+        line = self._line
+        if line and all(id in pinned for id in self._newcomers):
+            while line:
+                if (id := line[-1]) in self._place and id not in pinned:
                     return id
-                self._line.pop()
+                line.pop()
         self._newcomers.clear()
-        where = np.flatnonzero(self.resident)
-        score = self.score().ravel()[where]
+        where = self._flat[: len(self._residents)]
+        score, used = self.score().take(where), self.used.take(where)
         n = len(pinned) + 8 if isinstance(pinned, Sized) else len(where)
         while True:
-            low = where if n >= len(where) else where[score <= np.partition(score, n)[n]]
-            order = low[np.lexsort((self.used.ravel()[low], self.score().ravel()[low]))]
-            ids = (ExpertId(*divmod(flat, self.resident.shape[1])) for flat in order[: max(n, 1)].tolist())
-            self._line = [id for id in ids if id not in pinned][::-1]
+            if n >= len(where):
+                order = np.lexsort((used, score))
+            else:
+                low = np.flatnonzero(score <= np.partition(score, n)[n])
+                order = low[np.lexsort((used[low], score[low]))[: max(n, 1)]]
+            residents = self._residents
+            self._line = [id for at in order.tolist() if (id := residents[at]) not in pinned][::-1]
             if self._line:
                 return self._line[-1]
             if n >= len(where):

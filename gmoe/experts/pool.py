@@ -61,26 +61,30 @@ class SlotPool:
 
         Raises ValueError where it is resident, or where pinned ones leave no room; nothing has changed then.
         """
-        if id in self._slots:
+        slots = self._slots
+        if id in slots:
             raise ValueError(f"{id} is resident already")
         size = self._size(id)
-        self._largest = max(self._largest, size)
-        if self.is_full(size) and (len(pinned) + 1) * self._largest > self.capacity:  # there might be no room
-            if size + sum(self._size(held) for held in pinned if held in self._slots) > self.capacity:
-                raise ValueError(f"{id} does not fit: the others are pinned")
-        evicted = []
-        while self.is_full(size):
-            evicted.append(self.evict.victim(pinned))
-            self.remove(evicted[-1])
+        if size > self._largest:
+            self._largest = size
+        evicted: tuple[ExpertId, ...] = ()
+        if self.used + size > self.capacity:
+            if (len(pinned) + 1) * self._largest > self.capacity:  # there might be no room
+                if size + sum(self._size(held) for held in pinned if held in slots) > self.capacity:
+                    raise ValueError(f"{id} does not fit: the others are pinned")
+            while self.used + size > self.capacity:
+                gone = self.evict.victim(pinned)
+                self.remove(gone)
+                evicted = (*evicted, gone)
         if self._free:
             slot = self._free.pop()
         else:
             slot = self._begun
             self._begun += 1
-        self._slots[id] = slot
+        slots[id] = slot
         self.used += size
         self.evict.insert(id)
-        return Placement(slot, tuple(evicted))
+        return Placement(slot, evicted)
 
     def resize(self, capacity: int) -> list[ExpertId]:
         """From now on use the first `capacity` of equal slots, one at least; those who sat in others have left."""

@@ -18,7 +18,10 @@ class Policy(EvictionPolicy):
         self.order[id] = None
 
     def victim(self, pinned: Container[ExpertId]) -> ExpertId:
-        return next(id for id in self.order if id not in pinned)
+        for id in self.order:
+            if id not in pinned:
+                return id
+        raise ValueError("every resident expert is pinned")
 
     def remove(self, id: ExpertId) -> None:
         del self.order[id]
