@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gmoe.kernels.formats import FORMATS
 
+from gmoe.experts import transfer as transfer_module
 from gmoe.experts.evict.lru import Policy as Lru
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.slots import PAGE, Group, extent, extents, groups, least, share
@@ -168,3 +169,22 @@ def test_what_waits_is_cancelled_and_what_is_wanted_goes_first(file: GGUFFile) -
     assert transfer.cancel(wanted) and wanted.state is State.CANCELLED
     store.close()
     assert hurried.state is State.CANCELLED
+
+
+def test_the_page_cache_is_used_where_it_has_the_experts(file: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = extents(ExpertLayout(file, SHAPE.layer, SHAPE.expert))
+    monkeypatch.setattr(transfer_module, "WORTH_MEASURING", 0)
+
+    def reader(mode: str = "auto") -> tuple[bool, str]:
+        transfer = transfer_module.open_transfer(file.parts, where.values(), mode)
+        transfer.close()
+        return transfer.mapped, transfer.notice
+
+    for path in file.parts:
+        path.read_bytes()
+    assert reader() == (True, "experts are used out of the page cache, which has 100% of them")
+    assert reader("direct") == (False, "")
+    monkeypatch.setattr(transfer_module, "_cached", lambda paths, extents: 0.9)
+    for rates, mapped in (((100.0, 149.0), False), ((100.0, 151.0), True)):
+        monkeypatch.setattr(transfer_module, "_bandwidths", lambda paths, extents, rates=rates: rates)
+        assert reader()[0] == mapped
