@@ -33,10 +33,12 @@ from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import ExpertStore
+from gmoe.experts.transfer import TransferError
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
+from gmoe.kernels.cpu_ops import Guard
 from gmoe.kernels.ops import Activations
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
@@ -120,6 +122,7 @@ class LLM:
             budget.counts(0 if options.context or device else None)  # refused before memory is taken that is not there
             return_freed()
             file.hold(fixed_tensors(file, layout))
+        self._guards = [(Guard(data), path) for data, path in zip(file.maps, file.parts, strict=True)]
         self.steps = Steps()
         n_ctx = options.context or self.hparams.n_ctx_train
         with speaks(device, "loading the weights that are no experts"):
@@ -156,6 +159,7 @@ class LLM:
                 admission=options.admission,
             )
         engine.runner.rescue = self._make_room
+        engine.runner.checks += [self._check_file, self.store.check]
         engine.runner.observers.append(self.steps)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
@@ -281,6 +285,8 @@ class LLM:
         self._loop.close()
         self.cache.close()
         self.store.close()
+        for guard, _ in self._guards:
+            guard.close()
         self.file.close()
 
     def __enter__(self) -> "LLM":
@@ -294,6 +300,12 @@ class LLM:
     @property
     def _engine(self) -> Engine:
         return self._loop.engine
+
+    def _check_file(self) -> None:
+        """Raises TransferError where bytes that a pass has used are no more in the file."""
+        for guard, path in self._guards:
+            if guard.lost:
+                raise TransferError(f"{path} was cut off while in use")
 
     def _check(self, ids: Sequence[int]) -> None:
         bad = next((id for id in ids if not 0 <= id < self.model.n_vocab), None)

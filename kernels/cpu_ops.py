@@ -1,6 +1,7 @@
 """The compiled CPU kernels behind checks: shapes are refused here in a sentence, addresses go in."""
 
 import gc
+import weakref
 from functools import cache
 from typing import Any, Protocol
 
@@ -192,6 +193,27 @@ def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int
 def read(data: np.ndarray, *, threads: int = 0) -> int:
     """Read contiguous bytes once on all threads and do no more: what a kernel bound by memory is measured against."""
     return int(_cpu.read(_address(data), data.nbytes, threads))
+
+
+class Guard:
+    """Watches a read-only map of a file that is in use: bytes that the file has no more read as zeros, and it says so.
+
+    Without it the system ends a process that touches them. `data` is uint8 and begins where the map does.
+    """
+
+    def __init__(self, data: np.ndarray):
+        self._number = int(_cpu.guard(data.ctypes.data, data.nbytes)) if data.nbytes else -1
+        self._end = weakref.finalize(self, _cpu.unguard, self._number)
+
+    @property
+    def lost(self) -> bool:
+        """Whether zeros were read; what was computed since the map was whole is worth nothing."""
+        return bool(_cpu.lost(self._number))
+
+    def close(self) -> None:
+        """Watch no longer; called before the map goes."""
+        self._end()
+        self._number = -1
 
 
 class _Held:

@@ -36,6 +36,9 @@ class ScriptedTransfer:
     def promote(self, ticket: Ticket) -> None:
         ticket.urgent = True
 
+    def check(self) -> None:
+        pass
+
     def cancel(self, ticket: Ticket) -> bool:
         if ticket.final or self.random.random() < 0.5:
             return False  # too late: it has begun

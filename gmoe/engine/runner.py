@@ -31,6 +31,7 @@ class Runner:
         self.block_size = block_size
         self.kv = model.new_cache(n_blocks, block_size, kv_type)
         self.observers: list[Callable[[Ids[Turn]], None]] = []
+        self.checks: list[Callable[[], None]] = []  # after a pass: raise where its numbers are worth nothing
         self.rescue: Callable[[], None] = _give_up  # makes room where a pass found none, or raises
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
@@ -46,6 +47,8 @@ class Runner:
         while True:
             try:
                 result: np.ndarray = model(batch).float().cpu().numpy()
+                for check in self.checks:
+                    check()
                 return result
             except torch.OutOfMemoryError:
                 pass  # only behind this the failed pass lets go of what it held

@@ -86,6 +86,11 @@ class ExpertStore:
         if not self.whole:
             self.transfer.close()
 
+    def check(self) -> None:
+        """Raises `TransferError` where experts that were computed with had been cut off in their file."""
+        if not self.whole:
+            self.transfer.check()
+
     def table(self, layer: int) -> ExpertTable:
         """The experts of a layer; its addresses change in place when experts come and go."""
         return self._tables[layer]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.slots import PAGE, Extent, Read
+from gmoe.kernels.cpu_ops import Guard
 
 IN_FLIGHT = 4
 WORTH_MEASURING = 256 << 20  # bytes of experts; of less, either reader will do
@@ -82,6 +83,9 @@ class Transfer(Protocol):
     def wait(self, tickets: Collection[Ticket]) -> list[Ticket]:
         """Those that are final, one at least, in order of arrival where that is known."""
 
+    def check(self) -> None:
+        """Raises `TransferError` where experts that had come are gone, as what was computed with them then is."""
+
     def close(self) -> None:
         """End; what was queued is cancelled."""
 
@@ -137,6 +141,7 @@ class _MappedFile:
         self.map.madvise(mmap.MADV_RANDOM)  # no reading around what is asked for
         self.bytes = np.frombuffer(self.map, dtype=np.uint8)
         self.base = int(self.bytes.ctypes.data)
+        self.guard = Guard(self.bytes)
 
     def announce(self, read: Read) -> None:
         """Let the system begin to read."""
@@ -155,6 +160,7 @@ class _MappedFile:
             self.bytes[read.offset : read.offset + read.needed : PAGE].max()
 
     def close(self) -> None:
+        self.guard.close()
         os.close(self.fd)  # the map goes with the last who uses its bytes
 
 
@@ -189,6 +195,12 @@ class ThreadTransfer:
 
     def elsewhere(self, extent: Extent) -> Sequence[int] | None:
         return [self._address(extent, start) for start in extent.starts] if self.mapped else None
+
+    def check(self) -> None:
+        """Raises `TransferError` where what was used has been cut off under it."""
+        for file in self.files:
+            if isinstance(file, _MappedFile) and file.guard.lost:
+                raise TransferError(f"{file.path} was cut off while in use")
 
     def drop(self, extent: Extent) -> None:
         """Let the page cache forget an expert that nobody uses."""

@@ -53,6 +53,9 @@ class Upload:
     def elsewhere(self, extent: Extent) -> Sequence[int] | None:
         return None
 
+    def check(self) -> None:
+        self.below.check()
+
     def promote(self, ticket: Ticket) -> None:
         job = self._jobs.get(ticket)
         if job is None or ticket.urgent:

@@ -296,6 +296,11 @@ class GGUFFile:
             raw = self._bytes[info.part][info.offset : info.offset + info.nbytes]
         return QuantTensor(raw.reshape(*info.shape[:-1], -1), info.format, info.shape)
 
+    @property
+    def maps(self) -> list[np.ndarray]:
+        """The bytes of every part, uint8, as they are mapped."""
+        return list(self._bytes)
+
     def hold(self, names: Iterable[str]) -> None:
         """Read these tensors into memory of their own, where no other traffic drives them out; `view` gives that then.
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "experts.h"
+#include "guard.h"
 #include "module.h"
 #include "pool.h"
 #include "quantize.h"
@@ -122,6 +123,9 @@ NB_MODULE(_cpu, m) {
   m.def("usable_cores", &usable_cores);
   m.def("quota_cores", &quota_cores);
   m.def("set_table", &set_table);
+  m.def("guard", &guard);
+  m.def("lost", &lost);
+  m.def("unguard", &unguard);
   m.def("read", [](uintptr_t data, size_t size, int threads) {
     nb::gil_scoped_release unlocked;
     return read_all(at<const uint8_t>(data), size, threads);
