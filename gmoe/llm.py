@@ -24,6 +24,7 @@ from gmoe.experts import calibration
 from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.device import Device, open_device, out_of_memory, speaks
+from gmoe.experts.device_budget import KV_SHARE
 from gmoe.experts.device_cache import DeviceCache
 from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_store import DeviceStore
@@ -55,7 +56,6 @@ from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-KV_SHARE = 0.25  # of the free memory, where the context is not given
 
 
 @dataclass(frozen=True)
@@ -343,10 +343,9 @@ class LLM:
         """The model's own context, or what a share of the free memory holds, in whole blocks."""
         own = self.hparams.n_ctx_train
         block = self.model.kv_bytes_per_block(BLOCK_SIZE, cast(Literal["f16"], self.options.kv_type))
-        sequences, room = self.options.max_sequences, int(KV_SHARE * available().free)
-        if self.device is not None:
-            room = int(KV_SHARE * self.device.free())
-        elif not budget.whole:
+        free = available().free if self.device is None else self.device.free()
+        sequences, room = self.options.max_sequences, int(KV_SHARE * free)
+        if self.device is None and not budget.whole:
             sequences, room = 1, budget.kv_share
         fits = max(1, room // (block * sequences)) * BLOCK_SIZE
         if fits < own:

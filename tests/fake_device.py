@@ -153,7 +153,8 @@ class ReferenceKernels:
         def times(a: Tensor, matrix: SlotMatrix, slot: int, expert: Tensor) -> Tensor:
             size = matrix.rows * matrix.format.row_bytes(matrix.cols)
             bytes = data[slot, matrix.offset : matrix.offset + size].reshape(matrix.rows, -1)
-            y = a @ reference.dequantize(QuantTensor(bytes, matrix.format, (matrix.rows, matrix.cols))).T
+            w = reference.dequantize(QuantTensor(bytes, matrix.format, (matrix.rows, matrix.cols)))
+            y = torch.stack([w @ row for row in a])  # row by row: its bits must not depend on the others
             return y if matrix.bias is None else y + inner(matrix.bias)[expert.long()]
 
         for slot in sorted({s for s in slots.flatten().tolist() if s >= 0}):

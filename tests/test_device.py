@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 from gmoe.kernels import device_kernels
 
 import gmoe
-from gmoe.experts import device, device_cache
+from gmoe.experts import device, device_cache, device_dispatch
 from gmoe.experts.device import DeviceError, open_device
 from gmoe.experts.device_cost import DeviceCosts
 from gmoe.experts.device_store import DeviceStore
@@ -311,3 +311,28 @@ def test_what_a_device_cannot_do_is_refused(model: Path, card: FakeDevice) -> No
         load(model, miss="hobbit")
     with pytest.raises(ValueError, match="^a quality other than exact is not available with device='cuda'"):
         load(model, quality="high")
+
+
+@pytest.mark.parametrize("lossy", [{"route": "cache_prior"}, {"route": "resident_only"}, {"miss": "skip"}])
+def test_what_is_launched_early_does_not_outlive_another_choice(
+    model: Path, tmp_path: Path, lossy: dict[str, str], card: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resident experts of the router's choice run before the policies have spoken."""
+    size = half(model)
+    first, second = (tmp_path / name for name in ("first.gguf", "second.gguf"))  # neither knows the other's trace
+    first.write_bytes(model.read_bytes())
+    second.write_bytes(model.read_bytes())
+    card.hurry = 1.0
+    with load(first, gpu_memory=size, prefetch="none", evict="lru", **lossy) as llm:
+        got = [llm.logits(IDS) for _ in range(4)]
+        stats = llm.stats
+    assert stats["rerouted"]["count"] or stats["actions"]["skip"]["count"]
+    known = device_dispatch._Begun.known
+
+    def nothing(self: Any, ids: np.ndarray) -> None:
+        known(self, ids)
+        self.done = np.zeros_like(self.done)
+
+    monkeypatch.setattr(device_dispatch._Begun, "known", nothing)
+    with load(second, gpu_memory=size, prefetch="none", evict="lru", **lossy) as llm:
+        assert all(np.array_equal(llm.logits(IDS), logits) for logits in got)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from gmoe.cli.plan import plan as command
 from gmoe.experts.budget import TooSmall, budget_of
 from gmoe.experts.cost import Costs
+from gmoe.experts.device_budget import KV_SHARE, RESERVE
 from gmoe.experts.fingerprint import header
 from gmoe.experts.plan import made_up, plan
 from gmoe.gguf.file import GGUFFile
@@ -68,9 +70,25 @@ def test_made_up_routing_is_like_real_routing(model):
     assert np.bincount(layer.ravel(), minlength=16).max() > 2 * layer.size / 16
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_a_card_in_the_plan(model):
+    with GGUFFile.open(model) as file:
+        whole = budget(file, parts(file)[0], "1GiB")
+    work = whole.activations(whole.chunk(0)) + RESERVE
+    room = whole.fixed + work + int(0.5 * whole.experts / (1 - KV_SHARE))
+    run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", str(room)])
+    assert run.exit_code == 0 and "a miss is copied, or computed on the CPU" in run.output
+    assert "KV cache" in run.output and "no card has been measured" in run.output
+    run = CliRunner().invoke(command, [str(model), "--gpu-memory", "10MiB"])
+    assert run.exit_code == 1 and "needs" in str(run.exception) and "MiB on the device" in str(run.exception)
+    run = CliRunner().invoke(command, [str(model), "--gpu-memory", "auto"])
+    assert run.exit_code == 1 and "needs a PyTorch that was built with CUDA" in str(run.exception)
+
+
 def test_command(model, tmp_path):
     run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", "1GiB"])
-    assert run.exit_code == 0 and "64 of 64 (100 %) in memory" in run.output and "64 of 64 experts" in run.output
+    assert run.exit_code == 0 and "64 of 64 (100 %) in memory" in run.output
+    assert "64 of 64 (100 %); all of them: nothing is copied while it runs" in run.output
     with GGUFFile.open(model) as file:
         whole = budget(file, parts(file)[0], "1GiB")
     small = str(whole.fixed + whole.groups[0].slot_bytes * 20)

@@ -8,6 +8,8 @@ import click
 
 from gmoe.experts.budget import Budget, budget_of
 from gmoe.experts.cost import CostModel, Costs, key
+from gmoe.experts.device_budget import KV_SHARE, RESERVE, DeviceBudget, token_bytes
+from gmoe.experts.device_slots import device_groups
 from gmoe.experts.fingerprint import header
 from gmoe.experts.plan import Plan, Speed, made_up
 from gmoe.experts.plan import plan as reckon
@@ -20,12 +22,13 @@ from gmoe.library.home import home
 from gmoe.options import memory_bytes
 
 MIB = 1 << 20
+SEQUENCES = 4  # decoded together where nothing else is said
 
 
 @click.command()
 @click.argument("model")
 @click.option("--host-memory", default="auto", show_default=True, help="Budget for all weights in RAM.")
-@click.option("--gpu-memory", help="What a GPU's memory would hold: an amount, as 8GiB.")
+@click.option("--gpu-memory", help="Say what a GPU would hold that has so much free: 8GiB; auto: this one.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Routing trace; also found beside the model.")
 @click.option("--threads", default=0, help="CPU threads; 0: the cores this process may use.")
 def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | None, threads: int) -> None:
@@ -40,7 +43,8 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
         costs = _costs(file, layout, threads or len(os.sched_getaffinity(0)))
         routing = known.trace or made_up(known.header, hparams.n_expert_used)
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
-        for line in [*_places(budget, found, gpu_memory), *_speeds(found, costs, known)]:
+        lines = [*_places(budget, found), *_speeds(found, costs, known)]
+        for line in lines + ([] if gpu_memory is None else _on_device(gpu_memory, budget, hparams)):
             click.echo(line)
         for notice in known.notices:
             click.echo(f"Note: {notice}", err=True)
@@ -60,7 +64,7 @@ def _costs(file: GGUFFile, layout: ExpertLayout, threads: int) -> Costs:
     return model.costs
 
 
-def _places(budget: Budget, plan: Plan, gpu_memory: str | None) -> list[str]:
+def _places(budget: Budget, plan: Plan) -> list[str]:
     fixed, experts = budget.fixed / MIB, budget.experts / MIB
     share = 100 * plan.slots / plan.experts
     where = "straight from the map of the file" if plan.whole else "in slots, the others on disk"
@@ -68,14 +72,39 @@ def _places(budget: Budget, plan: Plan, gpu_memory: str | None) -> list[str]:
         f"other weights   {fixed:9.0f} MiB  in memory",
         f"experts         {experts:9.0f} MiB  {plan.slots} of {plan.experts} ({share:.0f} %) in memory, {where}",
     ]
-    if gpu_memory is not None:
-        room = memory_bytes(gpu_memory, 0, "gpu_memory") - budget.fixed
-        fit = max(0, min(plan.experts, int(plan.experts * room / budget.experts)))
-        said = f"{fit} of {plan.experts} experts ({100 * fit / plan.experts:.0f} %) beside the other weights"
-        lines.append(
-            f"GPU             {said if room > 0 else 'not even the other weights fit'}; its speed is not foretold"
-        )
     return lines
+
+
+def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams) -> list[str]:
+    """What `run --device cuda` would put where on a card with so much free memory; "auto": the card of this machine."""
+    if gpu_memory == "auto" or gpu_memory.endswith("%"):
+        from gmoe.experts.device import open_device
+
+        device = open_device("cuda")
+        assert device is not None
+        free = memory_bytes(gpu_memory, device.free(), "gpu_memory")
+    else:
+        free = memory_bytes(gpu_memory, 0, "gpu_memory")
+    token = hparams.n_layer * token_bytes(hparams)
+    kv = min(SEQUENCES * hparams.n_ctx_train * token, int(KV_SHARE * max(0, free - budget.fixed)))
+    groups, _ = device_groups(budget.layout)
+    work = budget.activations(budget.chunk(0))
+    there = DeviceBudget(budget.name, groups, free, budget.fixed, kv, work)
+    counts = there.counts()
+    experts, fit = sum(group.experts for group in groups), sum(counts)
+    size = sum(count * group.slot_bytes for count, group in zip(counts, groups, strict=True))
+    missed = (
+        "all of them: nothing is copied while it runs" if there.whole else "a miss is copied, or computed on the CPU"
+    )
+    return [
+        "",
+        f"on a GPU with   {free / MIB:9.0f} MiB  free",
+        f"other weights   {budget.fixed / MIB:9.0f} MiB",
+        f"KV cache        {kv / MIB:9.0f} MiB  {kv // token} tokens for {SEQUENCES} sequences",
+        f"a pass, kernels {(work + RESERVE) / MIB:9.0f} MiB  {budget.chunk(0)} tokens of a prompt at a time",
+        f"experts         {size / MIB:9.0f} MiB  {fit} of {experts} ({100 * fit / experts:.0f} %); {missed}",
+        "the speed there is not foretold: no card has been measured",
+    ]
 
 
 def _speeds(plan: Plan, costs: Costs, known: TraceFile) -> list[str]:

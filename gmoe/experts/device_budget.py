@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from gmoe.experts.budget import TooSmall
 from gmoe.experts.slots import Group, least, share
+from gmoe.gguf.hparams import Hparams
 from gmoe.options import memory_bytes
 
+KV_SHARE = 0.25  # of what the weights leave, where the context is not given
 RESERVE = 384 << 20  # bytes for kernels, libraries and what torch keeps between steps; not measured on a card yet
 
 
@@ -45,6 +47,12 @@ class DeviceBudget:
                 f"and {self.free >> 20} MiB are free: lower the context, or leave the device out"
             )
         return share(self.groups, self.room)
+
+
+def token_bytes(hparams: Hparams) -> int:
+    """Bytes that a token takes in the KV cache of one layer, at 16 bits a number."""
+    latent = 2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0)
+    return 2 * (latent if hparams.kv_lora_rank else hparams.n_kv * (hparams.n_head_k + hparams.n_head_v))
 
 
 def asked_bytes(gpu_memory: str, total: int) -> int | None:

@@ -39,7 +39,11 @@ class DeviceDispatch(ExpertDispatch):
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         ids, _ = self.device.receive(routing.topk_ids)
         weights, there = self.device.receive(routing.topk_weights)
+        if not self.fast.whole:
+            self._begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations)
         there.synchronize()
+        if not self.fast.whole:
+            self._begun.known(ids.numpy())
         known = Routing(ids, weights, routing.scores)
         for observe in self.observers:
             observe(layer, known)
@@ -62,8 +66,9 @@ class DeviceDispatch(ExpertDispatch):
         host, gpu = self.fast.below.stats, self.fast.stats
         return {"host": asdict(host), "gpu": asdict(gpu) | {"bytes": self.fast.nbytes}}
 
-    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> Rows:
-        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, out)
+    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str) -> tuple[Rows, Tensor]:
+        begun = self._begun
+        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, begun), begun.out
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
@@ -95,6 +100,24 @@ class DeviceDispatch(ExpertDispatch):
         return combine(out, self.device.send(weights), self.device.send(places))
 
 
+class _Begun:
+    """The resident ones of those that the router chose, launched before the host knows who they are."""
+
+    def __init__(
+        self, store: DeviceStore, layer: int, x: Tensor, ids: Tensor, activation: str, activations: Activations
+    ):
+        bank = store.bank(layer)
+        self.out = x.new_empty(*ids.shape, bank.down.rows)
+        self.here = store.here(layer)  # [E]
+        bank_rows(x, store.slots_of(layer, ids), ids, bank, activation, activations, self.out)
+        self.store, self.layer = store, layer
+
+    def known(self, ids: Ids) -> None:
+        """The host has the router's choice [T, k]."""
+        self.ids, self.done = ids, self.here[ids]
+        self.store.read(self.layer, np.unique(ids[self.done]).tolist())
+
+
 class _DeviceRows:
     """By the kernels of the device, which are launched and not waited for."""
 
@@ -106,22 +129,24 @@ class _DeviceRows:
         ids: Ids,
         activation: str,
         activations: Activations,
-        out: Tensor,
+        begun: _Begun,
     ):
-        self.store, self.layer, self.ids = store, layer, ids
-        self.given = activation, activations, out
-        self.x = x
-        self.bank = store.bank(layer)
-        self.ids_there = store.device.send(torch.from_numpy(ids.astype(np.int32)))
+        self.store, self.layer, self.x, self.ids = store, layer, x, ids
+        self.given = activation, activations, begun.out
+        self.begun = begun
         self.seconds = 0.0  # of launching
 
     def run(self, experts: Iterable[ExpertId]) -> None:
         """Launch these experts for all their tokens."""
         numbers = [id.expert for id in experts]
-        if numbers:
-            began = time.perf_counter()
-            slots = np.where(np.isin(self.ids, numbers), self.store.slot_of[self.layer][self.ids], -1)
-            there = self.store.device.send(torch.from_numpy(slots.astype(np.int32)))
-            bank_rows(self.x, there, self.ids_there, self.bank, *self.given)
-            self.store.read(self.layer, numbers)
-            self.seconds += time.perf_counter() - began
+        if not numbers:
+            return
+        began = time.perf_counter()
+        done = self.begun.done & (self.begun.ids == self.ids)
+        wanted = np.isin(self.ids, numbers) & ~done
+        if wanted.any():
+            slots = np.where(wanted, self.store.slot_of[self.layer][self.ids], -1)
+            both = self.store.device.send(torch.from_numpy(np.stack((slots, self.ids)).astype(np.int32)))
+            bank_rows(self.x, both[0], both[1], self.store.bank(self.layer), *self.given)
+        self.store.read(self.layer, numbers)
+        self.seconds += time.perf_counter() - began

@@ -111,8 +111,7 @@ class ExpertDispatch:
         here, absent = store.lookup(layer, _distinct(ids))
         served = self._resolve(absent, ids, weights, routing)
         here += store.lookup(layer, [e for e in _distinct(served.ids) if e not in ids])[0]  # substitutes
-        out = x.new_empty(*ids.shape, store.table(layer).down.rows)
-        rows = self._rows(layer, x, served.ids, activation, out)
+        rows, out = self._rows(layer, x, served.ids, activation)
         away = self._away(layer, x, served, activation, out)
         parts = [_Part(store, rows, here, served.load)]
         if twin is not None and (twins := _distinct(served.twins)):
@@ -133,9 +132,10 @@ class ExpertDispatch:
             part.finish()
         return self._sum(out, served)
 
-    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> "Rows":
-        """What fills `out` with experts that are in the fast tier."""
-        return _HostRows(x, ids, self.store.table(layer), activation, self.activations, out)
+    def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str) -> "tuple[Rows, Tensor]":
+        """What fills a tensor [T, k, D] with experts that are in the fast tier, and the tensor."""
+        out = x.new_empty(*ids.shape, self.store.table(layer).down.rows)
+        return _HostRows(x, ids, self.store.table(layer), activation, self.activations, out), out
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.triton.matmul import multiply, tile
+from gmoe.kernels.triton.matmul import FUSED, launch, multiply, shared_memory, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from torch import Tensor
 
@@ -162,18 +162,20 @@ def expert_rows(
     pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m, bank.experts)
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
-    precision = "ieee" if exact else "tf32"
+    precision, shared = "ieee" if exact else "tf32", shared_memory(x.device)
     _gate_up[(triton.cdiv(up.rows, n), len(block_slot))](
         x.contiguous(), bank.data, h, pairs, block_slot, ids, slot_bytes, up.rows, k,
         first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
         table(first.format.name, x.device), table(up.format.name, x.device), sign_table,
         D=up.cols, M=m, N=n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
         GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation, PRECISION=precision,
+        **launch(m, shared, _form(first), _form(up)),
     )  # fmt: skip
     _down[(triton.cdiv(down.rows, n), len(block_slot))](
         h, bank.data, out, pairs, block_slot, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
         *_biases(down, like=out), table(down.format.name, x.device), sign_table,
         FF=down.cols, M=m, N=n, DOWN=_form(down), BIAS=down.bias is not None, PRECISION=precision,
+        **launch(m, shared, _form(down)),
     )  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
     if tokens:
         n = 256
         given = out.contiguous(), places.int().contiguous(), weights.float().contiguous()
-        _combine[(triton.cdiv(width, n), tokens)](*given, y, width, K=k, N=n)
+        _combine[(triton.cdiv(width, n), tokens)](*given, y, width, K=k, N=n, **FUSED)
     return y
 
 

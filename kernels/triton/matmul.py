@@ -1,15 +1,20 @@
 """Dequantize, and y = x @ W.T with W quantized: dot products for one row of x, tiles for more."""
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.triton.row import SPAN as _SPAN
-from gmoe.kernels.triton.row import row, signs, table
+from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.unpack import values
 from torch import Tensor
 
 SPAN = tl.constexpr(_SPAN)
+TWO_STAGES = 232448  # bytes: what a tile of 64 takes of any plain format, and Hopper has
+FUSED = {"enable_fp_fusion": True}  # a product and a sum may round once
 
 
 @triton.jit
@@ -64,8 +69,27 @@ def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     lookups = table(form.name, y.device), signs(y.device)
     grid = (triton.cdiv(rows, 16), triton.cdiv(cols, _SPAN))
     if rows:
-        _dequantize[grid](data, y, rows, data.stride(0), *lookups, K=cols, N=16, ROW=form)
+        exactly = {"enable_fp_fusion": False}  # as the reference rounds
+        _dequantize[grid](data, y, rows, data.stride(0), *lookups, K=cols, N=16, ROW=form, **exactly)
     return y
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of fast memory that a program may take on a card; 0 where it is none."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def launch(m: int, shared: int, *rows: Row) -> dict[str, Any]:
+    """How a kernel of tiles of m rows is launched where programs may take `shared` bytes.
+
+    With one stage a tile of 64 takes 96 KiB, which every card has that the kernels run on. Looked-up grids would be
+    staged as well, which no card has room for.
+    """
+    plain = all(row.low_bits or row.block == 1 for row in rows)
+    return {"num_stages": 2 if shared >= TWO_STAGES and plain else 1, "num_warps": 8 if m == 64 else 4} | FUSED
 
 
 def tile(tokens: int) -> tuple[int, int]:
@@ -91,7 +115,7 @@ def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True) -> Tensor:
         grid = (triton.cdiv(out, n), triton.cdiv(len(x), m))
         lookups = table(form.name, x.device), signs(x.device)
         data, precision = w.data.reshape(out, -1), "ieee" if exact else "tf32"
-        _matmul[grid](
-            x, data, y, len(x), out, data.stride(0), *lookups, K=width, M=m, N=n, ROW=form, PRECISION=precision
-        )
+        given = x, data, y, len(x), out, data.stride(0), *lookups
+        how = launch(m, shared_memory(x.device), form)
+        _matmul[grid](*given, K=width, M=m, N=n, ROW=form, PRECISION=precision, **how)
     return y
