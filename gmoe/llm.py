@@ -29,7 +29,7 @@ from gmoe.experts.device_cache import DeviceCache
 from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import ExpertDispatch
-from gmoe.experts.expert import Hidden
+from gmoe.experts.expert import Hidden, Routing
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
@@ -262,13 +262,19 @@ class LLM:
         self._check(ids)
         self._loop.call(lambda: self._engine.read(ids, n_prompt))
 
-    def record(self, limit: int = 0) -> Recorder:
-        """Record the routing of all that runs from now on, at most the last `limit` rows; `.trace()` gives it."""
+    def record(self, limit: int = 0, scores: bool = False) -> Recorder:
+        """Record the routing of all that runs from now on, at most the last `limit` rows; `.trace()` gives it.
+
+        With `scores` the probabilities of all experts too, where the routers tell them.
+        """
         recorder = Recorder(header(self.file, self.layout, self.hparams.n_layer), limit)
         self.steps.listeners.append(lambda rows: recorder.begin_step(rows.request, rows.phase, rows.position))
-        self.dispatch.observers.append(
-            lambda layer, routing: recorder.record(layer, routing.topk_ids.numpy(), routing.topk_weights.numpy())
-        )
+
+        def observe(layer: int, routing: Routing) -> None:
+            told = routing.scores().probabilities if scores and routing.scores is not None else None
+            recorder.record(layer, routing.topk_ids.numpy(), routing.topk_weights.numpy(), told)
+
+        self.dispatch.observers.append(observe)
         return recorder
 
     @property

@@ -1,12 +1,15 @@
 """Offloading changes no bit: every architecture, capacity, eviction, prefetcher and working set, reads in any order.
 
-Here every pair of these choices meets; `python -m tests.test_offload_is_invisible` runs the whole product.
+Here every pair of these choices meets; `python -m tests.test_offload_is_invisible --seconds 300 --seed 1` runs as much
+of the whole product, in a random order.
 """
 
-import sys
+import argparse
+import math
 import tempfile
+import time
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -176,18 +179,41 @@ def test_smaller_chunks_that_take_the_place_of_experts(
         assert min(used) < max(used) <= llm.store.slots
 
 
-def _whole_product() -> Iterator[dict[str, Any]]:
-    for values in product(*CHOICES.values()):
-        yield dict(zip(CHOICES, values, strict=True))
+def _sampled(seed: int) -> Iterator[dict[str, Any]]:
+    """The whole product in a random order, which a seed tells."""
+    values = list(CHOICES.values())
+    count = math.prod(len(names) for names in values)
+    order = np.random.default_rng(seed).permutation(count)
+    for n in order.tolist():
+        row: dict[str, Any] = {}
+        for name, names in CHOICES.items():
+            n, at = divmod(n, len(names))
+            row[name] = names[at]
+        yield row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the product in a random order, as far as the time goes; another seed, or `--skip`, goes on elsewhere."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="combinations of this order that have been run")
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    given = parser.parse_args(arguments)
+    end, rows = time.monotonic() + given.seconds, _sampled(given.seed)
+    count = given.skip
+    with tempfile.TemporaryDirectory() as folder:
+        files = Models(Path(folder))
+        for row in islice(rows, given.skip, None):
+            if time.monotonic() > end:
+                break
+            with pytest.MonkeyPatch.context() as patch:
+                run(files, row, patch)
+            count += 1
+            if count % 100 == 0:
+                print(f"{count} combinations", flush=True)
+    whole = math.prod(len(names) for names in CHOICES.values())
+    print(f"seed {given.seed}: combinations {given.skip} to {count} of {whole}, not a bit different")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        files, rows = Models(Path(folder)), list(_whole_product())
-        step = int(sys.argv[1]) if len(sys.argv) > 1 else 1  # every step-th row
-        for count, row in enumerate(rows[::step], start=1):
-            with pytest.MonkeyPatch.context() as patch:
-                run(files, row, patch)
-            if count % 500 == 0:
-                print(f"{count} of {len(rows[::step])}", flush=True)
-        print(f"{len(rows[::step])} combinations of {len(rows)}, not a bit different")
+    main()

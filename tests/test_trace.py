@@ -1,6 +1,7 @@
 """Traces: what is recorded comes back, and what is damaged or another model's is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,3 +225,16 @@ def test_shared_traces(name, layers, k, steps):
     decode = trace.rows["phase"] == 1
     assert (trace.header.n_layer, trace.ids.shape[1]) == (layers, k)
     assert len(np.unique(trace.rows["step"][decode])) == steps
+
+
+def test_scores_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
+    with gmoe.LLM.load(write_model(tmp_path / "m.gguf", "qwen3moe"), gmoe.RuntimeOptions(context=64)) as llm:
+        recorder = llm.record(scores=True)
+        llm.logits([3, 4, 5])
+        trace = recorder.trace()
+    assert trace.scores is not None and trace.scores.shape == (len(trace), trace.header.n_expert)
+    best = np.sort(np.argsort(-trace.scores, axis=1, kind="stable")[:, : trace.ids.shape[1]], axis=1)
+    assert np.mean(best == np.sort(trace.ids, axis=1)) > 0.9, "but for ties at half precision"
+    trace.save(tmp_path / "t.npz")
+    again = Trace.load(tmp_path / "t.npz")
+    assert again.scores is not None and np.array_equal(again.scores, trace.scores)

@@ -53,10 +53,12 @@ trace.add_command(sensitivity)
 @click.option("-n", "tokens", default=64, show_default=True, help="Tokens to answer each prompt with.")
 @click.option("--window", default=512, show_default=True, help="Tokens of the text that are one request.")
 @click.option("--limit", default=0, help="Requests to run; 0: all.")
+@click.option("--scores", is_flag=True, help="Record the probabilities of all experts too.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: MODEL's name, .trace.")
 @runtime_flags
 def record(
-    model: str, text: Path | None, prompts: Path | None, tokens: int, window: int, limit: int, output: Path | None,
+    model: str, text: Path | None, prompts: Path | None, tokens: int, window: int, limit: int, scores: bool,
+    output: Path | None,
     **flags: Any,
 ) -> None:  # fmt: skip
     """Run MODEL over a text (read token by token, as if it wrote it), or over prompts, and write its routing."""
@@ -71,7 +73,7 @@ def record(
     from gmoe.llm import LLM
 
     with LLM.load(path, options) as llm:
-        recorder, tasks = llm.record(), list[str]()
+        recorder, tasks = llm.record(scores=scores), list[str]()
         window = min(window, llm.context)
         if text is not None:
             ids = llm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=True, parse_special=False)
@@ -134,6 +136,8 @@ def show(file: Path, plot: Path | None) -> None:
     click.echo(f"experts      {header.n_layer} layers x {header.n_expert}, {read_trace.ids.shape[1]} used")
     click.echo(f"requests     {len(np.unique(rows['request']))}")
     click.echo(f"decode       {len(np.unique(rows['step'][decode]))} passes, {decode.sum()} rows")
+    if read_trace.scores is not None:
+        click.echo("scores       of all experts")
     click.echo(f"prefill      {len(np.unique(rows['step'][~decode]))} passes, {(~decode).sum()} rows")
     click.echo("\nlayer  used   hottest tenth serves  kept from the token before")
     for layer in range(header.n_layer):
