@@ -1,12 +1,103 @@
-"""The GPU suite where there is no card."""
+"""The GPU suite where there is no card: it says so, and what it does with models runs on the fake device."""
+
+import subprocess
+import sys
+import tarfile
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
-from tools import gpu_suite
+from tests.factory import write_model
+from tests.fake_device import FakeDevice
+from tools import gpu_end_to_end, gpu_suite
+from tools.gpu_end_to_end import Clock, Sizes
+
+SMALL = Sizes(prompt=9, depth=3, generate=2, threads=1, vocabulary=250)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model on a machine whose card is a fake."""
+    monkeypatch.setattr("gmoe.llm.open_device", lambda name: FakeDevice() if name.startswith("cuda") else None)
+    return write_model(tmp_path / "m.gguf", "qwen3moe")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card: the suite itself is the test")
 def test_without_a_card_it_says_so() -> None:
     with pytest.raises(SystemExit, match="this machine has no CUDA device that torch can use"):
         gpu_suite.main([])
+
+
+def test_all_tables_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def peer(path: Path, experts_on_cpu: int, sizes: Sizes) -> dict[str, float]:
+        asked.append(experts_on_cpu)
+        if experts_on_cpu == 2:
+            return {"decode": 0.5, "prefill": 0.25, "load": 1.0}
+        raise ValueError("llama.cpp ended with 1\nand more")
+
+    monkeypatch.setattr(gpu_end_to_end, "peer", peer)
+    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(120), 24e9, 2))
+    text = "\n".join(lines)
+    assert "bits equal" in text and "NOT" not in text and asked == [0, 1, 2]
+    assert "| 2 of 2 | 0.5 | 0 |" in text and "| 0 of 2 | failed: ValueError: llama.cpp ended with 1 |" in text
+    assert "The link moves 24.0 GB/s; 4 times slower" in text
+    ours = [line for line in lines if line.startswith(("| 10%", "| 25%", "| 50%", "| 100%", "| 0%"))]
+    assert len(ours) == 7 + 4 and all("failed" not in line for line in ours)
+    whole = next(line for line in ours if line.startswith("| 100%, load |"))
+    assert whole.split("|")[4:6] == [" 100% ", " 0.0 "]
+
+
+def test_what_there_is_no_time_for_is_said(model: Path) -> None:
+    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(0), 6e9, 2))
+    assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 4
+
+
+def test_a_slow_link_copies_again(model: Path) -> None:
+    with gpu_end_to_end.loaded(model, 0.25, 3, context=64) as llm:
+        device = llm.device._device
+        before = device.uploads
+        llm.logits([5])
+        assert device.uploads > before and (device.uploads - before) % 3 == 0
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_keeps_experts_on_the_cpu(model: Path) -> None:
+    sizes = Sizes(prompt=9, depth=3, generate=2, threads=1, vocabulary=250)
+    for count in (0, 2):
+        found = gpu_end_to_end.peer(model, count, sizes)
+        assert found["decode"] > 0 and found["prefill"] > 0
+    with pytest.raises(ValueError, match="llama.cpp ended with 1"):
+        gpu_end_to_end.peer(model.with_name("nothing.gguf"), 0, sizes)
+
+
+def test_a_stripped_source_has_what_compiles(tmp_path: Path) -> None:
+    for name in ("p/CMakeLists.txt", "p/vendor/llama.cpp/models/big.gguf", "p/vendor/llama.cpp/src/a.cpp"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    with tarfile.open(tmp_path / "old.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "p", "p")
+    gpu_suite.strip(tmp_path / "old.tar.gz", tmp_path / "new.tar.gz")
+    with tarfile.open(tmp_path / "new.tar.gz") as archive:
+        files = [entry.name for entry in archive if entry.isfile()]
+        assert sorted(files) == ["p/CMakeLists.txt", "p/vendor/llama.cpp/src/a.cpp"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's assembler is Linux's")
+def test_kernels_compile_for_cards_that_are_not_here() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    command = [sys.executable, "-W", "error", "-m", "tools.compile_kernels", "--formats", "Q4_K", "IQ3_S"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}  # not TRITON_INTERPRET
+    done = subprocess.run(
+        [*command, "--tiles", "64", "--cards", "8.9"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| Q4_K | 64 | 96 KiB |" in done.stdout and "| IQ3_S | 64 | 96 KiB |" in done.stdout

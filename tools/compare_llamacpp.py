@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,15 @@ class Gmoe:
 class LlamaCpp:
     """The peer's side."""
 
-    def __init__(self, path: Path, threads: int, context: int, repack: bool):
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        context: int,
+        repack: bool,
+        change: Callable[[Any], None] = lambda params: None,
+    ):
+        """`change` may set more of llama.cpp's parameters of a model."""
         import llama_cpp
 
         self.lib = lib = llama_cpp
@@ -53,6 +61,7 @@ class LlamaCpp:
         lib.llama_log_set(silent, None)
         params = lib.llama_model_default_params()
         params.use_extra_bufts = repack
+        change(params)
         self.model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise ValueError(f"llama.cpp does not load {path}")

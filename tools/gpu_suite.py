@@ -1,7 +1,10 @@
-"""The Triton kernels on a CUDA card, in one call: checked compiled, timed, tabulated in Markdown.
+"""All that needs a CUDA card, in one call: kernels checked compiled and timed, models timed beside llama.cpp; Markdown.
 
-python -m tools.gpu_suite --prepare FOLDER     # with a package index: the wheels that a card without one needs
+python -m tools.gpu_suite --prepare FOLDER     # with a package index: wheels and sources that a card without one needs
 python -m tools.gpu_suite [--wheels FOLDER]    # with a card: installs from FOLDER, builds, checks, times
+python -m tools.gpu_suite --parts kernels      # one part only: kernels, models
+
+What there is no time for within --minutes is left out, and the tables say so.
 """
 
 import argparse
@@ -10,14 +13,21 @@ import os
 import platform
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.gpu_end_to_end import SHAPE, Clock, Sizes, link, model_file, tables
+
 ROOT = Path(__file__).parents[1]
 WHEELS = ("gguf", "nanobind", "scikit-build-core", "pathspec", "ninja", "cmake", "packaging", "pytest", "iniconfig")
 WHEELS += ("pluggy", "pygments")
+PEER = "llama-cpp-python==0.3.36"  # its source, which compiles with CUDA
+PEER_NEEDS = ("typing-extensions", "diskcache", "jinja2", "markupsafe")
+PEER_LEAVES = ("/models/", "/docs/", "/media/", "/examples/", "/tests/", "/tools/server/public")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64")
 MATRICES = ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "IQ4_XS", "Q2_K", "Q3_K")
 SHAPES = ((4096, 4096), (768, 2048), (2048, 768))  # rows, cols: a square one and qwen3moe's experts
@@ -30,8 +40,20 @@ def prepare(folder: Path, python: str) -> None:
     tags = [word for tag in PLATFORMS for word in ("--platform", tag)]
     run(
         *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)),
-        *("--python-version", python, "--implementation", "cp", *tags, *WHEELS),
+        *("--python-version", python, "--implementation", "cp", *tags, *WHEELS, *PEER_NEEDS),
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        run(*(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", scratch, PEER))
+        for source in Path(scratch).glob("*.tar.gz"):
+            strip(source, folder / source.name)
+
+
+def strip(source: Path, target: Path) -> None:
+    """The same archive without what only people read: it must fit through narrow doors."""
+    with tarfile.open(source) as old, tarfile.open(target, "w:gz") as new:
+        for entry in old:
+            if not any(part in f"/{entry.name}/" for part in PEER_LEAVES):
+                new.addfile(entry, old.extractfile(entry) if entry.isfile() else None)
 
 
 def run(*command: str) -> None:
@@ -45,6 +67,20 @@ def build(wheels: Path) -> None:
     pip = (sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps")
     run(*pip, *map(str, sorted(wheels.glob("*.whl"))))
     run(*pip, "--no-build-isolation", "-e", ".")
+
+
+def build_peer(wheels: Path) -> "subprocess.Popen[bytes] | None":
+    """Begin to compile llama.cpp for this card, beside whatever else happens; None where its source is not there."""
+    import torch
+
+    sources = sorted(wheels.glob("llama_cpp_python-*.tar.gz"))
+    if not sources:
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    how = f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={major}{minor} -DLLAVA_BUILD=off"
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
+    print("$", how, *command, sources[-1], file=sys.stderr, flush=True)
+    return subprocess.Popen([*command, str(sources[-1])], env=os.environ | {"CMAKE_ARGS": how})
 
 
 def seconds(step: Callable[[int], Any], turns: int) -> float:
@@ -124,12 +160,38 @@ def grouped() -> Iterator[str]:
         yield f"| {name} | {operations / took / 1e12:.1f} | {torch_seconds / took:.0%} |"
 
 
+def kernels(clock: Clock) -> Iterator[str]:
+    """The kernels' tables."""
+    bandwidth = bandwidth_of_a_copy()
+    yield f"\n## One token\n\nA copy moves {bandwidth / 1e9:.0f} GB/s, reads and writes together.\n"
+    yield from gemv(bandwidth)
+    yield f"\n## {TOKENS} tokens, {N_EXPERT} experts, top-{N_EXPERT_USED}, {N_EMBD} / {N_FF_EXP}\n"
+    yield from grouped()
+
+
+def models(clock: Clock) -> Iterator[str]:
+    """The models' tables."""
+    from gmoe.experts.device import open_device
+
+    device = open_device("cuda")
+    assert device is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = model_file(Path(folder))
+        yield f"\n## A model: {path.name}, {path.stat().st_size / 2**30:.1f} GiB\n"
+        yield from tables(path, Sizes(), clock, link(device), SHAPE.layer)
+
+
+PARTS = {"kernels": kernels, "models": models}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", type=Path, metavar="FOLDER")
     parser.add_argument("--python", default="3.12", help="of the card's machine, for --prepare")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing new is begun")
     parser.add_argument("--out", type=Path, help="also write the tables into this file")
     given = parser.parse_args(arguments)
     if given.prepare:
@@ -141,23 +203,32 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not torch.cuda.is_available():
         raise SystemExit("Error: this machine has no CUDA device that torch can use")
-    began = time.monotonic()
+    began, clock = time.monotonic(), Clock(60 * given.minutes)
+    peer = build_peer(given.wheels) if given.wheels and "models" in given.parts else None
     os.environ.pop("TRITON_INTERPRET", None)
-    run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py")
+    checks = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kernels_triton.py"]
+    checked = subprocess.run(checks, cwd=ROOT).returncode  # a failure is part of the answer, the times are another
     card = torch.cuda.get_device_name()
-    lines = [
-        f"# GPU kernels\n\n{datetime.date.today()}, {card}, torch {torch.__version__}, triton {triton.__version__},"
-    ]
-    lines.append(f"Python {platform.python_version()}; medians.\n\n`python -m tools.gpu_suite`\n\n## One token\n")
-    bandwidth = bandwidth_of_a_copy()
-    lines.append(f"A copy moves {bandwidth / 1e9:.0f} GB/s, reads and writes together.\n")
-    lines += gemv(bandwidth)
-    lines.append(f"\n## {TOKENS} tokens, {N_EXPERT} experts, top-{N_EXPERT_USED}, {N_EMBD} / {N_FF_EXP}\n")
-    lines += grouped()
-    lines.append(f"\nThe whole suite took {time.monotonic() - began:.0f} s.")
-    print("\n".join(lines))
-    if given.out:
-        given.out.write_text("\n".join(lines) + "\n")
+    versions = f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}"
+    say(
+        given.out, f"# On a GPU\n\n{datetime.date.today()}, {card}, {versions}; medians.\n\n`python -m tools.gpu_suite`"
+    )
+    say(given.out, f"\nThe kernels' tests, compiled: {'passed' if not checked else 'FAILED'}.")
+    if peer is not None and peer.wait():
+        say(given.out, "\nllama.cpp did not compile here.")
+    for name in given.parts:
+        for line in PARTS[name](clock):
+            say(given.out, line)
+    say(given.out, f"\nThe whole suite took {time.monotonic() - began:.0f} s.")
+    sys.exit(checked)
+
+
+def say(out: Path | None, line: str) -> None:
+    """Print a line of the tables, and keep it: what is there stays where the suite is cut off."""
+    print(line, flush=True)
+    if out:
+        with out.open("a") as file:
+            file.write(line + "\n")
 
 
 if __name__ == "__main__":
