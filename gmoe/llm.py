@@ -281,6 +281,8 @@ class LLM:
     def stats(self) -> dict[str, Any]:
         """Counters since loading: by tier, by action with the routed weight mass they served, tokens and seconds."""
         stats = self.dispatch.stats() | self._counts
+        if "gpu" in stats:
+            stats["gpu"]["bytes"] += self.budget.fixed
         shares = stats["shares"] = calibration.shares(stats)
         if self.cache.setting is not None:
             stats["estimated_kld"] = self.cache.setting.estimate(shares)

@@ -71,10 +71,10 @@ def _weights_of_a_token(llm: Any) -> int:
 
 def _measure(llm: Any, ids: list[int], n_prompt: int, n_gen: int, depth: int, repeat: int, base: dict[str, Any]) -> Row:
     size = depth + (n_prompt or n_gen)
-    before = llm.stats["host"]
+    before = _fast_tier(llm.stats)
     llm.seconds(ids[: min(size, 8)], 0, n_prompt == 0)  # warm
     samples = [llm.seconds(ids[:size], depth, n_prompt == 0) for _ in range(repeat)]
-    host = llm.stats["host"]
+    host = _fast_tier(llm.stats)
     hits, misses = (host[name] - before[name] for name in ("hits", "misses"))
     rates = [(n_prompt or n_gen) / s for s in samples]
     share = None
@@ -97,6 +97,11 @@ def _measure(llm: Any, ids: list[int], n_prompt: int, n_gen: int, depth: int, re
         bandwidth_share=share,
         peak_memory_beside_model=_peak(llm),
     )
+
+
+def _fast_tier(stats: dict[str, Any]) -> Any:
+    """The counters of the tier that the kernels read: a GPU's where there is one, else the host's."""
+    return stats.get("gpu", stats["host"])
 
 
 def _spread(values: list[float]) -> float:

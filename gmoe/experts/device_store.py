@@ -43,6 +43,7 @@ class DeviceStore(ExpertStore):
         torch.OutOfMemoryError where there is not the memory, and nothing is taken then.
         """
         arena = DeviceArena(self.device, self.groups, counts)
+        self.device.synchronize()  # what had this memory before may still be at work
         self._build = evict
         largest = max((group.slot_bytes for group in self.groups), default=1)
         self._upload = Upload(self.device, self.below, largest)

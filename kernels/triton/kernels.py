@@ -1,23 +1,43 @@
-"""Triton's side of `device_kernels.DeviceKernels`: float32 in and out."""
+"""Triton's side of `device_kernels.DeviceKernels`: float32 in and out, launched where the tensors are."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.triton import experts
 from gmoe.kernels.triton import matmul as products
 from torch import Tensor
 
-combine = experts.combine
-expert_rows = experts.expert_rows
+
+def _there(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on a thread's current card, whosever the tensors are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def dequantize(w: QuantTensor) -> Tensor:
     """The values of `w`, float32 of its shape."""
-    return products.dequantize(w)
+    assert isinstance(w.data, Tensor)
+    with _there(w.data):
+        return products.dequantize(w)
 
 
 def matmul(x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
     """x [T, in] @ w.T -> [T, out]; not `exact`: tiles of several rows are multiplied as TF32."""
-    return products.matmul(x, w, exact=exact)
+    with _there(x):
+        return products.matmul(x, w, exact=exact)
 
 
-__all__ = ["ExpertBank", "combine", "dequantize", "expert_rows", "matmul"]
+def expert_rows(
+    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
+) -> None:
+    """Fill out[t, j] with the expert in slots[t, j] of x[t]; not `exact`: as in `matmul`."""
+    with _there(x):
+        experts.expert_rows(x, slots, ids, bank, activation, out, exact)
+
+
+def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+    """Sum out [T, k, D] over k in order, weighted; a place below 0 counts nothing."""
+    with _there(out):
+        return experts.combine(out, weights, places)
