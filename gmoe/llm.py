@@ -117,11 +117,14 @@ class LLM:
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.device = device = open_device(options.device)  # None: the CPU
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
-        self.budget = budget = budget_of(file, layout, self.hparams, options.host_memory)
+        budget = budget_of(file, layout, self.hparams, options.host_memory)
         if not budget.whole:
+            self.tokenizer.prepare()
+            budget = budget_of(file, layout, self.hparams, options.host_memory)  # of what is left now
             budget.counts(0 if options.context or device else None)  # refused before memory is taken that is not there
             return_freed()
             file.hold(fixed_tensors(file, layout))
+        self.budget = budget
         self._guards = [(Guard(data), path) for data, path in zip(file.maps, file.parts, strict=True)]
         self.steps = Steps()
         n_ctx = options.context or self.hparams.n_ctx_train

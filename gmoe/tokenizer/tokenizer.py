@@ -54,6 +54,10 @@ class Tokenizer:
         """The model below the special tokens, made when the first text is read: a large vocabulary takes its time."""
         return self._make()
 
+    def prepare(self) -> None:
+        """Make it now: where memory is counted, it must not come later."""
+        _ = self._model
+
     def _model_maker(self, get: Any) -> Callable[[], Any]:
         """What makes it, after a look at what it needs; the libraries load only where they are needed."""
         if self._model_name in ("gpt2", "gemma4"):
