@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def test_llama_cpp_keeps_experts_on_the_cpu(model: Path) -> None:
 
 
 def test_a_stripped_source_has_what_compiles(tmp_path: Path) -> None:
-    for name in ("p/CMakeLists.txt", "p/vendor/llama.cpp/models/big.gguf", "p/vendor/llama.cpp/src/a.cpp"):
+    kept = ["p/CMakeLists.txt", "p/vendor/llama.cpp/src/a.cpp", "p/vendor/llama.cpp/src/models/b.cpp"]
+    for name in (*kept, "p/vendor/llama.cpp/models/big.gguf", "p/.git/objects/1"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(name)
@@ -84,7 +86,7 @@ def test_a_stripped_source_has_what_compiles(tmp_path: Path) -> None:
     gpu_suite.strip(tmp_path / "old.tar.gz", tmp_path / "new.tar.gz")
     with tarfile.open(tmp_path / "new.tar.gz") as archive:
         files = [entry.name for entry in archive if entry.isfile()]
-        assert sorted(files) == ["p/CMakeLists.txt", "p/vendor/llama.cpp/src/a.cpp"]
+        assert sorted(files) == kept
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's assembler is Linux's")
@@ -101,3 +103,22 @@ def test_kernels_compile_for_cards_that_are_not_here() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "| Q4_K | 64 | 96 KiB |" in done.stdout and "| IQ3_S | 64 | 96 KiB |" in done.stdout
+
+
+def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the compiled kernels, on a machine that is told it has a card."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the suite takes it away; it is put back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a fake card")
+    monkeypatch.setattr("gmoe.experts.device.open_device", lambda name: FakeDevice())
+    monkeypatch.setattr(gpu_suite, "model_file", lambda folder: model)
+    monkeypatch.setattr(gpu_suite, "Sizes", lambda: SMALL)
+    monkeypatch.setattr(gpu_suite, "SHAPE", replace(gpu_suite.SHAPE, layer=2))
+    monkeypatch.setattr(gpu_end_to_end, "peer", lambda *_: {"decode": 1.0, "prefill": 1.0, "load": 1.0})
+    monkeypatch.setattr(gpu_suite, "checked", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        gpu_suite.main(["--parts", "models", "--out", str(tmp_path / "gpu.md"), "--minutes", "2"])
+    assert end.value.code == 1, "kernels that fail their tests are a failure, whatever was timed"
+    text = (tmp_path / "gpu.md").read_text()
+    assert "a fake card" in text and "compiled: FAILED" in text and "The whole suite took" in text
+    assert "bits equal" in text and "failed:" not in text and "left out" not in text

@@ -15,7 +15,6 @@ from unittest.mock import patch
 import numpy as np
 
 from tools.shapes import SHAPES, Shape
-from tools.synth_model import synthesize
 
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the experts, on the card
 MISSES = ("load", "balance")
@@ -173,6 +172,8 @@ def link(device: Any) -> float:
 
 def model_file(folder: Path, shape: Shape = SHAPE, types: str = "Q4_K_M") -> Path:
     """The synthetic model, written where it is not there yet."""
+    from tools.synth_model import synthesize  # needs what the suite installs first
+
     path = folder / f"{shape.architecture}-{shape.layer}x{shape.expert}-{types}.gguf"
     if not path.exists():
         synthesize(path, shape, types)
