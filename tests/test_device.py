@@ -336,3 +336,22 @@ def test_what_is_launched_early_does_not_outlive_another_choice(
     monkeypatch.setattr(device_dispatch._Begun, "known", nothing)
     with load(second, gpu_memory=size, prefetch="none", evict="lru", **lossy) as llm:
         assert all(np.array_equal(llm.logits(IDS), logits) for logits in got)
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "bf16", "q8_0"])
+def test_every_number_format_of_the_cache(model: Path, kv_type: str, card: FakeDevice) -> None:
+    with load(model, device="cpu", activations="float", kv_type=kv_type) as llm:
+        want = llm.logits(IDS, step=1)
+    with load(model, activations="float", kv_type=kv_type) as llm:
+        assert np.abs(llm.logits(IDS, step=1) - want).max() <= 1e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_answers_run_together(model: Path, card: FakeDevice, whole: bool) -> None:
+    greedy = gmoe.SamplingParams(max_tokens=8, temperature=0)
+    prompts = [IDS, [7, 250], [11]]
+    with load(model, max_sequences=3, gpu_memory="auto" if whole else half(model)) as llm:
+        alone = [[event.token_id for event in llm.run(ids, greedy, ignore_end=True)] for ids in prompts]
+        streams = [llm.run(ids, greedy, ignore_end=True) for ids in prompts]
+        assert [[event.token_id for event in stream] for stream in streams] == alone
+        assert llm.stats["gpu"]["bytes"] > llm.budget.fixed
