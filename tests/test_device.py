@@ -249,6 +249,21 @@ def test_when_nothing_is_left_to_make_room_of(model: Path, card: FakeDevice) -> 
         llm.logits(IDS)
 
 
+def test_memory_that_is_gone_for_good(model: Path, card: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(nbytes: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("another program took it")
+
+    with load(model) as llm:
+        monkeypatch.setattr(card, "empty", refuse)
+        fake_device.refused.append(10)
+        with pytest.raises(
+            DeviceError, match="^fake:0 ran out of memory while taking slots for the experts: .* are free$"
+        ):
+            llm.logits(IDS)
+        with pytest.raises(DeviceError, match="^fake:0 ran out of memory while answering before"):
+            llm.logits(IDS)
+
+
 def cuda(**facts: Any) -> SimpleNamespace:
     """What torch.cuda says of a machine."""
     given = {"count": 1, "capability": (9, 0), "trouble": None} | facts

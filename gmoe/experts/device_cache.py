@@ -4,15 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gmoe.experts import policy
 from gmoe.experts.cache import ExpertCache
-from gmoe.experts.device import out_of_memory
 from gmoe.experts.device_budget import RESERVE, DeviceBudget, asked_bytes
 from gmoe.experts.device_cost import DeviceCosts, measure
 from gmoe.experts.device_dispatch import DeviceDispatch
-from gmoe.experts.device_store import SHRINK, DeviceStore
+from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.evict import lru
 from gmoe.experts.miss import balance
 from gmoe.experts.simulate import Groups
@@ -48,19 +45,9 @@ class DeviceCache(ExpertCache):
         if asked is not None:
             asked -= self.budget.fixed  # those are on the device already
         budget = DeviceBudget(str(self.file.path), store.groups, device.free(), 0, kv_bytes, work, asked)
-        counts = budget.counts()
-        while True:
-            try:
-                store.settle_on(counts, evict)
-                break
-            except torch.OutOfMemoryError:
-                device.give_back()
-                if all(count == 1 for count in counts):
-                    raise out_of_memory(device, "taking slots for the experts") from None
-                counts = [max(1, int(SHRINK * count)) for count in counts]
+        counts = store.settle_within(budget.counts(), evict)
         here, all_of_them = store.slots, sum(group.experts for group in store.groups)
-        size = sum(c * g.slot_bytes for c, g in zip(counts, store.groups, strict=True)) >> 20
-        self.notices.append(f"{here} of {all_of_them} experts fit on {device.torch}, in {size} MiB")
+        self.notices.append(f"{here} of {all_of_them} experts fit on {device.torch}, in {store.nbytes >> 20} MiB")
         if store.whole:
             return []
         if isinstance(dispatch.miss, balance.Policy):

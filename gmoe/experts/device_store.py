@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmoe.experts.device import Device
+from gmoe.experts.device import Device, out_of_memory
 from gmoe.experts.device_slots import DeviceArena, device_groups
 from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.policy import EvictionPolicy
@@ -57,6 +57,20 @@ class DeviceStore(ExpertStore):
         if all(count >= group.experts for count, group in zip(counts, self.groups, strict=True)):
             self._fill()
 
+    def settle_within(self, counts: Sequence[int], evict: Callable[[], EvictionPolicy]) -> list[int]:
+        """The same with as many slots as there is memory for, and which; `DeviceError` where not for one a group."""
+        counts = list(counts)
+        while True:
+            try:
+                self.settle_on(counts, evict)
+                return counts
+            except torch.OutOfMemoryError:
+                pass  # only behind this what was taken is let go
+            self.device.give_back()
+            if all(count == 1 for count in counts):
+                raise out_of_memory(self.device, "taking slots for the experts")
+            counts = _fewer(counts)
+
     def shrink(self) -> bool:
         """Give part of the slots back to the device, all experts of which leave; False where only one a group is left.
 
@@ -72,7 +86,7 @@ class DeviceStore(ExpertStore):
         self.slot_of[:] = -1
         self.table_of_slots.fill_(-1)
         self.device.give_back()
-        self.settle_on([max(1, int(SHRINK * count)) for count in self._counts], self._build)
+        self.settle_within(_fewer(self._counts), self._build)
         return True
 
     @property
@@ -82,6 +96,8 @@ class DeviceStore(ExpertStore):
 
     def bank(self, layer: int) -> ExpertBank:
         """A layer's experts as the kernels find them."""
+        if layer not in self._banks:
+            raise out_of_memory(self.device, "answering before, and has no place for experts any more")
         return self._banks[layer]
 
     def slots_of(self, layer: int, ids: Tensor) -> Tensor:
@@ -140,3 +156,8 @@ class DeviceStore(ExpertStore):
             for name, stack in named
             if stack is not None and stack.bias is not None
         }
+
+
+def _fewer(counts: Sequence[int]) -> list[int]:
+    """Slots of each group where the memory ran out."""
+    return [max(1, int(SHRINK * count)) for count in counts]
