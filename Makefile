@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= Once upon a time
+PROMPT ?= Once upon a time there was
 
 .PHONY: demo test check javascript clean
 
 demo: $(VENV)/installed
-	$(BIN)/gmoe run demo "$(PROMPT)" --max-tokens 120 --temperature 0.7 --seed 2 --raw --verbose
+	$(BIN)/gmoe run demo "$(PROMPT)" --max-tokens 120 --temperature 0.7 --seed 1 --raw --verbose
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -96,7 +96,7 @@ def cut_of(model: Path, given: argparse.Namespace, part: str = "first") -> list[
 def options(row: dict[str, Any], memory: int, context: int) -> gmoe.RuntimeOptions:
     """As RuntimeOptions: LRU and nothing read ahead, so that what differs is the setting alone."""
     chosen = {name: value for name, value in row.items() if name != "label"}
-    plain = {"evict": "lru", "prefetch": "none", "working_set": "none"}
+    plain = {"evict": "lru", "prefetch": "none", "working_set": "none", "reader": "direct"}
     return gmoe.RuntimeOptions(host_memory=str(memory), context=context, max_sequences=1, **(plain | chosen))
 
 

@@ -150,7 +150,7 @@ class ExpertCache:
         self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
         if options.twin is not None and wish is not None:
             room = int(budget.room(kv_bytes) * self.twins_part)
-            self.store.twin = twin_store(options.twin, self.file, self.layout, room)
+            self.store.twin = twin_store(options.twin, self.file, self.layout, room, options.reader)
         here, all = self.store.slots, sum(group.experts for group in budget.groups)
         if self.setting is not None and here / all < self.setting.resident - RESIDENT_SLACK:
             self.dispatch.be_exact()

@@ -14,7 +14,7 @@ FINGERPRINT = "gmoe.twin.fingerprint"  # of the model that the twin was made of
 MADE_OF = "gmoe.twin.model"  # that model's file name, for people
 
 
-def twin_store(path: Path, model: GGUFFile, layout: ExpertLayout, room: int) -> ExpertStore:
+def twin_store(path: Path, model: GGUFFile, layout: ExpertLayout, room: int, reader: str = "auto") -> ExpertStore:
     """The twin's experts in `room` bytes of slots of their own; the least recently used leaves. Raises ValueError."""
     file, twins = open_twin(path, model, layout)
     where = extents(twins)
@@ -22,7 +22,7 @@ def twin_store(path: Path, model: GGUFFile, layout: ExpertLayout, room: int) -> 
     if room < least(alike):
         raise ValueError(f"{path}: the twin needs {least(alike)} bytes of memory at least, its share is {max(room, 0)}")
     store = ExpertStore(twins)
-    store.offload(alike, share(alike, room), where, lru.Policy, open_transfer(file.parts))
+    store.offload(alike, share(alike, room), where, lru.Policy, open_transfer(file.parts, where.values(), reader))
     return store
 
 
