@@ -337,7 +337,10 @@ def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
     endless_flags = ["--raw", "--context", "20000", "--logit-bias", "269=-1e9", "--logit-bias", "271=-1e9"]
     command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], *endless_flags]
     told = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # where it hangs, if it does
-    endless = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=told)
+    endless = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=told,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )  # fmt: skip
     assert endless.stdout is not None and endless.stdout.read(1)
     endless.send_signal(signal.SIGINT)
     try:
@@ -384,10 +387,13 @@ def test_an_interrupt_that_a_destructor_swallowed_still_ends_the_answer() -> Non
         yield SimpleNamespace(text="c")
 
     said: list[str] = []
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        said.extend(spoken(events(), lambda text: None))
-    assert said == ["a", "b"] and signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            said.extend(spoken(events(), lambda text: None))
+        assert said == ["a", "b"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_thinking_stands_between_lines_of_its_own() -> None:

@@ -82,7 +82,7 @@ def test_stop_texts_are_found_across_pieces() -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"device": "cuda"}, "device='cuda' needs a PyTorch that was built with CUDA, and this one was not"),
+        ({"device": "cuda"}, "device='cuda' (needs a PyTorch that was built with CUDA|cannot be used: )"),
         ({"gpu_memory": "1GiB"}, "gpu_memory='1GiB' needs device='cuda'"),
         ({"evict": "belady"}, "evict='belady' is not available"),
         ({"policy": {"t1": 0.5}}, "no knob is called 't1'; the chosen policies have"),

@@ -273,7 +273,9 @@ def test_the_demo_answers_both_clients(live: Live) -> None:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks).strip()
         assert "demo:latest" in [model.id for model in client.models.list()]
     client = ollama.Client(host=live.url)
-    answer = client.generate("demo", "Once upon a time", raw=True, options={"num_predict": 12, "temperature": 0})
+    answer = client.generate(
+        "demo", "Once upon a time there was", raw=True, options={"num_predict": 12, "temperature": 0}
+    )
     assert answer.eval_count == 12 and answer.response.isprintable()
     assert client.show("demo").modelinfo and client.embed("demo", "x").embeddings
     client._client.close()

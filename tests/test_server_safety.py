@@ -160,7 +160,7 @@ def test_a_poisoned_request_harms_no_other(live: Live, monkeypatch: pytest.Monke
         return httpx.post(live.url + path, json=body | more, timeout=30)
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        good = pool.submit(ask)
+        good = pool.submit(ask, options={"num_predict": 40, "seed": 1})
         bad = pool.submit(ask, options={"num_predict": 40, "seed": 666})
         wrong = pool.submit(ask, "/completion", grammar="root ::= nothing", n_predict=3)
         assert good.result().json()["eval_count"] == 40
