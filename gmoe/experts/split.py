@@ -30,8 +30,8 @@ def best_part(
     """The part of `room` bytes, of `PARTS`, that the twins of so many `twin_bytes` by layer should have.
 
     A run begins with the most wanted experts in half of its slots; the least recently used leaves either pool, and
-    `miss` decides as it will. Not tried is what leaves either
-    pool less than its `least` bytes, or no room for the experts that a layer's tokens want together.
+    `miss` decides as it will. Not tried is what leaves either pool less than its `least` bytes, or no room for the
+    experts that a layer's tokens want together.
     """
     if trace is None or not len(trace):
         return UNKNOWN
