@@ -1,4 +1,4 @@
-"""Which kernels multiply with weights on a device that is not the CPU: Triton's, unless its type was given others."""
+"""Which kernels serve a device that is not the CPU: Triton's, unless its type was given others."""
 
 from importlib import import_module
 from typing import Protocol
@@ -6,11 +6,13 @@ from typing import Protocol
 import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_step import Mask, Turns
 from torch import Tensor
 
 
 class DeviceKernels(Protocol):
-    """All tensors are on the device; none of these waits for it."""
+    """All tensors are on the device but the lengths in `Turns`; none of these waits for it."""
 
     def dequantize(self, w: QuantTensor) -> Tensor:
         """The values of `w`, float32 of its shape [rows, cols]."""
@@ -28,6 +30,18 @@ class DeviceKernels(Protocol):
 
     def combine(self, out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
         """Sum out [T, k, D] over k in order, weighted [T, k]; a place [T, k] int32 below 0 counts nothing."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """x [..., n] float32 / rms(x) * weight [n] + bias [n]."""
+
+    def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
+        """x [T, H, d], the first 2 * len(frequencies) of each head rotated by positions [T] * frequencies."""
+
+    def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write keys [T, heads, dk] and values [T, heads, dv] float32 at slots [T], as `KvLayer.write` rounds them."""
+
+    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+        """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits without a value."""
 
 
 _given: dict[str, DeviceKernels] = {}

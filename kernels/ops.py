@@ -167,7 +167,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     """x [..., n] / rms(x) * weight [n] + bias [n]."""
     if x.device.type == "cpu":
         return cpu_step.rms_norm(x, weight, bias, eps, torch.get_num_threads())
-    return reference_step.rms_norm(x, weight, bias, eps)
+    return kernels_of(x.device).rms_norm(x, weight, bias, eps)
 
 
 class Rotation:
@@ -180,8 +180,7 @@ class Rotation:
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [T, H, d], positions [T] -> rotated copy of x; what is past n_rot stays."""
         if x.device.type != "cpu":  # how far a table must reach is not known without waiting for the device
-            rows = torch.arange(len(positions), device=x.device)
-            return reference_step.rotate(x, rows, *self._cos_sin(positions), self.neox)
+            return kernels_of(x.device).rotate(x, positions, self.frequencies, self.magnitude, self.neox)
         need = int(positions[0] if len(positions) == 1 else positions.max()) + 1
         if need > len(self._table[0]):
             self._table = self._cos_sin(torch.arange(max(need, 2 * len(self._table[0]), 256)))
@@ -209,14 +208,14 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     if keys.device.type == "cpu":
         cpu_step.store(kv, slots, keys, values, torch.get_num_threads())
     else:
-        kv.write(slots, keys, values)
+        kernels_of(keys.device).store(kv, slots, keys, values)
 
 
 def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value."""
     if q.device.type == "cpu":
         return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads())
-    return reference_step.attention(q, kv, turns, scale, mask, sinks)
+    return kernels_of(q.device).attention(q, kv, turns, scale, mask, sinks)
 
 
 def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from gmoe.kernels import device_kernels, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_step import Mask, Turns
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -173,6 +175,20 @@ class ReferenceKernels:
             here = (places[:, j] >= 0)[:, None]
             y = y + torch.where(here, weights[:, j, None] * out[:, j], 0.0)
         return FakeTensor(y)
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        return reference_step.rms_norm(x, weight, bias, eps)
+
+    def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
+        angles = positions[:, None].float() * frequencies
+        rows = torch.arange(len(positions), device=x.device)
+        return reference_step.rotate(x, rows, angles.cos() * magnitude, angles.sin() * magnitude, neox)
+
+    def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        kv.write(slots, keys, values)
+
+    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+        return reference_step.attention(q, kv, turns, scale, mask, sinks)
 
 
 def _dense(w: QuantTensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The GPU suite where there is no card: it says so, and what it does with models runs on the fake device."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.factory import write_model
 from tests.fake_device import FakeDevice
@@ -92,10 +96,10 @@ def test_a_stripped_source_has_what_compiles(tmp_path: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's assembler is Linux's")
 def test_kernels_compile_for_cards_that_are_not_here() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    command = [sys.executable, "-W", "error", "-m", "tools.compile_kernels", "--formats", "Q4_K", "IQ3_S"]
+    command = [sys.executable, "-W", "error", "-m", "tools.compile_kernels", "--parts", "weights"]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp"}  # not TRITON_INTERPRET
     done = subprocess.run(
-        [*command, "--tiles", "64", "--cards", "8.9"],
+        [*command, "--formats", "Q4_K", "IQ3_S", "--tiles", "64", "--cards", "8.9"],
         capture_output=True,
         text=True,
         env=environment,
@@ -103,6 +107,40 @@ def test_kernels_compile_for_cards_that_are_not_here() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "| Q4_K | 64 | 96 KiB |" in done.stdout and "| IQ3_S | 64 | 96 KiB |" in done.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's assembler is Linux's")
+def test_attention_compiles_for_a_card_that_is_not_here() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    program = (
+        "from tools.compile_kernels import *\n"
+        "for step in STEPS: print(max(attention_needs((8, 128, 128), 'q8_0', step, '8.9').values()))\n"
+        "print(max(step_needs((8, 128, 128), 'q8_0', '8.9').values()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/tmp"},
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(line) // 1024 for line in done.stdout.split()] == [24, 24, 80, 0]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are weights that overflow
+def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, at small sizes, each once: only what the clock says is not there."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    sizes = {"CARD": "cpu", "MATRICES": ("Q8_0",), "SHAPES": ((8, 256),), "ROTATED": 1 << 12, "N_EXPERT": 4}
+    sizes |= {"N_EXPERT_USED": 2, "N_EMBD": 32, "N_FF_EXP": 32, "TOKENS": 3, "CONTEXTS": (64,), "PROMPT": 32}
+    sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}}
+    for name, value in sizes.items():
+        monkeypatch.setattr(gpu_suite, name, value)
+    monkeypatch.setattr(gpu_suite, "seconds", lambda step, turns: 1e-3 if step(0) is None else 2e-3)
+    text = "\n".join(gpu_suite.kernels(Clock(60)))
+    for begin in ("| Q8_0 | 8 x 256 |", "| mla | q8_0 | 64 | 2000 |", "| mla | f16 | 0.0 | 100% |", "| norm | 2000 |"):
+        assert begin in text
 
 
 def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """Compiles the Triton kernels for cards that are not here: that they compile, and how much fast memory they take.
 
     python -m tools.compile_kernels                              # every format, tiles of 1, 16, 32 and 64 rows
-    python -m tools.compile_kernels --formats Q4_K --cards 8.9 --tiles 64
+    python -m tools.compile_kernels --parts weights --formats Q4_K --cards 8.9 --tiles 64
+    python -m tools.compile_kernels --parts step                 # attention over every cache, norms, rotation, storing
 
 Nothing runs, and no card is needed: Triton brings the assembler. Exit status 1 where something does not fit.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from gmoe.kernels.formats import FORMATS
@@ -19,10 +21,19 @@ LEFT_OUT = ("F64", "I8", "I16", "I32", "I64")
 INTEGERS = ("T", "OUT", "row_bytes", "slot_bytes", "FF", "k", "gate_at", "up_at", "gate_row_bytes", "up_row_bytes")
 INTEGERS += ("D", "at")
 POINTERS = {"w": "*u8", "bank": "*u8", "signs": "*i32", "pairs": "*i32", "block_slot": "*i32", "ids": "*i32"}
+CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
+HEADS = ((8, 64, 64), (8, 128, 128), (8, 256, 256), (128, 576, 512), (5, 80, 80))  # a key head; elements of k, of v
+STEPS = {"decode": (1, True), "decode of many": (32, True), "prompt": (512, False)}  # rows, each another sequence's
+STEP_INTEGERS = ("T", "S", "H", "HKV", "HEADS", "per_head", "table_width", "size", "d", "n", "pairs", "row_stride")
+STEP_INTEGERS += ("head_stride", "key_row", "key_head", "value_row", "value_head")
+STEP = {name: "i32" for name in STEP_INTEGERS} | {"scale": "fp32", "eps": "fp32", "magnitude": "fp32"}
+STEP |= {"positions": "*i64", "slots": "*i64", "tables": "*i32", "starts": "*i32"}
 
 
-def compiled(kernel: Any, constants: dict[str, Any], how: dict[str, Any], card: str) -> int:
-    """Bytes of fast memory that a program takes; raises what Triton raises."""
+def compiled(
+    kernel: Any, constants: dict[str, Any], how: dict[str, Any], card: str, given: dict[str, str] | None = None
+) -> int:
+    """Bytes of fast memory that a program takes, `given` the types of its arguments; raises what Triton raises."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -30,7 +41,7 @@ def compiled(kernel: Any, constants: dict[str, Any], how: dict[str, Any], card: 
     kinds: dict[str, str] = {}
     for name in kernel.arg_names:
         plain = "i32" if name in INTEGERS else POINTERS.get(name, "*fp32")
-        kinds[name] = "constexpr" if name in constants else plain
+        kinds[name] = "constexpr" if name in constants else (given or {}).get(name, plain)
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=kinds, constexprs=places)
     made = triton.compile(source, target=GPUTarget("cuda", int(card.replace(".", "")), 32), options=how)
@@ -57,29 +68,96 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     }
 
 
+def attention_needs(heads: tuple[int, int, int], cache: str, step: str, card: str) -> dict[str, int]:
+    """What attention takes for so many heads a key head and elements of keys and values."""
+    from gmoe.kernels.triton import attention
+
+    (group, dk, dv), (rows, one), scaled = heads, STEPS[step], cache == "q8_0"
+    if cache == "f32" and max(dk, dv) > 256 and CARDS[card] < attention.WIDE_FLOATS:
+        return {"torch": 0}
+    t, d = attention.tiles(group, max(dk, dv), rows, one, cache == "f32"), attention.widths(dk, dv)
+    kinds = STEP | {"keys": CACHES[cache], "values": CACHES[cache]}
+    kinds |= dict.fromkeys(("key_scales", "value_scales"), "*fp16" if scaled else CACHES[cache])
+    same = {"SIGHT": 1, "SINKS": True, "SPLIT": t.split}
+    tile = {
+        "SEQUENCES": 0 if one else attention.SEQUENCES,
+        "HEADS": t.heads,
+        "M": t.rows,
+        "N": t.keys,
+        "SCALED": scaled,
+    }
+    how = attention.FUSED | {"num_warps": t.num_warps, "num_stages": t.num_stages}
+    attend = same | tile | d | {"PRECISION": "tf32x3"}
+    needs = {"attend": compiled(attention._attend, attend, how, card, kinds)}
+    if t.split:
+        merge = same | {"DV": dv, "WIDTH": d["WIDTH"], "AT_ONCE": attention.MERGED}
+        needs["merge"] = compiled(attention._merge, merge, attention.FUSED, card, STEP)
+    return needs
+
+
+def step_needs(heads: tuple[int, int, int], cache: str, card: str) -> dict[str, int]:
+    """What norms, rotation and storing take."""
+    from gmoe.kernels.triton import step
+
+    (_, dk, dv), kind = heads, CACHES[cache]
+    kinds = STEP | {"key_cache": kind, "value_cache": kind, "key_scales": "*fp16", "value_scales": "*fp16"}
+    sizes = {"DK": dk, "DV": dv, **step.groups(dk, dv), "SCALED": cache == "q8_0"}
+    norm, few = {"width": 4096, "WEIGHT": True, "BIAS": True}, {"num_warps": 1} | step.EXACTLY
+    rotate = {"WIDTH": 1 << (dk - 1).bit_length(), "NEOX": True}
+    return {
+        "norm": compiled(step._norm, norm, {"num_warps": 8} | step.FUSED, card, STEP),
+        "rotate": compiled(step._rotate, rotate, few, card, STEP),
+        "store": compiled(step._store, sizes, few, card, kinds),
+    }
+
+
+def weights(formats: list[str], tiles: list[int], cards: list[str]) -> int:
+    """Prints a line for each format and tile; returns how many would not run."""
+    print(f"| format | tile | {' | '.join(cards)} |\n|---|---|{'---|' * len(cards)}")
+    return sum(line(f"{name} | {m}", cards, lambda card: needs(name, m, card)) for name in formats for m in tiles)  # noqa: B023
+
+
+def steps(cards: list[str]) -> int:
+    """The same for attention and the other parts of a step."""
+    print(f"\n| heads, k, v | cache | step | {' | '.join(cards)} |\n|---|---|---|{'---|' * len(cards)}")
+    failed = 0
+    for heads in HEADS:
+        shape = " x ".join(map(str, heads))
+        for cache in CACHES:
+            for step in STEPS:
+                text = f"{shape} | {cache} | {step}"
+                failed += line(text, cards, lambda card: attention_needs(heads, cache, step, card))  # noqa: B023
+            failed += line(f"{shape} | {cache} | the rest", cards, lambda card: step_needs(heads, cache, card))  # noqa: B023
+    return failed
+
+
+def line(what: str, cards: list[str], need: Callable[[str], dict[str, int]]) -> int:
+    """Prints what `need` says of each card; returns on how many it would not run."""
+    cells, failed = [], 0
+    for card in cards:
+        try:
+            most = max(need(card).values())
+            fits = most <= CARDS[card]
+            cells.append(f"{most / 1024:.0f} KiB" + ("" if fits else ": too much"))
+        except Exception as error:  # whatever Triton or its assembler says
+            fits = False
+            cells.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        failed += not fits
+    print(f"| {what} | {' | '.join(cells)} |", flush=True)
+    return failed
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     every = [name for name in FORMATS if name not in LEFT_OUT]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["weights", "step"], choices=("weights", "step"))
     parser.add_argument("--formats", nargs="+", default=every, choices=every, metavar="FORMAT")
     parser.add_argument("--cards", nargs="+", default=list(CARDS), choices=CARDS, help="compute capabilities")
     parser.add_argument("--tiles", nargs="+", type=int, default=list(TILES), choices=TILES)
     given = parser.parse_args(arguments)
-    print(f"| format | tile | {' | '.join(given.cards)} |\n|---|---|{'---|' * len(given.cards)}")
-    failed = 0
-    for name in given.formats:
-        for m in given.tiles:
-            cells = []
-            for card in given.cards:
-                try:
-                    most = max(needs(name, m, card).values())
-                    fits = most <= CARDS[card]
-                    cells.append(f"{most / 1024:.0f} KiB" + ("" if fits else ": too much"))
-                except Exception as error:  # whatever Triton or its assembler says
-                    fits = False
-                    cells.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-                failed += not fits
-            print(f"| {name} | {m} | {' | '.join(cells)} |", flush=True)
+    failed = weights(given.formats, given.tiles, given.cards) if "weights" in given.parts else 0
+    failed += steps(given.cards) if "step" in given.parts else 0
     if failed:
         sys.exit(f"{failed} of these would not run")
 

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.triton import experts
+from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.triton import attention as attending
+from gmoe.kernels.triton import experts, step
 from gmoe.kernels.triton import matmul as products
 from torch import Tensor
 
@@ -41,3 +44,27 @@ def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; a place below 0 counts nothing."""
     with _there(out):
         return experts.combine(out, weights, places)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x [..., n] / rms(x) * weight [n] + bias [n]."""
+    with _there(x):
+        return step.rms_norm(x, weight, bias, eps)
+
+
+def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
+    """x [T, H, d] rotated by positions [T] * frequencies [n_rot / 2]; what is past n_rot stays."""
+    with _there(x):
+        return step.rotate(x, positions, frequencies, magnitude, neox)
+
+
+def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
+    with _there(keys):
+        step.store(kv, slots, keys, values)
+
+
+def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that carry no value."""
+    with _there(q):
+        return attending.attention(q, kv, turns, scale, mask, sinks)

@@ -1,0 +1,164 @@
+"""Triton's attention, norm, rotation and store against the reference: compiled where there is a card."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from gmoe.kernels import reference_step
+from gmoe.kernels.kv import KvLayer, KvShape, KvType
+from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.triton import step
+from gmoe.kernels.triton.attention import Tiles, attention, tiles, widths
+
+from tests.test_step_cpu import random, scene
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KINDS = ["f32", "f16", "bf16", "q8_0"]
+MASKS = [Mask("causal"), Mask("sliding", 50), Mask("chunked", 70)]
+PARTS = ("keys", "values", "key_scales", "value_scales")
+
+
+def there(kv: KvLayer, turns: Turns) -> tuple[KvLayer, Turns]:
+    """The same where the kernels run; the lengths stay on the CPU."""
+    for name in PARTS:
+        if getattr(kv, name) is not None:
+            setattr(kv, name, getattr(kv, name).to(DEVICE))
+    return kv, turns._replace(positions=turns.positions.to(DEVICE), block_tables=turns.block_tables.to(DEVICE))
+
+
+def both(
+    shape: KvShape, heads: int, kind: KvType, mask: Mask, lengths: list[int], new: list[int], how: Tiles | None = None
+) -> None:
+    """Sums of float32 in another order, with sinks and without."""
+    plain = scene(shape, kind, lengths, new, None)  # type: ignore[arg-type]
+    q, sinks = random(sum(new), heads, shape.dk), random(heads, seed=8)
+    want = [reference_step.attention(q, *plain, 0.125, mask, some) for some in (sinks, None)]
+    given = there(*plain)
+    for some, expected in zip((sinks, None), want, strict=True):
+        got = attention(q.to(DEVICE), *given, 0.125, mask, None if some is None else some.to(DEVICE), how).cpu()
+        assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("lengths", "new"), [([530, 1, 40], [1, 1, 1]), ([270, 40], [6, 2]), ([90, 33], [20, 3])], ids=str
+)
+def test_attention_over_every_cache(kind: KvType, mask: Mask, lengths: list[int], new: list[int]) -> None:
+    both(KvShape(2, 64, 64), 8, kind, mask, lengths, new)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads"),
+    [
+        (KvShape(1, 72, 40), 5),
+        (KvShape(1, 40, 24), 24),
+        (KvShape(2, 16, 200), 2),
+        (KvShape(1, 7, 50), 1),
+        (KvShape(1, 576, 512), 20),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_attention_of_every_shape(shape: KvShape, heads: int, kind: KvType) -> None:
+    for new in ([1, 1], [18, 1]):
+        both(shape, heads, kind, Mask("causal"), [130, 35], new)
+
+
+@pytest.mark.parametrize("mask", [Mask("causal"), Mask("sliding", 600), Mask("chunked", 1000)], ids=lambda m: m.kind)
+def test_many_parts_are_merged_in_turns(mask: Mask) -> None:
+    how = tiles(4, 32, 1, True)._replace(split=32)
+    both(KvShape(1, 32, 32), 4, "f16", mask, [1100, 33], [2, 1], how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_alone_and_in_company(kind: KvType) -> None:
+    """Up to 16 rows a row's bits are its own; so are those of more rows where each is another sequence's."""
+    shape, mask, q = KvShape(2, 32, 32), Mask("sliding", 100), random(20, 4, 32).to(DEVICE)
+    lengths = [300, 270, 17, *range(1, 18)]
+    for count in (3, 20):
+        kv, turns = there(*scene(shape, kind, lengths[:count], [1] * count, None))  # type: ignore[arg-type]
+        whole = attention(q[:count], kv, turns, 0.1, mask, None)
+        for some in (range(count), range(count - 1)) if count > 16 else ([0], [1], [2], [2, 0]):
+            rows = torch.tensor(list(some))
+            part = Turns(
+                turns.positions[rows.to(DEVICE)],
+                turns.block_tables[rows.to(DEVICE)],
+                turns.context_lens[rows],
+                torch.arange(len(rows) + 1, dtype=torch.int32),
+            )
+            assert torch.equal(attention(q[rows.to(DEVICE)], kv, part, 0.1, mask, None), whole[rows.to(DEVICE)])
+
+
+def test_a_few_rows_of_a_prompt_as_if_they_had_been_written() -> None:
+    kv, turns = there(*scene(KvShape(1, 32, 32), "f16", [300], [9], None))  # type: ignore[arg-type]
+    q = random(9, 16, 32).to(DEVICE)
+    together = attention(q, kv, turns, 0.1, Mask("causal"), None)
+    for row in range(9):
+        one = turns._replace(
+            positions=turns.positions[row : row + 1],
+            context_lens=turns.context_lens - (8 - row),
+            query_starts=torch.tensor([0, 1], dtype=torch.int32),
+        )
+        assert torch.equal(attention(q[row : row + 1], kv, one, 0.1, Mask("causal"), None), together[row : row + 1])
+
+
+def test_widths_hold_keys_and_values() -> None:
+    for d in range(1, 600):
+        w = widths(d, d)
+        assert w["D1"] + w["D2"] >= d and w["WIDTH"] >= d and (w["D2"] == 0 or w["D1"] < d)
+        assert all(size == 0 or size >= 16 for size in (w["D1"], w["D2"], w["WIDTH"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [KvShape(2, 64, 64), KvShape(1, 40, 24), KvShape(3, 7, 50), KvShape(1, 576, 512)])
+def test_what_is_stored_has_the_reference_bits(kind: KvType, shape: KvShape) -> None:
+    kv, plain = KvLayer(shape, 3, kind, DEVICE), KvLayer(shape, 3, kind)
+    slots = torch.tensor([0, 33, 95, 40, 1])
+    keys, values = random(5, shape.heads, shape.dk, scale=2.0), random(5, shape.heads, shape.dv, seed=1, scale=1e-3)
+    keys[0, 0, 0], keys[2], values[1, 0, 1] = 1e-7, 0.0, 0.0
+    plain.write(slots, keys, values)
+    wide = torch.cat((keys, values), -1).to(DEVICE)  # parts of one product, as a model has them
+    step.store(kv, slots.to(DEVICE), wide[..., : shape.dk], wide[..., shape.dk :])
+    for name in PARTS:
+        if getattr(kv, name) is not None:
+            assert torch.equal(getattr(kv, name).cpu(), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("n", [1, 15, 100, 2048, 5120])
+def test_norm(n: int) -> None:
+    x, weight, bias = random(9, 1, n, scale=3.0), random(n, seed=1), random(n, seed=2)
+    for w, b in ((weight, bias), (weight, None), (None, None)):
+        given = [None if part is None else part.to(DEVICE) for part in (w, b)]
+        got = step.rms_norm(x.to(DEVICE), *given, 1e-6)
+        torch.testing.assert_close(got.cpu(), reference_step.rms_norm(x, w, b, 1e-6), atol=2e-6, rtol=2e-5)
+        assert torch.equal(got[4:5], step.rms_norm(x[4:5].to(DEVICE), *given, 1e-6))
+
+
+@pytest.mark.parametrize("neox", [False, True])
+@pytest.mark.parametrize(("d", "n_rot"), [(8, 4), (64, 64), (80, 40), (128, 128)])
+def test_rotation(neox: bool, d: int, n_rot: int) -> None:
+    x, positions = random(5, 4, d), torch.tensor([0, 7, 2, 30, 131000])
+    frequencies = 10000.0 ** (-torch.arange(0, n_rot, 2) / n_rot)
+    angles = positions[:, None].float() * frequencies
+    want = reference_step.rotate(x, torch.arange(5), angles.cos() * 1.1, angles.sin() * 1.1, neox)
+    given = positions.to(DEVICE), frequencies.to(DEVICE), 1.1, neox
+    got = step.rotate(x.to(DEVICE), *given).cpu()
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=2e-5)
+    assert torch.equal(step.rotate(x.to(DEVICE)[:, 1:3], *given).cpu(), got[:, 1:3])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    kv, turns = scene(KvShape(2, 8, 8), "f16", [3], [1], None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"queries \[1, 3, 8\] do not fit 2 heads of 8"):
+        attention(random(1, 3, 8), kv, turns, 1.0, Mask("causal"), None)
+    with pytest.raises(ValueError, match=r"keys \[1, 2, 8\] and values \[1, 2, 9\] do not fit 1 slots"):
+        step.store(kv, torch.zeros(1, dtype=torch.int64), random(1, 2, 8), random(1, 2, 9))
+    with pytest.raises(ValueError, match=r"x \[3, 1, 8\], 5 pairs and positions \[3\] do not fit"):
+        step.rotate(random(3, 1, 8), torch.arange(3), random(5), 1.0, True)
