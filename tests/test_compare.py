@@ -1,9 +1,11 @@
 """compare and calibrate: exact is at no distance from itself, budgets choose and refuse, shares are told."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,6 +16,9 @@ from gmoe.experts import calibration
 from gmoe.experts.calibration import Calibration, Setting, shares
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
+from gmoe.passes.calibrate import MARGIN, SURE, bound
+from gmoe.passes.compare import Measured, cost
+from gmoe.passes.perplexity import Divergence, Mean
 from gmoe.passes.twin import twin
 from tests.factory import Shape, write_model
 from tests.test_miss import small
@@ -37,8 +42,9 @@ def calibrated(model: Path, *settings: Setting) -> None:
         calibration.save(file, Calibration(fingerprint(file), [1.0, 2.0], list(settings)))
 
 
-def setting(kld: float, cost: float, drop: float, resident: float = 0.2) -> Setting:
-    return Setting({"miss": "skip", "policy": {"drop": drop}}, kld, 1.2 * kld, cost, 0.1, resident)
+def setting(kld: float, cost: float, drop: float, resident: float = 0.2, reader: str = "direct") -> Setting:
+    options = {"miss": "skip", "policy": {"drop": drop}}
+    return Setting(options, kld, 1.2 * kld, cost, cost + 0.05, 0.1, resident, reader)
 
 
 def test_options_are_fields_and_knobs() -> None:
@@ -85,14 +91,36 @@ def test_exact_is_at_no_distance_and_a_choice_is(model: Path) -> None:
 def test_calibrate_measures_a_ladder_and_keeps_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ladder = [{"miss": "skip", "policy": {"drop": 0}}, {"miss": "skip", "policy": {"drop": 1024}}]
     monkeypatch.setattr("gmoe.cli.compare.ladder", lambda twin: iter(ladder))
-    args = ("calibrate", model, "-f", model.with_name("text.txt"), "-c", 16, "--chunks", 3, "--host-memory")
+    text = model.with_name("text.txt")
+    args = ("calibrate", model, "-f", text, "-f", text, "--reader", "direct", "-c", 16, "--chunks", 3, "--host-memory")
     result = invoke(*args, small(model))
     assert result.exit_code == 0, result.stderr
     with GGUFFile.open(model) as file:
         none, all = calibration.load(file).settings
     assert none.changed == 0 and none.kld == pytest.approx(0, abs=1e-6)
     assert all.kld_high > all.kld > 0 and all.changed > 0 and 0.1 < all.resident < 1
+    assert all.reader == "direct" and 0 < all.cost < all.cost_high
     assert "nothing would ever be missed" in invoke(*args, "1GiB").stderr
+
+
+def measured(seconds: tuple[float, ...], *kld: list[float]) -> Measured:
+    found = Divergence()
+    found.kld = Mean([np.array(values) for values in kld])
+    return Measured(4 * len(seconds), seconds, 0.0, {}, found)
+
+
+def test_a_bound_is_of_the_worst_text() -> None:
+    kld = measured((1.0, 1.0, 1.0), [0.01, 0.01], [0.01, 0.01], [0.02, 0.04]).found.kld
+    assert bound(kld, [2, 1]) == pytest.approx(MARGIN * (0.03 + SURE * 0.01))
+    assert bound(kld, [3]) < bound(kld, [2, 1])
+
+
+def test_cost_is_told_with_its_error() -> None:
+    exact = measured((2.0, 4.0)), measured((4.0, 4.0))
+    assert cost(measured((1.5, 2.0)), exact) == (0.5, 0.0)
+    part, error = cost(measured((1.0, 2.5)), exact)
+    assert part == 0.5 and error == pytest.approx(0.5 / 3.5)
+    assert cost(measured((1.0,)), [measured((2.0,))]) == (0.5, math.inf)
 
 
 def test_a_setting_with_a_twin_holds_with_the_memory_it_was_calibrated_for(
@@ -113,7 +141,8 @@ def test_a_setting_with_a_twin_holds_with_the_memory_it_was_calibrated_for(
 
 
 def test_a_budget_chooses_the_cheapest_within_and_tells_its_estimate(model: Path) -> None:
-    calibrated(model, setting(0.001, 0.9, 0.1), setting(0.008, 0.6, 0.5), setting(0.09, 0.4, 1.0), setting(0.0, 1.1, 0))
+    steps = setting(0.001, 0.9, 0.1), setting(0.008, 0.6, 0.5), setting(0.09, 0.4, 1.0)
+    calibrated(model, *steps, setting(0.0, 1.1, 0), setting(0.0001, 0.97, 0.2))  # not faster; not surely faster
     memory = small(model)
 
     def loaded(**options: Any) -> gmoe.LLM:
@@ -128,16 +157,20 @@ def test_a_budget_chooses_the_cheapest_within_and_tells_its_estimate(model: Path
         assert llm.cache.setting is not None and stats["estimated_kld"] == pytest.approx(
             llm.cache.setting.kld * changed / 0.1
         )
-    with loaded(max_kld=0.0001) as llm:
+    with loaded(max_kld=0.0005) as llm:
         assert llm.options.miss == "auto"
         assert any("no calibrated setting is both within the budget and faster" in notice for notice in llm.notices)
     with loaded(quality="exact") as llm:
         assert llm.options.miss == "auto" and "estimated_kld" not in llm.stats
-    calibrated(model, setting(0.001, 0.5, 1.0, resident=0.9))
-    with loaded(quality="fast") as llm:
-        assert any("calibrated with 90% of the experts in memory" in notice for notice in llm.notices)
-        llm.logits([3, 40, 7, 9, 22, 61, 5, 30], step=1)
-        assert llm.stats["actions"]["skip"]["count"] == 0
+    for other, reader, why in [
+        (setting(0.001, 0.5, 1.0, resident=0.9), "direct", "calibrated with 90% of the experts in memory"),
+        (setting(0.001, 0.5, 1.0), "mapped", "calibrated past the page cache"),
+    ]:
+        calibrated(model, other)
+        with loaded(quality="fast", reader=reader) as llm:
+            assert any(why in notice for notice in llm.notices) and llm.cache.setting is None
+            llm.logits([3, 40, 7, 9, 22, 61, 5, 30], step=1)
+            assert llm.stats["actions"]["skip"]["count"] == 0
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:

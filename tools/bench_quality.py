@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,17 +24,17 @@ import gmoe
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
-from gmoe.passes.compare import base_of, measure
+from gmoe.passes.compare import Measured, base_of, cost, measure
 from gmoe.passes.perplexity import windows
 from gmoe.passes.sensitivity import DropTail, sensitivities
 from gmoe.passes.twin import twin
 from tools.widen import widen
 
 DOMAINS = ("stories", "docs", "python", "dialogue", "french", "maths")
-TOGETHER = 4  # settings that share a run of exact
+TOGETHER = 4  # settings between two runs of exact
 RESIDENT = (0.5, 0.25)
 SPEED = {
-    True: "Speed is a ratio to exact on-demand loading in the same minute.",
+    True: "Speed is a ratio to exact on-demand loading, just before and after.",
     False: "**Speeds are not shown: the machine was busy with other work.** Bytes are a ratio to exact.",
 }
 EXACT: dict[str, Any] = {"label": "exact, on demand"}
@@ -120,45 +121,52 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 args = policy, llm.logits, list(llm.layout.layers), llm.hparams.n_layer, cut_of(model, given, "last")
                 found = [value for _, value in sensitivities(*args)]  # every layer of the demo model is routed
                 calibration.save(file, calibration.Calibration(fingerprint(file), found))
-    kept = trace.read_bytes()
+    kept, groups = trace.read_bytes(), [(group.experts, group.slot_bytes) for group in budget.groups]
     began = time.monotonic()
-    exact: list[Any] | None = None  # how much is resident, for how many more settings, what was measured
+
+    def measured(row: dict[str, Any], resident: float) -> Measured:
+        memory = budget.fixed + int(resident * sum(experts * size for experts, size in groups))
+        with gmoe.LLM.load(model, options(row, memory, given.tokens)) as llm:
+            got = measure(llm, cut[1:], base, cut[0])
+        trace.write_bytes(kept)  # each run begins with the same knowledge
+        return got
+
     for resident in RESIDENT:
-        memory = budget.fixed + int(resident * sum(group.experts * group.slot_bytes for group in budget.groups))
-        for row in settings(twins):
-            key = f"{resident:g} {row['label']}"
-            if key in results or (given.only and given.only not in key):
-                continue
+        keys = {f"{resident:g} {row['label']}": row for row in settings(twins)}
+        wanted = [key for key in keys if key not in results and any(part in key for part in given.only or [""])]
+        for at in range(0, len(wanted), TOGETHER):
             if given.seconds and time.monotonic() - began > given.seconds:
                 return results
-            trace.write_bytes(kept)  # each run begins with the same knowledge
-            try:
-                with gmoe.LLM.load(model, options(row, memory, given.tokens)) as llm:
-                    got = measure(llm, cut[1:], base, cut[0])
-            except ValueError as error:
-                print(f"{key}: {error}")
-                continue
-            trace.write_bytes(kept)
-            if exact is None or exact[0] != resident or exact[1] == 0:
-                with gmoe.LLM.load(model, options(EXACT, memory, given.tokens)) as llm:
-                    exact = [resident, TOGETHER, measure(llm, cut[1:], base, cut[0])]
-            exact[1] -= 1
-            results[key] = {
-                "ratio": got.tokens_per_second / exact[2].tokens_per_second, "exact": exact[2].tokens_per_second,
-                "bytes": got.bytes_per_token, "exact_bytes": exact[2].bytes_per_token, "ppl": got.ppl,
-                "exact_ppl": exact[2].ppl, "kld": got.found.kld.mean, "kld_error": got.found.kld.error,
-                "top": got.found.same_top.mean, "shares": dict(got.shares),
-            }  # fmt: skip
-            print(key, json.dumps(results[key]), flush=True)
+            exact, found = [measured(EXACT, resident)], {}
+            for key in wanted[at : at + TOGETHER]:
+                try:
+                    found[key] = measured(keys[key], resident)
+                except ValueError as error:
+                    print(f"{key}: {error}")
+            exact.append(measured(EXACT, resident))
+            for key, got in found.items():
+                results[key] = kept_of(got, exact)
+                print(key, json.dumps(results[key]), flush=True)
             log.write_text(json.dumps(results, indent=1))
     return results
 
 
+def kept_of(got: Measured, exact: Sequence[Measured]) -> dict[str, Any]:
+    """What is kept of a setting, beside exact before and after it."""
+    return {
+        "ratio": 1 / cost(got, exact)[0], "exact": statistics.mean(run.tokens_per_second for run in exact),
+        "bytes": got.bytes_per_token, "exact_bytes": exact[0].bytes_per_token, "ppl": got.ppl,
+        "exact_ppl": exact[0].ppl, "kld": got.found.kld.mean, "kld_error": got.found.kld.error,
+        "top": got.found.same_top.mean, "shares": dict(got.shares),
+    }  # fmt: skip
+
+
 def table(results: dict[str, Any], given: argparse.Namespace) -> str:
     """The page."""
+    asked = f" --type {given.type} --windows {given.windows} --only {shlex.join(given.only)}" if given.only else ""
     lines = [
         "# What lossy choices cost and bring", "",
-        f"`python -m tools.bench_quality {given.model.name} --corpus CORPUS`, {date.today()}, "
+        f"`python -m tools.bench_quality {given.model.name} --corpus CORPUS{asked}`, {date.today()}, "
         f"{platform.machine()} with {len(os.sched_getaffinity(0))} cores: the demo model widened to "
         f"n_embd {given.n_embd}, n_ff_exp {given.n_ff_exp} in {given.type}, twin in {given.twin_type}; "
         f"{len(DOMAINS) * given.windows} windows of {given.tokens} tokens of held-out {', '.join(DOMAINS)}, token by "
@@ -184,7 +192,9 @@ def table(results: dict[str, Any], given: argparse.Namespace) -> str:
                 f"{max(0.0, row['kld']):.4f} ± {row['kld_error']:.4f} | {row['top']:.1%} | {changed or 'nothing'} |"
             )
         lines.append("")
-    return "\n".join([*lines, "![KLD against speed or bytes](quality.png)", ""])
+    if not given.only:
+        lines += [f"![KLD against speed or bytes]({given.out.stem}.png)", ""]
+    return "\n".join(lines)
 
 
 def ratio(row: dict[str, Any], untimed: bool) -> float:
@@ -234,7 +244,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=1, help="of each domain")
     parser.add_argument("--seconds", type=float, default=0, help="stop after so many; 0: when all is done")
     parser.add_argument("--untimed", action="store_true", help="the machine is busy: tell bytes, not speeds")
-    parser.add_argument("--only", help="only settings whose label has this text")
+    parser.add_argument("--only", nargs="+", help="only settings whose label has one of these texts; no plot")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/quality.md"))
     return parser.parse_args(arguments)
 
@@ -245,7 +255,8 @@ def main() -> None:
     results = run(given)
     if results:
         given.out.write_text(table(results, given))
-        plot(results, given.out.with_suffix(".png"), given.untimed)
+        if not given.only:
+            plot(results, given.out.with_suffix(".png"), given.untimed)
 
 
 if __name__ == "__main__":

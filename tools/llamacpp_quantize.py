@@ -1,7 +1,8 @@
 """Files of `gmoe quantize` in llama.cpp: `python -m tools.llamacpp_quantize MODEL.gguf -f TEXT [TYPE ..]`.
 
 Per type: whether llama-quantize gives every tensor the same type; how far gmoe's logits on gmoe's file are from
-llama.cpp's on the same file; the perplexity of both on the text. Needs `pip install llama-cpp-python`.
+llama.cpp's on the same file, and how far llama.cpp's are from its own when it takes one token at a time instead of all
+together; the perplexities on the text. Needs `pip install llama-cpp-python`.
 """
 
 import argparse
@@ -38,12 +39,12 @@ def same_types(a: Path, b: Path) -> str:
 
 
 class Peer:
-    """llama.cpp with an F32 cache, no flash attention, no repacked weights."""
+    """llama.cpp with an F32 cache, no flash attention, no repacked weights; it computes `together` tokens at once."""
 
-    def __init__(self, path: Path, context: int):
+    def __init__(self, path: Path, context: int, together: int):
         kinds: dict[str, Any] = {"type_k": 0, "type_v": 0, "flash_attn": False, "verbose": False}
         self.llama = llama_cpp.Llama(
-            str(path), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True, n_threads=2, **kinds
+            str(path), n_ctx=context, n_batch=context, n_ubatch=together, logits_all=True, n_threads=2, **kinds
         )
 
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -64,25 +65,30 @@ def main() -> None:
     given = parser.parse_args()
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
     options = gmoe.RuntimeOptions(context=given.ctx_size, max_sequences=1, kv_type="f32")
-    print("| type | same tensor types | logits, rms of difference / std | same top token | PPL gmoe | PPL llama.cpp |")
-    print("|---|---|---|---|---|---|")
+    print("| type | same tensor types | logits, rms of difference / std | same top token ", end="")
+    print("| llama.cpp to itself, one token at a time | PPL gmoe | PPL llama.cpp | PPL llama.cpp, one at a time |")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         ours, other = Path(folder) / "ours.gguf", Path(folder) / "theirs.gguf"
         for mix in given.types:
             quantize(given.model, ours, mix, requantize=True)
             types = same_types(ours, other) if theirs(given.model, other, mix) else "refused there"
             other.unlink(missing_ok=True)
-            peer = Peer(ours, given.ctx_size)
+            peer, slow = Peer(ours, given.ctx_size, given.ctx_size), Peer(ours, given.ctx_size, 1)
             with gmoe.LLM.load(ours, options) as llm:
                 ids = llm.tokenizer.encode(given.file.read_text(), add_special=True, parse_special=False)
                 cut = windows(ids, given.ctx_size, llm.tokenizer.bos_id if ids[:1] == [llm.tokenizer.bos_id] else None)
                 cut = cut[: given.chunks]
-                a, b = llm.logits(cut[0]), peer.logits(cut[0])
-                scores = [[nll.mean for nll, _ in perplexities(cut, score)][-1] for score in (llm.logits, peer.logits)]
-            away = float(np.sqrt(np.mean((a - b) ** 2)) / b.std())
+                runs = llm.logits, peer.logits, slow.logits
+                a, b, c = (run(cut[0]) for run in runs)
+                scores = [[nll.mean for nll, _ in perplexities(cut, run)][-1] for run in runs]
+            away, itself = (float(np.sqrt(np.mean((other - b) ** 2)) / b.std()) for other in (a, c))
             top = float((a.argmax(-1) == b.argmax(-1)).mean())
             ppl = " | ".join(f"{math.exp(score):.4f}" for score in scores)
-            print(f"| {mix} | {types} | {100 * away:.3f} % | {100 * top:.1f} % | {ppl} |", flush=True)
+            print(
+                f"| {mix} | {types} | {100 * away:.3f} % | {100 * top:.1f} % | {100 * itself:.3f} % | {ppl} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -8,18 +8,24 @@ from typing import Any
 
 import click
 
+from gmoe.cli.options import HELP
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
 from gmoe.library.find import model_file
-from gmoe.options import RuntimeOptions
+from gmoe.options import READERS, RuntimeOptions
 from gmoe.passes.calibrate import ladder, measured_setting
 from gmoe.passes.compare import Measured, base_of, measure
 from gmoe.passes.perplexity import windows
 
+_TOGETHER = 6  # settings between two runs of exact
+
 _TEXT = click.option("-f", "--file", "text", type=click.Path(path_type=Path), required=True, help="The text.")
+_TEXTS = click.option(
+    "-f", "--file", "texts", type=click.Path(path_type=Path), required=True, multiple=True, help="A text; one a kind."
+)
 _CONTEXT = click.option("-c", "--ctx-size", default=128, show_default=True, help="Tokens of a window.")
-_CHUNKS = click.option("--chunks", default=16, show_default=True, help="Most windows; 0: all of the text.")
+_CHUNKS = click.option("--chunks", default=16, show_default=True, help="Most windows of a text; 0: all of it.")
 
 
 @click.command()
@@ -45,36 +51,50 @@ def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chun
 
 @click.command()
 @click.argument("model")
-@_TEXT
-@click.option("--host-memory", default="50%", help="Memory to calibrate for; less of it at run time is refused.")
+@_TEXTS
+@click.option("--host-memory", default="50%", help="Memory to calibrate for; with less, answers are exact.")
+@click.option("--reader", type=click.Choice(READERS), default="auto", show_default=True, help=HELP["reader"])
 @click.option("--twin", type=click.Path(path_type=Path), help="The model's twin, to calibrate hobbit and twin as well.")
 @_CONTEXT
 @_CHUNKS
-def calibrate(model: str, text: Path, host_memory: str, twin: Path | None, ctx_size: int, chunks: int) -> None:
-    """Measure how far lossy choices take MODEL from itself, for --quality and --max-kld."""
+def calibrate(
+    model: str, texts: Sequence[Path], host_memory: str, reader: str, twin: Path | None, ctx_size: int, chunks: int
+) -> None:
+    """Measure how far lossy choices take MODEL from itself, for --quality and --max-kld.
+
+    Give texts of all kinds that it will meet: a budget holds on the worst of them.
+    """
     path = model_file(model)
-    cut = cut_of(path, text, ctx_size, chunks)
+    cuts = [cut_of(path, text, ctx_size, chunks) for text in texts]
+    warm, cut = cuts[0][0], [window for found in cuts for window in found[1:]]
+    counts = [len(found) - 1 for found in cuts]
     from gmoe.llm import LLM
 
-    plain = RuntimeOptions(context=ctx_size, max_sequences=1, host_memory=host_memory)
+    plain = RuntimeOptions(context=ctx_size, max_sequences=1, host_memory=host_memory, reader=reader)
     with LLM.load(path, plain) as llm:
         if llm.store.whole:
             raise ValueError(f"{path} fits into {host_memory}: nothing would ever be missed; take less --host-memory")
-        base = base_of(llm, cut[1:])
-        exact = measure(llm, cut[1:], base, cut[0])
-    click.echo(f"{'exact':40} {line(exact)}", err=True)
-    settings = []
-    for options in ladder(twin):
+        base = base_of(llm, cut)
+
+    def run(options: dict[str, Any]) -> tuple[Measured, float, str]:
         with LLM.load(path, replace(plain, **options)) as llm:
-            got = measure(llm, cut[1:], base, cut[0])
+            got = measure(llm, cut, base, warm)
             resident = llm.store.slots / (len(llm.layout.layers) * llm.layout.n_expert)
             if llm.cache.twins_part:
                 options["policy"]["twin_share"] = llm.cache.twins_part
-        said = " ".join(
-            [*(str(v) for k, v in options.items() if k in ("route", "miss")), json.dumps(options["policy"])]
-        )
-        click.echo(f"{said:40} {line(got)}", err=True)
-        settings.append(measured_setting(options, got, exact, resident))
+            said = [*(str(v) for k, v in options.items() if k in ("route", "miss")), json.dumps(options.get("policy"))]
+            click.echo(f"{' '.join(said) if options else 'exact':40} {line(got)}", err=True)
+            return got, resident, llm.cache.reader
+
+    settings, choices = [], list(ladder(twin))
+    before, _, _ = run({})
+    for at in range(0, len(choices), _TOGETHER):
+        some = choices[at : at + _TOGETHER]
+        found = [run(options) for options in some]
+        after, _, _ = run({})
+        for options, (got, resident, how) in zip(some, found, strict=True):
+            settings.append(measured_setting(options, got, (before, after), counts, resident, how))
+        before = after
     with GGUFFile.open(path) as file:
         known = calibration.load(file) if calibration.path_of(file).exists() else None
         sensitivity = known.sensitivity if known else []

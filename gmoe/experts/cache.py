@@ -60,6 +60,7 @@ class ExpertCache:
         self.budget, self.notices = budget, notices
         self.setting = setting
         self.twins_part = 0.0  # of the experts' memory
+        self.reader = ""  # "direct" or "mapped" where experts are read
         self._at_close: Callable[[], None] = lambda: None
 
     def furnish(
@@ -146,19 +147,30 @@ class ExpertCache:
             self.notices.append(f"the twins have {self.twins_part:.0%} of the experts' memory")
         counts = budget.counts(kv_bytes, 1 - self.twins_part)
         transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
+        self.reader = "mapped" if transfer.mapped else "direct"
         self.notices += [transfer.notice] if transfer.notice else []
         self.store.offload(budget.groups, counts, budget.extents, evict, transfer)
         if options.twin is not None and wish is not None:
             room = int(budget.room(kv_bytes) * self.twins_part)
             self.store.twin = twin_store(options.twin, self.file, self.layout, room, options.reader)
         here, all = self.store.slots, sum(group.experts for group in budget.groups)
-        if self.setting is not None and here / all < self.setting.resident - RESIDENT_SLACK:
-            self.dispatch.be_exact()
-            there = f"{self.setting.resident:.0%} of the experts in memory, here {here / all:.0%} are"
-            self.notices.append(f"answers are exact: the model was calibrated with {there}")
-            self.setting = None
+        self._require_calibrated(here / all)
         self.notices.append(f"{here} of {all} experts fit into memory; the others are read when they are wanted")
         return [(group.layers, count) for group, count in zip(budget.groups, counts, strict=True)]
+
+    def _require_calibrated(self, here: float) -> None:
+        """Be exact where the calibrated setting was measured with more in memory, or where reading cost more."""
+        if self.setting is None:
+            return
+        why = ""
+        if here < self.setting.resident - RESIDENT_SLACK:
+            why = f"with {self.setting.resident:.0%} of the experts in memory, here {here:.0%} are"
+        elif self.reader == "mapped" and self.setting.reader == "direct":
+            why = "past the page cache, here experts come out of it; --reader direct reads as then"
+        if why:
+            self.dispatch.be_exact()
+            self.notices.append(f"answers are exact: the model was calibrated {why}")
+            self.setting = None
 
     def close(self) -> None:
         """Keep what was learnt; the store ends by itself."""

@@ -11,7 +11,7 @@ from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
 from gmoe.options import RuntimeOptions
 
-FORMAT = 1
+FORMAT = 2
 CHANGES = ("cpu", "twin", "skip", "substitute")
 
 
@@ -21,10 +21,12 @@ class Setting:
 
     options: dict[str, Any]  # route, miss and policy, as RuntimeOptions has them
     kld: float  # mean, in nats a token
-    kld_high: float  # the upper end of its 95 % interval
+    kld_high: float  # what it will hardly exceed: `gmoe.passes.calibrate.bound`
     cost: float  # seconds a token, as a part of what loading everything takes
+    cost_high: float  # the upper end of its 95 % interval
     changed: float  # the part of the routed weight that was served otherwise
     resident: float  # the part of the experts that were in memory
+    reader: str  # how the others came: "direct" or "mapped"
 
     def estimate(self, shares: Mapping[str, float]) -> float:
         """The divergence of a run that changed these shares of the routed weight, in proportion to the measured one."""
@@ -41,8 +43,8 @@ class Calibration:
     settings: list[Setting] = field(default_factory=list)
 
     def within(self, kld: float) -> Setting | None:
-        """The cheapest setting that is cheaper than exact, and whose divergence is surely at most `kld`."""
-        fit = [setting for setting in self.settings if setting.kld_high <= kld and setting.cost < 1]
+        """The cheapest setting that is surely cheaper than exact, and whose divergence is surely at most `kld`."""
+        fit = [setting for setting in self.settings if setting.kld_high <= kld and setting.cost_high < 1]
         return min(fit, key=lambda setting: setting.cost, default=None)
 
 

@@ -1,11 +1,12 @@
 """calibrate: the ladder of lossy choices that is measured, and what of a measurement is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gmoe.experts.calibration import Setting
-from gmoe.passes.compare import Measured
+from gmoe.passes.compare import Measured, cost
+from gmoe.passes.perplexity import Mean
 
 SURE = 1.96  # standard errors above the mean
 MARGIN = 2.0  # for text of another kind than the calibration saw: there, up to 1.8 times the bound was measured
@@ -25,9 +26,28 @@ def ladder(twin: Path | None) -> Iterator[dict[str, Any]]:
         yield {"miss": "twin", "twin": twin, "policy": {"share": 1.0}}
 
 
-def measured_setting(options: dict[str, Any], got: Measured, exact: Measured, resident: float) -> Setting:
-    """What is kept of a measurement: `resident` is the part of the experts that had slots."""
+def bound(kld: Mean, texts: Sequence[int]) -> float:
+    """What a setting's divergence will hardly exceed, nats a token: MARGIN times the upper end of the 95 % interval of
+    the worst text; `texts[n]` windows of `kld` are of text n, in order."""
+    at, ends = 0, []
+    for count in texts:
+        part = Mean(kld.values[at : at + count])
+        ends.append(max(0.0, part.mean) + SURE * part.error)
+        at += count
+    return MARGIN * max(ends)
+
+
+def measured_setting(
+    options: dict[str, Any],
+    got: Measured,
+    exact: Sequence[Measured],
+    texts: Sequence[int],
+    resident: float,
+    reader: str,
+) -> Setting:
+    """What is kept of a measurement beside `exact` ones; `resident` is the part of the experts that had slots."""
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     kld = max(0.0, got.found.kld.mean)
-    cost = exact.tokens_per_second / got.tokens_per_second
-    return Setting(kept, kld, MARGIN * (kld + SURE * got.found.kld.error), cost, got.changed, resident)
+    part, error = cost(got, exact)
+    high = bound(got.found.kld, texts)
+    return Setting(kept, kld, high, part, part + SURE * error, got.changed, resident, reader)

@@ -26,10 +26,16 @@ class Runner(Protocol):
 class Measured:
     """One set of options on a text."""
 
-    tokens_per_second: float
+    tokens: int
+    seconds: tuple[float, ...]  # of each window
     bytes_per_token: float  # read from the disk
     shares: Mapping[str, float]  # of the routed weight: by the CPU, at low precision, skipped, substituted, rerouted
     found: Divergence  # from the base
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all windows."""
+        return self.tokens / sum(self.seconds)
 
     @property
     def ppl(self) -> float:
@@ -50,13 +56,22 @@ def base_of(llm: Runner, cut: Sequence[Sequence[int]]) -> list[Array]:
 def measure(llm: Runner, cut: Sequence[Sequence[int]], base: Sequence[Array], warm: Sequence[int]) -> Measured:
     """Run the windows as if they were generated, after the tokens `warm`, and compare with `base`."""
     llm.logits(warm, step=1)
-    before, found, seconds = llm.stats, Divergence(), 0.0
+    before, found, seconds = llm.stats, Divergence(), list[float]()
     for window, reference in zip(cut, base, strict=True):
         where = scored(len(window))
         began = time.perf_counter()
         logits = llm.logits(window, step=1)
-        seconds += time.perf_counter() - began
+        seconds.append(time.perf_counter() - began)
         found.add(log_probs(logits[where]), reference.astype(np.float64), np.asarray(window[where.start + 1 :]))
     after, tokens = llm.stats, sum(len(window) for window in cut)
     read = sum(after[tier]["bytes_loaded"] - before[tier]["bytes_loaded"] for tier in ("host", "twin") if tier in after)
-    return Measured(tokens / seconds, read / tokens, shares(after, before), found)
+    return Measured(tokens, tuple(seconds), read / tokens, shares(after, before), found)
+
+
+def cost(got: Measured, exact: Sequence[Measured]) -> tuple[float, float]:
+    """Seconds as a part of what `exact` took for the same windows, and its standard error; of one window: infinite."""
+    mine, theirs = np.asarray(got.seconds), np.mean([run.seconds for run in exact], axis=0)
+    part = float(mine.sum() / theirs.sum())
+    if len(mine) < 2:
+        return part, math.inf
+    return part, float((mine - part * theirs).std(ddof=1) / math.sqrt(len(mine)) / theirs.mean())
