@@ -14,14 +14,14 @@ MARGIN = 2.0  # for text of another kind than the calibration saw: there, up to 
 
 def ladder(twin: Path | None) -> Iterator[dict[str, Any]]:
     """The choices, as fields of RuntimeOptions; gentle before bold within a kind."""
-    for prior in (0.02, 0.05, 0.1, 0.2, 0.3):
+    for prior in (0.02, 0.05, 0.1, 0.2):
         yield {"route": "cache_prior", "policy": {"prior": prior}}
     for drop in (0.25, 0.5, 0.75, 1.0):
         yield {"miss": "skip", "policy": {"drop": drop}}
-    for prior, drop in ((0.05, 0.5), (0.1, 0.5), (0.1, 0.75)):
+    for prior, drop in ((0.05, 0.5), (0.1, 0.75)):
         yield {"route": "cache_prior", "miss": "skip", "policy": {"prior": prior, "drop": drop}}
     if twin is not None:
-        for t1, t2 in ((0.8, 0.95), (0.6, 0.9), (0.6, 1.0), (0.3, 1.0)):
+        for t1, t2 in ((0.8, 0.95), (0.6, 1.0), (0.3, 1.0)):
             yield {"miss": "hobbit", "twin": twin, "policy": {"t1": t1, "t2": t2}}
         yield {"miss": "twin", "twin": twin, "policy": {"share": 1.0}}
 
