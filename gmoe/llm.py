@@ -41,6 +41,7 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
 from gmoe.kernels.cpu_ops import Guard
 from gmoe.kernels.ops import Activations
+from gmoe.kernels.triton import tuned
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
@@ -116,6 +117,7 @@ class LLM:
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.device = device = open_device(options.device)  # None: the CPU
+        self.notices += [] if device is None else tuned.use(home() / tuned.FILE, device.name)
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
         budget = budget_of(file, layout, self.hparams, options.host_memory)
         if not budget.whole:

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 from tests.factory import write_model
 from tests.fake_device import FakeDevice
-from tools import gpu_end_to_end, gpu_suite
+from tools import gpu_end_to_end, gpu_kernels, gpu_suite
 from tools.gpu_end_to_end import Clock, Sizes
 
 SMALL = Sizes(prompt=9, depth=3, generate=2, threads=1, vocabulary=250)
@@ -136,9 +136,9 @@ def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes |= {"N_EXPERT_USED": 2, "N_EMBD": 32, "N_FF_EXP": 32, "TOKENS": 3, "CONTEXTS": (64,), "PROMPT": 32}
     sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}}
     for name, value in sizes.items():
-        monkeypatch.setattr(gpu_suite, name, value)
-    monkeypatch.setattr(gpu_suite, "seconds", lambda step, turns: 1e-3 if step(0) is None else 2e-3)
-    text = "\n".join(gpu_suite.kernels(Clock(60)))
+        monkeypatch.setattr(gpu_kernels, name, value)
+    monkeypatch.setattr(gpu_kernels, "seconds", lambda step, turns: 1e-3 if step(0) is None else 2e-3)
+    text = "\n".join(gpu_kernels.kernels(Clock(60)))
     for begin in ("| Q8_0 | 8 x 256 |", "| mla | q8_0 | 64 | 2000 |", "| mla | f16 | 0.0 | 100% |", "| norm | 2000 |"):
         assert begin in text
 
@@ -154,9 +154,14 @@ def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(gpu_suite, "SHAPE", replace(gpu_suite.SHAPE, layer=2))
     monkeypatch.setattr(gpu_end_to_end, "peer", lambda *_: {"decode": 1.0, "prefill": 1.0, "load": 1.0})
     monkeypatch.setattr(gpu_suite, "checked", lambda: False)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        gpu_suite, "tuning", lambda clock, path, card: asked.append(f"{path.name}, {card}") or ["tuned"]
+    )
     with pytest.raises(SystemExit) as end:
-        gpu_suite.main(["--parts", "models", "--out", str(tmp_path / "gpu.md"), "--minutes", "2"])
+        gpu_suite.main(["--parts", "tune", "models", "--out", str(tmp_path / "gpu.md"), "--minutes", "2"])
     assert end.value.code == 1, "kernels that fail their tests are a failure, whatever was timed"
     text = (tmp_path / "gpu.md").read_text()
+    assert asked == ["tuned.json, a fake card"]
     assert "a fake card" in text and "compiled: FAILED" in text and "The whole suite took" in text
     assert "bits equal" in text and "failed:" not in text and "left out" not in text

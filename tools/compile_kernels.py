@@ -55,14 +55,16 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     from gmoe.kernels.triton import experts, matmul
     from gmoe.kernels.triton.row import row
 
-    form, n = row(name), 8 if m == 1 else 32
-    how = matmul.launch(m, CARDS[card], form)
-    tiles = {"M": m, "N": n, "PRECISION": "tf32"}
+    form = row(name)
+    launch = matmul.launch(m, CARDS[card], form)
+    how, tiles = launch.options, {"M": m, "N": launch.n, "PRECISION": "tf32"}
     gate = {"GATE": form, "UP": form, "GATED": True, "GATE_BIAS": False, "UP_BIAS": False, "ACTIVATION": "swiglu"}
     unpack = {"K": WIDTH, "N": 16, "ROW": form}
+    product = {"K": WIDTH, "ROW": form, **tiles}
     return {
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
-        "matmul": compiled(matmul._matmul, {"K": WIDTH, "ROW": form, **tiles}, how, card),
+        "matmul": compiled(matmul._matmul, product | {"PARTS": 1}, how, card),
+        "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4}, how, card) if m == 1 else 0,
         "gate_up": compiled(experts._gate_up, {"D": WIDTH, **gate, **tiles}, how, card),
         "down": compiled(experts._down, {"FF": INNER, "DOWN": form, "BIAS": False, **tiles}, how, card),
     }

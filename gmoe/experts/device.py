@@ -30,6 +30,7 @@ class Device(Protocol):
     """Every method but `synchronize` returns at once; where memory ends, torch.OutOfMemoryError."""
 
     torch: torch.device
+    name: str  # the card's
 
     def empty(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] on the device."""
@@ -70,6 +71,7 @@ class Cuda:
 
     def __init__(self, device: torch.device):
         self.torch = device
+        self.name = torch.cuda.get_device_name(device)
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def empty(self, nbytes: int) -> Tensor:

@@ -10,6 +10,7 @@ from gmoe.kernels.kv import BLOCK as _BLOCK
 from gmoe.kernels.kv import GROUP as _GROUP
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.triton import tuned
 from gmoe.kernels.triton.matmul import FUSED, shared_memory
 from torch import Tensor
 
@@ -44,6 +45,11 @@ def tiles(group: int, width: int, rows: int, one: bool, floats: bool = False) ->
         return Tiles(min(triton.next_power_of_2(group), 16), 16, 16 if wide else 32, split, 4, stages)
     m = 16 if wide else 32 if width > 128 else 64
     return Tiles(min(triton.next_power_of_2(group), m), m, 16 if wide else 32, 0, 4, 1)
+
+
+def key_of(cache: str, group: int, dk: int, dv: int, rows: int, one: bool) -> str:
+    """Under which a choice of tiles is kept."""
+    return tuned.key("attention", cache, group, dk, dv, 1 if rows <= FEW else 2 if one else 4)
 
 
 @triton.jit
@@ -236,7 +242,8 @@ def attention(
     width, floats = max(dk, shape.dv), kv.kind == "f32"
     if floats and width > 256 and 0 < shared_memory(q.device) < WIDE_FLOATS:
         return reference_step.attention(q, kv, turns, scale, mask, sinks)
-    how = how or tiles(per_head, width, rows, one, floats)
+    key = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
+    how = how or tuned.choice(key, tiles(per_head, width, rows, one, floats))
     queries, parts = how.rows // how.heads, -(-longest // how.split) if how.split else 1
     starts = turns.query_starts if one else turns.query_starts.to(q.device)
     n_tiles = rows if one else rows // queries + n_sequences

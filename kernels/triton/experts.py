@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.triton.matmul import FUSED, launch, multiply, shared_memory, tile
+from gmoe.kernels.triton import tuned
+from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, shared_memory, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from torch import Tensor
 
@@ -52,13 +53,14 @@ def _gate_up(
         xs = tl.where(inside, pair // k, 0).to(tl.int64) * D
         expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
         beside = expert[:, None] * FF + row_number[None, :]  # of the biases
-        up = multiply(x, here + up_at + row_number * up_row_bytes, up_table, signs, xs, inside, D, M, N, UP, PRECISION)
+        rows = here + up_at + row_number * up_row_bytes
+        up = multiply(x, rows, up_table, signs, xs, inside, 0, D, D, M, N, UP, PRECISION)
         if UP_BIAS:
             up += tl.load(up_bias + beside)
         gate = up
         if GATED:
             rows = here + gate_at + row_number * gate_row_bytes
-            gate = multiply(x, rows, gate_table, signs, xs, inside, D, M, N, GATE, PRECISION)
+            gate = multiply(x, rows, gate_table, signs, xs, inside, 0, D, D, M, N, GATE, PRECISION)
             if GATE_BIAS:
                 gate += tl.load(gate_bias + beside)
         value = _activate(gate, up, ACTIVATION).to(h.dtype.element_ty)
@@ -80,7 +82,7 @@ def _down(
         row_number = tl.where(n < D, n, 0).to(tl.int64)
         rows = bank + slot.to(tl.int64) * slot_bytes + at + row_number * row_bytes
         hs = tl.where(inside, pair, 0).to(tl.int64) * FF
-        total = multiply(h, rows, table, signs, hs, inside, FF, M, N, DOWN, PRECISION)
+        total = multiply(h, rows, table, signs, hs, inside, 0, FF, FF, M, N, DOWN, PRECISION)
         if BIAS:
             expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
             total += tl.load(bias + expert[:, None] * D + row_number[None, :])
@@ -138,8 +140,37 @@ def expert_mlp(
     return combine(out, topk_weights, slots).to(x.dtype)
 
 
+def launches(m: int, shared: int, bank: ExpertBank) -> tuple[Launch, Launch]:
+    """How gate and up, and how down is launched for tiles of m tokens; their sums have one part each."""
+    up, down = bank.up, bank.down
+    first, second = _form(bank.gate or up), _form(up)
+    keys = gate_up_key(m, bank), down_key(m, bank)
+    shipped = launch(m, shared, first, second), launch(m, shared, _form(down))
+    a, b = (tuned.choice(key, given) for key, given in zip(keys, shipped, strict=True))
+    return a, b
+
+
+def gate_up_key(m: int, bank: ExpertBank) -> str:
+    """Under which a choice for gate and up is kept."""
+    return tuned.key(
+        "gate_up", f"{(bank.gate or bank.up).format.name}/{bank.up.format.name}", m, bank.up.rows, bank.up.cols
+    )
+
+
+def down_key(m: int, bank: ExpertBank) -> str:
+    """Under which a choice for down is kept."""
+    return tuned.key("down", bank.down.format.name, m, bank.down.rows, bank.down.cols)
+
+
 def expert_rows(
-    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool = True
+    x: Tensor,
+    slots: Tensor,
+    ids: Tensor,
+    bank: ExpertBank,
+    activation: str,
+    out: Tensor,
+    exact: bool = True,
+    how: tuple[Launch, Launch] | None = None,
 ) -> None:
     """Fill out[t, j] float32 with the expert in slots[t, j] of x[t]; a slot of -1 leaves its row alone.
 
@@ -157,25 +188,26 @@ def expert_rows(
     if not tokens:
         return
     spread = bank.experts or len(bank.data)
-    m, n = tile(max(1, tokens * k // max(1, spread))) if tokens > 4 else tile(1)
+    m = tile(max(1, tokens * k // max(1, spread))) if tokens > 4 else 1
     slots, ids = slots.int().contiguous(), ids.int().contiguous()
     pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m, bank.experts)
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
     precision, shared = "ieee" if exact else "tf32", shared_memory(x.device)
-    _gate_up[(triton.cdiv(up.rows, n), len(block_slot))](
+    how_up, how_down = how or launches(m, shared, bank)
+    _gate_up[(triton.cdiv(up.rows, how_up.n), len(block_slot))](
         x.contiguous(), bank.data, h, pairs, block_slot, ids, slot_bytes, up.rows, k,
         first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
         table(first.format.name, x.device), table(up.format.name, x.device), sign_table,
-        D=up.cols, M=m, N=n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
+        D=up.cols, M=m, N=how_up.n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
         GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation, PRECISION=precision,
-        **launch(m, shared, _form(first), _form(up)),
+        **how_up.options,
     )  # fmt: skip
-    _down[(triton.cdiv(down.rows, n), len(block_slot))](
+    _down[(triton.cdiv(down.rows, how_down.n), len(block_slot))](
         h, bank.data, out, pairs, block_slot, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
         *_biases(down, like=out), table(down.format.name, x.device), sign_table,
-        FF=down.cols, M=m, N=n, DOWN=_form(down), BIAS=down.bias is not None, PRECISION=precision,
-        **launch(m, shared, _form(down)),
+        FF=down.cols, M=m, N=how_down.n, DOWN=_form(down), BIAS=down.bias is not None, PRECISION=precision,
+        **how_down.options,
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Dequantize, and y = x @ W.T with W quantized: dot products for one row of x, tiles for more."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.triton import tuned
 from gmoe.kernels.triton.row import SPAN as _SPAN
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.unpack import values
@@ -17,14 +18,31 @@ TWO_STAGES = 232448  # bytes: what a tile of 64 takes of any plain format, and H
 FUSED = {"enable_fp_fusion": True}  # a product and a sum may round once
 
 
+class Launch(NamedTuple):
+    """What a program takes: rows of W, and of their sum over K one of so many parts; and how it runs."""
+
+    n: int
+    parts: int
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For Triton."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages} | FUSED
+
+
 @triton.jit
 def multiply(
-    x, rows, table, signs, xs, inside,
+    x, rows, table, signs, xs, inside, first, past,
     K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x's rows (those at the element offsets `xs` [M], where `inside`) times N weight rows -> float32 [M, N]."""
+    """x's rows (those at the element offsets `xs` [M], where `inside`) times N weight rows -> float32 [M, N].
+
+    Over the elements first .. past of K, where `first` is a multiple of 256.
+    """
     total = tl.zeros((M, N), tl.float32)
-    for k in range(0, K, SPAN):
+    for k in range(first, past, SPAN):
         w = values(rows, k, table, signs, K, N, ROW)  # [N, 256]
         at = k + tl.arange(0, SPAN)
         a = tl.load(x + xs[:, None] + at[None, :], mask=inside[:, None] & (at < K)[None, :], other=0.0)  # [M, 256]
@@ -37,16 +55,24 @@ def multiply(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _matmul(
     x, w, y, T, OUT, row_bytes, table, signs,
-    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(1) * M + tl.arange(0, M)
     n = tl.program_id(0) * N + tl.arange(0, N)
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
-    total = multiply(x, rows, table, signs, t.to(tl.int64) * K, t < T, K, M, N, ROW, PRECISION)
-    place = t[:, None].to(tl.int64) * OUT + n[None, :]
+    xs, place = t.to(tl.int64) * K, t[:, None].to(tl.int64) * OUT + n[None, :]
+    if PARTS == 1:
+        total = multiply(x, rows, table, signs, xs, t < T, 0, K, K, M, N, ROW, PRECISION)
+    else:  # a multiple of 256 for each, the last perhaps less or nothing
+        SHARE: tl.constexpr = (K + PARTS * SPAN - 1) // (PARTS * SPAN) * SPAN
+        first = tl.program_id(2) * SHARE
+        past = tl.minimum(first + SHARE, K)
+        total = multiply(x, rows, table, signs, xs, t < T, first, past, K, M, N, ROW, PRECISION)
+        place += tl.program_id(2).to(tl.int64) * T * OUT
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < OUT)[None, :])
 
 
@@ -82,24 +108,25 @@ def shared_memory(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
-def launch(m: int, shared: int, *rows: Row) -> dict[str, Any]:
-    """How a kernel of tiles of m rows is launched where programs may take `shared` bytes.
+def launch(m: int, shared: int, *rows: Row) -> Launch:
+    """The shipped choice for tiles of m rows of x where programs may take `shared` bytes; tl.dot wants 16 rows of W.
 
     With one stage a tile of 64 takes 96 KiB, which every card has that the kernels run on. Looked-up grids would be
     staged as well, which no card has room for.
     """
     plain = all(row.low_bits or row.block == 1 for row in rows)
-    return {"num_stages": 2 if shared >= TWO_STAGES and plain else 1, "num_warps": 8 if m == 64 else 4} | FUSED
+    stages = 2 if shared >= TWO_STAGES and plain else 1
+    return Launch(8 if m == 1 else 32, 1, 8 if m == 64 else 4, stages)
 
 
-def tile(tokens: int) -> tuple[int, int]:
-    """Rows of x and rows of W that a program takes; tl.dot wants at least 16 of each."""
+def tile(tokens: int) -> int:
+    """Rows of x that a program takes; tl.dot wants at least 16."""
     if tokens == 1:
-        return 1, 8
-    return 16 if tokens <= 16 else 32 if tokens <= 64 else 64, 32
+        return 1
+    return 16 if tokens <= 16 else 32 if tokens <= 64 else 64
 
 
-def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True) -> Tensor:
+def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None = None) -> Tensor:
     """`x @ w.T`: x [T, in] float32, float16 or bfloat16 -> [T, out] of the same dtype, sums in float32.
 
     `w.data` is a uint8 tensor on x's device; ValueError where shapes do not fit. Not `exact`: tiles of float32 are
@@ -108,14 +135,20 @@ def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True) -> Tensor:
     out, width = w.shape
     if x.dim() != 2 or x.shape[1] != width:
         raise ValueError(f"x of shape {tuple(x.shape)} does not fit weights of shape {tuple(w.shape)}")
-    form = row(w.format.name)
-    x, y = x.contiguous(), torch.empty(len(x), out, dtype=x.dtype, device=x.device)
-    if len(x):
-        m, n = tile(len(x))
-        grid = (triton.cdiv(out, n), triton.cdiv(len(x), m))
+    form, tokens = row(w.format.name), len(x)
+    x, y = x.contiguous(), torch.empty(tokens, out, dtype=x.dtype, device=x.device)
+    if tokens:
+        m = tile(tokens)
+        how = how or tuned.choice(
+            tuned.key("matmul", form.name, m, out, width), launch(m, shared_memory(x.device), form)
+        )
+        grid = (triton.cdiv(out, how.n), triton.cdiv(tokens, m), how.parts)
+        parts = y if how.parts == 1 else torch.empty(how.parts, tokens, out, dtype=torch.float32, device=x.device)
         lookups = table(form.name, x.device), signs(x.device)
         data, precision = w.data.reshape(out, -1), "ieee" if exact else "tf32"
-        given = x, data, y, len(x), out, data.stride(0), *lookups
-        how = launch(m, shared_memory(x.device), form)
-        _matmul[grid](*given, K=width, M=m, N=n, ROW=form, PRECISION=precision, **how)
+        given = x, data, parts, tokens, out, data.stride(0), *lookups
+        sizes = {"K": width, "M": m, "N": how.n, "PARTS": how.parts}
+        _matmul[grid](*given, **sizes, ROW=form, PRECISION=precision, **how.options)
+        if how.parts > 1:
+            y = parts.sum(0).to(x.dtype)
     return y

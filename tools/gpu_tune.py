@@ -1,0 +1,147 @@
+"""Measures which launches of the kernels are fastest on this machine's card, and keeps them for the answers to come.
+
+    python -m tools.gpu_tune                                # what a quarter of an hour is enough for
+    python -m tools.gpu_tune --formats Q4_K --minutes 3
+
+Answers look the choices up in tuned.json in gmoe's home and never measure by themselves.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools import gpu_kernels
+from tools.gpu_end_to_end import Clock
+
+FORMATS = ("Q4_K", "Q6_K", "Q8_0", "MXFP4")
+LEAST = 8.0  # seconds that a case may want
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entry of the table: where it is kept, what is shipped, what else is tried, and how a choice runs."""
+
+    key: str
+    shipped: Any
+    others: list[Any]
+    run: Callable[[Any], Any]
+
+
+def products(name: str, rows: int, cols: int) -> Case:
+    """One token against weights in turn."""
+    import torch
+    from gmoe.kernels.triton import tuned
+    from gmoe.kernels.triton.matmul import Launch, launch, matmul, row, shared_memory
+
+    one = gpu_kernels.random_weights(name, rows, cols)
+    turns = max(1, gpu_kernels.ROTATED // one.data.nbytes)
+    weights = [gpu_kernels.random_weights(name, rows, cols) for _ in range(turns)]
+    x = torch.randn(1, cols, device=gpu_kernels.CARD)
+    draw = random.Random(0)
+    others = [
+        Launch(n, parts, warps, 1) for n, parts, warps in ((8, 2, 4), (8, 4, 4), (4, 1, 4), (16, 1, 4), (4, 1, 2))
+    ]
+    others += [Launch(8, 1, 8, 1), Launch(4, 2, 2, 1), Launch(16, 4, 4, 1)]
+    shipped = launch(1, shared_memory(x.device), row(name))
+    return Case(
+        tuned.key("matmul", name, 1, rows, cols), shipped, others, lambda how: matmul(x, draw.choice(weights), how=how)
+    )
+
+
+def experts(name: str) -> Iterator[Case]:
+    """One token through its experts: gate and up, then down, each beside the other as shipped."""
+    import torch
+    from gmoe.kernels.triton.experts import down_key, expert_rows, gate_up_key, launches
+    from gmoe.kernels.triton.matmul import Launch, shared_memory
+
+    k, width = gpu_kernels.N_EXPERT_USED, gpu_kernels.N_EMBD
+    bank = gpu_kernels.random_bank(name)
+    x, out = torch.randn(1, width, device=gpu_kernels.CARD), torch.empty(1, k, width, device=gpu_kernels.CARD)
+    draw = [torch.randperm(gpu_kernels.N_EXPERT)[None, :k].int().to(gpu_kernels.CARD) for _ in range(16)]
+    first, second = launches(1, shared_memory(x.device), bank)
+    others = [Launch(n, 1, warps, 1) for n, warps in ((4, 4), (16, 4), (4, 2), (8, 8), (16, 8))]
+    turn = random.Random(0)
+
+    def run(up: Any, down: Any) -> None:
+        ids = turn.choice(draw)
+        expert_rows(x, ids, ids, bank, "swiglu", out, how=(up, down))
+
+    yield Case(gate_up_key(1, bank), first, others, lambda how: run(how, second))
+    yield Case(down_key(1, bank), second, others, lambda how: run(first, how))
+
+
+def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
+    """One token of a sequence against its whole context."""
+    from gmoe.kernels.triton.attention import key_of, tiles
+
+    n_head, n_kv, dk, dv = heads
+    shipped = tiles(n_head // n_kv, max(dk, dv), 1, True, cache == "f32")
+    changes: list[dict[str, int]] = [{"split": 128}, {"split": 512}, {"num_stages": 1}, {"num_stages": 3}]
+    changes += [{"keys": 64}, {"keys": 64, "split": 512}, {"num_warps": 8}, {"num_warps": 2}]
+    others = [shipped._replace(**change) for change in changes]
+    attend = gpu_kernels.attention_of(heads, cache, gpu_kernels.CONTEXTS[1 % len(gpu_kernels.CONTEXTS)], 1)[0]
+    return Case(key_of(cache, n_head // n_kv, dk, dv, 1, True), shipped, others, lambda how: attend(0, how))
+
+
+def cases(formats: tuple[str, ...]) -> Iterator[Callable[[], list[Case]]]:
+    """All that is tried, the most wanted first; each is built when its turn comes."""
+    for name in formats:
+        yield lambda name=name: list(experts(name))
+        for heads in gpu_kernels.HEADS.values() if name == formats[0] else ():
+            for cache in gpu_kernels.CACHES:
+                yield lambda heads=heads, cache=cache: [attending(heads, cache)]
+        for rows, cols in gpu_kernels.SHAPES:
+            yield lambda name=name, rows=rows, cols=cols: [products(name, rows, cols)]
+
+
+def tuning(clock: Clock, path: Path, card: str, formats: tuple[str, ...] = FORMATS) -> Iterator[str]:
+    """Measures, keeps what was found in the file and uses it from now on; Markdown as it comes."""
+    from gmoe.kernels.triton import tuned
+
+    yield "| kernel, format, class of shape | shipped us | best us | choice |\n|---|---|---|---|"
+    tuned.forget()  # what is shipped is the measure
+    found: dict[str, Any] = {}
+    for build in cases(formats):
+        if clock.left() < LEAST:
+            yield "| the others | left out: no time | | |"
+            break
+        for case in build():
+            best, took, base = tuned.fastest(
+                case.shipped, _while(clock, case.others), case.run, lambda run: gpu_kernels.seconds(lambda _: run(), 20)
+            )
+            found[case.key] = best
+            said = "as shipped" if best == case.shipped else ", ".join(f"{k} {v}" for k, v in best._asdict().items())
+            yield f"| {case.key} | {1e6 * base:.1f} | {1e6 * took:.1f} | {said} |"
+    tuned.keep(path, card, found)
+    yield from (f"\n{notice}." for notice in tuned.use(path, card))
+
+
+def _while(clock: Clock, others: list[Any]) -> Iterator[Any]:
+    for other in others:
+        if clock.left() < LEAST / 2:
+            return
+        yield other
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), metavar="FORMAT")
+    parser.add_argument("--minutes", type=float, default=15)
+    given = parser.parse_args(arguments)
+    import torch
+    from gmoe.kernels.triton.tuned import FILE
+
+    from gmoe.library.home import home
+
+    if not torch.cuda.is_available():
+        raise SystemExit("Error: this machine has no CUDA device that torch can use")
+    for line in tuning(Clock(60 * given.minutes), home() / FILE, torch.cuda.get_device_name(), tuple(given.formats)):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
