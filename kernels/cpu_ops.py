@@ -104,12 +104,20 @@ class Experts:
             _check_matrix("gate", gate, (up.rows, up.cols))
         self.width, self.rows = up.cols, down.rows
         self.gated = gate is not None
+        self._calls: dict[tuple[str | None, str], tuple[Any, ...]] = {}
         self.matrices = {name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None}
 
-    def call(self, level: str, activation: str) -> tuple[Any, ...]:
+    def call(self, level: str | None, activation: str) -> tuple[Any, ...]:
         """What a call begins with: the level, gate, up and down, and the activation."""
-        gate, up, down = (self.matrices[name].native if name in self.matrices else None for name in _NAMES)
-        return level, gate, up, down, activation
+        key = level, activation
+        if key not in self._calls:
+            if activation not in _ACTIVATIONS:
+                raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
+            if (activation == "relu2") == self.gated:
+                raise ValueError(f"activation {activation!r} {'takes no' if self.gated else 'needs a'} gate")
+            held = [self.matrices[name].native if name in self.matrices else None for name in _NAMES]
+            self._calls[key] = (_level(level), *held, activation)
+        return self._calls[key]
 
     def check(self, ids: Tensor) -> None:
         """Refuse ids of experts that are not there."""
@@ -137,11 +145,11 @@ def expert_rows(
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
     experts = table if isinstance(table, Experts) else Experts(table)
     tokens, k = topk_ids.shape
-    x, ids = _checked(experts, activation, x, topk_ids)
+    called = experts.call(level, activation)
+    x, ids = _checked(experts, x, topk_ids)
     check_floats("out", out, (tokens, k, experts.rows))
     if not out.is_contiguous():
         raise ValueError(f"out of shape {tuple(out.shape)} must be contiguous")
-    called = experts.call(_level(level), activation)
     _cpu.expert_rows(*called, x.data_ptr(), ids.data_ptr(), tokens, k, out.data_ptr(), threads)
 
 
@@ -158,21 +166,21 @@ def expert_mlp(
     """The weighted sum [T, D] of what `expert_rows` gives: bit for bit its `combine`, without its rows in memory."""
     experts = table if isinstance(table, Experts) else Experts(table)
     tokens, k = topk_ids.shape
-    x, ids = _checked(experts, activation, x, topk_ids)
+    called = experts.call(level, activation)
+    x, ids = _checked(experts, x, topk_ids)
     check_floats("topk_weights", topk_weights, (tokens, k))
     weights = topk_weights.contiguous()
     y = torch.empty(tokens, experts.rows)
-    called = experts.call(_level(level), activation)
     addresses = x.data_ptr(), ids.data_ptr(), weights.data_ptr()
     _cpu.expert_mlp(*called, *addresses, tokens, k, y.data_ptr(), threads)
     return y
 
 
-def _checked(experts: Experts, activation: str, x: Tensor, topk_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(experts: Experts, x: Tensor, topk_ids: Tensor) -> tuple[Tensor, Tensor]:
     """x and the ids as the kernels take them, or what is wrong with them."""
-    _check_activation(activation, experts.gated)
     check_floats("x", x, (topk_ids.shape[0], experts.width))
-    ids = topk_ids.to(torch.int32).contiguous()
+    ids = topk_ids if topk_ids.dtype is torch.int32 else topk_ids.to(torch.int32)
+    ids = ids.contiguous()
     experts.check(ids)
     return x.contiguous(), ids
 
@@ -257,6 +265,8 @@ def _check_format(format: QuantFormat) -> None:
 
 def check_floats(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     """Refuse what is not float32 of this shape (None: any size) on the CPU."""
+    if x.shape == shape and x.dtype is torch.float32 and x.is_cpu:
+        return
     fits = x.dim() == len(shape) and all(want in (None, have) for want, have in zip(shape, x.shape, strict=False))
     if not fits or x.dtype != torch.float32 or x.device.type != "cpu":
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
@@ -273,15 +283,6 @@ def _check_matrix(name: str, matrix: Matrix, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"{name}'s bias is {list(matrix.bias.shape)} where [{len(matrix.address)}, {matrix.rows}] is needed"
         )
-
-
-def _check_activation(activation: str, gated: bool) -> None:
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
-    if not gated and activation != "relu2":
-        raise ValueError(f"activation {activation!r} needs a gate")
-    if gated and activation == "relu2":
-        raise ValueError("activation 'relu2' takes no gate")
 
 
 def _hand_over_grids() -> None:

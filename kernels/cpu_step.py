@@ -10,7 +10,7 @@ from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_ops import check_floats, weight_address
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Turns
 from torch import Tensor
 
 _ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4}
@@ -68,14 +68,51 @@ def rms_norm(
     """x [..., n] / rms(x) * weight + bias."""
     x = x.contiguous()
     n = x.shape[-1]
-    _check("x", x, x.shape)
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None:
-            _check(name, vector, (n,))
+    if x.dtype is not torch.float32 or not x.is_cpu:
+        _check("x", x, x.shape)
+    weight_at, bias_at = _vectors(n, weight, bias)
     y = torch.empty_like(x)
     if n:
-        _step(level).norm(x.data_ptr(), x.numel() // n, n, _at(weight), _at(bias), eps, y.data_ptr(), threads)
+        _step(level).norm(x.data_ptr(), x.numel() // n, n, weight_at, bias_at, eps, y.data_ptr(), threads)
     return y
+
+
+class Heads:
+    """Norms of queries [T, H, d] and keys [T, Hkv, d], then their rotation, in one call and in place."""
+
+    def __init__(self, q_norm: HeadRule | None, k_norm: HeadRule | None):
+        self._norms = {"q": q_norm, "k": k_norm}
+        self._known: dict[tuple[torch.Size, torch.Size, int], tuple[Any, Any]] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        positions: Tensor,
+        table: tuple[Tensor, Tensor] | None,
+        neox: bool,
+        threads: int,
+        level: str | None = None,
+    ) -> None:
+        """The tables cos and sin [n, n_rot / 2] reach as far as the positions [T]; without them nothing is rotated."""
+        n_rot, cos, sin = (0, 0, 0) if table is None else (_rotated(table), table[0].data_ptr(), table[1].data_ptr())
+        key = q.shape[1:], k.shape[1:], n_rot
+        if key not in self._known:
+            self._known[key] = self._native("q", q, n_rot), self._native("k", k, n_rot)
+        tokens = len(positions)
+        for name, x in (("q", q), ("k", k)):
+            if len(x) != tokens or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
+                _check(name, x, torch.Size((tokens, *x.shape[1:])))
+        at = q.data_ptr(), k.data_ptr(), tokens, n_rot, neox, cos, sin, positions.data_ptr()
+        _step(level).prepare(*self._known[key], *at, threads)
+
+    def _native(self, name: str, x: Tensor, n_rot: int) -> Any:
+        norm, (_, heads, d) = self._norms[name], x.shape
+        width = 0 if norm is None else len(norm.weight)
+        if n_rot > d or (norm is not None and (not width or heads * d % width)):
+            raise ValueError(f"a norm of {width} and a rotation of {n_rot} do not fit {heads} heads of {d}")
+        at = (0, 0) if norm is None else _vectors(width, norm.weight, norm.bias)
+        return _cpu.Heads(heads, d, width, *at, 0.0 if norm is None else norm.eps)
 
 
 def rotate(
@@ -83,17 +120,14 @@ def rotate(
 ) -> Tensor:
     """x [T, H, d] rotated by the tables [n, n_rot / 2], which reach as far as the positions [T]."""
     tokens, heads, d = x.shape
-    if 2 * cos.shape[1] > d or cos.shape != sin.shape or positions.shape != (tokens,):
-        raise ValueError(
-            f"x {list(x.shape)}, tables {list(cos.shape)} and positions {list(positions.shape)} do not fit"
-        )
-    _check("cos", cos, cos.shape)
-    _check("sin", sin, sin.shape)
+    n_rot = _rotated((cos, sin))
+    if n_rot > d or positions.shape != (tokens,):
+        raise ValueError(f"x {list(x.shape)}, a rotation of {n_rot} and positions {list(positions.shape)} do not fit")
     x = x.contiguous()
     _check("x", x, x.shape)
     y = torch.empty_like(x)
     native = _step(level).rotate
-    address = x.data_ptr(), y.data_ptr(), tokens, heads, d, 2 * cos.shape[1], neox, cos.data_ptr(), sin.data_ptr()
+    address = x.data_ptr(), y.data_ptr(), tokens, heads, d, n_rot, neox, cos.data_ptr(), sin.data_ptr()
     native(*address, positions.data_ptr(), threads)
     return y
 
@@ -217,6 +251,22 @@ def _vector(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.float32 or x.ndim != 1 or not x.flags.c_contiguous:
         raise ValueError(f"must be contiguous float32 [n], not {x.dtype} {list(x.shape)}")
     return x
+
+
+def _rotated(table: tuple[Tensor, Tensor]) -> int:
+    """Elements of a head that the tables cos and sin rotate."""
+    cos, sin = table
+    _check("cos", cos, cos.shape)
+    _check("sin", sin, cos.shape)
+    return 2 * cos.shape[1]
+
+
+def _vectors(n: int, weight: Tensor | None, bias: Tensor | None) -> tuple[int, int]:
+    """Where the weight and the bias [n] of a norm lie."""
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            _check(name, vector, (n,))
+    return _at(weight), _at(bias)
 
 
 def _at(x: Tensor | None) -> int:

@@ -12,14 +12,14 @@ from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, RouterRule, Score, Turns
+from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
 __all__ = [
-    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "Linears", "Mask", "Rotation", "Router", "RouterRule",
-    "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine", "dequantize", "expert_mlp",
-    "expert_rows", "gated", "matmul", "rms_norm", "store",
+    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Rotation",
+    "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine",
+    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "rms_norm", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -181,14 +181,38 @@ class Rotation:
         """x [T, H, d], positions [T] -> rotated copy of x; what is past n_rot stays."""
         if x.device.type != "cpu":  # how far a table must reach is not known without waiting for the device
             return kernels_of(x.device).rotate(x, positions, self.frequencies, self.magnitude, self.neox)
-        need = int(positions[0] if len(positions) == 1 else positions.max()) + 1
+        return cpu_step.rotate(x, positions, *self.table(positions), self.neox, torch.get_num_threads())
+
+    def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [n, n_rot / 2] that reach as far as the positions, which are on the CPU."""
+        need = int(positions if len(positions) == 1 else positions.max()) + 1
         if need > len(self._table[0]):
             self._table = self._cos_sin(torch.arange(max(need, 2 * len(self._table[0]), 256)))
-        return cpu_step.rotate(x, positions, *self._table, self.neox, torch.get_num_threads())
+        return self._table
 
     def _cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None].float() * self.frequencies
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
+
+
+class Heads:
+    """What is done to queries and keys before the attention: norms, then rotation; None leaves one out."""
+
+    def __init__(self, q_norm: HeadRule | None, k_norm: HeadRule | None, rotation: Rotation | None):
+        self.norms, self.rotation = (q_norm, k_norm), rotation
+        self._compiled = cpu_step.Heads(q_norm, k_norm)
+
+    def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """q [T, H, d], k [T, Hkv, d], positions [T] -> both prepared; on the CPU in the memory of the given ones."""
+        if q.device.type == "cpu":
+            q, k = q.contiguous(), k.contiguous()
+            table = None if self.rotation is None else self.rotation.table(positions)
+            neox = self.rotation is not None and self.rotation.neox
+            self._compiled(q, k, positions, table, neox, torch.get_num_threads())
+            return q, k
+        normed = [x if rule is None else _head_norm(x, rule) for x, rule in zip((q, k), self.norms, strict=True)]
+        q, k = normed if self.rotation is None else [self.rotation(x, positions) for x in normed]
+        return q, k
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
@@ -227,6 +251,10 @@ def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activat
 def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
     y = matmul(x, matrix.tensor(expert), activations=activations)
     return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])
+
+
+def _head_norm(x: Tensor, rule: HeadRule) -> Tensor:
+    return rms_norm(x.reshape(len(x), -1, len(rule.weight)), rule.weight, rule.bias, rule.eps).view(x.shape)
 
 
 def _on_cpu(w: QuantTensor) -> bool:

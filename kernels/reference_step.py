@@ -48,6 +48,14 @@ class RouterRule(NamedTuple):
     scale: float = 1.0
 
 
+class HeadRule(NamedTuple):
+    """A norm of queries or keys: by head, or over all heads at once where the weight is that wide."""
+
+    weight: Tensor  # [d] or [H * d]
+    bias: Tensor | None
+    eps: float
+
+
 class Turns(NamedTuple):
     """Whose rows a step has: S sequences, T rows."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_ops
+from gmoe.kernels.cpu_step import Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import activate
 from gmoe.kernels.reference import dequantize
@@ -65,6 +66,19 @@ def test_matmul(name: str, level: str) -> None:
         assert torch.equal(whole, best)
         for tokens in (1, 2, 3, 5, 8, 13):
             assert torch.equal(cpu_ops.matmul(x[:tokens], w, level=level, threads=1), whole[:tokens])
+
+
+@pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q4_K", "F16", "BF16", "F32")])
+@pytest.mark.parametrize("tokens", [1, 9, 40])
+def test_several_matrices_at_once_are_each_by_itself(names: tuple[str, ...], tokens: int) -> None:
+    rows = (300, 7, 64, 1, 33)
+    weights = [random_rows(name, rows[n], 512, seed=n) for n, name in enumerate(names)]
+    parts = [(w, None if n % 2 else activations(1, w.shape[0])[0]) for n, w in enumerate(weights)]
+    x = activations(tokens, 512)
+    for threads in (1, 3):
+        for (w, bias), y in zip(parts, Linears(parts)(x, threads), strict=True):
+            alone = cpu_ops.matmul(x, w)
+            assert torch.equal(y, alone if bias is None else alone + bias)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gmoe.kernels import cpu_step, reference_step
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
-from gmoe.kernels.reference_step import Mask, RouterRule, Score, Turns
+from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 
 LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
 NEAR = {"atol": 2e-6, "rtol": 2e-5}
@@ -36,6 +36,25 @@ def test_rotation(level: str, neox: bool, d: int, n_rot: int) -> None:
     got = cpu_step.rotate(x, positions, cos, sin, neox, 2, level)
     torch.testing.assert_close(got, reference_step.rotate(x, positions, cos, sin, neox), **NEAR)
     assert torch.equal(got, cpu_step.rotate(x, positions, cos, sin, neox, 1))
+
+
+@LEVELS
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("neox", [False, True])
+def test_heads_are_prepared_as_by_one_call_each(level: str, neox: bool, wide: bool) -> None:
+    q, k, positions = random(5, 6, 48), random(5, 2, 48, seed=1), torch.tensor([3, 0, 9, 9, 1])
+    rules = [HeadRule(random(x.shape[1] * 48 if wide else 48, seed=2), None, 1e-5) for x in (q, k)]
+    table = random(10, 16, seed=3).cos(), random(10, 16, seed=3).sin()
+    wants = []
+    for x, rule in zip((q, k), rules, strict=True):
+        normed = cpu_step.rms_norm(x.reshape(5, -1, len(rule.weight)), rule.weight, None, 1e-5, 2, level).view(x.shape)
+        wants.append(cpu_step.rotate(normed, positions, *table, neox, 2, level))
+    got = q.clone(), k.clone()
+    cpu_step.Heads(*rules)(*got, positions, table, neox, 2, level)
+    assert torch.equal(got[0], wants[0]) and torch.equal(got[1], wants[1])
+    got = q.clone(), k.clone()
+    cpu_step.Heads(None, rules[1])(*got, positions, None, neox, 2, level)
+    assert torch.equal(got[0], q) and not torch.equal(got[1], k)
 
 
 @LEVELS
@@ -148,13 +167,17 @@ def test_the_largest(n: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
-    x = random(3, 8)
+    x, at = random(3, 8), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"weight must be contiguous float32 \[8\] on the CPU, not .* \[7\]"):
         cpu_step.rms_norm(x, random(7), None, 1e-6, 1)
     with pytest.raises(ValueError, match="no kernel level 'sse9'"):
         cpu_step.rms_norm(x, None, None, 1e-6, 1, "sse9")
-    with pytest.raises(ValueError, match=r"tables \[4, 5\]"):
+    with pytest.raises(ValueError, match="a rotation of 10"):
         cpu_step.rotate(random(3, 1, 8), torch.arange(3), random(4, 5), random(4, 5), True, 1)
+    with pytest.raises(ValueError, match="a norm of 7 and a rotation of 0 do not fit 2 heads of 8"):
+        cpu_step.Heads(HeadRule(random(7), None, 1e-6), None)(random(1, 2, 8), random(1, 1, 8), at, None, True, 1)
+    with pytest.raises(ValueError, match=r"k must be contiguous float32 \[1, 1, 8\] on the CPU, not .* \[2, 1, 8\]"):
+        cpu_step.Heads(None, None)(random(1, 2, 8), random(2, 1, 8), at, None, True, 1)
     with pytest.raises(ValueError, match="5 of 4 experts"):
         cpu_step.Router(RouterRule(Score.SOFTMAX, 4, 5))
     kv = KvLayer(KvShape(2, 8, 8), 1, "f16")

@@ -3,11 +3,10 @@
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import Mask, attention
+from gmoe.kernels.ops import Heads, Mask, Rotation, attention
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import beside
 from gmoe.layers.norm import HeadNorm
-from gmoe.layers.rope import Rope
 from gmoe.layers.weights import Weights
 
 causal = Mask("causal")  # everything up to the query itself
@@ -29,7 +28,7 @@ class GQA:
     def __init__(
         self,
         w: Weights,
-        rope: Rope | None,
+        rope: Rotation | None,
         *,
         mask: Mask = causal,
         scale: float | None = None,
@@ -44,6 +43,7 @@ class GQA:
         self.sinks = sinks
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm")
         self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm")
+        self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope)
         q, k, v = hp.n_head * hp.n_head_k, hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
         if w.has("attn_qkv"):
             qkv = w.linear("attn_qkv", hp.n_embd, q + k + v)
@@ -55,11 +55,7 @@ class GQA:
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Norms by head, then rotation: q [T, H, dk], k [T, Hkv, dk]."""
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        if self.rope is None:
-            return q, k
-        return self.rope(q, positions), self.rope(k, positions)
+        return self.heads(q, k, positions)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D]; this step's keys and values are in the cache afterwards."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gmoe.kernels.ops import rms_norm
+from gmoe.kernels.ops import HeadRule, rms_norm
 
 
 class RMSNorm:
@@ -25,6 +25,7 @@ class HeadNorm:
             raise ValueError("a head norm needs a weight")
         self.norm = norm
         self.width = norm.weight.numel()
+        self.rule = HeadRule(norm.weight, norm.bias, norm.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.norm(x.reshape(x.shape[0], -1, self.width)).view(x.shape)

@@ -1,7 +1,6 @@
 """Rotary position embedding: pairing styles, and the scalings as GGUF states them (linear, YaRN, LongRoPE, llama 3)."""
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,11 +14,8 @@ from gmoe.layers.weights import Weights
 Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
 
 
-Rope = Callable[[Tensor, Tensor], Tensor]  # x [T, H, d], positions [T] -> x, the first n_rot of each head rotated
-
-
-def rope(w: Weights, style: Style, n_rot: int | None = None) -> Rope:
-    """The model's one rotary embedding, as its metadata and its factor tensors say."""
+def rope(w: Weights, style: Style, n_rot: int | None = None) -> Rotation:
+    """The model's one rotary embedding, of the first n_rot of each head, as its metadata and its factor tensors say."""
     hp = w.hparams
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
     return w.shared(("rope", style, width), lambda: _build(w, style, width))
@@ -32,7 +28,7 @@ def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
     return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
 
 
-def _build(w: Weights, style: Style, n_rot: int) -> Rope:
+def _build(w: Weights, style: Style, n_rot: int) -> Rotation:
     hp = w.hparams
     if n_rot % 2 or n_rot <= 0:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.rope.dimension_count", f"{n_rot} is not even and positive")

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "memory.h"
@@ -81,12 +82,13 @@ std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& pl
   return groups;
 }
 
-// Rows a task takes: enough bytes to read well, few enough that every thread has several; whole tiles of 16.
-int rows_a_task(int rows, size_t row_bytes, int tokens, int products, int threads) {
+// Rows of a matrix that a task takes: enough bytes to read well, few enough that every thread has several of the `all`
+// rows that there are; whole tiles of 16.
+int rows_a_task(int rows, int all, size_t row_bytes, int tokens, int threads) {
   size_t by_bytes = task_bytes / std::max<size_t>(1, row_bytes * size_t(std::min(tokens, 16)));
-  size_t by_share = size_t(rows) * size_t(products) / size_t(threads * 4);
+  size_t by_share = size_t(all) / size_t(threads * 4);
   size_t most = std::max<size_t>(tokens > 1 ? 16 : 32, std::min(std::max<size_t>(by_bytes, 64), by_share));
-  return int((most + 15) / 16 * 16);
+  return int((std::min<size_t>(most, size_t(rows)) + 15) / 16 * 16);
 }
 
 // Rows of an expert that a task takes of `rows`: a power of two up to a slice, few enough that every thread has several.
@@ -239,23 +241,41 @@ class Pass {
 
 }  // namespace
 
-void matmul(const Level& level, const Format& format, const uint8_t* weights, size_t row_bytes, int rows, int cols,
-            const float* x, int tokens, float* out, int threads) {
+void matmul(const Level& level, const Product* products, int count, int cols, const float* x, int tokens, int threads) {
   if (threads <= 0) threads = usable_cores();
-  thread_local Memory memory;
-  Panels panels(memory, level, format.rounding, cols, tokens);
-  auto round = [&](int t) { panels.round(x + size_t(t) * cols, 0, cols, 0, t, tokens); };
+  constexpr int kinds = int(Rounding::none) + 1;
+  thread_local Memory memory[kinds];
+  std::optional<Panels> panels[kinds];  // x, rounded as these matrices want it
+  std::vector<int> begins{0}, steps;    // the tasks of each, and the rows of one
+  std::vector<float*> to;
+  int rows = 0;
+  for (int p = 0; p < count; p++) rows += products[p].rows;
+  for (int p = 0; p < count; p++) {
+    const Product& m = products[p];
+    const int kind = int(m.format->rounding);
+    if (!panels[kind]) panels[kind].emplace(memory[kind], level, m.format->rounding, cols, tokens);
+    steps.push_back(rows_a_task(m.rows, rows, m.row_bytes, tokens, threads));
+    begins.push_back(begins.back() + (m.rows + steps.back() - 1) / steps.back());
+    for (int t = 0; t < tokens; t++) to.push_back(m.out + size_t(t) * m.rows);
+  }
+  auto round = [&](int t) {
+    for (const auto& p : panels)
+      if (p) p->round(x + size_t(t) * cols, 0, cols, 0, t, tokens);
+  };
   if (tokens < 8)
     for (int t = 0; t < tokens; t++) round(t);
   else parallel(tokens, threads, round);
-  std::vector<float*> to(tokens);
-  for (int t = 0; t < tokens; t++) to[t] = out + size_t(t) * rows;
-  int step = rows_a_task(rows, row_bytes, tokens, 1, threads);
-  parallel((rows + step - 1) / step, threads, [&](int i) {
-    Job job{weights, row_bytes, cols, i * step, std::min(rows, (i + 1) * step), nullptr, 0, 0, 0, to.data(),
-            weights + row_bytes * size_t(rows)};
-    panels.fill(job, 0, tokens);
-    format.rows(job);
+  parallel(begins.back(), threads, [&](int i) {
+    int p = 0;
+    while (i >= begins[p + 1]) p++;
+    const Product& m = products[p];
+    const int begin = (i - begins[p]) * steps[p], end = std::min(m.rows, begin + steps[p]);
+    Job job{m.weights, m.row_bytes, cols, begin, end, nullptr, 0, 0, 0, &to[size_t(p) * tokens],
+            m.weights + m.row_bytes * size_t(m.rows)};
+    panels[int(m.format->rounding)]->fill(job, 0, tokens);
+    m.format->rows(job);
+    for (int t = 0; m.bias && t < tokens; t++)
+      for (int r = begin; r < end; r++) m.out[size_t(t) * m.rows + r] += m.bias[r];
   });
 }
 
@@ -264,7 +284,7 @@ void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, c
   if (threads <= 0) threads = usable_cores();
   const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
   if (!pass.experts()) return;
-  const int width = down.rows, step = rows_a_task(width, down.row_bytes, pass.group(0).count, pass.experts(), threads);
+  const int width = down.rows, step = rows_a_task(width, width * pass.experts(), down.row_bytes, pass.group(0).count, threads);
   const int parts = (width + step - 1) / step;
   parallel(pass.middle_tasks() + pass.experts() * parts, threads, [&](int i) {
     if (i < pass.middle_tasks()) return pass.middle(i);

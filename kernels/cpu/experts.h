@@ -15,9 +15,18 @@ struct Matrices {  // the same matrix of each expert
   const float* bias;  // [experts][rows] or null
 };
 
-// x [tokens][cols] times the rows of `weights` -> out [tokens][rows].
-void matmul(const Level&, const Format&, const uint8_t* weights, size_t row_bytes, int rows, int cols, const float* x,
-            int tokens, float* out, int threads);
+// A matrix [rows][cols] to multiply with, and where the result goes.
+struct Product {
+  const Format* format;
+  const uint8_t* weights;
+  size_t row_bytes;
+  int rows;
+  const float* bias;  // [rows] or null
+  float* out;         // [tokens][rows]
+};
+
+// x [tokens][cols] times each matrix, all of them as one queue of tasks.
+void matmul(const Level&, const Product* products, int count, int cols, const float* x, int tokens, int threads);
 
 // out [tokens][k][down.rows]; ids [tokens][k], -1 leaves its row alone; `gate` may be null (relu2).
 void expert_rows(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,

@@ -138,8 +138,8 @@ NB_MODULE(_cpu, m) {
     const Level& level = level_named(level_name);
     const Format& f = format_named(level, format);
     nb::gil_scoped_release unlocked;
-    matmul(level, f, at<const uint8_t>(weights), row_bytes, rows, cols, at<const float>(x), tokens, at<float>(out),
-           threads);
+    const Product product = {&f, at<const uint8_t>(weights), row_bytes, rows, nullptr, at<float>(out)};
+    matmul(level, &product, 1, cols, at<const float>(x), tokens, threads);
   });
   m.def(
       "expert_rows",

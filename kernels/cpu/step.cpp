@@ -87,6 +87,20 @@ void rotate(const Step& step, const float* x, float* y, int tokens, int heads, i
   });
 }
 
+void prepare(const Step& step, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
+             const float* sin, const int64_t* positions, int threads) {
+  over_rows(tokens, size_t(q.heads + k.heads) * q.d, threads, [&](int from, int until) {
+    for (int t = from; t < until; t++)
+      for (const Heads* h : {&q, &k}) {
+        const int size = h->heads * h->d;
+        float* x = h->x + size_t(t) * size;
+        for (int i = 0; h->width && i < size; i += h->width) step.norm(x + i, h->width, h->weight, h->bias, h->eps, x + i);
+        const size_t at = size_t(positions[t]) * (n_rot / 2);
+        if (cos) step.rotate(x, h->heads, h->d, n_rot, halves, cos + at, sin + at);
+      }
+  });
+}
+
 void gate(const Step& step, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads) {
   over_rows(rows, n, threads, [&](int from, int until) {
     for (int r = from; r < until; r++) {

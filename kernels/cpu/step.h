@@ -60,6 +60,14 @@ struct Router {
   float scale;
 };
 
+// Queries or keys [T][heads][d]: norms over `width` elements each (0: none), then the rotation.
+struct Heads {
+  float* x;
+  int heads, d, width;
+  const float *weight, *bias;  // [width] or null
+  float eps;
+};
+
 struct Step {
   const char* name;
   bool (*here)();
@@ -83,6 +91,9 @@ void norm(const Step&, const float* x, int rows, int n, const float* weight, con
           int threads);
 void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads);
+// Both in place; without a table nothing is rotated.
+void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
+             const float* sin, const int64_t* positions, int threads);
 void gate(const Step&, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads);
 void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);
 void store(const Step&, const Cache&, const int64_t* slots, int tokens, const float* keys, const float* values,

@@ -33,30 +33,26 @@ class Linears {
   explicit Linears(const std::string& level) : level_(level_named(level)) {}
 
   void add(const std::string& format, uintptr_t weights, size_t row_bytes, int rows, int cols, uintptr_t bias) {
-    parts_.push_back({&format_named(level_, format), at<const uint8_t>(weights), row_bytes, rows, cols,
-                      at<const float>(bias)});
+    products_.push_back({&format_named(level_, format), at<const uint8_t>(weights), row_bytes, rows,
+                         at<const float>(bias), nullptr});
+    cols_ = cols;
   }
 
   void operator()(uintptr_t x, int tokens, uintptr_t out, int threads) const {
     nb::gil_scoped_release unlocked;
+    std::vector<Product> products = products_;
     float* to = at<float>(out);
-    for (const Part& p : parts_) {
-      matmul(level_, *p.format, p.weights, p.row_bytes, p.rows, p.cols, at<const float>(x), tokens, to, threads);
-      for (int t = 0; t < tokens; t++, to += p.rows)
-        for (int r = 0; p.bias && r < p.rows; r++) to[r] += p.bias[r];
+    for (Product& p : products) {
+      p.out = to;
+      to += size_t(tokens) * p.rows;
     }
+    matmul(level_, products.data(), int(products.size()), cols_, at<const float>(x), tokens, threads);
   }
 
  private:
-  struct Part {
-    const Format* format;
-    const uint8_t* weights;
-    size_t row_bytes;
-    int rows, cols;
-    const float* bias;
-  };
   const Level& level_;
-  std::vector<Part> parts_;
+  std::vector<Product> products_;
+  int cols_ = 0;
 };
 
 }  // namespace
@@ -86,6 +82,10 @@ void bind_step(nb::module_& m) {
         new (self) Cache{Number(number), heads, dk, dv, at<char>(keys), at<char>(values), at<uint16_t>(key_scales),
                          at<uint16_t>(value_scales)};
       });
+  nb::class_<Heads>(m, "Heads")
+      .def("__init__", [](Heads* self, int heads, int d, int width, uintptr_t weight, uintptr_t bias, float eps) {
+        new (self) Heads{nullptr, heads, d, width, at<const float>(weight), at<const float>(bias), eps};
+      });
   nb::class_<Step>(m, "Step")
       .def_static("named", [](const std::string& name) { return &step_named(name); }, nb::rv_policy::reference)
       .def("norm",
@@ -101,6 +101,15 @@ void bind_step(nb::module_& m) {
              nb::gil_scoped_release unlocked;
              rotate(s, at<const float>(x), at<float>(y), tokens, heads, d, n_rot, halves, at<const float>(cos),
                     at<const float>(sin), at<const int64_t>(positions), threads);
+           })
+      .def("prepare",
+           [](const Step& s, Heads q, Heads k, uintptr_t q_at, uintptr_t k_at, int tokens, int n_rot, bool halves,
+              uintptr_t cos, uintptr_t sin, uintptr_t positions, int threads) {
+             nb::gil_scoped_release unlocked;
+             q.x = at<float>(q_at);
+             k.x = at<float>(k_at);
+             prepare(s, q, k, tokens, n_rot, halves, at<const float>(cos), at<const float>(sin),
+                     at<const int64_t>(positions), threads);
            })
       .def("gate",
            [](const Step& s, int kind, uintptr_t g, uintptr_t up, int rows, int n, uintptr_t y, int threads) {

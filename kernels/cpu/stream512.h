@@ -103,7 +103,7 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 #pragma GCC unroll 32
-  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 4096 + i, _MM_HINT_T1);
+  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 2048 + i, _MM_HINT_NTA);
 }
 
 constexpr int blocks_at_once = 512;  // of one row or of four
