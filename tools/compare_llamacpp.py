@@ -146,7 +146,7 @@ def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[
     context = max([256, *(int(row[3:]) + GENERATED if "@" in row else int(row[2:]) for row in speeds)])
     loads: dict[str, list[float]] = {peer: [] for peer in peers}
     workers: dict[str, Worker] = {}
-    for _ in range(max(1, rounds // 2) if "load" in rows else 1):
+    for _ in range(rounds if "load" in rows else 1):
         for peer in peers:
             if peer in workers:
                 workers[peer].close()
