@@ -77,6 +77,13 @@ def rms_norm(
     return y
 
 
+def residual(x: Tensor, y: Tensor, scale: float, threads: int, level: str | None = None) -> None:
+    """y [T, n] becomes x + scale * y."""
+    _check("y", y, x.shape)
+    _check("x", x, x.shape)
+    _step(level).residual(x.data_ptr(), scale, *x.shape, y.data_ptr(), threads)
+
+
 class Heads:
     """Norms of queries [T, H, d] and keys [T, Hkv, d], then their rotation, in one call and in place."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Rotation",
     "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine",
-    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "rms_norm", "store",
+    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "residual", "rms_norm", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -168,6 +168,15 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     if x.device.type == "cpu":
         return cpu_step.rms_norm(x, weight, bias, eps, torch.get_num_threads())
     return kernels_of(x.device).rms_norm(x, weight, bias, eps)
+
+
+def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    """x + scale * y of [T, n], in the memory of y; torch's own threads would be in the way of the kernels'."""
+    if x.device.type != "cpu":
+        return y.mul_(scale).add_(x) if scale != 1.0 else y.add_(x)
+    x, y = x.contiguous(), y.contiguous()
+    cpu_step.residual(x, y, scale, torch.get_num_threads())
+    return y
 
 
 class Rotation:

@@ -39,6 +39,18 @@ def test_rotation(level: str, neox: bool, d: int, n_rot: int) -> None:
 
 
 @LEVELS
+@pytest.mark.parametrize("n", [3, 64, 77])
+def test_residual(level: str, n: int) -> None:
+    x, y = random(400, n), random(400, n, seed=1)
+    for scale in (1.0, 0.22):
+        got = y.clone()
+        cpu_step.residual(x, got, scale, 3, level)
+        assert torch.equal(got, x + scale * y)
+    with pytest.raises(ValueError, match="x must be contiguous"):
+        cpu_step.residual(x[:, 1:], y[:, 1:].contiguous(), 1.0, 1)
+
+
+@LEVELS
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("neox", [False, True])
 def test_heads_are_prepared_as_by_one_call_each(level: str, neox: bool, wide: bool) -> None:

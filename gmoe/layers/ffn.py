@@ -6,7 +6,7 @@ from torch import Tensor
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import activate, dequantize, gated
+from gmoe.kernels.ops import activate, dequantize, gated, residual
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, topk
 from gmoe.layers.weights import Weights
@@ -69,7 +69,7 @@ class MoEFFN:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         y = self.dispatch(self.layer, x, self.routing(x), self.activation)
-        return y if self.shared is None else y + self.shared(x)
+        return y if self.shared is None else residual(y, self.shared(x))
 
 
 def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseFFN | MoEFFN:

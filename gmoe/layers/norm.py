@@ -1,8 +1,10 @@
-"""Norms: RMSNorm, with a bias where a file has one."""
+"""Norms: RMSNorm, with a bias where a file has one; and the residual sum between them."""
 
 from torch import Tensor
 
-from gmoe.kernels.ops import HeadRule, rms_norm
+from gmoe.kernels.ops import HeadRule, residual, rms_norm
+
+__all__ = ["HeadNorm", "RMSNorm", "residual"]
 
 
 class RMSNorm:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.norm import residual
 from gmoe.layers.weights import Weights
 
 
@@ -57,11 +58,11 @@ class Decoder:
 
     def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
         """The first half of a block, pre-norm and residual: x [T, D] -> [T, D]."""
-        return self.attn[layer](self.attn_norm[layer](x), batch).add_(x)
+        return residual(x, self.attn[layer](self.attn_norm[layer](x), batch))
 
     def fed(self, layer: int, x: Tensor) -> Tensor:
         """The second half, each row for itself: x [R, D] -> [R, D]."""
-        return self.ffn[layer](self.ffn_norm[layer](x)).add_(x)
+        return residual(x, self.ffn[layer](self.ffn_norm[layer](x)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Normed rows [R, D] -> [R, n_vocab]."""

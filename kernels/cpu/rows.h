@@ -15,6 +15,13 @@ void norm_row(const float* x, int n, const float* weight, const float* bias, flo
   }
 }
 
+void residual_row(const float* x, float scale, int n, float* y) {
+  for (int i = 0; i < n; i += 16) {
+    int m = n - i < 16 ? n - i : 16;
+    put(y + i, lanes(x + i, m) + all(scale) * lanes(y + i, m), m);
+  }
+}
+
 void rotate_token(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin) {
   int half = n_rot / 2;
   for (int h = 0; h < heads; h++, x += d) {

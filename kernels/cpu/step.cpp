@@ -76,6 +76,12 @@ void norm(const Step& step, const float* x, int rows, int n, const float* weight
   });
 }
 
+void residual(const Step& step, const float* x, float scale, int rows, int n, float* y, int threads) {
+  over_rows(rows, n, threads, [&](int from, int until) {
+    for (int r = from; r < until; r++) step.residual(x + size_t(r) * n, scale, n, y + size_t(r) * n);
+  });
+}
+
 void rotate(const Step& step, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads) {
   over_rows(tokens, size_t(heads) * d, threads, [&](int from, int until) {

@@ -72,6 +72,7 @@ struct Step {
   const char* name;
   bool (*here)();
   void (*norm)(const float* x, int n, const float* weight, const float* bias, float eps, float* y);
+  void (*residual)(const float* x, float scale, int n, float* y);
   void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
   void (*gate)(int kind, const float* gate, const float* up, int n, float* y);
   void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
@@ -89,6 +90,8 @@ const Step& step_avx512();
 
 void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
           int threads);
+// y becomes x + scale * y.
+void residual(const Step&, const float* x, float scale, int rows, int n, float* y, int threads);
 void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads);
 // Both in place; without a table nothing is rotated.

@@ -95,6 +95,11 @@ void bind_step(nb::module_& m) {
              norm(s, at<const float>(x), rows, n, at<const float>(weight), at<const float>(bias), eps, at<float>(y),
                   threads);
            })
+      .def("residual",
+           [](const Step& s, uintptr_t x, float scale, int rows, int n, uintptr_t y, int threads) {
+             nb::gil_scoped_release unlocked;
+             residual(s, at<const float>(x), scale, rows, n, at<float>(y), threads);
+           })
       .def("rotate",
            [](const Step& s, uintptr_t x, uintptr_t y, int tokens, int heads, int d, int n_rot, bool halves,
               uintptr_t cos, uintptr_t sin, uintptr_t positions, int threads) {
