@@ -9,7 +9,9 @@ from collections.abc import Callable
 from importlib import import_module
 from itertools import count
 from typing import Any
+from weakref import finalize
 
+import numpy as np
 import torch
 from gmoe.kernels import device_kernels, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
@@ -245,10 +247,15 @@ class FakeDevice:
         if nbytes > self.free():
             raise torch.OutOfMemoryError(f"fake out of memory: {nbytes}")
         self.taken += nbytes
-        made = torch.full((nbytes,), GARBAGE, dtype=torch.uint8)
+        bytes = np.full(nbytes, GARBAGE, np.uint8)
+        finalize(bytes, self._back, nbytes)  # where no tensor of them is left
+        made = torch.from_numpy(bytes)
         for address in [at for at in last_use if made.data_ptr() <= at < made.data_ptr() + nbytes]:
             del last_use[address]  # of memory that was given back
         return FakeTensor(made)
+
+    def _back(self, nbytes: int) -> None:
+        self.taken -= nbytes
 
     def pinned(self, nbytes: int) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
@@ -279,7 +286,13 @@ class FakeDevice:
         target = torch.full_like(value, -99)
         before, self.received = self.received, FakeEvent(self)
         event = self.received
-        event.work = lambda: (before.reach(), target.copy_(value))  # in line: after those begun before
+
+        def work() -> None:
+            before.reach()  # in line: after those begun before
+            with torch.inference_mode():
+                target.copy_(value)
+
+        event.work = work
         self.flying.append(event)
         return target, event
 

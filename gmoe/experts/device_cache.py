@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from gmoe.experts import policy
-from gmoe.experts.cache import ExpertCache
+from gmoe.experts.cache import ExpertCache, Steps
 from gmoe.experts.device_budget import RESERVE, DeviceBudget, asked_bytes
 from gmoe.experts.device_cost import DeviceCosts, measure
 from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_store import DeviceStore
+from gmoe.experts.device_watch import Watch
 from gmoe.experts.evict import lru
 from gmoe.experts.miss import balance
+from gmoe.experts.recorder import Recorder
 from gmoe.experts.simulate import Groups
 from gmoe.experts.slots import least
 from gmoe.experts.trace import Trace
@@ -20,6 +22,15 @@ from gmoe.experts.transfer import open_transfer
 
 class DeviceCache(ExpertCache):
     """Furnished when the other weights are on the device, before the KV cache is."""
+
+    def furnish(
+        self, kv_bytes: int, routers: Callable[..., Any], record: Callable[[int], Recorder], steps: Steps, home: Path
+    ) -> None:
+        super().furnish(kv_bytes, routers, record, steps, home)
+        store = self.store
+        if self.options.gpu_memory == "auto" and isinstance(store, DeviceStore) and store.groups:
+            self.watch = Watch(store, self.budget.activations(self.budget.chunk(0)), self.notices)
+            steps.listeners.append(lambda rows: self.watch.look())
 
     def _lend(self, rows: int) -> None:
         return None  # activations are on the device, whose cache shrinks by itself

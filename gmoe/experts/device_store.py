@@ -36,6 +36,7 @@ class DeviceStore(ExpertStore):
         self._banks: dict[int, ExpertBank] = {}
         self._groups: Sequence[Group] = []
         self._counts: Sequence[int] = []
+        self.given_back = 0  # bytes of slots, where a pass found too little memory
 
     def settle_on(self, counts: Sequence[int], evict: Callable[[], EvictionPolicy]) -> None:
         """Take `counts[n]` slots of each group and, where all experts fit, fill them.
@@ -44,7 +45,6 @@ class DeviceStore(ExpertStore):
         """
         arena = DeviceArena(self.device, self.groups, counts)
         self.device.synchronize()  # what had this memory before may still be at work
-        self._build = evict
         largest = max((group.slot_bytes for group in self.groups), default=1)
         self._upload = Upload(self.device, self.below, largest)
         self._open(self.groups, counts, self._where, evict, self._upload, arena)
@@ -78,20 +78,38 @@ class DeviceStore(ExpertStore):
         """
         if all(count == 1 for count in self._counts):
             return False
+        before = self.nbytes
+        self.resettle(_fewer(self._counts))
+        self.given_back += before - self.nbytes
+        return True
+
+    def resettle(self, counts: Sequence[int]) -> None:
+        """Take other numbers of slots in place of these, all experts of which leave; copies of some begin again.
+
+        Called between passes. Policies keep what they know. `DeviceError` where one a group does not fit.
+        """
         if not self.whole:
             self.settle()
             self.transfer.close()
+        newest = [id for pool in self._pools for id in reversed(list(pool))]
+        for pool in self._pools:
+            for id in list(pool):
+                pool.remove(id)
+        kept = [pool.evict for pool in self._pools]
         self.device.synchronize()
         self._banks, self._arena = {}, None
         self.slot_of[:] = -1
         self.table_of_slots.fill_(-1)
         self.device.give_back()
-        self.settle_within(_fewer(self._counts), self._build)
-        return True
+        self.whole = False
+        self.settle_within(counts, iter(kept).__next__)
+        self.prefetch(newest, ())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots."""
+        """Bytes of the slots; 0 where there was no memory for any."""
+        if not self._banks:
+            return 0
         return sum(count * group.slot_bytes for count, group in zip(self._counts, self._groups, strict=True))
 
     def bank(self, layer: int) -> ExpertBank:
