@@ -17,7 +17,7 @@ from gmoe.experts.calibration import Calibration, Setting, shares
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
 from gmoe.passes.calibrate import MARGIN, SURE, bound
-from gmoe.passes.compare import Measured, cost
+from gmoe.passes.compare import Measured, base_of, cost, in_turn, speedups
 from gmoe.passes.perplexity import Divergence, Mean
 from gmoe.passes.twin import twin
 from tests.factory import Shape, write_model
@@ -121,6 +121,23 @@ def test_cost_is_told_with_its_error() -> None:
     part, error = cost(measured((0.5, 2.5)), exact)
     assert part == 0.5 and error == pytest.approx(0.5 / 3)
     assert cost(measured((1.0,)), [measured((2.0,))]) == (0.5, math.inf)
+
+
+def test_models_in_turn_are_measured_as_alone(model: Path) -> None:
+    windows = [[3, 40, 7, 9, 22, 61, 5, 30], [9, 8, 7, 6, 5, 4, 3, 2]]
+    kinds = {"exact": {}, "skip": {"miss": "skip", "policy": {"drop": 1024}}}
+    plain = {"context": 64, "max_sequences": 1, "host_memory": small(model), "evict": "lru", "prefetch": "none"}
+    llms = {name: gmoe.LLM.load(model, gmoe.RuntimeOptions(**plain, **more)) for name, more in kinds.items()}
+    base = base_of(llms["exact"], windows)
+    found = in_turn(llms, windows, base, windows[0])
+    for llm in llms.values():
+        llm.close()
+    assert found["exact"].found.kld.mean == pytest.approx(0, abs=1e-6) and found["exact"].changed == 0
+    assert found["skip"].found.kld.mean > 0.001 and found["skip"].shares["skip"] > 0
+    assert found["skip"].bytes_per_token == 0 < found["exact"].bytes_per_token
+    assert [len(got.found.kld.values) for got in found.values()] == [2, 2] and found["exact"].tokens == 16
+    ratios = speedups(found["skip"], found["exact"])
+    assert ratios == [b / a for a, b in zip(found["skip"].seconds, found["exact"].seconds, strict=True)]
 
 
 def test_a_setting_with_a_twin_holds_with_the_memory_it_was_calibrated_for(

@@ -14,6 +14,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,17 @@ import gmoe
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
-from gmoe.passes.compare import Measured, base_of, cost, measure
+from gmoe.passes.compare import Measured, Runner, base_of, in_turn, speedups
 from gmoe.passes.perplexity import windows
 from gmoe.passes.sensitivity import DropTail, sensitivities
 from gmoe.passes.twin import twin
 from tools.widen import widen
 
 DOMAINS = ("stories", "docs", "python", "dialogue", "french", "maths")
-TOGETHER = 4  # settings between two runs of exact
+TOGETHER = 4  # settings that run in turn with exact
 RESIDENT = (0.5, 0.25)
 SPEED = {
-    True: "Speed is a ratio to exact on-demand loading just before and after, the faster of the two window by window.",
+    True: "Speed is a ratio to exact on-demand loading, the median of the windows, which all run in turn.",
     False: "**Speeds are not shown: the machine was busy with other work.** Bytes are a ratio to exact.",
 }
 EXACT: dict[str, Any] = {"label": "exact, on demand"}
@@ -102,7 +103,7 @@ def options(row: dict[str, Any], memory: int, context: int) -> gmoe.RuntimeOptio
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is not yet measured, for at most `seconds`; each beside exact."""
+    """Measure what is not yet measured, for at most `seconds`; a few settings and exact in turn."""
     model, twins = prepare(given)
     log = given.work / "results.json"
     results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
@@ -124,39 +125,35 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     kept, groups = trace.read_bytes(), [(group.experts, group.slot_bytes) for group in budget.groups]
     began = time.monotonic()
 
-    def measured(row: dict[str, Any], resident: float) -> Measured:
-        memory = budget.fixed + int(resident * sum(experts * size for experts, size in groups))
-        with gmoe.LLM.load(model, options(row, memory, given.tokens)) as llm:
-            got = measure(llm, cut[1:], base, cut[0])
-        trace.write_bytes(kept)  # each run begins with the same knowledge
-        return got
-
     for resident in RESIDENT:
+        memory = budget.fixed + int(resident * sum(experts * size for experts, size in groups))
         keys = {f"{resident:g} {row['label']}": row for row in settings(twins)}
         wanted = [key for key in keys if key not in results and any(part in key for part in given.only or [""])]
         for at in range(0, len(wanted), TOGETHER):
             if given.seconds and time.monotonic() - began > given.seconds:
                 return results
-            exact, found = [measured(EXACT, resident)], {}
-            for key in wanted[at : at + TOGETHER]:
-                try:
-                    found[key] = measured(keys[key], resident)
-                except ValueError as error:
-                    print(f"{key}: {error}")
-            exact.append(measured(EXACT, resident))
-            for key, got in found.items():
-                results[key] = kept_of(got, exact)
-                print(key, json.dumps(results[key]), flush=True)
+            with ExitStack() as stack:
+                llms: dict[str, Runner] = {}
+                for key, row in [("exact", EXACT), *((key, keys[key]) for key in wanted[at : at + TOGETHER])]:
+                    try:
+                        llms[key] = stack.enter_context(gmoe.LLM.load(model, options(row, memory, given.tokens)))
+                    except ValueError as error:
+                        print(f"{key}: {error}")
+                measured = in_turn(llms, cut[1:], base, cut[0])
+            trace.write_bytes(kept)  # all begin with the same knowledge
+            exact = measured.pop("exact")
+            results |= {key: kept_of(got, exact) for key, got in measured.items()}
+            print(json.dumps({key: results[key] for key in measured}), flush=True)
             log.write_text(json.dumps(results, indent=1))
     return results
 
 
-def kept_of(got: Measured, exact: Sequence[Measured]) -> dict[str, Any]:
-    """What is kept of a setting, beside exact before and after it."""
+def kept_of(got: Measured, exact: Measured) -> dict[str, Any]:
+    """What is kept of a setting that ran in turn with exact."""
     return {
-        "ratio": 1 / cost(got, exact)[0], "exact": max(run.tokens_per_second for run in exact),
-        "bytes": got.bytes_per_token, "exact_bytes": exact[0].bytes_per_token, "ppl": got.ppl,
-        "exact_ppl": exact[0].ppl, "kld": got.found.kld.mean, "kld_error": got.found.kld.error,
+        "ratio": statistics.median(speedups(got, exact)), "exact": exact.tokens_per_second,
+        "bytes": got.bytes_per_token, "exact_bytes": exact.bytes_per_token, "ppl": got.ppl,
+        "exact_ppl": exact.ppl, "kld": got.found.kld.mean, "kld_error": got.found.kld.error,
         "top": got.found.same_top.mean, "shares": dict(got.shares),
     }  # fmt: skip
 

@@ -11,10 +11,12 @@ import json
 import lzma
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import gmoe
 from gmoe.experts.calibration import QUALITIES
 from gmoe.passes.calibrate import MARGIN, SURE
-from gmoe.passes.compare import Measured, base_of, cost, measure
+from gmoe.passes.compare import Measured, Runner, base_of, in_turn, speedups
 from gmoe.passes.perplexity import windows
 from gmoe.passes.twin import twin
 from tools.widen import widen
@@ -64,22 +66,18 @@ def unseen(model: Path, memory: str, domain: str, given: argparse.Namespace) -> 
     with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=given.ctx_size, max_sequences=1)) as llm:
         base = base_of(llm, cut)
 
-    runs: dict[str, Measured] = {}  # by setting: two qualities that choose the same are measured once
-    said: dict[str, str] = {}
-
-    def run(quality: str, again: bool = False) -> Measured:
-        asked: dict[str, Any] = {"max_kld": BUDGETS[quality]} if quality == "max_kld" else {"quality": quality}
-        plain = {"context": given.ctx_size, "max_sequences": 1, "reader": "direct"}
-        with gmoe.LLM.load(model, gmoe.RuntimeOptions(host_memory=memory, **asked, **plain)) as llm:
-            said[quality] = named(llm.cache.setting.options if llm.cache.setting else {})
-            if again or said[quality] not in runs:
-                runs[said[quality]] = measure(llm, cut, base, warm)
-        return runs[said[quality]]
-
-    exact = [run("exact")]
-    found = {quality: run(quality) for quality in BUDGETS}
-    exact.append(run("exact", again=True))
-    return {quality: row(said[quality], got, exact) for quality, got in found.items()}
+    plain = {"context": given.ctx_size, "max_sequences": 1, "reader": "direct", "host_memory": memory}
+    asked: dict[str, dict[str, Any]] = {name: {"quality": name} for name in ("exact", *QUALITIES)}
+    asked["max_kld"] = {"max_kld": BUDGETS["max_kld"]}
+    with ExitStack() as stack:
+        chosen: dict[str, str] = {}
+        runs: dict[str, Runner] = {}  # by setting: two qualities that choose the same are measured once
+        for quality, budget in asked.items():
+            llm = stack.enter_context(gmoe.LLM.load(model, gmoe.RuntimeOptions(**plain, **budget)))
+            chosen[quality] = named(llm.cache.setting.options if llm.cache.setting else {})
+            runs.setdefault(chosen[quality], llm)
+        found = in_turn(runs, cut, base, warm)
+    return {quality: row(chosen[quality], found[chosen[quality]], found["exact"]) for quality in BUDGETS}
 
 
 def named(options: Mapping[str, Any]) -> str:
@@ -89,13 +87,13 @@ def named(options: Mapping[str, Any]) -> str:
     return " ".join([" + ".join(names), ", ".join(knobs)]) if options else "exact"
 
 
-def row(said: str, got: Measured, exact: Sequence[Measured]) -> dict[str, Any]:
+def row(said: str, got: Measured, exact: Measured) -> dict[str, Any]:
     """What is kept of a run."""
-    part, error = cost(got, exact)
+    faster = speedups(got, exact)
     return {
         "said": said, "kld": max(0.0, got.found.kld.mean), "error": got.found.kld.error,
-        "top": got.found.same_top.mean, "faster": 1 / part, "faster_error": error / part**2, "changed": got.changed,
-        "speed": got.tokens_per_second, "read": got.bytes_per_token / exact[0].bytes_per_token,
+        "top": got.found.same_top.mean, "changed": got.changed, "read": got.bytes_per_token / exact.bytes_per_token,
+        "faster": statistics.median(faster), "between": [min(faster), max(faster)], "speed": got.tokens_per_second,
     }  # fmt: skip
 
 
@@ -113,8 +111,8 @@ def table(found: Mapping[str, Mapping[str, Any]], given: argparse.Namespace) -> 
         f"interval on its worst text is within the budget. The table is of {given.windows} windows ({tokens} scored "
         "tokens) of the second halves, and of kinds of text that the calibration never met.", "",
         "A budget holds where the mean KLD, in nats a token, is at most the budget; ± are standard errors. Read: "
-        "bytes, as a part of what exact reads. Speed: a ratio to exact runs just before and after, the faster of the "
-        "two window by window.", "",
+        "bytes, as a part of what exact reads. Speed: a ratio to exact, the median of the windows, which all settings "
+        "run in turn; in brackets the least and the greatest.", "",
         "| text | quality | budget | chosen | KLD | holds | same top | served otherwise | read | speed |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -126,11 +124,12 @@ def table(found: Mapping[str, Mapping[str, Any]], given: argparse.Namespace) -> 
             if got["said"] != "exact":
                 held["kinds that were calibrated on" if domain in SEEN else "other kinds"].append(holds)
                 lossy.append({**got, "sure": got["kld"] + SURE * got["error"] <= BUDGETS[quality]})
+            least, most = got["between"]
             lines.append(
                 f"| {domain}{'' if domain in SEEN else ' (other)'} | {quality} | {BUDGETS[quality]:g} | "
                 f"{got['said']} | "
                 f"{got['kld']:.5f} ± {got['error']:.5f} | {'yes' if holds else '**no**'} | {got['top']:.1%} | "
-                f"{got['changed']:.1%} | {got['read']:.0%} | {got['faster']:.2f} ± {got['faster_error']:.2f} |"
+                f"{got['changed']:.1%} | {got['read']:.0%} | {got['faster']:.2f} ({least:.2f} to {most:.2f}) |"
             )
     counts = ", ".join(f"{sum(some)} of {len(some)} hold on {kind}" for kind, some in held.items() if some)
     sure, faster = sum(row["sure"] for row in lossy), sum(row["faster"] > 1 for row in lossy)

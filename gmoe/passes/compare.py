@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,3 +79,31 @@ def cost(got: Measured, exact: Sequence[Measured]) -> tuple[float, float]:
     if len(mine) < 2:
         return part, math.inf
     return part, float((mine - part * theirs).std(ddof=1) / math.sqrt(len(mine)) / theirs.mean())
+
+
+def in_turn(
+    llms: Mapping[str, Runner], cut: Sequence[Sequence[int]], base: Sequence[Array], warm: Sequence[int]
+) -> dict[str, Measured]:
+    """`measure` of several models, each window by all of them before the next: a busy machine meets all alike."""
+    parts: dict[str, list[Measured]] = {name: [] for name in llms}
+    for llm in llms.values():
+        llm.logits(warm, step=1)
+    for window, reference in zip(cut, base, strict=True):
+        for name, llm in llms.items():
+            parts[name].append(measure(llm, [window], [reference], window[:1]))
+    return {name: _joined(some) for name, some in parts.items()}
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    """Windows of one length as one measurement."""
+    found = Divergence()
+    for name in vars(found):
+        getattr(found, name).values.extend(values for part in parts for values in getattr(part.found, name).values)
+    shares = {name: fmean(part.shares[name] for part in parts) for name in parts[0].shares}
+    tokens, seconds = sum(part.tokens for part in parts), tuple(s for part in parts for s in part.seconds)
+    return Measured(tokens, seconds, fmean(part.bytes_per_token for part in parts), shares, found)
+
+
+def speedups(got: Measured, exact: Measured) -> list[float]:
+    """How many times as fast each window was; of runs that were made in turn."""
+    return [theirs / mine for mine, theirs in zip(got.seconds, exact.seconds, strict=True)]
