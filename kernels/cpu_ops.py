@@ -93,6 +93,25 @@ def weight_address(w: QuantTensor, cols: int | None) -> int:
     return _address(w.data)
 
 
+@cache
+def has_values(format_name: str) -> bool:
+    """Whether `rows` knows this format."""
+    return bool(_cpu.has_values(format_name))
+
+
+def rows(w: QuantTensor, ids: Tensor, *, threads: int = 0) -> Tensor:
+    """Rows ids [T] int64 of a matrix [V, D] whose format `has_values`: [T, D] float32, bit for bit `dequantize`'s."""
+    address = weight_address(w, None)
+    if not has_values(w.format.name):
+        raise ValueError(f"the CPU kernels do not unpack {w.format.name}")
+    count, (high, cols) = ids.numel(), w.shape
+    if ids.dtype is not torch.int64 or not ids.is_contiguous() or (count and not 0 <= ids.min() <= ids.max() < high):
+        raise ValueError(f"ids must be contiguous int64 of {high} rows")
+    out = torch.empty(count, cols)
+    _cpu.rows_of(w.format.name, address, w.format.row_bytes(cols), cols, ids.data_ptr(), count, out.data_ptr(), threads)
+    return out
+
+
 class Experts:
     """A table of experts, checked once, as the kernels take it; its addresses may change in place."""
 

@@ -58,7 +58,7 @@ class Linears:
         self._native(x.data_ptr(), tokens, out.data_ptr(), threads)
         if len(self.rows) == 1:
             return [out.view(tokens, self.total)]
-        parts = out.split([tokens * n for n in self.rows])
+        parts = torch.split_with_sizes(out, [tokens * n for n in self.rows])
         return [part.view(tokens, n) for part, n in zip(parts, self.rows, strict=True)]
 
 
@@ -106,9 +106,9 @@ class Heads:
         key = q.shape[1:], k.shape[1:], n_rot
         if key not in self._known:
             self._known[key] = self._native("q", q, n_rot), self._native("k", k, n_rot)
-        tokens = len(positions)
+        tokens = positions.shape[0]
         for name, x in (("q", q), ("k", k)):
-            if len(x) != tokens or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
+            if x.shape[0] != tokens or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
                 _check(name, x, torch.Size((tokens, *x.shape[1:])))
         at = q.data_ptr(), k.data_ptr(), tokens, n_rot, neox, cos, sin, positions.data_ptr()
         _step(level).prepare(*self._known[key], *at, threads)
@@ -182,7 +182,7 @@ class Router:
     def __call__(self, logits: Tensor, threads: int, level: str | None = None) -> tuple[Tensor, Tensor]:
         """logits [T, E] -> ids [T, k] int32, best first, and weights [T, k]."""
         logits = logits.contiguous()
-        tokens, k = len(logits), self.rule.chosen
+        tokens, k = logits.shape[0], self.rule.chosen
         _check("logits", logits, (tokens, self.rule.experts))
         ids, weights = torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k)
         native = _step(level).choose
@@ -192,7 +192,7 @@ class Router:
 
 def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, threads: int, level: str | None = None) -> None:
     """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
-    shape, tokens = kv.shape, len(slots)
+    shape, tokens = kv.shape, slots.shape[0]
     keys, values = keys.contiguous(), values.contiguous()
     _check("keys", keys, (tokens, shape.heads, shape.dk))
     _check("values", values, (tokens, shape.heads, shape.dv))
@@ -234,7 +234,7 @@ def attention(
         tables.data_ptr(),
         tables.shape[1],
         starts.data_ptr(),
-        len(tables),
+        tables.shape[0],
         threads,
     )
     return out

@@ -12,6 +12,7 @@ from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference import as_tensor
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
@@ -19,10 +20,11 @@ from torch import Tensor
 __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Rotation",
     "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine",
-    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "residual", "rms_norm", "store",
+    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "residual", "rms_norm", "rows", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
+AT_ONCE = 32  # rows that torch dequantizes together: it takes thirty times their bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,17 @@ def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     assert isinstance(w.data, Tensor)
     flat = QuantTensor(w.data, w.format, (int(np.prod(w.shape[:-1])), w.shape[-1]))
     return kernels_of(w.data.device).dequantize(flat).view(w.shape).to(dtype)
+
+
+def rows(w: QuantTensor, ids: Tensor, device: torch.device) -> Tensor:
+    """Rows ids [T] of a matrix [V, D], both on the CPU -> [T, D] float32 on `device`, dequantized there and exactly."""
+    if device.type == "cpu" and cpu_ops.has_values(w.format.name):
+        return cpu_ops.rows(w, ids, threads=torch.get_num_threads())
+    data, out = as_tensor(w.data), torch.empty(len(ids), w.shape[1], device=device)
+    for at in range(0, len(ids), AT_ONCE):
+        part = data.index_select(0, ids[at : at + AT_ONCE]).to(device)
+        out[at : at + AT_ONCE] = dequantize(QuantTensor(part, w.format, (len(part), w.shape[1])))
+    return out
 
 
 def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:
@@ -194,8 +207,8 @@ class Rotation:
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [n, n_rot / 2] that reach as far as the positions, which are on the CPU."""
-        need = int(positions if len(positions) == 1 else positions.max()) + 1
-        if need > len(self._table[0]):
+        need = int(positions if positions.shape[0] == 1 else positions.max()) + 1
+        if need > self._table[0].shape[0]:
             self._table = self._cos_sin(torch.arange(max(need, 2 * len(self._table[0]), 256)))
         return self._table
 

@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.ops import Activations, Linears, dequantize
-from gmoe.kernels.reference import as_tensor
-
-AT_ONCE = 32  # rows that are dequantized together: it takes thirty times their bytes
+from gmoe.kernels.ops import Activations, Linears, rows
 
 
 class QuantLinear:
@@ -38,14 +35,11 @@ class QuantEmbedding:
     """ids [T] -> rows [T, D] float32 on `device`, dequantized exactly; the table and the ids are on the CPU."""
 
     def __init__(self, weight: QuantTensor, device: torch.device):
-        self.format = weight.format
-        self.width = weight.shape[1]
+        self.weight = weight
         self.device = device
-        self.data = as_tensor(weight.data)  # uint8 [V, row_bytes]
+
+    def __len__(self) -> int:
+        return self.weight.shape[0]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        out = torch.empty(len(ids), self.width, device=self.device)
-        for at in range(0, len(ids), AT_ONCE):
-            rows = self.data.index_select(0, ids[at : at + AT_ONCE]).to(self.device)
-            out[at : at + AT_ONCE] = dequantize(QuantTensor(rows, self.format, (len(rows), self.width)))
-        return out
+        return rows(self.weight, ids, self.device)

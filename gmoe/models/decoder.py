@@ -35,7 +35,7 @@ class Decoder:
         self.dispatch = dispatch
         self.device = weights.device
         self.token_embd = weights.embedding("token_embd")
-        self.n_vocab = len(self.token_embd.data)
+        self.n_vocab = len(self.token_embd)
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
         self.attn_norm = [w.norm("attn_norm") for w in scopes]
         self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]

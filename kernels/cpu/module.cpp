@@ -15,6 +15,7 @@
 #include "module.h"
 #include "pool.h"
 #include "quantize.h"
+#include "values.h"
 
 namespace nb = nanobind;
 
@@ -185,6 +186,12 @@ NB_MODULE(_cpu, m) {
       if (id >= experts || (id >= 0 && !at<const int64_t>(addresses)[id])) return int64_t(i);
     }
     return -1;
+  });
+  m.def("has_values", &has_values);
+  m.def("rows_of", [](const std::string& format, uintptr_t weights, size_t row_bytes, int cols, uintptr_t ids, int count,
+                      uintptr_t out, int threads) {
+    nb::gil_scoped_release unlocked;
+    rows_of(format, at<const uint8_t>(weights), row_bytes, cols, at<const int64_t>(ids), count, at<float>(out), threads);
   });
   m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
                       int threads) {
