@@ -322,8 +322,8 @@ def test_the_cpu_is_no_device() -> None:
 
 
 def test_what_a_device_cannot_do_is_refused(model: Path, card: FakeDevice) -> None:
-    with pytest.raises(ValueError, match="^miss='hobbit' is not available with device='cuda' in this version$"):
-        load(model, miss="hobbit")
+    with pytest.raises(ValueError, match="^miss='merged' is not available with device='cuda' in this version$"):
+        load(model, miss="merged")
     with pytest.raises(ValueError, match="^a quality other than exact is not available with device='cuda'"):
         load(model, quality="high")
 

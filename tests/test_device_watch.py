@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gmoe
-from gmoe.experts import device_budget, device_cache, device_watch
+from gmoe.experts import device_budget, device_watch
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_watch import EVERY, PATIENCE
 from gmoe.experts.transfer import TransferError
@@ -58,7 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     made = FakeDevice()
     monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
-    for module in (device_budget, device_cache, device_watch):
+    for module in (device_budget, device_watch):
         monkeypatch.setattr(module, "RESERVE", RESERVE)
     yield made
     fake_device.refused.clear()

@@ -16,7 +16,7 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "working_set": ("auto", *policy.names("working_set")),
     "miss": ("auto", *policy.names("miss")),
 }
-HOST_ONLY = ("merged", "twin", "hobbit")  # miss policies whose stand-ins lie in host memory
+HOST_ONLY = ("merged",)  # miss policies whose stand-ins lie in host memory
 DEVICE_ONLY = ("cpu", "balance")  # those that choose between a device and the host
 
 

@@ -38,15 +38,16 @@ class DeviceBudget:
         """All experts fit."""
         return sum(group.experts * group.slot_bytes for group in self.groups) <= self.room
 
-    def counts(self) -> list[int]:
-        """Slots of each group; `TooSmall` where there is not one for each."""
-        if self.room < least(self.groups):
-            need = (self.free - self.room + least(self.groups)) >> 20
+    def counts(self, part: float = 1.0) -> list[int]:
+        """Slots of each group in `part` of the room; `TooSmall` where there is not one for each."""
+        room = int(self.room * part)
+        if room < least(self.groups):
+            need = (self.free - room + least(self.groups)) >> 20
             raise TooSmall(
                 f"{self.name} needs {need} MiB on the device for its weights, the KV cache and an expert of each kind, "
                 f"and {self.free >> 20} MiB are free: lower the context, or leave the device out"
             )
-        return share(self.groups, self.room)
+        return share(self.groups, room)
 
 
 def token_bytes(hparams: Hparams) -> int:

@@ -6,18 +6,25 @@ from typing import Any
 
 from gmoe.experts import policy
 from gmoe.experts.cache import ExpertCache, Steps
-from gmoe.experts.device_budget import RESERVE, DeviceBudget, asked_bytes
+from gmoe.experts.device import Device
+from gmoe.experts.device_budget import DeviceBudget, asked_bytes
 from gmoe.experts.device_cost import DeviceCosts, measure
 from gmoe.experts.device_dispatch import DeviceDispatch
+from gmoe.experts.device_slots import device_groups
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.device_watch import Watch
 from gmoe.experts.evict import lru
 from gmoe.experts.miss import balance
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.simulate import Groups
-from gmoe.experts.slots import least
+from gmoe.experts.slots import least, share
+from gmoe.experts.split import best_part
+from gmoe.experts.store import ExpertStore
 from gmoe.experts.trace import Trace
 from gmoe.experts.transfer import open_transfer
+from gmoe.experts.twin import open_twin
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.layout import ExpertLayout
 
 
 class DeviceCache(ExpertCache):
@@ -56,7 +63,13 @@ class DeviceCache(ExpertCache):
         if asked is not None:
             asked -= self.budget.fixed  # those are on the device already
         budget = DeviceBudget(str(self.file.path), store.groups, device.free(), 0, kv_bytes, work, asked)
-        counts = store.settle_within(budget.counts(), evict)
+        if options.twin is not None and wish is not None and not budget.whole:
+            self.twins_part = wish or self._split_device(options.twin, trace, store, budget.room)
+            budget.counts(1 - self.twins_part)  # refused before twins take memory
+            store.twin = device_twin(options.twin, self.file, self.layout, device, int(budget.room * self.twins_part))
+            twins = f"{store.twin.slots} of {sum(group.experts for group in store.twin.groups)} twins"
+            self.notices.append(f"{twins} have {self.twins_part:.0%} of the experts' memory on {device.torch}")
+        counts = store.settle_within(budget.counts(1 - self.twins_part), evict)
         here, all_of_them = store.slots, sum(group.experts for group in store.groups)
         self.notices.append(f"{here} of {all_of_them} experts fit on {device.torch}, in {store.nbytes >> 20} MiB")
         if store.whole:
@@ -65,6 +78,13 @@ class DeviceCache(ExpertCache):
             dispatch.miss.costs = costs = measure(store, dispatch.activations, disk)
             dispatch.computed = costs.computed
         return [(group.layers, count) for group, count in zip(store.groups, counts, strict=True)]
+
+    def _split_device(self, twin: Path, trace: Trace | None, store: DeviceStore, room: int) -> float:
+        """The twins' part, by the bytes that are copied."""
+        _, twins = open_twin(twin, self.file, self.layout)
+        sizes = [twins.expert_bytes(layer) if layer in twins.layers else 0 for layer in range(self.n_layer)]
+        smallest = least(store.groups), least(device_groups(twins)[0])
+        return best_part(trace, self.dispatch.miss, room, sizes, float, smallest)
 
     def _host_tier(self, store: DeviceStore, home: Path) -> float:
         """Slots in host memory where the file is larger; returns the seconds that an expert takes from the disk."""
@@ -89,6 +109,12 @@ class DeviceCache(ExpertCache):
         return None
 
 
-def room_for_kv(store: DeviceStore, work: int) -> int:
-    """Bytes that the KV cache may take at most: what one expert of each kind and a pass leave."""
-    return max(0, store.device.free() - least(store.groups) - work - RESERVE)
+def device_twin(path: Path, model: GGUFFile, layout: ExpertLayout, device: Device, room: int) -> DeviceStore:
+    """The twin's experts in `room` bytes of slots of their own on the device, out of its map; ValueError."""
+    _, twins = open_twin(path, model, layout)
+    store = DeviceStore(ExpertStore(twins), device)
+    if room < least(store.groups):
+        need = least(store.groups)
+        raise ValueError(f"{path}: the twin needs {need} bytes on the device at least, its share is {max(room, 0)}")
+    store.settle_within(share(store.groups, room), lru.Policy)
+    return store

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gmoe.experts.device_store import DeviceStore
@@ -15,6 +16,7 @@ from gmoe.experts.expert import ExpertId, Routing
 from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
 from gmoe.experts.route import exact
+from gmoe.experts.store import ExpertStore
 from gmoe.kernels.ops import Activations, bank_rows, combine, expert_rows
 
 
@@ -68,7 +70,13 @@ class DeviceDispatch(ExpertDispatch):
 
     def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str) -> tuple[Rows, Tensor]:
         begun = self._begun
-        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, begun), begun.out
+        done = begun.done & (begun.ids == ids)
+        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, begun.out, done), begun.out
+
+    def _twins(self, twin: ExpertStore, layer: int, x: Tensor, served: Served, activation: str, out: Tensor) -> Rows:
+        assert isinstance(twin, DeviceStore)
+        done = np.zeros(served.twins.shape, bool)
+        return _DeviceRows(twin, layer, x, served.twins, activation, self.activations, out, done)
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
@@ -129,11 +137,12 @@ class _DeviceRows:
         ids: Ids,
         activation: str,
         activations: Activations,
-        begun: _Begun,
+        out: Tensor,
+        done: NDArray[np.bool_],  # [T, k], launched already
     ):
         self.store, self.layer, self.x, self.ids = store, layer, x, ids
-        self.given = activation, activations, begun.out
-        self.begun = begun
+        self.given = activation, activations, out
+        self.done = done
         self.seconds = 0.0  # of launching
 
     def run(self, experts: Iterable[ExpertId]) -> None:
@@ -142,8 +151,7 @@ class _DeviceRows:
         if not numbers:
             return
         began = time.perf_counter()
-        done = self.begun.done & (self.begun.ids == self.ids)
-        wanted = np.isin(self.ids, numbers) & ~done
+        wanted = np.isin(self.ids, numbers) & ~self.done
         if wanted.any():
             slots = np.where(wanted, self.store.slot_of[self.layer][self.ids], -1)
             both = self.store.device.send(torch.from_numpy(np.stack((slots, self.ids)).astype(np.int32)))

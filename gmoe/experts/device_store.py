@@ -74,10 +74,11 @@ class DeviceStore(ExpertStore):
     def shrink(self) -> bool:
         """Give part of the slots back to the device, all experts of which leave; False where only one a group is left.
 
-        Called between passes, or where a pass has failed and will be repeated.
+        Called between passes, or where a pass has failed and will be repeated. Twins give back as large a part.
         """
+        gave = isinstance(self.twin, DeviceStore) and self.twin.shrink()
         if all(count == 1 for count in self._counts):
-            return False
+            return gave
         before = self.nbytes
         self.resettle(_fewer(self._counts))
         self.given_back += before - self.nbytes
@@ -128,6 +129,8 @@ class DeviceStore(ExpertStore):
 
     def close(self) -> None:
         """End the copies, then the tier below."""
+        if self.twin is not None:
+            self.twin.close()
         if self._banks:
             self.transfer.close()
         self.below.close()

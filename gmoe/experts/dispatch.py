@@ -115,8 +115,7 @@ class ExpertDispatch:
         away = self._away(layer, x, served, activation, out)
         parts = [_Part(store, rows, here, served.load)]
         if twin is not None and (twins := _distinct(served.twins)):
-            twin_rows = _HostRows(x, served.twins, twin.table(layer), activation, self.activations, out)
-            parts.append(_Part(twin, twin_rows, *twin.lookup(layer, twins)))
+            parts.append(_Part(twin, self._twins(twin, layer, x, served, activation, out), *twin.lookup(layer, twins)))
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
@@ -136,6 +135,10 @@ class ExpertDispatch:
         """What fills a tensor [T, k, D] with experts that are in the fast tier, and the tensor."""
         out = x.new_empty(*ids.shape, self.store.table(layer).down.rows)
         return _HostRows(x, ids, self.store.table(layer), activation, self.activations, out), out
+
+    def _twins(self, twin: ExpertStore, layer: int, x: Tensor, served: Served, activation: str, out: Tensor) -> "Rows":
+        """What fills `out` with twins that are in the fast tier."""
+        return _HostRows(x, served.twins, twin.table(layer), activation, self.activations, out)
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
