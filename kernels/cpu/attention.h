@@ -59,12 +59,26 @@ inline void widen_values(const Cache& c, size_t head, int width, float* to) {
   }
 }
 
-template <int R>
-inline void dots(const float* keys, int dk, const float* q, float* scores) {
+// Where keys or values are read: floats that were widened before, or as they are stored.
+struct Floats {
+  const float* p;
+  Lanes operator()(size_t i) const { return lanes(p + i); }
+};
+struct Halves {
+  const char *p, *next;  // the same of the next block is asked for, a line as one is read: many at once would be in the way
+  Lanes operator()(size_t i) const {
+    __builtin_prefetch(next + 2 * i, 0, 3);
+    return widened<Number::f16>(p, i);
+  }
+};
+
+// Scores of R queries with the 32 keys [dk][32].
+template <int R, class Keys>
+inline void dots(const Keys& keys, int dk, const float* q, float* scores) {
   Lanes low[R], high[R];
   for (int r = 0; r < R; r++) low[r] = high[r] = all(0.0f);
   for (int d = 0; d < dk; d++) {
-    Lanes a = lanes(keys + d * cache_block), b = lanes(keys + d * cache_block + 16);
+    Lanes a = keys(d * cache_block), b = keys(d * cache_block + 16);
     for (int r = 0; r < R; r++) {
       Lanes x = all(q[r * dk + d]);
       low[r] = fma(x, a, low[r]);
@@ -75,6 +89,14 @@ inline void dots(const float* keys, int dk, const float* q, float* scores) {
     put(scores + r * cache_block, low[r]);
     put(scores + r * cache_block + 16, high[r]);
   }
+}
+
+template <class Keys>
+inline void score(const Keys& keys, int dk, const float* q, int queries, float* scores) {
+  int i = 0;
+  for (; i + rows_at_once <= queries; i += rows_at_once)
+    dots<rows_at_once>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
+  for (; i < queries; i++) dots<1>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
 }
 
 // Scores of one query become shares of its new largest one; returns what earlier results shrink by.
@@ -101,30 +123,47 @@ inline float weigh(float* scores, int begin, int end, float& m, float& l) {
   return shrink;
 }
 
-template <int R, int C>
-inline void mix(const float* values, int width, const float* shares, const float* shrink, int begin, int end, float* o) {
+template <int R, int C, class Values>
+inline void mix(const Values& values, int column, int width, const float* shares, const float* shrink, int begin, int end,
+                float* o) {
   Lanes acc[R][C];
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) acc[r][c] = lanes(o + size_t(r) * width + 16 * c) * all(shrink[r]);
+    for (int c = 0; c < C; c++) acc[r][c] = lanes(o + size_t(r) * width + column + 16 * c) * all(shrink[r]);
   for (int j = begin; j < end; j++) {
     Lanes v[C];
-    for (int c = 0; c < C; c++) v[c] = lanes(values + j * width + 16 * c);
+    for (int c = 0; c < C; c++) v[c] = values(size_t(j) * width + column + 16 * c);
     for (int r = 0; r < R; r++) {
       Lanes share = all(shares[r * cache_block + j]);
       for (int c = 0; c < C; c++) acc[r][c] = fma(share, v[c], acc[r][c]);
     }
   }
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) put(o + size_t(r) * width + 16 * c, acc[r][c]);
+    for (int c = 0; c < C; c++) put(o + size_t(r) * width + column + 16 * c, acc[r][c]);
 }
 
-template <int R>
-inline void mix_row(const float* values, int width, const float* shares, const float* shrink, int begin, int end,
+// Values [32][width] of keys [begin, end) by their shares, added to R queries' sums.
+template <int R, class Values>
+inline void mix_row(const Values& values, int width, const float* shares, const float* shrink, int begin, int end,
                     float* o) {
   int i = 0;
   for (; i + 16 * columns_at_once <= width; i += 16 * columns_at_once)
-    mix<R, columns_at_once>(values + i, width, shares, shrink, begin, end, o + i);
-  for (; i < width; i += 16) mix<R, 1>(values + i, width, shares, shrink, begin, end, o + i);
+    mix<R, columns_at_once>(values, i, width, shares, shrink, begin, end, o);
+  for (; i < width; i += 16) mix<R, 1>(values, i, width, shares, shrink, begin, end, o);
+}
+
+// What queries [0, queries) add, of which `seen` has the keys that they see: 64 * begin + end.
+template <class Values>
+inline void gather(const Values& values, int width, const float* shares, const float* shrink, const int* seen, int queries,
+                   float* o) {
+  for (int i = 0; i < queries;) {
+    int same = 1;
+    while (i + same < queries && seen[i + same] == seen[i]) same++;
+    const int begin = seen[i] / 64, end = seen[i] % 64;
+    for (; same >= rows_at_once; same -= rows_at_once, i += rows_at_once)
+      mix_row<rows_at_once>(values, width, shares + i * cache_block, shrink + i, begin, end, o + size_t(i) * width);
+    for (; same; same--, i++)
+      mix_row<1>(values, width, shares + i * cache_block, shrink + i, begin, end, o + size_t(i) * width);
+  }
 }
 
 void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first, int count, int64_t chunk, Partial to,
@@ -136,7 +175,9 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
   float* q = values + size_t(cache_block) * width;
   float* scores = q + size_t(queries) * dk;
   float* shrink = scores + size_t(queries) * cache_block;
-  int* begins = reinterpret_cast<int*>(shrink + queries);
+  int* seen = reinterpret_cast<int*>(shrink + queries);
+  // So few queries read what is stored as it lies: to widen it first, for all of them, would take as long.
+  const bool few = queries <= 2 * rows_at_once && width == cache.dv && cache.number == Number::f16;
   for (int t = 0; t < count; t++)
     for (int g = 0; g < group; g++) {
       const float* from = a.q + (size_t(first + t) * a.n_head + size_t(head) * group + g) * dk;
@@ -156,29 +197,32 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
     while (from < until && a.first_key(first + from) >= key + cache_block) from++;
     if (from == until) continue;
     const size_t place = size_t(blocks[key / cache_block]) * cache.heads + head;
-    widen_keys(cache, place, keys);
-    int i = from * group;
-    const int end = until * group;
-    for (; i + rows_at_once <= end; i += rows_at_once)
-      dots<rows_at_once>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
-    for (; i < end; i++) dots<1>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
-    for (i = from * group; i < end; i++) {
+    const int begin = from * group, count_here = (until - from) * group;
+    float* shares = scores + begin * cache_block;
+    const float* asked = q + size_t(begin) * dk;
+    const size_t next = key + cache_block < stop ? size_t(blocks[key / cache_block + 1]) * cache.heads + head : place;
+    const size_t key_bytes = size_t(dk) * cache_block * 2, value_bytes = size_t(cache.dv) * cache_block * 2;
+    const Halves stored_keys = {cache.keys + place * key_bytes, cache.keys + next * key_bytes};
+    const Halves stored_values = {cache.values + place * value_bytes, cache.values + next * value_bytes};
+    if (few) {
+      score(stored_keys, dk, asked, count_here, shares);
+    } else {
+      widen_keys(cache, place, keys);
+      score(Floats{keys}, dk, asked, count_here, shares);
+    }
+    for (int i = begin; i < begin + count_here; i++) {
       int token = first + i / group;
       int64_t low = a.first_key(token) - key, high = a.positions[token] - key + 1;
-      begins[i] = low > 0 ? int(low) : 0;
-      int over = high < cache_block ? int(high) : cache_block;
-      shrink[i] = weigh(scores + i * cache_block, begins[i], over, to.m[i], to.l[i]);
-      begins[i] = begins[i] * 64 + over;
+      const int lowest = low > 0 ? int(low) : 0, end = high < cache_block ? int(high) : cache_block;
+      shrink[i] = weigh(scores + i * cache_block, lowest, end, to.m[i], to.l[i]);
+      seen[i] = lowest * 64 + end;
     }
-    widen_values(cache, place, width, values);
-    for (i = from * group; i < end;) {
-      bool together = i + rows_at_once <= end;
-      for (int r = 1; together && r < rows_at_once; r++) together = begins[i + r] == begins[i];
-      int begin = begins[i] / 64, over = begins[i] % 64;
-      float* o = to.o + size_t(i) * width;
-      if (together) mix_row<rows_at_once>(values, width, scores + i * cache_block, shrink + i, begin, over, o);
-      else mix_row<1>(values, width, scores + i * cache_block, shrink + i, begin, over, o);
-      i += together ? rows_at_once : 1;
+    float* o = to.o + size_t(begin) * width;
+    if (few) {
+      gather(stored_values, width, shares, shrink + begin, seen + begin, count_here, o);
+    } else {
+      widen_values(cache, place, width, values);
+      gather(Floats{values}, width, shares, shrink + begin, seen + begin, count_here, o);
     }
   }
 }

@@ -284,7 +284,8 @@ void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, c
   if (threads <= 0) threads = usable_cores();
   const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
   if (!pass.experts()) return;
-  const int width = down.rows, step = rows_a_task(width, width * pass.experts(), down.row_bytes, pass.group(0).count, threads);
+  const int width = down.rows, all = width * pass.experts();
+  const int step = rows_a_task(width, all, down.row_bytes, pass.group(0).count, threads);
   const int parts = (width + step - 1) / step;
   parallel(pass.middle_tasks() + pass.experts() * parts, threads, [&](int i) {
     if (i < pass.middle_tasks()) return pass.middle(i);

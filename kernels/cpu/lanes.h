@@ -26,7 +26,7 @@ inline Lanes bfloats(const uint16_t* p) {
 inline Lanes bytes(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
-constexpr int rows_at_once = 4, columns_at_once = 4;  // as many accumulators as registers hold
+constexpr int rows_at_once = 8, columns_at_once = 2;  // as many accumulators as registers hold
 
 #elif defined(__AVX2__)
 struct Lanes {
