@@ -124,51 +124,12 @@ inline void pack_bytes(IQ4_XS, const uint8_t* s, size_t row_bytes, Tile& tile) {
   }
 }
 
-// Points of a grid as small codes: of eight elements two bits each in two bytes, of four a nibble each in two bytes.
-template <int POINTS, int SIZE>
-struct Points {
-  __m512i plane[2][POINTS / 64];
-  __m512i values;  // 128 + the value of the code in the lowest bits of an index
-
-  explicit Points(const uint8_t* grid) {
-    constexpr int codes = SIZE == 8 ? 4 : 8, bits = SIZE == 8 ? 2 : 4;
-    bool seen[256] = {};
-    uint8_t code[256] = {}, table[64] = {}, bytes[2][POINTS] = {};
-    for (int i = 0; i < POINTS * SIZE; i++) seen[grid[i]] = true;
-    for (int value = 0, n = 0; value < 256 && n < codes; value++)
-      if (seen[value]) {
-        for (int i = n; i < 64; i += codes) table[i] = uint8_t(128 + value);
-        code[value] = uint8_t(n++);
-      }
-    for (int i = 0; i < POINTS * SIZE; i++)
-      bytes[i % SIZE * 2 / SIZE][i / SIZE] |= uint8_t(code[grid[i]] << (i % (SIZE / 2) * bits));
-    __builtin_memcpy(plane, bytes, sizeof bytes);
-    values = _mm512_loadu_si512(table);
-  }
-
-  // Of 64 indices, whose ninth bit is `high`.
-  __m512i look(int p, __m512i index, __mmask64 high) const {
-    const __m512i* t = plane[p];
-    __mmask64 half = _mm512_movepi8_mask(index);
-    __m512i x = _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(t[0], index, t[1]), half,
-                                     _mm512_permutex2var_epi8(t[2], index, t[3]));
-    if constexpr (POINTS == 256) return x;
-    return _mm512_mask_mov_epi8(x, high, _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(t[4], index, t[5]), half,
-                                                              _mm512_permutex2var_epi8(t[6], index, t[7])));
-  }
-};
-
 // Bit numbers for each row's 32: of its nth byte, bit `at` + n `step`.
 inline __m512i bits_from(int at, int step) {
   return _mm512_add_epi8(byte64(at), _mm512_set1_epi64(0x2020202000000000 + step * 0x0302010003020100));
 }
 inline __mmask64 bits_at(__m512i x, int at) { return _mm512_bitshuffle_epi64_mask(x, bits_from(at, 1)); }
 inline __m512i negated(__m512i q, __mmask64 where) { return _mm512_mask_sub_epi8(q, where, _mm512_setzero_si512(), q); }
-inline __m512i with_parity(__m512i seven) {
-  __m512i odd = _mm512_slli_epi16(_mm512_and_si512(_mm512_popcnt_epi8(seven), byte64(1)), 7);
-  return _mm512_or_si512(seven, odd);
-}
-
 // Four points of eight elements, 8 columns: the `n`th of these is what index byte `order[n]` says, with sign byte `order[n]`.
 template <class P>
 inline void points_of_8(const P& points, __m512i index, __mmask64 high, __m512i signs, const int* order, __m512i* q) {
