@@ -29,17 +29,6 @@ inline __m256i eight_of(uint64_t x) { return _mm256_castsi128_si256(_mm_cvtepi8_
 inline uint64_t nibbles(uint32_t x) { return _pdep_u64(x, 0x0f0f0f0f0f0f0f0f); }
 inline uint64_t odd_nibbles(uint32_t x) { return nibbles(x) * 2 + 0x0101010101010101; }  // 2 n + 1
 
-// Seven stored sign bits a byte -> eight with even parity.
-inline uint64_t even(uint64_t x) {
-  uint64_t p = x ^ x >> 4;
-  p ^= p >> 2;
-  p ^= p >> 1;
-  return x | (p & 0x0101010101010101) << 7;
-}
-inline uint64_t packed_signs(uint32_t a, uint32_t b) {  // four times seven bits of each
-  return even(_pdep_u64(a & 0xfffffff, 0x7f7f7f7f) | _pdep_u64(b & 0xfffffff, 0x7f7f7f7f) << 32);
-}
-
 struct Q2_K : Wide<84, 0, true, false> {
   static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
   static Scales scales(const uint8_t* s) {
@@ -205,8 +194,16 @@ struct Narrow {
   }
 };
 
+// The first two bytes of eight blocks of 18, even ones first: all lie within 128 bytes.
+inline __m256 halves_of_18(const uint8_t* s) {
+  const __m512i from = _mm512_castsi128_si512(_mm_setr_epi16(0, 18, 36, 54, 9, 27, 45, 63));
+  const __m512i words = _mm512_permutex2var_epi16(_mm512_loadu_si512(s), from, _mm512_loadu_si512(s + 64));
+  return _mm256_cvtph_ps(_mm512_castsi512_si128(words));
+}
+
 struct Q4_0 : Narrow<18, 8> {
   static __m512i two(const uint8_t* s) { return nibbles_of<2>(s); }
+  static __m256 d(const uint8_t* s) { return halves_of_18(s); }
 };
 struct Q4_1 : Narrow<20, 0, true> {
   static __m256 m(const uint8_t* s) { return halves<2>(s); }
@@ -228,6 +225,7 @@ struct Q8_0 : Narrow<34, 128> {
 };
 struct IQ4_NL : Narrow<18, 128> {
   static __m512i two(const uint8_t* s) { return _mm512_shuffle_epi8(table16(iq4_values), nibbles_of<2>(s)); }
+  static __m256 d(const uint8_t* s) { return halves_of_18(s); }
 };
 struct MXFP4 : Narrow<17, 128> {
   static __m512i two(const uint8_t* s) {
@@ -235,9 +233,9 @@ struct MXFP4 : Narrow<17, 128> {
     return _mm512_shuffle_epi8(table, nibbles_of<1>(s));
   }
   static __m256 d(const uint8_t* s) {
-    uint64_t e = 0;
-    for (int j = 0; j < 8; j++) e |= uint64_t(s[17 * j]) << (8 * place(j));
-    __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(e)));
+    const __m512i from = _mm512_castsi128_si512(_mm_cvtsi64_si128(0x7755331166442200));  // even ones first
+    __m512i bytes = _mm512_permutex2var_epi8(_mm512_loadu_si512(s), from, _mm512_loadu_si512(s + 64));
+    __m256i x = _mm256_cvtepu8_epi32(_mm512_castsi512_si128(bytes));
     __m256i usual = _mm256_slli_epi32(_mm256_sub_epi32(x, _mm256_set1_epi32(1)), 23);
     __mmask8 tiny = _mm256_cmplt_epi32_mask(x, _mm256_set1_epi32(2));
     return _mm256_castsi256_ps(_mm256_mask_sllv_epi32(usual, tiny, _mm256_set1_epi32(0x00200000), x));
