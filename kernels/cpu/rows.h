@@ -45,7 +45,7 @@ void rotate_token(float* x, int heads, int d, int n_rot, bool halves, const floa
 void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
   for (int i = 0; i < n; i += 16) {
     int m = n - i < 16 ? n - i : 16;
-    Lanes u = lanes(up + i, m), g = gate ? lanes(gate + i, m) : u, v = u;
+    Lanes u = lanes(up + i, m), g = gate && kind != 5 ? lanes(gate + i, m) : u, v = u;
     if (kind == 0) v = g * logistic(g) * u;
     if (kind == 1) {  // 0.5 * (1 + tanh(z)) is the logistic function of 2 z
       Lanes z = all(1.5957691216f) * fma(all(0.044715f) * g * g, g, g);
