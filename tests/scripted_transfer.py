@@ -19,7 +19,7 @@ class ScriptedTransfer:
         self.errors = errors  # the chance that a read fails
         self.flying: dict[Ticket, tuple[Extent, np.ndarray]] = {}
         self.closed = False
-        self.notice = ""
+        self.notice, self.mapped = "", False
         self.most = 0
 
     def submit(self, id: ExpertId, slot: int, extent: Extent, into: np.ndarray, urgent: bool) -> Ticket:
