@@ -20,7 +20,8 @@ from torch import Tensor
 __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Rotation",
     "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine",
-    "dequantize", "expert_mlp", "expert_rows", "gated", "matmul", "residual", "rms_norm", "rows", "store",
+    "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "matmul", "residual", "rms_norm", "rows",
+    "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -217,6 +218,11 @@ class Rotation:
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
+def head_norm(x: Tensor, rule: HeadRule) -> Tensor:
+    """Queries or keys [T, H, d] normed as the rule says."""
+    return rms_norm(x.reshape(len(x), -1, len(rule.weight)), rule.weight, rule.bias, rule.eps).view(x.shape)
+
+
 class Heads:
     """What is done to queries and keys before the attention: norms, then rotation; None leaves one out."""
 
@@ -232,7 +238,7 @@ class Heads:
             neox = self.rotation is not None and self.rotation.neox
             self._compiled(q, k, positions, table, neox, torch.get_num_threads())
             return q, k
-        normed = [x if rule is None else _head_norm(x, rule) for x, rule in zip((q, k), self.norms, strict=True)]
+        normed = [x if rule is None else head_norm(x, rule) for x, rule in zip((q, k), self.norms, strict=True)]
         q, k = normed if self.rotation is None else [self.rotation(x, positions) for x in normed]
         return q, k
 
@@ -273,10 +279,6 @@ def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activat
 def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
     y = matmul(x, matrix.tensor(expert), activations=activations)
     return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])
-
-
-def _head_norm(x: Tensor, rule: HeadRule) -> Tensor:
-    return rms_norm(x.reshape(len(x), -1, len(rule.weight)), rule.weight, rule.bias, rule.eps).view(x.shape)
 
 
 def _on_cpu(w: QuantTensor) -> bool:
