@@ -7,7 +7,7 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.reference_step import Mask, RouterRule, Turns
 from torch import Tensor
 
 
@@ -30,6 +30,9 @@ class DeviceKernels(Protocol):
 
     def combine(self, out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
         """Sum out [T, k, D] over k in order, weighted [T, k]; a place [T, k] int32 below 0 counts nothing."""
+
+    def choose(self, logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
+        """logits [T, E] float32 -> ids [T, k] int32, best first and equals by id, and weights [T, k] float32."""
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """x [..., n] float32 / rms(x) * weight [n] + bias [n]."""

@@ -166,7 +166,7 @@ class Router:
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         if logits.device.type == "cpu":
             return self._compiled(logits, torch.get_num_threads())
-        return reference_step.choose(logits, self.rule)
+        return kernels_of(logits.device).choose(logits, self.rule)
 
     def thoughts(self, logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Of all experts: what they are chosen by and their probabilities [T, E]; and the weights of any ids [T, k]."""

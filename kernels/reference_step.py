@@ -105,9 +105,9 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
 
 
 def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
-    """logits [T, E] -> ids [T, k] int32, weights [T, k], step by step as llama.cpp's `build_moe_ffn`."""
+    """logits [T, E] -> ids [T, k] int32, weights [T, k], step by step as llama.cpp's `build_moe_ffn`; equals by id."""
     given = scores(logits, rule)
-    ids = torch.topk(selection(given, rule), rule.chosen, -1).indices
+    ids = _best(selection(given, rule), rule.chosen)
     return ids.int(), weigh(given, ids, rule)
 
 
@@ -170,5 +170,10 @@ def _best_groups(selection: Tensor, n_groups: int, n_used: int) -> Tensor:
     """Scores [T, E] with -inf outside the `n_used` groups whose two best experts sum highest."""
     grouped = selection.view(len(selection), n_groups, -1)  # [T, groups, E / groups]
     merit = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
-    kept = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, merit.topk(n_used, -1).indices, True)
+    kept = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, _best(merit, n_used), True)
     return grouped.masked_fill(~kept[..., None], float("-inf")).view(selection.shape)
+
+
+def _best(x: Tensor, k: int) -> Tensor:
+    """Places [T, k] of the k largest of x [T, n], which torch's topk leaves open where some are equal."""
+    return x.argsort(dim=-1, descending=True, stable=True)[:, :k]

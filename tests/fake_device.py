@@ -17,7 +17,7 @@ from gmoe.kernels import device_kernels, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.reference_step import Mask, RouterRule, Turns
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -177,6 +177,9 @@ class ReferenceKernels:
             here = (places[:, j] >= 0)[:, None]
             y = y + torch.where(here, weights[:, j, None] * out[:, j], 0.0)
         return FakeTensor(y)
+
+    def choose(self, logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
+        return reference_step.choose(logits, rule)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         return reference_step.rms_norm(x, weight, bias, eps)

@@ -2,7 +2,7 @@
 
     python -m tools.compile_kernels                              # every format, tiles of 1, 16, 32 and 64 rows
     python -m tools.compile_kernels --parts weights --formats Q4_K --cards 8.9 --tiles 64
-    python -m tools.compile_kernels --parts step                 # attention over every cache, norms, rotation, storing
+    python -m tools.compile_kernels --parts step                 # attention over every cache, norms and the rest
 
 Nothing runs, and no card is needed: Triton brings the assembler. Exit status 1 where something does not fit.
 """
@@ -23,6 +23,7 @@ INTEGERS += ("D", "at")
 POINTERS = {"w": "*u8", "bank": "*u8", "signs": "*i32", "pairs": "*i32", "block_slot": "*i32", "ids": "*i32"}
 CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
 HEADS = ((8, 64, 64), (8, 128, 128), (8, 256, 256), (128, 576, 512), (5, 80, 80))  # a key head; elements of k, of v
+ROUTERS = (60, 128, 512, 1024)  # experts
 STEPS = {"decode": (1, True), "decode of many": (32, True), "prompt": (512, False)}  # rows, each another sequence's
 STEP_INTEGERS = ("T", "S", "H", "HKV", "HEADS", "per_head", "table_width", "size", "d", "n", "pairs", "row_stride")
 STEP_INTEGERS += ("head_stride", "key_row", "key_head", "value_row", "value_head")
@@ -113,6 +114,22 @@ def step_needs(heads: tuple[int, int, int], cache: str, card: str) -> dict[str, 
     }
 
 
+def router_needs(experts: int, score: int, card: str) -> dict[str, int]:
+    """What the choice of experts takes, with groups and a bias and without."""
+    from gmoe.kernels.reference_step import RouterRule, Score
+    from gmoe.kernels.triton import router
+
+    plain = RouterRule(Score(score), experts, min(8, experts))
+    rules = {"plain": plain, "grouped": plain._replace(groups=4, groups_used=2, renormalize=True)}
+    kinds = {"E": "i32", "scale": "fp32", "ids": "*i32"}
+    return {
+        name: compiled(
+            router._choose, router.sizes(rule) | {"BIAS": rule.groups > 1}, router.options(rule), card, kinds
+        )
+        for name, rule in rules.items()
+    }
+
+
 def weights(formats: list[str], tiles: list[int], cards: list[str]) -> int:
     """Prints a line for each format and tile; returns how many would not run."""
     print(f"| format | tile | {' | '.join(cards)} |\n|---|---|{'---|' * len(cards)}")
@@ -130,6 +147,10 @@ def steps(cards: list[str]) -> int:
                 text = f"{shape} | {cache} | {step}"
                 failed += line(text, cards, lambda card: attention_needs(heads, cache, step, card))  # noqa: B023
             failed += line(f"{shape} | {cache} | the rest", cards, lambda card: step_needs(heads, cache, card))  # noqa: B023
+    print(f"\n| router | score | {' | '.join(cards)} |\n|---|---|{'---|' * len(cards)}")
+    for experts in ROUTERS:
+        for score in range(4):
+            failed += line(f"{experts} | {score}", cards, lambda card: router_needs(experts, score, card))  # noqa: B023
     return failed
 
 

@@ -150,8 +150,10 @@ def launches() -> Iterator[str]:
     import torch
     from gmoe.kernels import reference_step
     from gmoe.kernels.kv import KvLayer, KvShape
-    from gmoe.kernels.triton import step
+    from gmoe.kernels.triton import router, step
 
+    rule = reference_step.RouterRule(reference_step.Score.SOFTMAX, N_EXPERT, N_EXPERT_USED, renormalize=True)
+    logits = torch.randn(1, N_EXPERT, device=CARD)
     x, weight = torch.randn(1, N_EMBD, device=CARD), torch.randn(N_EMBD, device=CARD)
     heads, frequencies = torch.randn(1, 32, 128, device=CARD), torch.randn(64, device=CARD)
     position, slot = (torch.full((1,), n, device=CARD) for n in (100, 40))
@@ -167,6 +169,7 @@ def launches() -> Iterator[str]:
             lambda _: reference_step.rms_norm(x, weight, None, 1e-6),
         ),
         "rotate": (lambda _: step.rotate(heads, position, frequencies, 1.0, True), chain),
+        "router, 8 of 64": (lambda _: router.choose(logits, rule), lambda _: reference_step.choose(logits, rule)),
         "store, q8_0": (lambda _: step.store(kv, slot, key, key), lambda _: kv.write(slot, key, key)),
     }
     yield "| one token | us | torch: us |\n|---|---|---|"

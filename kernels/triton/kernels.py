@@ -7,9 +7,9 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.reference_step import Mask, RouterRule, Turns
 from gmoe.kernels.triton import attention as attending
-from gmoe.kernels.triton import experts, step
+from gmoe.kernels.triton import experts, router, step
 from gmoe.kernels.triton import matmul as products
 from torch import Tensor
 
@@ -44,6 +44,12 @@ def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; a place below 0 counts nothing."""
     with _there(out):
         return experts.combine(out, weights, places)
+
+
+def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
+    """logits [T, E] -> ids [T, k] int32, best first and equals by id, and weights [T, k]."""
+    with _there(logits):
+        return router.choose(logits, rule)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
