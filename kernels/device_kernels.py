@@ -23,9 +23,10 @@ class DeviceKernels(Protocol):
     def expert_rows(
         self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
     ) -> None:
-        """Fill out[t, j] with the expert in slots[t, j] of x[t]; x [T, D], out [T, k, D], slots, ids [T, k] int32.
+        """Fill out[t, j] with expert ids[t, j] of x[t]; x [T, D], out [T, k, D], ids [T, k] int32.
 
-        A slot of -1 leaves its row alone; ids choose the biases. A row's bits do not depend on the other slots.
+        It lies in slots[t, j] int32, or by id in slots [E]; a slot or an id of -1 leaves its row alone. A row's bits do
+        not depend on the other slots.
         """
 
     def combine(self, out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
@@ -39,6 +40,9 @@ class DeviceKernels(Protocol):
 
     def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
         """x [T, H, d], the first 2 * len(frequencies) of each head rotated by positions [T] * frequencies."""
+
+    def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+        """The activation of gate and up [T, n] float32; "gated" is up * sigmoid(gate [T, 1])."""
 
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys [T, heads, dk] and values [T, heads, dv] float32 at slots [T], as `KvLayer.write` rounds them."""

@@ -110,7 +110,7 @@ def expert_rows(
 def bank_rows(
     x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, activations: Activations, out: Tensor
 ) -> None:
-    """`expert_rows` of experts in slots on a device, by their slots [T, k]; one of -1 leaves its row alone."""
+    """`expert_rows` of experts in slots on a device: slots [T, k], or [E] by id; one of -1 leaves its row alone."""
     kernels_of(x.device).expert_rows(x, slots, ids, bank, activation, out, activations == "float")
 
 
@@ -247,12 +247,14 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai."""
     if up.device.type == "cpu":
         return cpu_step.activate(name, gate, up, torch.get_num_threads())
-    return reference_step.activate(name, gate, up)
+    return kernels_of(up.device).activate(name, gate, up)
 
 
 def gated(gate: Tensor, y: Tensor) -> Tensor:
     """y [T, n] * sigmoid(gate [T, 1])."""
-    return cpu_step.gated(gate, y, torch.get_num_threads()) if y.device.type == "cpu" else y * torch.sigmoid(gate)
+    if y.device.type == "cpu":
+        return cpu_step.gated(gate, y, torch.get_num_threads())
+    return kernels_of(y.device).activate("gated", gate, y)
 
 
 def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -153,6 +153,8 @@ class ReferenceKernels:
         self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
     ) -> None:
         x, slots, ids, out, data = map(inner, (x, slots, ids, out, bank.data))
+        if slots.dim() == 1:
+            slots = torch.where(ids < 0, -1, slots[ids.clamp(min=0)])
 
         def times(a: Tensor, matrix: SlotMatrix, slot: int, expert: Tensor) -> Tensor:
             size = matrix.rows * matrix.format.row_bytes(matrix.cols)
@@ -188,6 +190,9 @@ class ReferenceKernels:
         angles = positions[:, None].float() * frequencies
         rows = torch.arange(len(positions), device=x.device)
         return reference_step.rotate(x, rows, angles.cos() * magnitude, angles.sin() * magnitude, neox)
+
+    def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+        return up * torch.sigmoid(gate) if name == "gated" else reference_step.activate(name, gate, up)
 
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         kv.write(slots, keys, values)

@@ -1,6 +1,7 @@
 """The Triton kernels against the reference: interpreted where there is no CUDA device, compiled where there is."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from gmoe.kernels import reference
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.reference_step import activate
-from gmoe.kernels.triton.experts import ExpertBank, SlotMatrix, blocks_of, expert_mlp
-from gmoe.kernels.triton.matmul import dequantize, matmul
+from gmoe.kernels.triton.experts import ExpertBank, SlotMatrix, blocks_of, expert_mlp, expert_rows
+from gmoe.kernels.triton.matmul import Launch, dequantize, matmul
 
 from tests.test_formats import random_blocks
 
@@ -133,7 +134,42 @@ def test_quantized_experts_equal_the_plain_kernel(formats: tuple[str, str, str])
     assert (got[0] - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("tokens", [1, 2, 20])
+@pytest.mark.parametrize("activation", ["reglu", "relu2"])
+def test_one_program_after_another_gives_the_same_bits(activation: str, tokens: int) -> None:
+    bank = bank_of(5, 288, 96, ("Q8_0", "Q8_0", "F16"), True)
+    bank = replace(bank, gate=None) if activation == "relu2" else bank
+    rng = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 288, generator=rng).to(DEVICE)
+    slots = torch.stack([torch.randperm(5, generator=rng)[:3] for _ in range(tokens)]).int().to(DEVICE)
+    slots[0, 1] = -1
+    results = []
+    for persistent in (0, 1, 2):
+        out = torch.full((tokens, 3, 288), 7.0, device=DEVICE)
+        how = [Launch(32, 1, 4, 1, n) for n in (persistent, persistent and 3 - persistent)]
+        expert_rows(x, slots, slots.clamp(min=0), bank, activation, out, how=(how[0], how[1]))
+        results.append(out.cpu())
+    assert (results[0][0, 1] == 7.0).all() and not (results[0][0, 0] == 7.0).any()
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 20])
+def test_slots_are_looked_up_by_id(tokens: int) -> None:
+    bank = bank_of(5, 64, 64, ("Q4_0", "Q4_0", "Q4_0"), False)
+    rng = torch.Generator().manual_seed(tokens)
+    x, table = torch.randn(tokens, 64, generator=rng).to(DEVICE), torch.tensor([4, -1, 0, 2], dtype=torch.int32)
+    ids = torch.stack([torch.randperm(4, generator=rng)[:3] for _ in range(tokens)]).int()
+    ids[0, 0] = -1
+    slots = torch.where(ids < 0, -1, table[ids.clamp(min=0)])
+    results = []
+    for where in (slots, table):
+        out = torch.zeros(tokens, 3, 64, device=DEVICE)
+        expert_rows(x, where.to(DEVICE), ids.to(DEVICE), bank, "reglu", out)
+        results.append(out.cpu())
+    assert torch.equal(*results) and (results[0] != 0).any(-1).equal(slots >= 0)
+
+
+@pytest.mark.parametrize("m", [16, 32])
 def test_blocks_hold_every_pair_once(m: int) -> None:
     rng = torch.Generator().manual_seed(m)
     slots = torch.randint(-1, 7, (123,), generator=rng)

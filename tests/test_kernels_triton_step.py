@@ -14,6 +14,7 @@ from gmoe.kernels import reference_step
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.reference_step import Mask, Turns
 from gmoe.kernels.triton import step
+from gmoe.kernels.triton.activation import ACTIVATIONS, activate
 from gmoe.kernels.triton.attention import Tiles, attention, tiles, widths
 
 from tests.test_step_cpu import random, scene
@@ -141,6 +142,14 @@ def test_norm(n: int) -> None:
         assert torch.equal(got[4:5], step.rms_norm(x[4:5].to(DEVICE), *given, 1e-6))
 
 
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "gated"])
+def test_activations(name: str) -> None:
+    gate, up = random(3, 1 if name == "gated" else 600, scale=2.0), random(3, 600, seed=1, scale=5.0)
+    got = activate(name, None if name == "relu2" else gate.to(DEVICE), up.to(DEVICE)).cpu()
+    want = up * torch.sigmoid(gate) if name == "gated" else reference_step.activate(name, gate, up)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize(("d", "n_rot"), [(8, 4), (64, 64), (80, 40), (128, 128)])
 def test_rotation(neox: bool, d: int, n_rot: int) -> None:
@@ -160,5 +169,11 @@ def test_what_does_not_fit_is_refused() -> None:
         attention(random(1, 3, 8), kv, turns, 1.0, Mask("causal"), None)
     with pytest.raises(ValueError, match=r"keys \[1, 2, 8\] and values \[1, 2, 9\] do not fit 1 slots"):
         step.store(kv, torch.zeros(1, dtype=torch.int64), random(1, 2, 8), random(1, 2, 9))
+    with pytest.raises(ValueError, match="unknown activation 'tanh'"):
+        activate("tanh", random(1, 8), random(1, 8))
+    with pytest.raises(ValueError, match="'swiglu' needs a gate"):
+        activate("swiglu", None, random(1, 8))
+    with pytest.raises(ValueError, match=r"gate \[1, 1\] and up \[1, 8\] do not fit"):
+        activate("swiglu", random(1, 1), random(1, 8))
     with pytest.raises(ValueError, match=r"x \[3, 1, 8\], 5 pairs and positions \[3\] do not fit"):
         step.rotate(random(3, 1, 8), torch.arange(3), random(5), 1.0, True)

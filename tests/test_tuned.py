@@ -75,7 +75,7 @@ def test_no_file_is_nothing_to_speak_of(tmp_path: Path) -> None:
 def test_other_versions_are_not_believed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "version", lambda name: "0.1")
     (said,) = tuned.use(file, "card A")
-    assert "it was measured with form 1, triton" in said and tuned.choice(KEY, SHIPPED) == SHIPPED
+    assert f"it was measured with form {tuned.FORM}, triton" in said and tuned.choice(KEY, SHIPPED) == SHIPPED
     tuned.keep(file, "card A", {"another": FASTER})
     assert tuned.use(file, "card A") == []
     assert tuned.choice(KEY, SHIPPED) == SHIPPED and tuned.choice("another", SHIPPED) == FASTER
@@ -153,7 +153,7 @@ def test_the_fastest_is_clearly_faster_and_runs() -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     sizes = {"CARD": "cuda" if torch.cuda.is_available() else "cpu", "SHAPES": ((40, 512),), "ROTATED": 1 << 12}
-    sizes |= {"N_EXPERT": 3, "N_EXPERT_USED": 2, "N_EMBD": 64, "N_FF_EXP": 32, "CONTEXTS": (320,)}
+    sizes |= {"N_EXPERT": 3, "N_EXPERT_USED": 2, "N_EMBD": 64, "N_FF_EXP": 32, "TOKENS": 30, "CONTEXTS": (320,)}
     sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}, "CACHES": ("f16",)}
     for name, value in sizes.items():
         monkeypatch.setattr(gpu_kernels, name, value)
@@ -171,8 +171,10 @@ def test_all_that_is_tried_is_told_and_kept(small: None, tmp_path: Path, monkeyp
     path = tmp_path / tuned.FILE
     lines = list(gpu_tune.tuning(Clock(600), path, "card A", ("Q8_0",)))
     kept = json.loads(path.read_text())["cards"]["card A"]["choices"]
-    assert len(kept) == len(lines) - 1 == 4
-    said = "| gate_up Q8_0/Q8_0 1 32 64 | 5000000.0 | 1000000.0 | n 4, parts 1, num_warps 2, num_stages 1 |"
+    assert len(kept) == len(lines) - 1 == 6
+    said = (
+        "| gate_up Q8_0/Q8_0 1 32 64 | 5000000.0 | 1000000.0 | n 4, parts 1, num_warps 2, num_stages 1, persistent 0 |"
+    )
     assert lines[1] == said and all(line.endswith("| as shipped |") for line in lines[2:])
     times = iter([])
     assert list(gpu_tune.tuning(Clock(0), path, "card A", ("Q8_0",)))[1] == "| the others | left out: no time | | |"

@@ -19,8 +19,8 @@ TILES = (1, 16, 32, 64)
 WIDTH, INNER = 2048, 768
 LEFT_OUT = ("F64", "I8", "I16", "I32", "I64")
 INTEGERS = ("T", "OUT", "row_bytes", "slot_bytes", "FF", "k", "gate_at", "up_at", "gate_row_bytes", "up_row_bytes")
-INTEGERS += ("D", "at")
-POINTERS = {"w": "*u8", "bank": "*u8", "signs": "*i32", "pairs": "*i32", "block_slot": "*i32", "ids": "*i32"}
+INTEGERS += ("D", "at", "blocks")
+POINTERS = {"w": "*u8", "bank": "*u8", "signs": "*i32", "pairs": "*i32", "slots": "*i32", "ids": "*i32"}
 CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
 HEADS = ((8, 64, 64), (8, 128, 128), (8, 256, 256), (128, 576, 512), (5, 80, 80))  # a key head; elements of k, of v
 ROUTERS = (60, 128, 512, 1024)  # experts
@@ -62,12 +62,16 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     gate = {"GATE": form, "UP": form, "GATED": True, "GATE_BIAS": False, "UP_BIAS": False, "ACTIVATION": "swiglu"}
     unpack = {"K": WIDTH, "N": 16, "ROW": form}
     product = {"K": WIDTH, "ROW": form, **tiles}
+    gate |= {"D": WIDTH, "BY_ID": m == 1, **tiles}
+    down = {"FF": INNER, "DOWN": form, "BIAS": False, "BY_ID": m == 1, **tiles}
     return {
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
         "matmul": compiled(matmul._matmul, product | {"PARTS": 1}, how, card),
         "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4}, how, card) if m == 1 else 0,
-        "gate_up": compiled(experts._gate_up, {"D": WIDTH, **gate, **tiles}, how, card),
-        "down": compiled(experts._down, {"FF": INNER, "DOWN": form, "BIAS": False, **tiles}, how, card),
+        "gate_up": compiled(experts._gate_up, gate | {"PERSISTENT": False}, how, card),
+        "down": compiled(experts._down, down | {"PERSISTENT": False}, how, card),
+        "gate_up in turn": compiled(experts._gate_up, gate | {"PERSISTENT": True}, how, card) if m > 1 else 0,
+        "down in turn": compiled(experts._down, down | {"PERSISTENT": True}, how, card) if m > 1 else 0,
     }
 
 

@@ -51,26 +51,33 @@ def products(name: str, rows: int, cols: int) -> Case:
     )
 
 
-def experts(name: str) -> Iterator[Case]:
-    """One token through its experts: gate and up, then down, each beside the other as shipped."""
+def experts(name: str, tokens: int) -> Iterator[Case]:
+    """Tokens through their experts: gate and up, then down, each beside the other as shipped."""
     import torch
-    from gmoe.kernels.triton.experts import down_key, expert_rows, gate_up_key, launches
+    from gmoe.kernels.triton.experts import down_key, expert_rows, gate_up_key, launches, tokens_a_tile
     from gmoe.kernels.triton.matmul import Launch, shared_memory
 
-    k, width = gpu_kernels.N_EXPERT_USED, gpu_kernels.N_EMBD
+    k, n_expert, width = gpu_kernels.N_EXPERT_USED, gpu_kernels.N_EXPERT, gpu_kernels.N_EMBD
     bank = gpu_kernels.random_bank(name)
-    x, out = torch.randn(1, width, device=gpu_kernels.CARD), torch.empty(1, k, width, device=gpu_kernels.CARD)
-    draw = [torch.randperm(gpu_kernels.N_EXPERT)[None, :k].int().to(gpu_kernels.CARD) for _ in range(16)]
-    first, second = launches(1, shared_memory(x.device), bank)
-    others = [Launch(n, 1, warps, 1) for n, warps in ((4, 4), (16, 4), (4, 2), (8, 8), (16, 8))]
+    x = torch.randn(tokens, width, device=gpu_kernels.CARD)
+    out = torch.empty(tokens, k, width, device=gpu_kernels.CARD)
+    draw = [torch.stack([torch.randperm(n_expert)[:k] for _ in range(tokens)]).int() for _ in range(16)]
+    draw = [ids.to(gpu_kernels.CARD) for ids in draw]
+    m = tokens_a_tile(tokens, k, bank)
+    first, second = launches(m, shared_memory(x.device), bank)
+    if m == 1:
+        others = [Launch(n, 1, warps, 1) for n, warps in ((4, 4), (16, 4), (4, 2), (8, 8), (16, 8))]
+    else:
+        others = [Launch(n, 1, warps, first.num_stages) for n, warps in ((32, 8), (64, 8), (16, 4))]
+        others += [first._replace(persistent=n) for n in (1, 2)]
     turn = random.Random(0)
 
     def run(up: Any, down: Any) -> None:
         ids = turn.choice(draw)
-        expert_rows(x, ids, ids, bank, "swiglu", out, how=(up, down))
+        expert_rows(x, ids, ids, bank, "swiglu", out, exact=False, how=(up, down))
 
-    yield Case(gate_up_key(1, bank), first, others, lambda how: run(how, second))
-    yield Case(down_key(1, bank), second, others, lambda how: run(first, how))
+    yield Case(gate_up_key(m, bank), first, others, lambda how: run(how, second))
+    yield Case(down_key(m, bank), second, others, lambda how: run(first, how))
 
 
 def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
@@ -89,10 +96,11 @@ def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
 def cases(formats: tuple[str, ...]) -> Iterator[Callable[[], list[Case]]]:
     """All that is tried, the most wanted first; each is built when its turn comes."""
     for name in formats:
-        yield lambda name=name: list(experts(name))
+        yield lambda name=name: list(experts(name, 1))
         for heads in gpu_kernels.HEADS.values() if name == formats[0] else ():
             for cache in gpu_kernels.CACHES:
                 yield lambda heads=heads, cache=cache: [attending(heads, cache)]
+        yield lambda name=name: list(experts(name, gpu_kernels.TOKENS))
         for rows, cols in gpu_kernels.SHAPES:
             yield lambda name=name, rows=rows, cols=cols: [products(name, rows, cols)]
 

@@ -58,11 +58,11 @@ class DeviceDispatch(ExpertDispatch):
 
     def _all_here(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
         """Every expert is on the device: no word between it and the host."""
-        bank, slots = self.fast.bank(layer), self.fast.slots_of(layer, ids)
+        bank = self.fast.bank(layer)
         out = x.new_empty(*ids.shape, bank.down.rows)
-        bank_rows(x, slots, ids, bank, activation, self.activations, out)
+        bank_rows(x, self.fast.slots_by_id(layer), ids, bank, activation, self.activations, out)
         self.fast.stats.hits += ids.numel()
-        return combine(out, weights, slots)
+        return combine(out, weights, ids)
 
     def _tiers(self) -> dict[str, Any]:
         host, gpu = self.fast.below.stats, self.fast.stats
@@ -117,7 +117,7 @@ class _Begun:
         bank = store.bank(layer)
         self.out = x.new_empty(*ids.shape, bank.down.rows)
         self.here = store.here(layer)  # [E]
-        bank_rows(x, store.slots_of(layer, ids), ids, bank, activation, activations, self.out)
+        bank_rows(x, store.slots_by_id(layer), ids, bank, activation, activations, self.out)
         self.store, self.layer = store, layer
 
     def known(self, ids: Ids) -> None:

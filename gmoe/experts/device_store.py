@@ -119,9 +119,9 @@ class DeviceStore(ExpertStore):
             raise out_of_memory(self.device, "answering before, and has no place for experts any more")
         return self._banks[layer]
 
-    def slots_of(self, layer: int, ids: Tensor) -> Tensor:
-        """The slots of ids [T, k], both on the device, by the table there; -1: absent."""
-        return self.table_of_slots[layer].index_select(0, ids.reshape(-1).long()).view(ids.shape)
+    def slots_by_id(self, layer: int) -> Tensor:
+        """int32 [E] on the device: where each expert lies; -1: absent."""
+        return self.table_of_slots[layer]
 
     def read(self, layer: int, experts: Iterable[int]) -> None:
         """Kernels that read these resident experts have been launched: their slots change only afterwards."""

@@ -1,53 +1,45 @@
 """The routed experts of a layer, read where they lie in a bank of slots: gate and up, then down, then the sum."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.triton import tuned
-from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, shared_memory, tile
+from gmoe.kernels.triton.activation import ACTIVATIONS, activated
+from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, shared_memory, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from torch import Tensor
 
-ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
-
 
 @triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _activate(gate, up, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "swiglu":
-        return gate * _sigmoid(gate) * up
-    elif ACTIVATION == "geglu":
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        return gate * _sigmoid(2.0 * inner) * up  # (1 + tanh z) / 2 is the sigmoid of 2 z
-    elif ACTIVATION == "reglu":
-        return tl.maximum(gate, 0.0) * up
-    elif ACTIVATION == "relu2":
-        return tl.maximum(up, 0.0) * tl.maximum(up, 0.0)
+def _block(number, pairs, slots, ids, M: tl.constexpr, BY_ID: tl.constexpr):
+    """The pairs [M] of a block, -1: nobody, and the slot of their expert, -1: nothing is to do."""
+    if M == 1:
+        at = ids if BY_ID else slots
+        slot = tl.load(at + number)
+        if BY_ID:
+            slot = tl.load(slots + slot, mask=slot >= 0, other=-1)
+        pair = number + tl.arange(0, 1)
     else:
-        tl.static_assert(ACTIVATION == "swiglu_oai")
-        gate = tl.minimum(gate, 7.0)
-        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
-        return gate * _sigmoid(1.702 * gate) * (up + 1.0)
+        slot = tl.load(slots + number)
+        pair = tl.load(pairs + number * M + tl.arange(0, M))
+    return pair, slot
 
 
 @triton.jit
-def _gate_up(
-    x, bank, h, pairs, block_slot, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
+def _gate_up_tile(
+    tile, number, x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
     gate_bias, up_bias, gate_table, up_table, signs,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
     GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, BY_ID: tl.constexpr,
 ):  # fmt: skip
-    slot = tl.load(block_slot + tl.program_id(1))
+    pair, slot = _block(number, pairs, slots, ids, M, BY_ID)
     if slot >= 0:
-        pair = tl.load(pairs + tl.program_id(1) * M + tl.arange(0, M))  # [M], -1: nobody
         inside = pair >= 0
-        n = tl.program_id(0) * N + tl.arange(0, N)
+        n = tile * N + tl.arange(0, N)
         row_number = tl.where(n < FF, n, 0).to(tl.int64)
         here = bank + slot.to(tl.int64) * slot_bytes
         xs = tl.where(inside, pair // k, 0).to(tl.int64) * D
@@ -63,22 +55,45 @@ def _gate_up(
             gate = multiply(x, rows, gate_table, signs, xs, inside, 0, D, D, M, N, GATE, PRECISION)
             if GATE_BIAS:
                 gate += tl.load(gate_bias + beside)
-        value = _activate(gate, up, ACTIVATION).to(h.dtype.element_ty)
+        value = activated(gate, up, ACTIVATION).to(h.dtype.element_ty)
         place = pair[:, None].to(tl.int64) * FF + n[None, :]
         tl.store(h + place, value, mask=inside[:, None] & (n < FF)[None, :])
 
 
-@triton.jit
-def _down(
-    h, bank, out, pairs, block_slot, ids, slot_bytes, D, at, row_bytes, bias, table, signs,
-    FF: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DOWN: tl.constexpr, BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
+@triton.jit(do_not_specialize=["blocks"])
+def _gate_up(
+    x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
+    gate_bias, up_bias, gate_table, up_table, signs, blocks,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
+    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, BY_ID: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
-    slot = tl.load(block_slot + tl.program_id(1))
+    if PERSISTENT:
+        tiles = tl.cdiv(FF, N)
+        for work in range(tl.program_id(0), tiles * blocks, tl.num_programs(0)):
+            _gate_up_tile(
+                work % tiles, work // tiles, x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at,
+                gate_row_bytes, up_row_bytes, gate_bias, up_bias, gate_table, up_table, signs,
+                D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, PRECISION, BY_ID,
+            )  # fmt: skip
+    else:
+        _gate_up_tile(
+            tl.program_id(0), tl.program_id(1), x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at,
+            gate_row_bytes, up_row_bytes, gate_bias, up_bias, gate_table, up_table, signs,
+            D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, PRECISION, BY_ID,
+        )  # fmt: skip
+
+
+@triton.jit
+def _down_tile(
+    tile, number, h, bank, out, pairs, slots, ids, slot_bytes, D, at, row_bytes, bias, table, signs,
+    FF: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DOWN: tl.constexpr, BIAS: tl.constexpr,
+    PRECISION: tl.constexpr, BY_ID: tl.constexpr,
+):  # fmt: skip
+    pair, slot = _block(number, pairs, slots, ids, M, BY_ID)
     if slot >= 0:
-        pair = tl.load(pairs + tl.program_id(1) * M + tl.arange(0, M))
         inside = pair >= 0
-        n = tl.program_id(0) * N + tl.arange(0, N)
+        n = tile * N + tl.arange(0, N)
         row_number = tl.where(n < D, n, 0).to(tl.int64)
         rows = bank + slot.to(tl.int64) * slot_bytes + at + row_number * row_bytes
         hs = tl.where(inside, pair, 0).to(tl.int64) * FF
@@ -88,6 +103,26 @@ def _down(
             total += tl.load(bias + expert[:, None] * D + row_number[None, :])
         place = pair[:, None].to(tl.int64) * D + n[None, :]
         tl.store(out + place, total, mask=inside[:, None] & (n < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def _down(
+    h, bank, out, pairs, slots, ids, slot_bytes, D, at, row_bytes, bias, table, signs, blocks,
+    FF: tl.constexpr, M: tl.constexpr, N: tl.constexpr, DOWN: tl.constexpr, BIAS: tl.constexpr,
+    PRECISION: tl.constexpr, BY_ID: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    if PERSISTENT:
+        tiles = tl.cdiv(D, N)
+        for work in range(tl.program_id(0), tiles * blocks, tl.num_programs(0)):
+            _down_tile(
+                work % tiles, work // tiles, h, bank, out, pairs, slots, ids, slot_bytes, D, at, row_bytes,
+                bias, table, signs, FF, M, N, DOWN, BIAS, PRECISION, BY_ID,
+            )  # fmt: skip
+    else:
+        _down_tile(
+            tl.program_id(0), tl.program_id(1), h, bank, out, pairs, slots, ids, slot_bytes, D, at, row_bytes,
+            bias, table, signs, FF, M, N, DOWN, BIAS, PRECISION, BY_ID,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -109,8 +144,6 @@ def blocks_of(slots: Tensor, n_slots: int, m: int, n_used: int = 0) -> tuple[Ten
     The number of blocks depends on the sizes alone, so nothing waits for the device.
     """
     count = slots.numel()
-    if m == 1:
-        return torch.arange(count, dtype=torch.int32, device=slots.device), slots.int()
     n_blocks = min(count, n_used or n_slots) + count // m
     key = torch.where(slots < 0, n_slots, slots).long()
     counts = torch.zeros(n_slots + 1, dtype=torch.int64, device=slots.device).scatter_add_(0, key, torch.ones_like(key))
@@ -138,6 +171,11 @@ def expert_mlp(
     out = torch.empty(*topk_ids.shape, bank.down.rows, dtype=torch.float32, device=x.device)
     expert_rows(x, slots, topk_ids, bank, activation, out)
     return combine(out, topk_weights, slots).to(x.dtype)
+
+
+def tokens_a_tile(tokens: int, k: int, bank: ExpertBank) -> int:
+    """By how many an expert of a layer meets when k are chosen for each."""
+    return tile(max(1, tokens * k // max(1, bank.experts or len(bank.data)))) if tokens > 4 else 1
 
 
 def launches(m: int, shared: int, bank: ExpertBank) -> tuple[Launch, Launch]:
@@ -172,14 +210,16 @@ def expert_rows(
     exact: bool = True,
     how: tuple[Launch, Launch] | None = None,
 ) -> None:
-    """Fill out[t, j] float32 with the expert in slots[t, j] of x[t]; a slot of -1 leaves its row alone.
+    """Fill out[t, j] float32 with expert ids[t, j] of x[t], which lies in slots[t, j], or by id in slots [E].
 
-    x [T, D] float32, float16 or bfloat16; out [T, k, D]; ids [T, k] choose the biases. A row's bits depend on its
+    A slot or an id of -1 leaves its row alone.
+    x [T, D] float32, float16 or bfloat16; out [T, k, D]; ids [T, k] choose the biases too. A row's bits depend on its
     expert and on the sizes of x and k alone. Not `exact`: tiles of float32 are multiplied as TF32.
     """
     up, gate, down = bank.up, bank.gate, bank.down
     tokens, k = ids.shape
-    if x.shape != (tokens, up.cols) or slots.shape != ids.shape or out.shape != (tokens, k, down.rows):
+    by_id = slots.dim() == 1
+    if x.shape != (tokens, up.cols) or not (by_id or slots.shape == ids.shape) or out.shape != (tokens, k, down.rows):
         shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(ids.shape)}"
         raise ValueError(f"{shapes}, out {tuple(out.shape)} do not fit experts of width {up.cols}")
     if activation not in ACTIVATIONS or (gate is None) != (activation == "relu2"):
@@ -187,27 +227,32 @@ def expert_rows(
         raise ValueError(f"activation {activation!r} does not go with {needs}; known: {', '.join(ACTIVATIONS)}")
     if not tokens:
         return
-    spread = bank.experts or len(bank.data)
-    m = tile(max(1, tokens * k // max(1, spread))) if tokens > 4 else 1
+    m = tokens_a_tile(tokens, k, bank)
     slots, ids = slots.int().contiguous(), ids.int().contiguous()
-    pairs, block_slot = blocks_of(slots.flatten(), len(bank.data), m, bank.experts)
+    pairs, blocks = ids, tokens * k  # a pair a block
+    if m > 1:
+        if by_id:
+            slots = torch.where(ids < 0, -1, slots[ids.clamp(min=0)])
+        pairs, slots = blocks_of(slots.flatten(), len(bank.data), m, bank.experts)
+        blocks = len(slots)
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
-    precision, shared = "ieee" if exact else "tf32", shared_memory(x.device)
+    shared = shared_memory(x.device)
     how_up, how_down = how or launches(m, shared, bank)
-    _gate_up[(triton.cdiv(up.rows, how_up.n), len(block_slot))](
-        x.contiguous(), bank.data, h, pairs, block_slot, ids, slot_bytes, up.rows, k,
+    both: dict[str, Any] = {"M": m, "PRECISION": "ieee" if exact else "tf32", "BY_ID": by_id and m == 1}
+    _gate_up[_grid(how_up, up.rows, blocks, x.device)](
+        x.contiguous(), bank.data, h, pairs, slots, ids, slot_bytes, up.rows, k,
         first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
-        table(first.format.name, x.device), table(up.format.name, x.device), sign_table,
-        D=up.cols, M=m, N=how_up.n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
-        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation, PRECISION=precision,
-        **how_up.options,
+        table(first.format.name, x.device), table(up.format.name, x.device), sign_table, blocks,
+        D=up.cols, N=how_up.n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
+        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation,
+        PERSISTENT=how_up.persistent > 0, **both, **how_up.options,
     )  # fmt: skip
-    _down[(triton.cdiv(down.rows, how_down.n), len(block_slot))](
-        h, bank.data, out, pairs, block_slot, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
-        *_biases(down, like=out), table(down.format.name, x.device), sign_table,
-        FF=down.cols, M=m, N=how_down.n, DOWN=_form(down), BIAS=down.bias is not None, PRECISION=precision,
-        **how_down.options,
+    _down[_grid(how_down, down.rows, blocks, x.device)](
+        h, bank.data, out, pairs, slots, ids, slot_bytes, down.rows, down.offset, _row_bytes(down),
+        *_biases(down, like=out), table(down.format.name, x.device), sign_table, blocks,
+        FF=down.cols, N=how_down.n, DOWN=_form(down), BIAS=down.bias is not None,
+        PERSISTENT=how_down.persistent > 0, **both, **how_down.options,
     )  # fmt: skip
 
 
@@ -233,3 +278,9 @@ def _row_bytes(matrix: SlotMatrix) -> int:
 def _biases(*matrices: SlotMatrix, like: Tensor) -> list[Tensor]:
     """Their biases; where there is none any pointer does, since the kernel does not read it."""
     return [like if m.bias is None else m.bias.contiguous() for m in matrices]
+
+
+def _grid(how: Launch, rows: int, blocks: int, device: torch.device) -> tuple[int, ...]:
+    """A program a tile, or so many a processor that each do one tile after another."""
+    tiles = triton.cdiv(rows, how.n)
+    return (min(how.persistent * processors(device), tiles * blocks),) if how.persistent else (tiles, blocks)

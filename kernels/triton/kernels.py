@@ -8,6 +8,7 @@ from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from gmoe.kernels.triton import activation as activations
 from gmoe.kernels.triton import attention as attending
 from gmoe.kernels.triton import experts, router, step
 from gmoe.kernels.triton import matmul as products
@@ -35,7 +36,7 @@ def matmul(x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
 def expert_rows(
     x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
 ) -> None:
-    """Fill out[t, j] with the expert in slots[t, j] of x[t]; not `exact`: as in `matmul`."""
+    """Fill out[t, j] with expert ids[t, j] of x[t], in slots[t, j] or by id in slots [E]; `exact` as in `matmul`."""
     with _there(x):
         experts.expert_rows(x, slots, ids, bank, activation, out, exact)
 
@@ -68,6 +69,12 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
     with _there(keys):
         step.store(kv, slots, keys, values)
+
+
+def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+    """The activation of gate and up [T, n]; "gated": up * sigmoid(gate [T, 1])."""
+    with _there(up):
+        return activations.activate(name, gate, up)
 
 
 def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:

@@ -19,12 +19,16 @@ FUSED = {"enable_fp_fusion": True}  # a product and a sum may round once
 
 
 class Launch(NamedTuple):
-    """What a program takes: rows of W, and of their sum over K one of so many parts; and how it runs."""
+    """What a program takes: rows of W, and of their sum over K one of so many parts; and how it runs.
+
+    `persistent`, of the experts' kernels alone: 0, a program a tile; else so many programs a processor, in turn.
+    """
 
     n: int
     parts: int
     num_warps: int
     num_stages: int
+    persistent: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -106,6 +110,12 @@ def shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a card; a few where it is none."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
 
 
 def launch(m: int, shared: int, *rows: Row) -> Launch:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 FILE = "tuned.json"  # in gmoe's home
 GAIN = 0.97  # of the shipped choice's seconds; what is not that much faster is noise
-FORM = 1  # of the file and of the kernels: what was measured for others says nothing
+FORM = 2  # of the file and of the kernels: what was measured for others says nothing
 
 Choice = TypeVar("Choice", bound=Any)  # a NamedTuple of ints
 Found = dict[str, dict[str, int]]
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, tuple[str, Found]]:
 def _checked(choices: Mapping[str, Mapping[str, Any]]) -> Found:
     for row in choices.values():
         for name, number in row.items():
-            small = number in range(1, 6) if name == "num_stages" else number == 0 and name == "split"
+            small = number in range(1, 6) if name == "num_stages" else number == 0 and name in ("split", "persistent")
             if type(number) is not int or not (small or (0 < number <= 4096 and number & (number - 1) == 0)):
                 raise ValueError("it is damaged")
     return {key: dict(row) for key, row in choices.items()}

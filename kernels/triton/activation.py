@@ -1,0 +1,64 @@
+"""The activation between up and down, in another kernel or as a launch of its own; and a shared expert's gate."""
+
+import torch
+import triton
+import triton.language as tl
+from gmoe.kernels.triton.matmul import FUSED
+from torch import Tensor
+
+ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
+AT_ONCE = 512  # elements a program
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def activated(gate, up, ACTIVATION: tl.constexpr):
+    """float32 of any shape; "gated" is up * sigmoid(gate)."""
+    if ACTIVATION == "swiglu":
+        return gate * _sigmoid(gate) * up
+    elif ACTIVATION == "geglu":
+        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return gate * _sigmoid(2.0 * inner) * up  # (1 + tanh z) / 2 is the sigmoid of 2 z
+    elif ACTIVATION == "reglu":
+        return tl.maximum(gate, 0.0) * up
+    elif ACTIVATION == "relu2":
+        return tl.maximum(up, 0.0) * tl.maximum(up, 0.0)
+    elif ACTIVATION == "gated":
+        return up * _sigmoid(gate)
+    else:
+        tl.static_assert(ACTIVATION == "swiglu_oai")
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
+        return gate * _sigmoid(1.702 * gate) * (up + 1.0)
+
+
+@triton.jit
+def _activate(gate, up, y, n, gate_row, ONE_GATE: tl.constexpr, ACTIVATION: tl.constexpr, N: tl.constexpr):
+    """A part of a row; ONE_GATE: the row has one gate for all of it."""
+    t, i = tl.program_id(1).to(tl.int64), tl.program_id(0) * N + tl.arange(0, N)
+    u = tl.load(up + t * n + i, mask=i < n, other=0.0)
+    g = tl.load(gate + t * gate_row + tl.where(ONE_GATE, 0, i), mask=i < n, other=0.0)
+    tl.store(y + t * n + i, activated(g, u, ACTIVATION), mask=i < n)
+
+
+def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+    """The activation of gate and up [T, n] float32; gate [T, 1] for "gated", None for relu2."""
+    if name not in (*ACTIVATIONS, "gated"):
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    if gate is None and name != "relu2":
+        raise ValueError(f"activation {name!r} needs a gate")
+    up = up.contiguous()
+    gate = up if gate is None else gate.contiguous()
+    tokens, n = up.shape
+    if gate.shape != ((tokens, 1) if name == "gated" else up.shape):
+        raise ValueError(f"gate {list(gate.shape)} and up {list(up.shape)} do not fit")
+    y = torch.empty_like(up)
+    if up.numel():
+        grid = triton.cdiv(n, AT_ONCE), tokens
+        which = {"ONE_GATE": name == "gated", "ACTIVATION": name, "N": AT_ONCE}
+        _activate[grid](gate, up, y, n, gate.stride(0), **which, **FUSED)
+    return y
