@@ -1,4 +1,4 @@
-// The level of CPUs with AVX-512 VNNI, VBMI and BITALG (Ice Lake, Zen 4 and later).
+// The level of CPUs with AVX-512 VNNI, VBMI, BITALG and GFNI (Ice Lake, Zen 4 and later).
 #include <immintrin.h>
 
 #include "block.h"
@@ -29,7 +29,8 @@ bool here() {
   return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("gfni") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ inline __m512i halves16(int low, int high) {
 }
 inline __m512i table16(const uint8_t* table) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)); }
 inline __m512i lows4(__m512i q) { return _mm512_and_si512(q, byte64(15)); }
-inline __m512i highs4(__m512i q) { return _mm512_and_si512(_mm512_srli_epi16(q, 4), byte64(15)); }
+inline __m512i highs4(__m512i q) { return _mm512_gf2p8affine_epi64_epi8(q, _mm512_set1_epi64(0x1020408000000000), 0); }
 inline __m256i sixteen_of(uint64_t low, uint64_t high) {
   return _mm256_cvtepi8_epi16(_mm_set_epi64x(int64_t(high), int64_t(low)));
 }
@@ -163,81 +163,143 @@ struct TQ1_0 : Wide<54, 1, false, true> {
   }
 };
 
-// Narrow types: two blocks of 32 as one register; `d` and `m` of eight blocks, even ones first.
-template <int BYTES, int BIAS, bool LOWS = false>
+// Narrow types: four registers of eight blocks, the first halves of blocks 0 to 3, their second halves, and so of 4 to 7.
+// `d` and `m`: words that `number` makes floats of, four words k those of blocks k and k + 4, twice.
+
+// Byte numbers that bring 16 bytes AT of blocks 4 h to 4 h + 3 together, counted as `Loads` has them.
+template <int BYTES, int AT>
+struct Sixteens {
+  alignas(64) uint8_t of[2][64] = {};
+  constexpr Sixteens() {
+    for (int h = 0; h < 2; h++)
+      for (int i = 0; i < 64; i++) {
+        const int byte = (4 * h + i / 16) * BYTES + AT + i % 16;
+        of[h][i] = uint8_t(h == 0 ? byte : byte < 8 * BYTES - 64 ? byte - 64 : byte - (8 * BYTES - 64) + 64);
+      }
+  }
+};
+template <int BYTES, int AT>
+constexpr Sixteens<BYTES, AT> at_sixteens;
+
+// Word numbers of two bytes AT of blocks k and k + 4, twice, in four words k; `late` are those beyond 128 bytes.
+template <int BYTES, int AT>
+struct Heads {
+  alignas(64) int16_t early[32] = {}, late[32] = {};
+  __mmask32 is_late = 0;
+  constexpr Heads() {
+    for (int i = 0; i < 16; i++) {
+      const int byte = (4 * (i % 2) + i / 4) * BYTES + AT;
+      early[i] = int16_t(byte / 2);
+      late[i] = int16_t((byte - (8 * BYTES - 64)) / 2);
+      is_late |= byte < 128 ? 0 : __mmask32(1) << i;
+    }
+  }
+};
+template <int BYTES, int AT>
+constexpr Heads<BYTES, AT> at_heads;
+
+template <int BYTES, int BIAS, int MOST, bool LOWS = false>
 struct Narrow {
-  static constexpr int block = 32, bytes = BYTES, bias = BIAS;
+  static constexpr int block = 32, bytes = BYTES, bias = BIAS, most = MOST;  // the largest code
   static constexpr bool wide = false, lows = LOWS;
+  static constexpr uint8_t group[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+
+  static __m512i first(const uint8_t* s) { return _mm512_loadu_si512(s); }
+  static __m512i second(const uint8_t* s) { return _mm512_loadu_si512(s + 64); }
+  static __m512i last(const uint8_t* s) { return _mm512_loadu_si512(s + 8 * BYTES - 64); }
 
   template <int AT>
-  static __m256 halves(const uint8_t* s) {
-    auto four = [s](int j) {
-      uint64_t x = load<uint16_t>(s + AT + j * BYTES), y = load<uint16_t>(s + AT + (j + 2) * BYTES);
-      uint64_t z = load<uint16_t>(s + AT + (j + 4) * BYTES), w = load<uint16_t>(s + AT + (j + 6) * BYTES);
-      return int64_t(x | y << 16 | z << 32 | w << 48);
+  static __m512i sixteens(const uint8_t* s, int h) {
+    const __m512i from = _mm512_load_si512(at_sixteens<BYTES, AT>.of[h]);
+    return h ? _mm512_permutex2var_epi8(second(s), from, last(s)) : _mm512_permutex2var_epi8(first(s), from, second(s));
+  }
+  template <int AT>
+  static __m256i heads(const uint8_t* s) {
+    constexpr const Heads<BYTES, AT>& at = at_heads<BYTES, AT>;
+    __m512i x = _mm512_permutex2var_epi16(first(s), _mm512_load_si512(at.early), second(s));
+    if (at.is_late) x = _mm512_mask_permutexvar_epi16(x, at.is_late, _mm512_load_si512(at.late), last(s));
+    return _mm512_castsi512_si256(x);
+  }
+  static __m256i d(const uint8_t* s) { return heads<0>(s); }
+  static __m256i m(const uint8_t* s) { return heads<2>(s); }
+  static __m512 number(__m256i x) { return _mm512_cvtph_ps(x); }
+
+  template <int AT>
+  static void nibbles_of(const uint8_t* s, __m512i* q) {
+    for (int h = 0; h < 2; h++) {
+      __m512i x = sixteens<AT>(s, h);
+      q[2 * h] = lows4(x);
+      q[2 * h + 1] = highs4(x);
+    }
+  }
+  template <int AT>
+  static void fifth(const uint8_t* s, __m512i* q) {
+    const __m512i bit = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (int k = 0; k < 4; k++) {
+      const __m512i bits = _mm512_shuffle_epi32(sixteens<AT>(s, k / 2), _MM_PERM_AAAA);
+      const __mmask64 up = _mm512_bitshuffle_epi64_mask(bits, k % 2 ? _mm512_add_epi8(bit, byte64(16)) : bit);
+      q[k] = _mm512_mask_add_epi8(q[k], up, q[k], byte64(16));
+    }
+  }
+  // A table of 64 is four times the same 16: an index's upper bits do not count.
+  template <int AT>
+  static void values_of(const uint8_t* s, const uint8_t* values, __m512i* q) {
+    const __m512i table = table16(values);
+    for (int h = 0; h < 2; h++) {
+      __m512i x = sixteens<AT>(s, h);
+      q[2 * h] = _mm512_permutexvar_epi8(x, table);
+      q[2 * h + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(x, 4), table);
+    }
+  }
+};
+
+struct Q4_0 : Narrow<18, 8, 15> {
+  static void codes(const uint8_t* s, __m512i* q) { nibbles_of<2>(s, q); }
+};
+struct Q4_1 : Narrow<20, 0, 15, true> {
+  static void codes(const uint8_t* s, __m512i* q) { nibbles_of<4>(s, q); }
+};
+struct Q5_0 : Narrow<22, 16, 31> {
+  static void codes(const uint8_t* s, __m512i* q) {
+    nibbles_of<6>(s, q);
+    fifth<2>(s, q);
+  }
+};
+struct Q5_1 : Narrow<24, 0, 31, true> {
+  static void codes(const uint8_t* s, __m512i* q) {
+    nibbles_of<8>(s, q);
+    fifth<4>(s, q);
+  }
+};
+struct IQ4_NL : Narrow<18, 128, 255> {
+  static void codes(const uint8_t* s, __m512i* q) { values_of<2>(s, iq4_values, q); }
+};
+struct Q8_0 : Narrow<34, 128, 255> {
+  static void codes(const uint8_t* s, __m512i* q) {
+    auto half = [](const uint8_t* p) { return _mm256_loadu2_m128i((const __m128i*)(p + 34), (const __m128i*)p); };
+    for (int k = 0; k < 4; k++) {
+      const uint8_t* p = s + 2 + 136 * (k / 2) + 16 * (k % 2);
+      q[k] = _mm512_xor_si512(_mm512_inserti64x4(_mm512_castsi256_si512(half(p)), half(p + 68), 1), byte64(128));
+    }
+  }
+  static __m256i d(const uint8_t* s) {
+    const __m512i from = _mm512_castsi256_si512(_mm256_set_epi64x(0x0033003300330033, 0x0022002200220022, 0x0011001100110011, 0));
+    auto four = [from](const uint8_t* p) {
+      return _mm512_castsi512_si256(_mm512_permutex2var_epi16(_mm512_loadu_si512(p), from, _mm512_loadu_si512(p + 64)));
     };
-    return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
-  }
-  static __m256 d(const uint8_t* s) { return halves<0>(s); }
-  static __m256 m(const uint8_t*) { return _mm256_setzero_ps(); }
-
-  template <int AT>
-  static __m512i nibbles_of(const uint8_t* s) {
-    __m512i x = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(s + AT)));
-    x = _mm512_mask_broadcast_i32x4(x, 0xff00, _mm_loadu_si128((const __m128i*)(s + AT + BYTES)));
-    return _mm512_and_si512(_mm512_srlv_epi64(x, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)), byte64(15));
-  }
-  template <int AT>
-  static __m512i fifth(__m512i q, const uint8_t* s) {
-    __mmask64 up = load<uint32_t>(s + AT) | uint64_t(load<uint32_t>(s + AT + BYTES)) << 32;
-    return _mm512_mask_add_epi8(q, up, q, byte64(16));
+    return _mm256_blend_epi16(four(s), four(s + 136), 0xaa);
   }
 };
-
-// The first two bytes of eight blocks of 18, even ones first: all lie within 128 bytes.
-inline __m256 halves_of_18(const uint8_t* s) {
-  const __m512i from = _mm512_castsi128_si512(_mm_setr_epi16(0, 18, 36, 54, 9, 27, 45, 63));
-  const __m512i words = _mm512_permutex2var_epi16(_mm512_loadu_si512(s), from, _mm512_loadu_si512(s + 64));
-  return _mm256_cvtph_ps(_mm512_castsi512_si128(words));
-}
-
-struct Q4_0 : Narrow<18, 8> {
-  static __m512i two(const uint8_t* s) { return nibbles_of<2>(s); }
-  static __m256 d(const uint8_t* s) { return halves_of_18(s); }
-};
-struct Q4_1 : Narrow<20, 0, true> {
-  static __m256 m(const uint8_t* s) { return halves<2>(s); }
-  static __m512i two(const uint8_t* s) { return nibbles_of<4>(s); }
-};
-struct Q5_0 : Narrow<22, 16> {
-  static __m512i two(const uint8_t* s) { return fifth<2>(nibbles_of<6>(s), s); }
-};
-struct Q5_1 : Narrow<24, 0, true> {
-  static __m256 m(const uint8_t* s) { return halves<2>(s); }
-  static __m512i two(const uint8_t* s) { return fifth<4>(nibbles_of<8>(s), s); }
-};
-struct Q8_0 : Narrow<34, 128> {
-  static __m512i two(const uint8_t* s) {
-    __m512i x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)(s + 2)));
-    x = _mm512_inserti64x4(x, _mm256_loadu_si256((const __m256i*)(s + 36)), 1);
-    return _mm512_xor_si512(x, byte64(128));
+struct MXFP4 : Narrow<17, 12, 24> {
+  static void codes(const uint8_t* s, __m512i* q) { values_of<1>(s, fp4_values, q); }
+  static __m256i d(const uint8_t* s) {
+    const __m512i from = _mm512_castsi256_si512(_mm256_set_epi64x(0x0077003300770033, 0x0066002200660022, 0x0055001100550011, 0x0044000000440000));
+    return _mm512_castsi512_si256(_mm512_maskz_permutex2var_epi8(0x5555555555555555, first(s), from, second(s)));
   }
-};
-struct IQ4_NL : Narrow<18, 128> {
-  static __m512i two(const uint8_t* s) { return _mm512_shuffle_epi8(table16(iq4_values), nibbles_of<2>(s)); }
-  static __m256 d(const uint8_t* s) { return halves_of_18(s); }
-};
-struct MXFP4 : Narrow<17, 128> {
-  static __m512i two(const uint8_t* s) {
-    __m512i table = _mm512_add_epi8(table16(fp4_values), byte64(116));
-    return _mm512_shuffle_epi8(table, nibbles_of<1>(s));
-  }
-  static __m256 d(const uint8_t* s) {
-    const __m512i from = _mm512_castsi128_si512(_mm_cvtsi64_si128(0x7755331166442200));  // even ones first
-    __m512i bytes = _mm512_permutex2var_epi8(_mm512_loadu_si512(s), from, _mm512_loadu_si512(s + 64));
-    __m256i x = _mm256_cvtepu8_epi32(_mm512_castsi512_si128(bytes));
-    __m256i usual = _mm256_slli_epi32(_mm256_sub_epi32(x, _mm256_set1_epi32(1)), 23);
-    __mmask8 tiny = _mm256_cmplt_epi32_mask(x, _mm256_set1_epi32(2));
-    return _mm256_castsi256_ps(_mm256_mask_sllv_epi32(usual, tiny, _mm256_set1_epi32(0x00200000), x));
+  static __m512 number(__m256i exponents) {
+    __m512i x = _mm512_cvtepu16_epi32(exponents);
+    __m512i usual = _mm512_slli_epi32(_mm512_sub_epi32(x, _mm512_set1_epi32(1)), 23);
+    __mmask16 tiny = _mm512_cmplt_epi32_mask(x, _mm512_set1_epi32(2));
+    return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(usual, tiny, _mm512_set1_epi32(0x00200000), x));
   }
 };

@@ -248,7 +248,6 @@ struct alignas(64) Unpacked {  // 16 rows of one block
   uint8_t q[16][256];
   int16_t scale[16][16], low[16][16];
   uint32_t d[16];
-  float df[16][8], mf[16][8];
 };
 
 template <class F>
@@ -285,6 +284,13 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
 template <class F>
 void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Tile& tile) {
   alignas(64) uint8_t end[8 * F::bytes];
+  constexpr bool as_they_lie = __is_same(F, Q8_0);
+  if constexpr (as_they_lie)
+    for (int i = 0; i < 2 * blocks; i++) {
+      __m512i* q = tile.q + 4 * i;
+      columns4((const char*)s + i / 2 * F::bytes + 2 + i % 2 * 16, row_bytes, q);
+      for (int k = 0; k < 4; k++) q[k] = _mm512_xor_si512(q[k], byte64(128));
+    }
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const uint8_t* from = s;
     if (blocks < 8) {
@@ -292,18 +298,26 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
       __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
       from = end;
     }
-    for (int k = 0; k < 4; k++) {
-      __m512i q = F::two(from + 2 * k * F::bytes);
-      if (F::bias) q = _mm512_add_epi8(q, byte64(128 - F::bias));
-      _mm512_store_si512(u.q[r] + 64 * k, q);
+    if constexpr (!as_they_lie) {
+      __m512i q[4];
+      F::codes(from, q);
+      for (int k = 0; k < 4; k++)
+        _mm512_store_si512(u.q[r] + 64 * k, F::bias ? _mm512_add_epi8(q[k], byte64(128 - F::bias)) : q[k]);
     }
-    _mm256_store_ps(u.df[r], F::d(from));
-    if (F::lows) _mm256_store_ps(u.mf[r], F::m(from));
+    _mm256_store_si256((__m256i*)u.scale[r], F::d(from));
+    if (F::lows) _mm256_store_si256((__m256i*)u.low[r], F::m(from));
   }
-  for (int i = 0; i < 16; i++) columns4((const char*)u.q[0] + 16 * i, 256, tile.q + 4 * i);
-  for (int h = 0; h < 2; h++) {
-    columns4((const char*)u.df[0] + 16 * h, 32, (__m512i*)tile.d + 4 * h);
-    if (F::lows) columns4((const char*)u.mf[0] + 16 * h, 32, (__m512i*)tile.m + 4 * h);
-  }
+  for (int i = 0; i < 16 && !as_they_lie; i++) columns4((const char*)u.q[0] + 16 * i, 256, tile.q + 4 * F::group[i]);
+  auto floats = [](const int16_t* words, __m512* to) {
+    for (int h = 0; h < 2; h++) {
+      __m512i x[4];
+      columns4((const char*)words + 16 * h, 32, x);
+      for (int k = 0; k < 2; k++) {
+        to[place(2 * h + k)] = F::number(_mm512_cvtepi32_epi16(x[2 * k]));
+        to[place(2 * h + k + 4)] = F::number(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x[2 * k], 16)));
+      }
+    }
+  };
+  floats(u.scale[0], tile.d);
+  if (F::lows) floats(u.low[0], tile.m);
 }
-

@@ -155,86 +155,115 @@ void wide_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
-// 16 sums of 32 products: of the first 256 weights by place, then of the second.
-inline __m512i sums_of_32(const __m512i* x) {
-  __m512i half[2];
-  for (int h = 0; h < 2; h++) {
-    const __m512i* z = x + 4 * h;
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
-    half[h] = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  }
-  return _mm512_add_epi32(_mm512_shuffle_i64x2(half[0], half[1], 0x88), _mm512_shuffle_i64x2(half[0], half[1], 0xdd));
-}
+// Two chunks of 256 activations, and what else the weights that meet them need: blocks k and k + 4 of the first, then of
+// the second in lane k.
+struct alignas(64) Pair {
+  int8_t q[2][256];   // in the order of `Narrow::group`
+  int32_t moved[16];  // -bias times the sums
+  float d[16], sums[16];
+  __mmask16 inside;  // which blocks are in the row: behind a row's end lies the next
+};
 
-inline __m512i eight_eight(const void* a, const void* b) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256((const __m256i*)a)), _mm256_load_si256((const __m256i*)b), 1);
-}
-inline __m512 eight_eight(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
-
-constexpr int doublings_to_128(int bias) { return bias == 0 || bias >= 128 ? 0 : 1 + doublings_to_128(2 * bias); }
-
-// q[0..3] of two chunks of 256 weights, in lanes 1 and 3.
 template <class F>
-inline __attribute__((always_inline)) __m512 narrow_quads(const uint8_t* const* s, const Activation* const* a) {
-  __m512i dot[8];
-  for (int h = 0; h < 2; h++)
-    for (int i = 0; i < 4; i++)
-      dot[4 * h + i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), F::two(s[h] + 2 * i * F::bytes),
-                                           _mm512_load_si512(a[h]->q + 64 * i));
-  __m512i sum = sums_of_32(dot), low = eight_eight(a[0]->low32, a[1]->low32);
-  if (F::bias) sum = _mm512_add_epi32(sum, _mm512_srai_epi32(low, doublings_to_128(F::bias)));
-  __m512 v = _mm512_mul_ps(eight_eight(F::d(s[0]), F::d(s[1])), _mm512_cvtepi32_ps(sum));
-  if (F::lows) {
-    __m512 minus = _mm512_cvtepi32_ps(_mm512_srai_epi32(low, 7));
-    v = _mm512_fnmadd_ps(eight_eight(F::m(s[0]), F::m(s[1])), minus, v);
+inline void make_pair(const Activation& a, const Activation& b, int blocks_a, int blocks_b, Pair& to) {
+  to.inside = 0;
+  for (int half = 0; half < 2; half++) {
+    const Activation& from = half ? b : a;
+    for (int i = 0; i < 16; i++) __builtin_memcpy(to.q[half] + 16 * i, from.q + 16 * F::group[i], 16);
+    for (int j = 0; j < 8; j++) {
+      const int i = 4 * (j % 4) + 2 * half + j / 4;
+      to.moved[i] = -F::bias * from.sum32[j];
+      to.sums[i] = float(from.sum32[j]);
+      to.d[i] = from.d[place(j)];
+      to.inside |= __mmask16(j < (half ? blocks_b : blocks_a)) << i;
+    }
   }
-  __m512 d = _mm512_castsi512_ps(eight_eight(a[0]->d, a[1]->d)), even = _mm512_mul_ps(d, v);
+}
+
+// Of each 128 bits the sum, for four registers of sums of eight products of an int8 and a code of at most MOST.
+template <int MOST>
+inline __m512i lane_sums(const __m512i* x) {
+  const __m512i one = _mm512_set1_epi16(1);
+  auto paired = [one](__m512i a, __m512i b) { return _mm512_madd_epi16(_mm512_packs_epi32(a, b), one); };
+  if constexpr (MOST < 16) return paired(paired(x[0], x[1]), paired(x[2], x[3]));  // 16 products fit in an int16
+  if constexpr (MOST < 32) {                                                       // 8 products fit
+    const __m512 a = _mm512_castsi512_ps(paired(x[0], x[1])), b = _mm512_castsi512_ps(paired(x[2], x[3]));
+    const __m512i even = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88));
+    return _mm512_add_epi32(even, _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
+  }
+  __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+// Lane 1: q[0] and q[2] of either chunk of 256 weights, lane 3: q[1] and q[3].
+template <class F>
+inline __attribute__((always_inline)) __m512 narrow_quads(const uint8_t* a, const uint8_t* b, const Pair& y) {
+  __m512i dot[4];
+  for (int half = 0; half < 2; half++) {
+    __m512i q[4];
+    F::codes(half ? b : a, q);
+    for (int i = 0; i < 2; i++) {
+      __m512i x = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[2 * i], _mm512_load_si512(y.q[half] + 128 * i));
+      dot[2 * half + i] = _mm512_dpbusd_epi32(x, q[2 * i + 1], _mm512_load_si512(y.q[half] + 128 * i + 64));
+    }
+  }
+  __m512i sum = lane_sums<F::most>(dot);
+  if (F::bias) sum = _mm512_add_epi32(sum, _mm512_load_si512(y.moved));
+  auto number = [](__m256i of_a, __m256i of_b) { return F::number(_mm256_mask_blend_epi16(0xcccc, of_a, of_b)); };
+  __m512 v = _mm512_maskz_mul_ps(y.inside, number(F::d(a), F::d(b)), _mm512_cvtepi32_ps(sum));
+  if constexpr (F::lows) v = _mm512_maskz_fmadd_ps(y.inside, number(F::m(a), F::m(b)), _mm512_load_ps(y.sums), v);
+  __m512 d = _mm512_load_ps(y.d), even = _mm512_mul_ps(d, v);
   return _mm512_fmadd_ps(d, v, _mm512_shuffle_f32x4(even, even, 0xa0));
 }
 
 template <class F>
 void narrow_stream(const Job& job, int token, int begin, int end) {
-  constexpr int size = 8 * F::bytes;
-  const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, rows_at_once = chunks <= blocks_at_once / 4 ? 4 : 1;
-  alignas(64) uint8_t last[4][size];  // a row's end, with blocks of zeros behind it
-  alignas(64) float values[blocks_at_once + 4];
+  constexpr int size = 8 * F::bytes, rows_at_once = 4;
+  const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, pairs = chunks % 2 ? chunks : chunks / 2;
+  const size_t held = size_t(rows_at_once) * chunks + 4;  // floats
+  Pair* pair = reinterpret_cast<Pair*>(scratch(size_t(pairs) * sizeof(Pair) + held * sizeof(float)));
+  float* values = reinterpret_cast<float*>(pair + pairs);
+  auto blocks = [&](int n) { return n == whole ? job.cols / 32 % 8 : 8; };
+  for (int i = 0; i < pairs; i++) {
+    const int n = 2 * i % chunks, m = (2 * i + 1) % chunks;
+    make_pair<F>(job.at(token, n), job.at(token, m), blocks(n), blocks(m), pair[i]);
+  }
+  alignas(64) uint8_t last[4][size];  // the matrix's end, with zeros behind it
   float* out = job.out[token];
   for (int r = begin; r < end; r += rows_at_once) {
-    const int rows = end - r < rows_at_once ? end - r : rows_at_once;
-    float acc[4] = {};
-    for (int first = 0; first < chunks; first += blocks_at_once) {
-      const int here = chunks - first < blocks_at_once ? chunks - first : blocks_at_once, count = rows * here;
-      int n = 0, row = r;
-      const uint8_t* s[4];
-      const Activation* a[4];
-      auto next = [&](int k) {
-        const uint8_t* from = job.weights + size_t(row) * job.row_bytes + size_t(first + n) * size;
-        if (first + n == whole) {
-          __builtin_memset(last[row - r], 0, size);
-          __builtin_memcpy(last[row - r], from, job.row_bytes - size_t(whole) * size);
-          from = last[row - r];
-        }
-        s[k] = from;
-        a[k] = &job.at(token, first + n);
-        if (++n == here) n = 0, row++;
-      };
-#pragma GCC unroll 1
-      for (int i = 0; i < count; i += 4) {
-        int have = count - i < 4 ? count - i : 4;
-        for (int k = 0; k < have; k++) next(k);
-        for (int k = have; k < 4; k++) s[k] = s[0], a[k] = a[0];
-        ask_ahead<4 * size>(s[0]);
-        __m512 x = narrow_quads<F>(s, a), z = narrow_quads<F>(s + 2, a + 2);
-        __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x, z), _mm512_unpackhi_ps(x, z));  // q0+q2 of both, q1+q3 of both
-        ab = _mm512_add_ps(ab, _mm512_permute_ps(ab, 0x4e));                            // lane 1: 0, 2; lane 3: 1, 3
-        __m128 one = _mm512_extractf32x4_ps(ab, 1), three = _mm512_extractf32x4_ps(ab, 3);
-        _mm_store_ps(values + i, _mm_unpacklo_ps(one, three));
+    const int rows = end - r < rows_at_once ? end - r : rows_at_once, count = rows * chunks;
+    const uint8_t *row = job.weights + size_t(r) * job.row_bytes, *at = row;
+    int n = 0, p = 0;
+    auto next = [&](int k) {
+      const uint8_t* s = at;
+      if (n == whole && s + size > job.stop) {
+        __builtin_memset(last[k], 0, size);
+        __builtin_memcpy(last[k], s, size_t(job.stop - s));
+        s = last[k];
       }
-      for (int c = 0; c < here; c++)
-        for (int k = 0; k < rows; k++) acc[k] = acc[k] + values[k * here + c];
+      at += size;
+      if (++n == chunks) n = 0, at = row += job.row_bytes;
+      return s;
+    };
+#pragma GCC unroll 1
+    for (int i = 0; i < count; i += 4) {
+      const uint8_t* s[4];
+      for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
+      ask_ahead<4 * size>(s[0]);
+      const Pair& one = pair[p];
+      p = p + 1 == pairs ? 0 : p + 1;
+      const Pair& other = pair[p];
+      p = p + 1 == pairs ? 0 : p + 1;
+      __m512 x = narrow_quads<F>(s[0], s[1], one), z = narrow_quads<F>(s[2], s[3], other);
+      __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(x, z, 0x88), _mm512_shuffle_ps(x, z, 0xdd));  // q0+q2, q1+q3
+      _mm_storeu_ps(values + i, _mm_add_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(sums, 3)));
     }
-    for (int k = 0; k < rows; k++) out[r + k] = acc[k];
+    for (int k = 0; k < rows; k++) {
+      float acc = 0.0f;
+      for (int c = 0; c < chunks; c++) acc = acc + values[k * chunks + c];
+      out[r + k] = acc;
+    }
   }
 }
 
