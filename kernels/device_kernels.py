@@ -7,7 +7,7 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from torch import Tensor
 
 
@@ -40,6 +40,9 @@ class DeviceKernels(Protocol):
 
     def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
         """x [T, H, d], the first 2 * len(frequencies) of each head rotated by positions [T] * frequencies."""
+
+    def heads(self, q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        """q [T, H, d], k [T, Hkv, d], each head normed by its rule's weight [d], then turned by positions [T]."""
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
         """The activation of gate and up [T, n] float32; "gated" is up * sigmoid(gate [T, 1])."""

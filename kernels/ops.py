@@ -13,7 +13,7 @@ from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference import as_tensor
-from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
+from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turn, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
@@ -238,9 +238,14 @@ class Heads:
             neox = self.rotation is not None and self.rotation.neox
             self._compiled(q, k, positions, table, neox, torch.get_num_threads())
             return q, k
-        normed = [x if rule is None else head_norm(x, rule) for x, rule in zip((q, k), self.norms, strict=True)]
-        q, k = normed if self.rotation is None else [self.rotation(x, positions) for x in normed]
-        return q, k
+        q_norm, k_norm = self.norms
+        if q_norm is not None and len(q_norm.weight) != q.shape[2]:  # over all heads at once
+            q, q_norm = head_norm(q, q_norm), None
+        if k_norm is not None and len(k_norm.weight) != k.shape[2]:
+            k, k_norm = head_norm(k, k_norm), None
+        r = self.rotation
+        turn = None if r is None else Turn(r.frequencies, r.magnitude, r.neox)
+        return kernels_of(q.device).heads(q, k, (q_norm, k_norm), positions, turn)
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:

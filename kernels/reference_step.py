@@ -56,6 +56,17 @@ class HeadRule(NamedTuple):
     eps: float
 
 
+Norms = tuple[HeadRule | None, HeadRule | None]  # of queries and of keys
+
+
+class Turn(NamedTuple):
+    """How heads are rotated by position: radians a position; neox pairs halves, else neighbours."""
+
+    frequencies: Tensor  # [n_rot / 2]
+    magnitude: float
+    neox: bool
+
+
 class Turns(NamedTuple):
     """Whose rows a step has: S sequences, T rows."""
 

@@ -17,7 +17,7 @@ from gmoe.kernels import device_kernels, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -190,6 +190,10 @@ class ReferenceKernels:
         angles = positions[:, None].float() * frequencies
         rows = torch.arange(len(positions), device=x.device)
         return reference_step.rotate(x, rows, angles.cos() * magnitude, angles.sin() * magnitude, neox)
+
+    def heads(self, q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        q, k = (x if rule is None else self.rms_norm(x, *rule) for x, rule in zip((q, k), norms, strict=True))
+        return (q, k) if turn is None else (self.rotate(q, positions, *turn), self.rotate(k, positions, *turn))
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
         return up * torch.sigmoid(gate) if name == "gated" else reference_step.activate(name, gate, up)

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from gmoe.kernels import reference_step
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
-from gmoe.kernels.reference_step import Mask, Turns
+from gmoe.kernels.reference_step import HeadRule, Mask, Turn, Turns
 from gmoe.kernels.triton import step
 from gmoe.kernels.triton.activation import ACTIVATIONS, activate
 from gmoe.kernels.triton.attention import Tiles, attention, tiles, widths
@@ -163,6 +163,24 @@ def test_rotation(neox: bool, d: int, n_rot: int) -> None:
     assert torch.equal(step.rotate(x.to(DEVICE)[:, 1:3], *given).cpu(), got[:, 1:3])
 
 
+@pytest.mark.parametrize("neox", [False, True, None])
+@pytest.mark.parametrize("norms", [(True, True), (False, True), (True, False)])
+def test_heads_are_prepared_as_by_one_call_each(norms: tuple[bool, bool], neox: bool | None) -> None:
+    both, positions = random(5, 8, 48, scale=3.0), torch.tensor([0, 7, 2, 30, 131000])
+    q, k = both[:, :6], both[:, 6:]
+    rules = [HeadRule(random(48, seed=2 + n), random(48, seed=4) if n else None, 1e-5) for n in range(2)]
+    turn = None if neox is None else Turn(10000.0 ** (-torch.arange(0, 40, 2) / 40), 1.1, neox)
+    wants = []
+    for x, rule, norm in zip((q, k), rules, norms, strict=True):
+        want = step.rms_norm(x, rule.weight, rule.bias, rule.eps) if norm else x
+        wants.append(want if turn is None else step.rotate(want, positions, *turn))
+    used = rules[0] if norms[0] else None, rules[1] if norms[1] else None
+    got = step.heads(q, k, used, positions, turn)
+    for ours, want in zip(got, wants, strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, want, atol=2e-6, rtol=2e-5)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     kv, turns = scene(KvShape(2, 8, 8), "f16", [3], [1], None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"queries \[1, 3, 8\] do not fit 2 heads of 8"):
@@ -175,5 +193,7 @@ def test_what_does_not_fit_is_refused() -> None:
         activate("swiglu", None, random(1, 8))
     with pytest.raises(ValueError, match=r"gate \[1, 1\] and up \[1, 8\] do not fit"):
         activate("swiglu", random(1, 1), random(1, 8))
-    with pytest.raises(ValueError, match=r"x \[3, 1, 8\], 5 pairs and positions \[3\] do not fit"):
+    with pytest.raises(ValueError, match=r"q \[3, 1, 8\], k \[3, 0, 8\], 5 pairs and positions \[3\] do not fit"):
         step.rotate(random(3, 1, 8), torch.arange(3), random(5), 1.0, True)
+    with pytest.raises(ValueError, match=r"a norm of \[16\] does not fit heads of 8"):
+        step.heads(random(1, 2, 8), random(1, 1, 8), (HeadRule(random(16), None, 1e-5), None), torch.arange(1), None)

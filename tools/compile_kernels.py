@@ -27,7 +27,9 @@ ROUTERS = (60, 128, 512, 1024)  # experts
 STEPS = {"decode": (1, True), "decode of many": (32, True), "prompt": (512, False)}  # rows, each another sequence's
 STEP_INTEGERS = ("T", "S", "H", "HKV", "HEADS", "per_head", "table_width", "size", "d", "n", "pairs", "row_stride")
 STEP_INTEGERS += ("head_stride", "key_row", "key_head", "value_row", "value_head")
-STEP = {name: "i32" for name in STEP_INTEGERS} | {"scale": "fp32", "eps": "fp32", "magnitude": "fp32"}
+STEP_INTEGERS += ("q_row", "q_head", "k_row", "k_head")
+STEP = {name: "i32" for name in STEP_INTEGERS} | {"k": "*fp32"}
+STEP |= dict.fromkeys(("scale", "eps", "q_eps", "k_eps", "magnitude"), "fp32")
 STEP |= {"positions": "*i64", "slots": "*i64", "tables": "*i32", "starts": "*i32"}
 
 
@@ -103,17 +105,18 @@ def attention_needs(heads: tuple[int, int, int], cache: str, step: str, card: st
 
 
 def step_needs(heads: tuple[int, int, int], cache: str, card: str) -> dict[str, int]:
-    """What norms, rotation and storing take."""
+    """What norms, heads and storing take."""
     from gmoe.kernels.triton import step
 
     (_, dk, dv), kind = heads, CACHES[cache]
     kinds = STEP | {"key_cache": kind, "value_cache": kind, "key_scales": "*fp16", "value_scales": "*fp16"}
     sizes = {"DK": dk, "DV": dv, **step.groups(dk, dv), "SCALED": cache == "q8_0"}
     norm, few = {"width": 4096, "WEIGHT": True, "BIAS": True}, {"num_warps": 1} | step.EXACTLY
-    rotate = {"WIDTH": 1 << (dk - 1).bit_length(), "NEOX": True}
+    heads = {"WIDTH": 1 << (dk - 1).bit_length(), "NEOX": True, "ROTATE": True}
+    heads |= dict.fromkeys(("Q_NORM", "Q_BIAS", "K_NORM", "K_BIAS"), True)
     return {
         "norm": compiled(step._norm, norm, {"num_warps": 8} | step.FUSED, card, STEP),
-        "rotate": compiled(step._rotate, rotate, few, card, STEP),
+        "heads": compiled(step._heads, heads, few, card, STEP),
         "store": compiled(step._store, sizes, few, card, kinds),
     }
 

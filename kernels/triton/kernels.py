@@ -7,7 +7,7 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_step import Mask, RouterRule, Turns
+from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.triton import activation as activations
 from gmoe.kernels.triton import attention as attending
 from gmoe.kernels.triton import experts, router, step
@@ -63,6 +63,12 @@ def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, 
     """x [T, H, d] rotated by positions [T] * frequencies [n_rot / 2]; what is past n_rot stays."""
     with _there(x):
         return step.rotate(x, positions, frequencies, magnitude, neox)
+
+
+def heads(q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    """q [T, H, d], k [T, Hkv, d], each head normed by its rule's weight [d], then turned by positions [T]."""
+    with _there(q):
+        return step.heads(q, k, norms, positions, turn)
 
 
 def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a step does between products with weights, one launch each: norms, rotation, and storing keys and values."""
+"""What a step does between products with weights, one launch each: norms, heads, and storing keys and values."""
 
 import torch
 import triton
@@ -6,6 +6,7 @@ import triton.language as tl
 from gmoe.kernels.kv import BLOCK as _BLOCK
 from gmoe.kernels.kv import GROUP as _GROUP
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_step import Norms, Turn
 from gmoe.kernels.triton.matmul import FUSED
 from torch import Tensor
 
@@ -30,27 +31,63 @@ def _norm(
 
 
 @triton.jit
-def _rotate(
-    x, y, positions, frequencies, row_stride, head_stride, H, d, pairs, magnitude,
-    WIDTH: tl.constexpr, NEOX: tl.constexpr,
+def _normed(source, e, inside, root, weight, bias, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+    value = tl.load(source + e, mask=inside, other=0.0) * root
+    if WEIGHT:
+        value *= tl.load(weight + e, mask=inside, other=0.0)
+    if BIAS:
+        value += tl.load(bias + e, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _head(
+    source, target, weight, bias, eps, position, frequencies, d, pairs, magnitude,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, ROTATE: tl.constexpr, NEOX: tl.constexpr,
 ):  # fmt: skip
-    """A head: element e of the rotated part with its partner, the rest as it is."""
-    t, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """A head's norm, then its rotation: element e of the rotated part with its partner, the rest as it is."""
     e = tl.arange(0, WIDTH)
-    rotated = e < 2 * pairs
-    if NEOX:
-        second = e >= pairs
-        pair, partner = e % pairs, tl.where(second, e - pairs, e + pairs)
+    root = 1.0
+    if NORM:
+        x = tl.load(source + e, mask=e < d, other=0.0)
+        root = tl.rsqrt(tl.sum(x * x) / d + eps)
+    own = _normed(source, e, e < d, root, weight, bias, NORM, BIAS)
+    if ROTATE:
+        rotated = e < 2 * pairs
+        if NEOX:
+            second = e >= pairs
+            pair, partner = e % pairs, tl.where(second, e - pairs, e + pairs)
+        else:
+            second = e % 2 == 1
+            pair, partner = e // 2, e ^ 1
+        other = _normed(source, partner, rotated, root, weight, bias, NORM, BIAS)
+        angle = tl.load(position).to(tl.float32) * tl.load(frequencies + pair, mask=rotated, other=0.0)
+        cos, sin = tl.cos(angle) * magnitude, tl.sin(angle) * magnitude
+        turned = own * cos + tl.where(second, other * sin, -(other * sin))
+        own = tl.where(rotated, turned, own)
+    tl.store(target + e, own, mask=e < d)
+
+
+@triton.jit
+def _heads(
+    q, k, q_out, k_out, positions, frequencies, q_weight, q_bias, k_weight, k_bias,
+    q_row, q_head, k_row, k_head, H, HKV, d, pairs, magnitude, q_eps, k_eps, WIDTH: tl.constexpr,
+    Q_NORM: tl.constexpr, Q_BIAS: tl.constexpr, K_NORM: tl.constexpr, K_BIAS: tl.constexpr,
+    ROTATE: tl.constexpr, NEOX: tl.constexpr,
+):  # fmt: skip
+    """A program a head, those of the queries first."""
+    t, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if h < H:
+        _head(
+            q + t * q_row + h * q_head, q_out + (t * H + h) * d, q_weight, q_bias, q_eps, positions + t,
+            frequencies, d, pairs, magnitude, WIDTH, Q_NORM, Q_BIAS, ROTATE, NEOX,
+        )  # fmt: skip
     else:
-        second = e % 2 == 1
-        pair, partner = e // 2, e ^ 1
-    source = x + t * row_stride + h * head_stride
-    own = tl.load(source + e, mask=e < d, other=0.0)
-    other = tl.load(source + partner, mask=rotated, other=0.0)
-    angle = tl.load(positions + t).to(tl.float32) * tl.load(frequencies + pair, mask=rotated, other=0.0)
-    cos, sin = tl.cos(angle) * magnitude, tl.sin(angle) * magnitude
-    turned = own * cos + tl.where(second, other * sin, -(other * sin))
-    tl.store(y + (t * H + h) * d + e, tl.where(rotated, turned, own), mask=e < d)
+        h -= H
+        _head(
+            k + t * k_row + h * k_head, k_out + (t * HKV + h) * d, k_weight, k_bias, k_eps, positions + t,
+            frequencies, d, pairs, magnitude, WIDTH, K_NORM, K_BIAS, ROTATE, NEOX,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -114,16 +151,35 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
 
 def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
     """x [T, H, d] float32 with each head's first elements rotated by positions [T] * frequencies [n_rot / 2]."""
-    tokens, heads, d = x.shape
-    pairs = len(frequencies)
-    if 2 * pairs > d or len(positions) != tokens:
-        raise ValueError(f"x {list(x.shape)}, {pairs} pairs and positions {list(positions.shape)} do not fit")
-    x = x if x.stride(2) == 1 else x.contiguous()
-    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    if x.numel():
-        given = x, y, positions, frequencies, x.stride(0), x.stride(1), heads, d, pairs, magnitude
-        _rotate[(tokens, heads)](*given, WIDTH=triton.next_power_of_2(d), NEOX=neox, num_warps=1, **EXACTLY)
-    return y
+    return heads(x, x[:, :0], (None, None), positions, Turn(frequencies, magnitude, neox))[0]
+
+
+def heads(q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    """q [T, H, d], k [T, Hkv, d] float32, each head normed by its rule's weight [d], then turned by positions [T]."""
+    (tokens, n_head, d), n_kv = q.shape, k.shape[1]
+    pairs = 0 if turn is None else len(turn.frequencies)
+    if k.shape != (tokens, n_kv, d) or 2 * pairs > d or len(positions) != tokens:
+        shapes = f"q {list(q.shape)}, k {list(k.shape)}"
+        raise ValueError(f"{shapes}, {pairs} pairs and positions {list(positions.shape)} do not fit")
+    q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
+    out = [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in (q, k)]
+    vectors, which, eps = [], [], []
+    for rule in norms:
+        if rule is not None and rule.weight.shape != (d,):
+            raise ValueError(f"a norm of {list(rule.weight.shape)} does not fit heads of {d}")
+        vectors += [q if rule is None or v is None else v.contiguous() for v in (rule or (None, None))[:2]]
+        which += [rule is not None, rule is not None and rule.bias is not None]
+        eps.append(0.0 if rule is None else rule.eps)
+    if tokens and n_head + n_kv:
+        frequencies, magnitude, neox = turn or (q, 1.0, False)
+        strides = q.stride(0), q.stride(1), k.stride(0), k.stride(1)
+        given = *strides, n_head, n_kv, d, pairs, magnitude, *eps
+        flags = dict(zip(("Q_NORM", "Q_BIAS", "K_NORM", "K_BIAS"), which, strict=True))
+        _heads[(tokens, n_head + n_kv)](
+            q, k, *out, positions, frequencies, *vectors, *given, WIDTH=triton.next_power_of_2(d), **flags,
+            ROTATE=turn is not None, NEOX=neox, num_warps=1, **EXACTLY,
+        )  # fmt: skip
+    return out[0], out[1]
 
 
 def groups(dk: int, dv: int) -> dict[str, int]:
