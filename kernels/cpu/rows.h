@@ -182,10 +182,21 @@ inline void store_head(Number number, const float* x, int n, char* to, size_t st
     }
 }
 
+// Keys of a token lie a cache line apart, and a pass of the weights has driven them all out: to ask for them at once takes
+// a tenth of the time of writing to one after the other.
+inline void ask_for(char* p, size_t lines, size_t stride) {
+  for (size_t i = 0; i < lines; i++) __builtin_prefetch(p + i * stride, 1, 3);
+}
+
 void store_token(const Cache& c, int64_t slot, const float* key, const float* value) {
   const int64_t block = slot / cache_block, at = slot % cache_block;
   const size_t bytes = c.number == Number::f32 ? 4 : c.number == Number::q8_0 ? 1 : 2;
   const size_t key_groups = size_t(c.dk + 31) / 32, value_groups = size_t(c.dv + 31) / 32;
+  for (int h = 0; h < c.heads; h++) {
+    const size_t head = size_t(block) * c.heads + h, stride = cache_block * bytes;
+    ask_for(c.keys + head * c.dk * stride + at * bytes, size_t(c.dk), stride);
+    ask_for(c.values + (head * cache_block + at) * c.dv * bytes, (c.dv * bytes + 63) / 64, 64);
+  }
   for (int h = 0; h < c.heads; h++) {
     size_t head = size_t(block) * c.heads + h;
     uint16_t* key_scales = c.key_scales ? c.key_scales + head * key_groups * cache_block + at : nullptr;
