@@ -16,6 +16,7 @@ from gmoe.engine.choices import require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
+from gmoe.engine.replay import Replay
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence as TokenSequence
@@ -155,7 +156,7 @@ class LLM:
         self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
         with speaks(device, "taking the KV cache"):
             engine = Engine(
-                self.model,
+                Replay(self.model),
                 self.context,
                 options.max_sequences,
                 kv_type,

@@ -12,16 +12,17 @@ from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.record import Recorder, record
 from gmoe.kernels.reference import as_tensor
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turn, Turns
 from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
 __all__ = [
-    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Rotation",
-    "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows", "combine",
-    "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "matmul", "residual", "rms_norm", "rows",
-    "store",
+    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Recorder",
+    "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows",
+    "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "matmul", "reach", "record",
+    "residual", "rms_norm", "rows", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -193,12 +194,17 @@ def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     return y
 
 
+def reach(n_ctx: int) -> int:
+    """How far what is laid out for a context of `n_ctx` tokens goes: to the next power of two, 256 at least."""
+    return max(256, 1 << (n_ctx - 1).bit_length())
+
+
 class Rotation:
     """Rotates heads by position: `frequencies` [n_rot / 2] radians a position; neox pairs halves, else neighbours."""
 
     def __init__(self, frequencies: Tensor, magnitude: float, neox: bool):
         self.frequencies, self.magnitude, self.neox = frequencies, magnitude, neox
-        self._table = self._cos_sin(torch.arange(0, device=frequencies.device))
+        self._tables = [self._cos_sin(torch.arange(0, device=frequencies.device))]  # a recorded step reads an old one
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [T, H, d], positions [T] -> rotated copy of x; what is past n_rot stays."""
@@ -207,11 +213,11 @@ class Rotation:
         return cpu_step.rotate(x, positions, *self.table(positions), self.neox, torch.get_num_threads())
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [n, n_rot / 2] that reach as far as the positions, which are on the CPU."""
-        need = int(positions if positions.shape[0] == 1 else positions.max()) + 1
-        if need > self._table[0].shape[0]:
-            self._table = self._cos_sin(torch.arange(max(need, 2 * len(self._table[0]), 256)))
-        return self._table
+        """cos and sin [n, n_rot / 2] of the CPU, n = `reach` of the positions or more; they stay with the model."""
+        need = int(positions.numpy().max()) + 1
+        if need > self._tables[-1][0].shape[0]:
+            self._tables.append(self._cos_sin(torch.arange(reach(need))))
+        return self._tables[-1]
 
     def _cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None].float() * self.frequencies

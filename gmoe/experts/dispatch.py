@@ -51,6 +51,11 @@ class ExpertDispatch:
         """Whether the routing of every row counts, be it to observers or to a store that learns from it."""
         return bool(self.observers) or not self.store.whole
 
+    @property
+    def steady(self) -> bool:
+        """Whether a pass is the same kernels on the same memory each time: nothing comes, goes, listens or chooses."""
+        return self.store.whole and not self.observers and type(self.route) is exact.Policy
+
     def be_exact(self) -> None:
         """From now on nothing is served otherwise than the routers say."""
         self.route, self.miss = exact.Policy(), load.Policy()

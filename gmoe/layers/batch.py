@@ -20,13 +20,17 @@ class Batch:
     block_tables: Tensor  # [S, max_blocks] int32
     context_lens: Tensor  # [S] int32, after this step, CPU
     query_starts: Tensor  # [S + 1] int32, CPU
-    output_rows: Tensor  # [R] int64, the rows whose logits are wanted
+    output_rows: Tensor  # [R] int64, the rows whose logits are wanted, ascending
     kv: PagedKVCache
 
     @cached_property
     def turns(self) -> Turns:
         """Whose rows these are, as the kernels of attention take it."""
         return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts)
+
+    def wanted(self, x: Tensor) -> Tensor:
+        """Of rows [T, D] those whose logits are wanted [R, D]; x itself where these are all."""
+        return x if len(self.output_rows) == len(x) else x.index_select(0, self.output_rows)
 
     def on(self, device: torch.device) -> "Batch":
         """The same with its indices where the model runs."""

@@ -77,14 +77,17 @@ class Decoder:
         """Normed rows [R, D] of `batch.output_rows`, from which the logits follow."""
         with torch.inference_mode():
             batch = batch.on(self.device)
-            x = self.embed(batch)
-            last = self.hparams.n_layer - 1
-            for layer in range(last):
-                x = self.fed(layer, self.attended(layer, x, batch))
-            x = self.attended(last, x, batch)
-            if self.dispatch.listened:  # to whoever hears of routings, every row counts
-                return self.output_norm(self.fed(last, x).index_select(0, batch.output_rows))
-            return self.output_norm(self.fed(last, x.index_select(0, batch.output_rows)))
+            return self.through(self.embed(batch), batch)
+
+    def through(self, x: Tensor, batch: Batch) -> Tensor:
+        """All blocks and the last norm: embedded rows [T, D] -> normed rows [R, D]."""
+        last = self.hparams.n_layer - 1
+        for layer in range(last):
+            x = self.fed(layer, self.attended(layer, x, batch))
+        x = self.attended(last, x, batch)
+        if self.dispatch.listened:  # to whoever hears of routings, every row counts
+            return self.output_norm(batch.wanted(self.fed(last, x)))
+        return self.output_norm(self.fed(last, batch.wanted(x)))
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""

@@ -15,6 +15,7 @@
 #include "module.h"
 #include "pool.h"
 #include "quantize.h"
+#include "tape.h"
 #include "values.h"
 
 namespace nb = nanobind;
@@ -138,9 +139,8 @@ NB_MODULE(_cpu, m) {
                      int rows, int cols, uintptr_t x, int tokens, uintptr_t out, int threads) {
     const Level& level = level_named(level_name);
     const Format& f = format_named(level, format);
-    nb::gil_scoped_release unlocked;
     const Product product = {&f, at<const uint8_t>(weights), row_bytes, rows, nullptr, at<float>(out)};
-    matmul(level, &product, 1, cols, at<const float>(x), tokens, threads);
+    enter([=, &level] { matmul(level, &product, 1, cols, at<const float>(x), tokens, threads); });
   });
   m.def(
       "expert_rows",
@@ -149,9 +149,10 @@ NB_MODULE(_cpu, m) {
         const Level& level = level_named(level_name);
         Gate kind = gate_named(activation);
         Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
-        nb::gil_scoped_release unlocked;
-        expert_rows(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids), tokens, k,
-                    at<float>(out), threads);
+        enter([=, &level] {
+          expert_rows(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids), tokens, k,
+                      at<float>(out), threads);
+        });
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
       nb::arg(), nb::arg());
@@ -163,9 +164,10 @@ NB_MODULE(_cpu, m) {
         const Level& level = level_named(level_name);
         Gate kind = gate_named(activation);
         Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
-        nb::gil_scoped_release unlocked;
-        expert_mlp(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids),
-                   at<const float>(weights), tokens, k, at<float>(y), threads);
+        enter([=, &level] {
+          expert_mlp(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids),
+                     at<const float>(weights), tokens, k, at<float>(y), threads);
+        });
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
       nb::arg(), nb::arg(), nb::arg());
@@ -190,13 +192,15 @@ NB_MODULE(_cpu, m) {
   m.def("has_values", &has_values);
   m.def("rows_of", [](const std::string& format, uintptr_t weights, size_t row_bytes, int cols, uintptr_t ids, int count,
                       uintptr_t out, int threads) {
-    nb::gil_scoped_release unlocked;
-    rows_of(format, at<const uint8_t>(weights), row_bytes, cols, at<const int64_t>(ids), count, at<float>(out), threads);
+    enter([=] {
+      rows_of(format, at<const uint8_t>(weights), row_bytes, cols, at<const int64_t>(ids), count, at<float>(out), threads);
+    });
   });
   m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
                       int threads) {
-    nb::gil_scoped_release unlocked;
-    combine(at<const float>(rows), at<const float>(weights), at<const int32_t>(ids), tokens, k, width, at<float>(y),
-            threads);
+    enter([=] {
+      combine(at<const float>(rows), at<const float>(weights), at<const int32_t>(ids), tokens, k, width, at<float>(y),
+              threads);
+    });
   });
 }

@@ -11,6 +11,7 @@
 #include "experts.h"
 #include "module.h"
 #include "step.h"
+#include "tape.h"
 
 namespace nb = nanobind;
 
@@ -39,14 +40,15 @@ class Linears {
   }
 
   void operator()(uintptr_t x, int tokens, uintptr_t out, int threads) const {
-    nb::gil_scoped_release unlocked;
     std::vector<Product> products = products_;
     float* to = at<float>(out);
     for (Product& p : products) {
       p.out = to;
       to += size_t(tokens) * p.rows;
     }
-    matmul(level_, products.data(), int(products.size()), cols_, at<const float>(x), tokens, threads);
+    enter([=, level = &level_, cols = cols_] {
+      matmul(*level, products.data(), int(products.size()), cols, at<const float>(x), tokens, threads);
+    });
   }
 
  private:
@@ -91,56 +93,65 @@ void bind_step(nb::module_& m) {
       .def("norm",
            [](const Step& s, uintptr_t x, int rows, int n, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
               int threads) {
-             nb::gil_scoped_release unlocked;
-             norm(s, at<const float>(x), rows, n, at<const float>(weight), at<const float>(bias), eps, at<float>(y),
-                  threads);
+             enter([=, &s] {
+               norm(s, at<const float>(x), rows, n, at<const float>(weight), at<const float>(bias), eps, at<float>(y),
+                    threads);
+             });
            })
       .def("residual",
            [](const Step& s, uintptr_t x, float scale, int rows, int n, uintptr_t y, int threads) {
-             nb::gil_scoped_release unlocked;
-             residual(s, at<const float>(x), scale, rows, n, at<float>(y), threads);
+             enter([=, &s] { residual(s, at<const float>(x), scale, rows, n, at<float>(y), threads); });
            })
       .def("rotate",
            [](const Step& s, uintptr_t x, uintptr_t y, int tokens, int heads, int d, int n_rot, bool halves,
               uintptr_t cos, uintptr_t sin, uintptr_t positions, int threads) {
-             nb::gil_scoped_release unlocked;
-             rotate(s, at<const float>(x), at<float>(y), tokens, heads, d, n_rot, halves, at<const float>(cos),
-                    at<const float>(sin), at<const int64_t>(positions), threads);
+             enter([=, &s] {
+               rotate(s, at<const float>(x), at<float>(y), tokens, heads, d, n_rot, halves, at<const float>(cos),
+                      at<const float>(sin), at<const int64_t>(positions), threads);
+             });
            })
       .def("prepare",
            [](const Step& s, Heads q, Heads k, uintptr_t q_at, uintptr_t k_at, int tokens, int n_rot, bool halves,
               uintptr_t cos, uintptr_t sin, uintptr_t positions, int threads) {
-             nb::gil_scoped_release unlocked;
              q.x = at<float>(q_at);
              k.x = at<float>(k_at);
-             prepare(s, q, k, tokens, n_rot, halves, at<const float>(cos), at<const float>(sin),
-                     at<const int64_t>(positions), threads);
+             enter([=, &s] {
+               prepare(s, q, k, tokens, n_rot, halves, at<const float>(cos), at<const float>(sin),
+                       at<const int64_t>(positions), threads);
+             });
            })
       .def("gate",
            [](const Step& s, int kind, uintptr_t g, uintptr_t up, int rows, int n, uintptr_t y, int threads) {
-             nb::gil_scoped_release unlocked;
-             gate(s, kind, at<const float>(g), at<const float>(up), rows, n, at<float>(y), threads);
+             enter([=, &s] { gate(s, kind, at<const float>(g), at<const float>(up), rows, n, at<float>(y), threads); });
            })
       .def("choose",
            [](const Step& s, const Router& router, uintptr_t logits, int tokens, uintptr_t ids, uintptr_t weights,
               int threads) {
-             nb::gil_scoped_release unlocked;
-             choose(s, router, at<const float>(logits), tokens, at<int32_t>(ids), at<float>(weights), threads);
+             enter([=, &s] {
+               choose(s, router, at<const float>(logits), tokens, at<int32_t>(ids), at<float>(weights), threads);
+             });
            })
       .def("store",
            [](const Step& s, const Cache& cache, uintptr_t slots, int tokens, uintptr_t keys, uintptr_t values,
               int threads) {
-             nb::gil_scoped_release unlocked;
-             store(s, cache, at<const int64_t>(slots), tokens, at<const float>(keys), at<const float>(values), threads);
+             enter([=, &s] {
+               store(s, cache, at<const int64_t>(slots), tokens, at<const float>(keys), at<const float>(values), threads);
+             });
            })
       .def("attend", [](const Step& s, const Cache& cache, uintptr_t q, uintptr_t out, int n_head, float scale,
                         uintptr_t sinks, int sight, int64_t size, uintptr_t positions, uintptr_t tables, int table_width,
                         uintptr_t starts, int sequences, int threads) {
-        nb::gil_scoped_release unlocked;
         Attention a = {cache, at<const float>(q), at<float>(out), n_head, scale, at<const float>(sinks), Sight(sight),
                        size, at<const int64_t>(positions)};
-        attend(s, a, at<const int32_t>(tables), table_width, at<const int32_t>(starts), sequences, threads);
+        enter([=, &s] {
+          attend(s, a, at<const int32_t>(tables), table_width, at<const int32_t>(starts), sequences, threads);
+        });
       });
+  nb::class_<Tape>(m, "Tape")
+      .def(nb::init<>())
+      .def("__len__", &Tape::size)
+      .def("run", &Tape::run, nb::call_guard<nb::gil_scoped_release>());
+  m.def("record", [](Tape* tape) { recording() = tape; }, nb::arg().none());
   m.def("argmax", [](uintptr_t x, int64_t n) { return argmax(at<const float>(x), n); });
   m.def("largest_places", [](uintptr_t x, int64_t n, int64_t k, uintptr_t places) {
     largest_places(at<const float>(x), n, k, at<int64_t>(places));

@@ -1,0 +1,91 @@
+"""Recorder: the native calls of a step, kept while it runs, so that it can run again without Python between them."""
+
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from gmoe.kernels.cpu import _cpu
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_EMPTY = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.new_empty.default,
+}
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, this thread's native calls go onto its tape with the addresses they were given.
+
+    Empty tensors get memory of the recorder, which it gives to the next one when a tensor has died, as it will be when
+    the tape runs, and keeps as long as the tape. What torch itself computes, and a number of a tensor that Python has
+    asked for, is not on the tape: `foreign` names it, and a tape with any is worth nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.foreign: set[str] = set()
+        self._tape = _cpu.Tape()
+        self._memory: list[np.ndarray] = []
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def __enter__(self) -> "Recorder":
+        _cpu.record(self._tape)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        _cpu.record(None)
+
+    def __len__(self) -> int:
+        return len(self._tape)
+
+    def run(self) -> None:
+        """The calls once more, in order, on what now lies at their addresses."""
+        self._tape.run()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _EMPTY:
+            return self._lend(made)
+        if func._schema.is_mutable or not _same_memory(made, args):
+            self.foreign.add(str(func))
+        return made
+
+    def _lend(self, like: Tensor) -> Tensor:
+        """An empty tensor of this shape and type in memory of the recorder's."""
+        nbytes = max(64, -(-like.nbytes // 64) * 64)
+        free = self._free.setdefault(nbytes, [])
+        if not free:
+            free.append(torch.empty(nbytes, dtype=torch.uint8).numpy())  # aligned as torch aligns
+            self._memory.append(free[-1])
+        memory = free.pop()
+        lease = memory[: like.nbytes]  # torch holds this view as long as any tensor has its memory
+        weakref.finalize(lease, free.append, memory)
+        return torch.from_numpy(lease).view(like.dtype).view(like.shape)
+
+
+def _same_memory(made: Any, args: tuple[Any, ...]) -> bool:
+    """Whether all results are views of an argument."""
+    places = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+    results = made if isinstance(made, list | tuple) else [made]
+    return all(isinstance(y, Tensor) and y.untyped_storage().data_ptr() in places for y in results)
+
+
+def record(work: Callable[[], Tensor]) -> tuple[Tensor, Recorder | None]:
+    """Run `work` and record it: its result and, unless torch computed anything itself, what runs it again.
+
+    The tape finds its inputs, its weights and its result where they were; they must stay.
+    """
+    with Recorder() as recorder:
+        result = work()
+    return result, None if recorder.foreign else recorder
