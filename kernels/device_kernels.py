@@ -1,5 +1,6 @@
 """Which kernels serve a device that is not the CPU: Triton's, unless its type was given others."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol
 
@@ -19,6 +20,9 @@ class DeviceKernels(Protocol):
 
     def matmul(self, x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
         """x [T, in] float32 @ w.T -> [T, out] float32; not `exact`: x may be rounded, but keeps its range."""
+
+    def linears(self, x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+        """`matmul` of the same rows with several weights, each with its bias [out] or None."""
 
     def expert_rows(
         self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool

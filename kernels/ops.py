@@ -152,6 +152,8 @@ class Linears:
         """x [T, in] float32 -> for each weight [T, out]."""
         if self._compiled is not None:
             return self._compiled(x, torch.get_num_threads())
+        if x.device.type != "cpu":
+            return kernels_of(x.device).linears(x, self.weights, self.activations == "float")
         results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
         return [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
 

@@ -5,7 +5,7 @@ their event is waited for or a random number says so, in any order, and the targ
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import count
 from typing import Any
@@ -148,6 +148,10 @@ class ReferenceKernels:
 
     def matmul(self, x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
         return FakeTensor(x.inner @ _dense(w).T)
+
+    def linears(self, x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+        products = [self.matmul(x, w, exact) for w, _ in weights]
+        return [y if bias is None else y + bias for y, (_, bias) in zip(products, weights, strict=True)]
 
     def expert_rows(
         self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool

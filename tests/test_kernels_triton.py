@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from gmoe.kernels import reference
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.reference_step import activate
+from gmoe.kernels.triton import linears
 from gmoe.kernels.triton.experts import ExpertBank, SlotMatrix, blocks_of, expert_mlp, expert_rows
 from gmoe.kernels.triton.matmul import Launch, dequantize, matmul
 
@@ -62,6 +63,24 @@ def test_half_precision_rounds_once_each_side(tokens: int, dtype: torch.dtype) -
     want, size = x.double() @ dense.T, x.double().abs() @ dense.abs().T
     eps = torch.finfo(dtype).eps
     assert ((matmul(x.to(DEVICE), w).cpu().double() - want).abs() <= eps * size).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 17])
+def test_maps_of_the_same_rows_are_one_launch(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(tokens, 288, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    some = [(weights(name, rows, 288, seed=rows), rows) for name, rows in (("Q8_0", 70), ("F16", 33), ("IQ4_NL", 8))]
+    given = [(w, torch.randn(rows).to(DEVICE) if rows == 33 else None) for w, rows in some]
+    wants = [matmul(x, w) if bias is None else matmul(x, w) + bias for w, bias in given]
+    for which in (given, given[:2], given[1:2], [*given, *given]):
+        got = linears.linears(x, which, True)
+        expected = [wants[[w is other for other, _ in given].index(True)] for w, _ in which]
+        assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+    launched: list[int] = []
+    monkeypatch.setattr(linears, "matmul", lambda *_, **__: launched.append(1) or torch.zeros(tokens, 33))
+    linears.linears(x, given, True)
+    assert bool(launched) == (tokens > linears.FEW)
+    with pytest.raises(ValueError, match="does not fit weights"):
+        matmul(x[:, 1:], given[0][0])
 
 
 def bank_of(slots: int, width: int, inner: int, formats: tuple[str, str, str], biased: bool) -> ExpertBank:

@@ -19,8 +19,9 @@ TILES = (1, 16, 32, 64)
 WIDTH, INNER = 2048, 768
 LEFT_OUT = ("F64", "I8", "I16", "I32", "I64")
 INTEGERS = ("T", "OUT", "row_bytes", "slot_bytes", "FF", "k", "gate_at", "up_at", "gate_row_bytes", "up_row_bytes")
-INTEGERS += ("D", "at", "blocks")
-POINTERS = {"w": "*u8", "bank": "*u8", "signs": "*i32", "pairs": "*i32", "slots": "*i32", "ids": "*i32"}
+INTEGERS += ("D", "at", "blocks", *(f"{name}{n}" for name in ("OUT", "bytes") for n in range(3)))
+POINTERS = {name: "*u8" for name in ("w", "w0", "w1", "w2", "bank")}
+POINTERS |= {name: "*i32" for name in ("signs", "pairs", "slots", "ids")}
 CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
 HEADS = ((8, 64, 64), (8, 128, 128), (8, 256, 256), (128, 576, 512), (5, 80, 80))  # a key head; elements of k, of v
 ROUTERS = (60, 128, 512, 1024)  # experts
@@ -55,7 +56,7 @@ def compiled(
 
 def needs(name: str, m: int, card: str) -> dict[str, int]:
     """What each kernel takes for one format and tile."""
-    from gmoe.kernels.triton import experts, matmul
+    from gmoe.kernels.triton import experts, linears, matmul
     from gmoe.kernels.triton.row import row
 
     form = row(name)
@@ -66,7 +67,10 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     product = {"K": WIDTH, "ROW": form, **tiles}
     gate |= {"D": WIDTH, "BY_ID": m == 1, **tiles}
     down = {"FF": INNER, "DOWN": form, "BIAS": False, "BY_ID": m == 1, **tiles}
+    three = {f"{name}{n}": value for name, value in (("ROW", form), ("BIAS", True)) for n in range(3)}
+    three |= {"K": WIDTH, "COUNT": 3, **tiles}
     return {
+        "three at once": compiled(linears._linears, three, how, card) if m <= linears.FEW else 0,
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
         "matmul": compiled(matmul._matmul, product | {"PARTS": 1}, how, card),
         "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4}, how, card) if m == 1 else 0,

@@ -1,5 +1,6 @@
 """Triton's side of `device_kernels.DeviceKernels`: float32 in and out, launched where the tensors are."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +12,7 @@ from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.triton import activation as activations
 from gmoe.kernels.triton import attention as attending
 from gmoe.kernels.triton import experts, router, step
+from gmoe.kernels.triton import linears as maps
 from gmoe.kernels.triton import matmul as products
 from torch import Tensor
 
@@ -31,6 +33,12 @@ def matmul(x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
     """x [T, in] @ w.T -> [T, out]; not `exact`: tiles of several rows are multiplied as TF32."""
     with _there(x):
         return products.matmul(x, w, exact=exact)
+
+
+def linears(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+    """x [T, in] -> for each weight with its bias or None [T, out]; `exact` as in `matmul`."""
+    with _there(x):
+        return maps.linears(x, weights, exact)
 
 
 def expert_rows(

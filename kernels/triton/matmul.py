@@ -136,6 +136,12 @@ def tile(tokens: int) -> int:
     return 16 if tokens <= 16 else 32 if tokens <= 64 else 64
 
 
+def chosen(m: int, w: QuantTensor, device: torch.device) -> Launch:
+    """How tiles of m rows of x meet `w`."""
+    form = row(w.format.name)
+    return tuned.choice(tuned.key("matmul", form.name, m, *w.shape), launch(m, shared_memory(device), form))
+
+
 def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None = None) -> Tensor:
     """`x @ w.T`: x [T, in] float32, float16 or bfloat16 -> [T, out] of the same dtype, sums in float32.
 
@@ -149,9 +155,7 @@ def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None 
     x, y = x.contiguous(), torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if tokens:
         m = tile(tokens)
-        how = how or tuned.choice(
-            tuned.key("matmul", form.name, m, out, width), launch(m, shared_memory(x.device), form)
-        )
+        how = how or chosen(m, w, x.device)
         grid = (triton.cdiv(out, how.n), triton.cdiv(tokens, m), how.parts)
         parts = y if how.parts == 1 else torch.empty(how.parts, tokens, out, dtype=torch.float32, device=x.device)
         lookups = table(form.name, x.device), signs(x.device)
