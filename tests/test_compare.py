@@ -147,7 +147,7 @@ def test_a_setting_with_a_twin_holds_with_the_memory_it_was_calibrated_for(
     twin(model, twins, "Q4_0")
     ladder = [{"miss": "twin", "twin": twins, "policy": {"share": 1.0}}]
     monkeypatch.setattr("gmoe.cli.compare.ladder", lambda twin: iter(ladder))
-    monkeypatch.setattr(Calibration, "within", lambda self, kld: self.settings[0])
+    monkeypatch.setattr(Calibration, "within", lambda self, kld, on_device: self.settings[0])
     args = ("calibrate", model, "-f", model.with_name("text.txt"), "-c", 16, "--chunks", 2, "--twin", twins)
     assert invoke(*args, "--host-memory", small(model)).exit_code == 0
     options = gmoe.RuntimeOptions(context=64, max_sequences=1, host_memory=small(model), max_kld=9.0)

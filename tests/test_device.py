@@ -321,13 +321,6 @@ def test_the_cpu_is_no_device() -> None:
     assert open_device("cpu") is None and open_device("auto") is None
 
 
-def test_what_a_device_cannot_do_is_refused(model: Path, card: FakeDevice) -> None:
-    with pytest.raises(ValueError, match="^miss='merged' is not available with device='cuda' in this version$"):
-        load(model, miss="merged")
-    with pytest.raises(ValueError, match="^a quality other than exact is not available with device='cuda'"):
-        load(model, quality="high")
-
-
 @pytest.mark.parametrize("lossy", [{"route": "cache_prior"}, {"route": "resident_only"}, {"miss": "skip"}])
 def test_what_is_launched_early_does_not_outlive_another_choice(
     model: Path, tmp_path: Path, lossy: dict[str, str], card: FakeDevice, monkeypatch: pytest.MonkeyPatch

@@ -52,13 +52,23 @@ def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chun
 @click.command()
 @click.argument("model")
 @_TEXTS
-@click.option("--host-memory", default="50%", help="Memory to calibrate for; with less, answers are exact.")
+@click.option("--host-memory", help="Memory to calibrate for, 50% without a device; with less, answers are exact.")
+@click.option("--device", default="auto", show_default=True, help=HELP["device"])
+@click.option("--gpu-memory", default="auto", help="With a device, the memory there to calibrate for.")
 @click.option("--reader", type=click.Choice(READERS), default="auto", show_default=True, help=HELP["reader"])
 @click.option("--twin", type=click.Path(path_type=Path), help="The model's twin, to calibrate hobbit and twin as well.")
 @_CONTEXT
 @_CHUNKS
 def calibrate(
-    model: str, texts: Sequence[Path], host_memory: str, reader: str, twin: Path | None, ctx_size: int, chunks: int
+    model: str,
+    texts: Sequence[Path],
+    host_memory: str | None,
+    device: str,
+    gpu_memory: str,
+    reader: str,
+    twin: Path | None,
+    ctx_size: int,
+    chunks: int,
 ) -> None:
     """Measure how far lossy choices take MODEL from itself, for --quality and --max-kld.
 
@@ -70,10 +80,20 @@ def calibrate(
     counts = [len(found) - 1 for found in cuts]
     from gmoe.llm import LLM
 
-    plain = RuntimeOptions(context=ctx_size, max_sequences=1, host_memory=host_memory, reader=reader)
+    on_device = device.startswith("cuda")
+    host_memory = host_memory or ("auto" if on_device else "50%")
+    plain = RuntimeOptions(
+        context=ctx_size,
+        max_sequences=1,
+        device=device,
+        host_memory=host_memory,
+        gpu_memory=gpu_memory,
+        reader=reader,
+    )
     with LLM.load(path, plain) as llm:
         if llm.store.whole:
-            raise ValueError(f"{path} fits into {host_memory}: nothing would ever be missed; take less --host-memory")
+            memory, option = (gpu_memory, "--gpu-memory") if on_device else (host_memory, "--host-memory")
+            raise ValueError(f"{path} fits into {memory}: nothing would ever be missed; take less {option}")
         base = base_of(llm, cut)
 
     def run(options: dict[str, Any]) -> tuple[Measured, float, str]:
@@ -97,8 +117,8 @@ def calibrate(
         before = after
     with GGUFFile.open(path) as file:
         known = calibration.load(file) if calibration.path_of(file).exists() else None
-        sensitivity = known.sensitivity if known else []
-        where = calibration.save(file, calibration.Calibration(fingerprint(file), sensitivity, settings))
+        sensitivity, others = (known.sensitivity, known.of(not on_device)) if known else ([], [])
+        where = calibration.save(file, calibration.Calibration(fingerprint(file), sensitivity, others + settings))
     click.echo(f"{where}: {len(settings)} settings")
 
 

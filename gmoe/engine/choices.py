@@ -16,8 +16,7 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "working_set": ("auto", *policy.names("working_set")),
     "miss": ("auto", *policy.names("miss")),
 }
-HOST_ONLY = ("merged",)  # miss policies whose stand-ins lie in host memory
-DEVICE_ONLY = ("cpu", "balance")  # those that choose between a device and the host
+DEVICE_ONLY = ("cpu", "balance")  # miss policies that choose between a device and the host
 
 
 def require_available(options: RuntimeOptions) -> None:
@@ -30,8 +29,5 @@ def require_available(options: RuntimeOptions) -> None:
     on_device, miss = options.device.startswith("cuda"), options.miss
     if miss in DEVICE_ONLY and not on_device:
         raise ValueError(f"miss={miss!r} needs a device beside the CPU: device='cuda'")
-    if on_device and (miss in HOST_ONLY or options.quality != "exact" or options.max_kld):
-        what = f"miss={miss!r}" if miss in HOST_ONLY else "a quality other than exact"
-        raise ValueError(f"{what} is not available with device={options.device!r} in this version")
     if options.gpu_memory != "auto" and not on_device:
         raise ValueError(f"gpu_memory={options.gpu_memory!r} needs device='cuda'")

@@ -12,6 +12,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.options import RuntimeOptions
 
 FORMAT = 2
+DEVICE = "device"  # experts were on a card and the others copied there
 CHANGES = ("cpu", "twin", "skip", "substitute")
 
 
@@ -26,7 +27,7 @@ class Setting:
     cost_high: float  # the upper end of its 95 % interval
     changed: float  # the part of the routed weight that was served otherwise
     resident: float  # the part of the experts that were in memory
-    reader: str  # how the others came: "direct" or "mapped"
+    reader: str  # how the others came: "direct" or "mapped", or DEVICE
 
     def estimate(self, shares: Mapping[str, float]) -> float:
         """The divergence of a run that changed these shares of the routed weight, in proportion to the measured one."""
@@ -42,10 +43,14 @@ class Calibration:
     sensitivity: list[float] = field(default_factory=list)  # loss a layer, per square of dropped weight
     settings: list[Setting] = field(default_factory=list)
 
-    def within(self, kld: float) -> Setting | None:
+    def within(self, kld: float, on_device: bool = False) -> Setting | None:
         """The cheapest setting that is surely cheaper than exact, and whose divergence is surely at most `kld`."""
-        fit = [setting for setting in self.settings if setting.kld_high <= kld and setting.cost_high < 1]
+        fit = [setting for setting in self.of(on_device) if setting.kld_high <= kld and setting.cost_high < 1]
         return min(fit, key=lambda setting: setting.cost, default=None)
+
+    def of(self, on_device: bool) -> list[Setting]:
+        """Those measured on a device, or those measured without one: the others' costs say nothing."""
+        return [setting for setting in self.settings if (setting.reader == DEVICE) == on_device]
 
 
 QUALITIES = {"high": 0.01, "balanced": 0.03, "fast": 0.1}  # nats a token
@@ -63,7 +68,7 @@ def chosen(options: RuntimeOptions, model: GGUFFile) -> tuple[RuntimeOptions, Se
     if named or options.policy:
         what = f"{named[0]}={getattr(options, named[0])!r}" if named else "a knob"
         raise ValueError(f"quality and max_kld choose the lossy policies; {what} cannot be given as well")
-    setting = load(model).within(budget)
+    setting = load(model).within(budget, options.device.startswith("cuda"))
     return (options, None) if setting is None else (replace(options, **setting.options), setting)
 
 

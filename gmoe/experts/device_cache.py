@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gmoe.experts import policy
+from gmoe.experts import calibration, policy
 from gmoe.experts.cache import ExpertCache, Steps
 from gmoe.experts.device import Device
 from gmoe.experts.device_budget import DeviceBudget, asked_bytes
@@ -59,9 +59,10 @@ class DeviceCache(ExpertCache):
             return []
         disk = self._host_tier(store, home)
         device = store.device
+        means = dispatch.put_means()
         asked, work = asked_bytes(options.gpu_memory, device.total()), self.budget.activations(self.budget.chunk(0))
         if asked is not None:
-            asked -= self.budget.fixed  # those are on the device already
+            asked -= self.budget.fixed + means  # those are on the device already
         budget = DeviceBudget(str(self.file.path), store.groups, device.free(), 0, kv_bytes, work, asked)
         if options.twin is not None and wish is not None and not budget.whole:
             self.twins_part = wish or self._split_device(options.twin, trace, store, budget.room)
@@ -74,6 +75,8 @@ class DeviceCache(ExpertCache):
         self.notices.append(f"{here} of {all_of_them} experts fit on {device.torch}, in {store.nbytes >> 20} MiB")
         if store.whole:
             return []
+        self.reader = calibration.DEVICE
+        self._require_calibrated(here / all_of_them)
         if isinstance(dispatch.miss, balance.Policy):
             dispatch.miss.costs = costs = measure(store, dispatch.activations, disk)
             dispatch.computed = costs.computed

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmoe.experts.device_slots import mean_bank
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import ExpertDispatch, Rows
 from gmoe.experts.expert import ExpertId, Routing
@@ -77,6 +78,15 @@ class DeviceDispatch(ExpertDispatch):
         assert isinstance(twin, DeviceStore)
         done = np.zeros(served.twins.shape, bool)
         return _DeviceRows(twin, layer, x, served.twins, activation, self.activations, out, done)
+
+    def put_means(self) -> int:
+        """Copy the layers' mean experts to the device; returns their bytes."""
+        self.mean_banks = {layer: mean_bank(self.device, table) for layer, table in self.merged.items()}
+        return sum(bank.data.nbytes for bank in self.mean_banks.values())
+
+    def _means(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> None:
+        there = self.device.send(torch.from_numpy(ids))
+        bank_rows(x, there, there, self.mean_banks[layer], activation, self.activations, out)
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gmoe.experts.device import Device, Event
@@ -68,3 +69,19 @@ class DeviceArena:
             for (name, matrix), start in zip(present, starts, strict=True)
         }
         return ExpertBank(self.data[group], made.get("gate"), made["up"], made["down"], len(table.up.address))
+
+
+def mean_bank(device: Device, table: ExpertTable) -> ExpertBank:
+    """A bank of one slot: a table's only expert, copied to the device."""
+    named = {"gate": table.gate, "up": table.up, "down": table.down}
+    made: dict[str, SlotMatrix] = {}
+    parts: list[Tensor] = []
+    at = 0
+    for name, matrix in named.items():
+        if matrix is not None:
+            bias = None if matrix.bias is None else device.send(torch.from_numpy(matrix.bias))
+            made[name] = SlotMatrix(at, matrix.format, matrix.rows, matrix.cols, bias)
+            data = torch.from_numpy(matrix.data(0).reshape(-1))
+            parts.append(torch.nn.functional.pad(data, (0, -len(data) % ALIGNED)))
+            at += len(parts[-1])
+    return ExpertBank(device.send(torch.cat(parts)[None]), made.get("gate"), made["up"], made["down"], 1)

@@ -127,8 +127,7 @@ class ExpertDispatch:
             store.prefetch(self.prefetch.predict(layer, Hidden(x), ids, weights), parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         if served.merged.any():
-            merged = torch.from_numpy(np.where(served.merged, 0, -1).astype(np.int32))
-            expert_rows(x, merged, self.merged[layer], activation, self.activations, out)
+            self._means(layer, x, np.where(served.merged, 0, -1).astype(np.int32), activation, out)
         for part in parts:
             part.run()
         parts[0].absent += away()
@@ -144,6 +143,10 @@ class ExpertDispatch:
     def _twins(self, twin: ExpertStore, layer: int, x: Tensor, served: Served, activation: str, out: Tensor) -> "Rows":
         """What fills `out` with twins that are in the fast tier."""
         return _HostRows(x, served.twins, twin.table(layer), activation, self.activations, out)
+
+    def _means(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> None:
+        """Fill `out` with the layer's mean expert where ids [T, k] are 0, not -1."""
+        expert_rows(x, torch.from_numpy(ids), self.merged[layer], activation, self.activations, out)
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
