@@ -42,6 +42,11 @@ class DeviceKernels(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """x [..., n] float32 / rms(x) * weight [n] + bias [n]."""
 
+    def residual_norm(
+        self, x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x + scale * y of [T, n] float32, in the memory of y, and its `rms_norm`."""
+
     def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
         """x [T, H, d], the first 2 * len(frequencies) of each head rotated by positions [T] * frequencies."""
 

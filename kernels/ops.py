@@ -22,7 +22,7 @@ __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Recorder",
     "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows",
     "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "matmul", "reach", "record",
-    "residual", "rms_norm", "rows", "store",
+    "residual", "residual_norm", "rms_norm", "rows", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -194,6 +194,16 @@ def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     cpu_step.residual(x, y, scale, torch.get_num_threads())
     return y
+
+
+def residual_norm(
+    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`residual`, and its `rms_norm`."""
+    if x.device.type != "cpu":
+        return kernels_of(x.device).residual_norm(x, y, scale, weight, bias, eps)
+    x = residual(x, y, scale)
+    return x, rms_norm(x, weight, bias, eps)
 
 
 def reach(n_ctx: int) -> int:

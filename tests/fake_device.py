@@ -190,6 +190,12 @@ class ReferenceKernels:
     def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         return reference_step.rms_norm(x, weight, bias, eps)
 
+    def residual_norm(
+        self, x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        y.mul_(scale).add_(x)
+        return y, reference_step.rms_norm(y, weight, bias, eps)
+
     def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
         angles = positions[:, None].float() * frequencies
         rows = torch.arange(len(positions), device=x.device)

@@ -140,6 +140,13 @@ def test_norm(n: int) -> None:
         got = step.rms_norm(x.to(DEVICE), *given, 1e-6)
         torch.testing.assert_close(got.cpu(), reference_step.rms_norm(x, w, b, 1e-6), atol=2e-6, rtol=2e-5)
         assert torch.equal(got[4:5], step.rms_norm(x[4:5].to(DEVICE), *given, 1e-6))
+        for scale in (1.0, 0.22):
+            y = random(*x.shape, seed=3).to(DEVICE)
+            want = x.to(DEVICE) + scale * y
+            total, normed = step.residual_norm(x.to(DEVICE), y, scale, *given, 1e-6)
+            assert total is y
+            torch.testing.assert_close(total, want, atol=1e-6, rtol=1e-6)
+            assert torch.equal(normed, step.rms_norm(total, *given, 1e-6))
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "gated"])
@@ -187,6 +194,8 @@ def test_what_does_not_fit_is_refused() -> None:
         attention(random(1, 3, 8), kv, turns, 1.0, Mask("causal"), None)
     with pytest.raises(ValueError, match=r"keys \[1, 2, 8\] and values \[1, 2, 9\] do not fit 1 slots"):
         step.store(kv, torch.zeros(1, dtype=torch.int64), random(1, 2, 8), random(1, 2, 9))
+    with pytest.raises(ValueError, match=r"x \[1, 8\] and y \[2, 8\] do not fit"):
+        step.residual_norm(random(1, 8), random(2, 8), 1.0, None, None, 1e-6)
     with pytest.raises(ValueError, match="unknown activation 'tanh'"):
         activate("tanh", random(1, 8), random(1, 8))
     with pytest.raises(ValueError, match="'swiglu' needs a gate"):

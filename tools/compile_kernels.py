@@ -115,7 +115,7 @@ def step_needs(heads: tuple[int, int, int], cache: str, card: str) -> dict[str, 
     (_, dk, dv), kind = heads, CACHES[cache]
     kinds = STEP | {"key_cache": kind, "value_cache": kind, "key_scales": "*fp16", "value_scales": "*fp16"}
     sizes = {"DK": dk, "DV": dv, **step.groups(dk, dv), "SCALED": cache == "q8_0"}
-    norm, few = {"width": 4096, "WEIGHT": True, "BIAS": True}, {"num_warps": 1} | step.EXACTLY
+    norm, few = {"width": 4096, "ADD": True, "WEIGHT": True, "BIAS": True}, {"num_warps": 1} | step.EXACTLY
     heads = {"WIDTH": 1 << (dk - 1).bit_length(), "NEOX": True, "ROTATE": True}
     heads |= dict.fromkeys(("Q_NORM", "Q_BIAS", "K_NORM", "K_BIAS"), True)
     return {

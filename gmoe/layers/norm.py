@@ -1,8 +1,8 @@
-"""Norms: RMSNorm, with a bias where a file has one; and the residual sum between them."""
+"""Norms: RMSNorm, with a bias where a file has one; and the residual sum before them."""
 
 from torch import Tensor
 
-from gmoe.kernels.ops import HeadRule, head_norm, residual, rms_norm
+from gmoe.kernels.ops import HeadRule, head_norm, residual, residual_norm, rms_norm
 
 __all__ = ["HeadNorm", "RMSNorm", "residual"]
 
@@ -17,6 +17,10 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.bias, self.eps)
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """x + scale * y of [T, n], in the memory of y, and the norm of that."""
+        return residual_norm(x, y, scale, self.weight, self.bias, self.eps)
 
 
 class HeadNorm:

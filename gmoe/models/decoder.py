@@ -12,7 +12,6 @@ from torch import Tensor
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
-from gmoe.layers.norm import residual
 from gmoe.layers.weights import Weights
 
 
@@ -56,14 +55,6 @@ class Decoder:
         """Token rows [T, D]."""
         return self.token_embd(batch.token_ids)
 
-    def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
-        """The first half of a block, pre-norm and residual: x [T, D] -> [T, D]."""
-        return residual(x, self.attn[layer](self.attn_norm[layer](x), batch))
-
-    def fed(self, layer: int, x: Tensor) -> Tensor:
-        """The second half, each row for itself: x [R, D] -> [R, D]."""
-        return residual(x, self.ffn[layer](self.ffn_norm[layer](x)))
-
     def logits(self, x: Tensor) -> Tensor:
         """Normed rows [R, D] -> [R, n_vocab]."""
         return self.output(x)
@@ -80,14 +71,20 @@ class Decoder:
             return self.through(self.embed(batch), batch)
 
     def through(self, x: Tensor, batch: Batch) -> Tensor:
-        """All blocks and the last norm: embedded rows [T, D] -> normed rows [R, D]."""
-        last = self.hparams.n_layer - 1
-        for layer in range(last):
-            x = self.fed(layer, self.attended(layer, x, batch))
-        x = self.attended(last, x, batch)
-        if self.dispatch.listened:  # to whoever hears of routings, every row counts
-            return self.output_norm(batch.wanted(self.fed(last, x)))
-        return self.output_norm(self.fed(last, batch.wanted(x)))
+        """All blocks, pre-norm and residual, and the last norm: embedded rows [T, D] -> normed rows [R, D]."""
+        scale, last = self.hparams.residual_scale, self.hparams.n_layer - 1
+        early = not self.dispatch.listened  # to whoever hears of routings, every row counts
+        normed = self.attn_norm[0](x)
+        for layer, norm in enumerate([*self.attn_norm[1:], self.output_norm]):
+            y = self.attn[layer](normed, batch)
+            if layer == last and early:
+                x, y = batch.wanted(x), batch.wanted(y)
+            x, normed = self.ffn_norm[layer].after(x, y, scale)
+            y = self.ffn[layer](normed)
+            if layer == last and not early:
+                x, y = batch.wanted(x), batch.wanted(y)
+            x, normed = norm.after(x, y, scale)
+        return normed
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""

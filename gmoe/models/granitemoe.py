@@ -5,7 +5,6 @@ from torch import Tensor
 from gmoe.layers.attention import GQA
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import DenseFFN, MoEFFN
-from gmoe.layers.norm import residual
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, topk
 from gmoe.layers.weights import Weights
@@ -27,14 +26,6 @@ class Model(Decoder):
     def embed(self, batch: Batch) -> Tensor:
         """Token rows, scaled."""
         return super().embed(batch) * self.hparams.embedding_scale
-
-    def attended(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
-        """Scaled before it is added."""
-        return residual(x, self.attn[layer](self.attn_norm[layer](x), batch), self.hparams.residual_scale)
-
-    def fed(self, layer: int, x: Tensor) -> Tensor:
-        """Scaled before it is added."""
-        return residual(x, self.ffn[layer](self.ffn_norm[layer](x)), self.hparams.residual_scale)
 
     def logits(self, x: Tensor) -> Tensor:
         """Divided by `logit_scale`."""

@@ -67,6 +67,14 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
         return step.rms_norm(x, weight, bias, eps)
 
 
+def residual_norm(
+    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + scale * y of [T, n], in the memory of y, and its norm."""
+    with _there(x):
+        return step.residual_norm(x, y, scale, weight, bias, eps)
+
+
 def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
     """x [T, H, d] rotated by positions [T] * frequencies [n_rot / 2]; what is past n_rot stays."""
     with _there(x):

@@ -17,11 +17,16 @@ EXACTLY = {"enable_fp_fusion": False}  # products and sums round for themselves,
 
 @triton.jit
 def _norm(
-    x, weight, bias, y, n, eps, width: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr
+    x, added, weight, bias, y, n, eps, scale,
+    width: tl.constexpr, ADD: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
+    """A row; ADD: of x + scale * added, which takes the place of what was added."""
     at = tl.program_id(0).to(tl.int64) * n
     i = tl.arange(0, width)
     value = tl.load(x + at + i, mask=i < n, other=0.0)
+    if ADD:
+        value += scale * tl.load(added + at + i, mask=i < n, other=0.0)
+        tl.store(added + at + i, value, mask=i < n)
     value = value * tl.rsqrt(tl.sum(value * value) / n + eps)
     if WEIGHT:
         value *= tl.load(weight + i, mask=i < n, other=0.0)
@@ -138,14 +143,29 @@ def _store(
 
 def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x [..., n] float32 / rms(x) * weight [n] + bias [n]."""
-    x = x.contiguous()
+    return _norm_of(x.contiguous(), None, 1.0, weight, bias, eps)
+
+
+def residual_norm(
+    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + scale * y of [T, n] float32, in the memory of y, and its `rms_norm`."""
+    if x.shape != y.shape:
+        raise ValueError(f"x {list(x.shape)} and y {list(y.shape)} do not fit")
+    y = y.contiguous()
+    return y, _norm_of(x.contiguous(), y, scale, weight, bias, eps)
+
+
+def _norm_of(
+    x: Tensor, added: Tensor | None, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     y, n = torch.empty_like(x), x.shape[-1]
     if x.numel():
         width = triton.next_power_of_2(n)
-        given = x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous()
+        given = (x if v is None else v.contiguous() for v in (added, weight, bias))
         warps = min(16, max(1, width // 512))
-        which = {"WEIGHT": weight is not None, "BIAS": bias is not None}
-        _norm[(x.numel() // n,)](x, *given, y, n, eps, width=width, num_warps=warps, **which, **FUSED)
+        which = {"ADD": added is not None, "WEIGHT": weight is not None, "BIAS": bias is not None}
+        _norm[(x.numel() // n,)](x, *given, y, n, eps, scale, width=width, num_warps=warps, **which, **FUSED)
     return y
 
 
