@@ -134,12 +134,17 @@ def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     sizes = {"CARD": "cpu", "MATRICES": ("Q8_0",), "SHAPES": ((8, 256),), "ROTATED": 1 << 12, "N_EXPERT": 4}
     sizes |= {"N_EXPERT_USED": 2, "N_EMBD": 32, "N_FF_EXP": 32, "TOKENS": 3, "CONTEXTS": (64,), "PROMPT": 32}
-    sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}}
+    sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}, "QKV": (16, 8, 8)}
     for name, value in sizes.items():
         monkeypatch.setattr(gpu_kernels, name, value)
     monkeypatch.setattr(gpu_kernels, "seconds", lambda step, turns: 1e-3 if step(0) is None else 2e-3)
     text = "\n".join(gpu_kernels.kernels(Clock(60)))
-    for begin in ("| Q8_0 | 8 x 256 |", "| mla | q8_0 | 64 | 2000 |", "| mla | f16 | 0.0 | 100% |", "| norm | 2000 |"):
+    for begin in (
+        "| Q8_0 | 8 x 256 |",
+        "| mla | q8_0 | 64 | 2000 |",
+        "| mla | f16 | 0.0 | 100% |",
+        "| sum and norm | 2000 |",
+    ):
         assert begin in text
 
 

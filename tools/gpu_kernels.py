@@ -11,6 +11,7 @@ ROTATED = 256 << 20  # bytes of weights in turn, past the card's caches
 CARD = "cuda"
 HEADS = {"qwen3moe": (32, 4, 128, 128), "gpt-oss": (64, 8, 64, 64), "deepseek2": (16, 1, 576, 512)}  # q, kv, dk, dv
 CACHES, CONTEXTS, PROMPT = ("f16", "q8_0"), (1024, 8192, 32768), 2048
+QKV = (4096, 512, 512)  # rows of qwen3moe's
 N_EXPERT, N_EXPERT_USED, N_EMBD, N_FF_EXP, TOKENS = 64, 8, 2048, 768, 512
 
 
@@ -150,27 +151,39 @@ def launches() -> Iterator[str]:
     import torch
     from gmoe.kernels import reference_step
     from gmoe.kernels.kv import KvLayer, KvShape
-    from gmoe.kernels.triton import router, step
+    from gmoe.kernels.triton import linears, matmul, router, step
 
     rule = reference_step.RouterRule(reference_step.Score.SOFTMAX, N_EXPERT, N_EXPERT_USED, renormalize=True)
     logits = torch.randn(1, N_EXPERT, device=CARD)
     x, weight = torch.randn(1, N_EMBD, device=CARD), torch.randn(N_EMBD, device=CARD)
+    other = torch.zeros_like(x)
     heads, frequencies = torch.randn(1, 32, 128, device=CARD), torch.randn(64, device=CARD)
     position, slot = (torch.full((1,), n, device=CARD) for n in (100, 40))
     kv, key = KvLayer(KvShape(4, 128, 128), 4, "q8_0", CARD), torch.randn(1, 4, 128, device=CARD)
 
-    def chain(_: int) -> Any:
+    head = reference_step.HeadRule(torch.randn(128, device=CARD), None, 1e-6)
+    turn = reference_step.Turn(frequencies, 1.0, True)
+    maps = [(random_weights("Q8_0", rows, N_EMBD), None) for rows in QKV]
+
+    def chain(of: Any) -> Any:
         angles = position[:, None].float() * frequencies
-        return reference_step.rotate(heads, torch.arange(1, device=CARD), angles.cos(), angles.sin(), True)
+        return reference_step.rotate(of, torch.arange(1, device=CARD), angles.cos(), angles.sin(), True)
+
+    def prepared(_: int) -> Any:
+        return [chain(reference_step.rms_norm(of, *head)) for of in (heads, key)]
+
+    def summed(_: int) -> Any:
+        return reference_step.rms_norm(other.add_(x), weight, None, 1e-6)
 
     pairs = {
-        "norm": (
-            lambda _: step.rms_norm(x, weight, None, 1e-6),
-            lambda _: reference_step.rms_norm(x, weight, None, 1e-6),
-        ),
-        "rotate": (lambda _: step.rotate(heads, position, frequencies, 1.0, True), chain),
+        "sum and norm": (lambda _: step.residual_norm(x, other, 1.0, weight, None, 1e-6), summed),
+        "32 + 4 heads": (lambda _: step.heads(heads, key, (head, head), position, turn), prepared),
         "router, 8 of 64": (lambda _: router.choose(logits, rule), lambda _: reference_step.choose(logits, rule)),
         "store, q8_0": (lambda _: step.store(kv, slot, key, key), lambda _: kv.write(slot, key, key)),
+        "q, k, v; one by one": (
+            lambda _: linears.linears(x, maps, False),
+            lambda _: [matmul.matmul(x, w, exact=False) for w, _ in maps],
+        ),
     }
     yield "| one token | us | torch: us |\n|---|---|---|"
     for name, both in pairs.items():
