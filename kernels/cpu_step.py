@@ -122,6 +122,18 @@ class Heads:
         return _cpu.Heads(heads, d, width, *at, 0.0 if norm is None else norm.eps)
 
 
+def furthest(positions: Tensor) -> int:
+    """The largest of positions [T] int64, T > 0."""
+    if (
+        positions.dtype is not torch.int64
+        or positions.dim() != 1
+        or not positions.is_contiguous()
+        or not positions.is_cpu
+    ):
+        raise ValueError(f"positions must be contiguous int64 [T] on the CPU, not {positions.dtype} {positions.shape}")
+    return int(_cpu.furthest(positions.data_ptr(), positions.numel()))
+
+
 def rotate(
     x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool, threads: int, level: str | None = None
 ) -> Tensor:

@@ -226,7 +226,7 @@ class Rotation:
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [n, n_rot / 2] of the CPU, n = `reach` of the positions or more; they stay with the model."""
-        need = int(positions.numpy().max()) + 1
+        need = cpu_step.furthest(positions) + 1
         if need > self._tables[-1][0].shape[0]:
             self._tables.append(self._cos_sin(torch.arange(reach(need))))
         return self._tables[-1]

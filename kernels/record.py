@@ -9,25 +9,23 @@ import numpy as np
 import torch
 from gmoe.kernels.cpu import _cpu
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
-_EMPTY = {
-    torch.ops.aten.empty.memory_format,
-    torch.ops.aten.empty_like.default,
-    torch.ops.aten.new_empty.default,
-}
+_EMPTY = {"empty", "empty_like", "new_empty"}
+_VIEWS = {"view", "reshape", "flatten", "contiguous", "split_with_sizes", "__getitem__"}  # where nothing has to be copied
+_LOOKS = {"data_ptr", "is_contiguous", "numel", "dim", "__len__"}  # at no number of the tensor
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchFunctionMode):
     """While it is entered, this thread's native calls go onto its tape with the addresses they were given.
 
     Empty tensors get memory of the recorder, which it gives to the next one when a tensor has died, as it will be when
-    the tape runs, and keeps as long as the tape. What torch itself computes, and a number of a tensor that Python has
-    asked for, is not on the tape: `foreign` names it, and a tape with any is worth nothing.
+    the tape runs, and keeps as long as the tape. Whatever else torch is asked for between the calls is not on the tape:
+    `foreign` names it, and a tape with any is worth nothing.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.foreign: set[str] = set()
         self._tape = _cpu.Tape()
         self._memory: list[np.ndarray] = []
@@ -35,13 +33,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> "Recorder":
         _cpu.record(self._tape)
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        super().__exit__(kind, error, trace)
         _cpu.record(None)
 
     def __len__(self) -> int:
@@ -51,14 +49,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The calls once more, in order, on what now lies at their addresses."""
         self._tape.run()
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func in _EMPTY:
+        made, name = func(*args, **(kwargs or {})), func.__name__
+        if name in _EMPTY:
             return self._lend(made)
-        if func._schema.is_mutable or not _same_memory(made, args):
-            self.foreign.add(str(func))
+        attribute = name == "__get__" and not isinstance(made, Tensor)
+        view = name in {*_VIEWS, "__get__"} and _same_memory(made, args)
+        if not (attribute or view or name in _LOOKS):
+            self.foreign.add(name)
         return made
 
     def _lend(self, like: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _same_memory(made: Any, args: tuple[Any, ...]) -> bool:
-    """Whether all results are views of an argument."""
+    """Whether all results are views of arguments."""
     places = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
     results = made if isinstance(made, list | tuple) else [made]
     return all(isinstance(y, Tensor) and y.untyped_storage().data_ptr() in places for y in results)

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -152,6 +153,10 @@ void bind_step(nb::module_& m) {
       .def("__len__", &Tape::size)
       .def("run", &Tape::run, nb::call_guard<nb::gil_scoped_release>());
   m.def("record", [](Tape* tape) { recording() = tape; }, nb::arg().none());
+  m.def("furthest", [](uintptr_t positions, int64_t n) {
+    const int64_t* p = at<const int64_t>(positions);
+    return n > 0 ? *std::max_element(p, p + n) : -1;
+  });
   m.def("argmax", [](uintptr_t x, int64_t n) { return argmax(at<const float>(x), n); });
   m.def("largest_places", [](uintptr_t x, int64_t n, int64_t k, uintptr_t places) {
     largest_places(at<const float>(x), n, k, at<int64_t>(places));
