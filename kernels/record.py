@@ -33,13 +33,13 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> "Recorder":
         _cpu.record(self._tape)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         _cpu.record(None)
 
     def __len__(self) -> int:
