@@ -156,7 +156,7 @@ class LLM:
         self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
         with speaks(device, "taking the KV cache"):
             engine = Engine(
-                Replay(self.model),
+                Replay(self.model) if device is None else Replay(self.model, device.record, self.notices),
                 self.context,
                 options.max_sequences,
                 kv_type,

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _EMPTY = {"empty", "empty_like", "new_empty"}
-_VIEWS = {"view", "reshape", "flatten", "contiguous", "split_with_sizes", "__getitem__"}  # where nothing has to be copied
+_VIEWS = {
+    "view",
+    "reshape",
+    "flatten",
+    "contiguous",
+    "split_with_sizes",
+    "__getitem__",
+}  # where nothing has to be copied
 _LOOKS = {"data_ptr", "is_contiguous", "numel", "dim", "__len__"}  # at no number of the tensor
 
 

@@ -22,9 +22,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from gmoe.experts.device import DeviceError
+
 GARBAGE = 0x7F
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal", "is_nonzero")
 syncs: list[str] = []  # what made the host wait, since somebody cleared it
+recording: list["FakeGraph"] = []  # the graph that takes what is launched, if any
 refused: list[int] = []  # in how many allocations memory will be found short
 clock = count()
 last_use: dict[int, int] = {}  # address of a slot -> when a kernel that reads it was launched
@@ -53,7 +56,58 @@ class FakeTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return launched(lambda *a: _run(func, a, kwargs or {}), args, lambda *a: func(*a, **(kwargs or {})))
+
+
+class FakeGraph:
+    """Launches kept as a CUDA graph keeps them: on the bytes that they found, without Python between them."""
+
+    def __init__(self) -> None:
+        self.launches: list[Callable[[], object]] = []
+        self.inside = False  # a kernel may be made of others
+        self.runs = 0
+
+    def run(self) -> None:
+        self.runs += 1
+        with torch.inference_mode():
+            for launch in self.launches:
+                launch()
+
+
+def launched(kernel: Callable[..., Any], args: Any, later: Callable[..., Any]) -> Any:
+    """Run a kernel, and keep it where a graph is recorded: `later` gives the same, for the results of now."""
+    if not recording or recording[0].inside:
+        return kernel(*args)
+    graph, waits = recording[0], len(syncs)
+    graph.inside = True
+    try:
+        made = kernel(*args)
+    finally:
+        graph.inside = False
+    if len(syncs) > waits:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing\n{syncs[-1]}")
+    results = [y for y in _flat(made) if isinstance(y, FakeTensor)]
+    given = [inner(x).untyped_storage().data_ptr() for x in _flat(args) if isinstance(x, Tensor)]
+    fresh = [y.inner.untyped_storage().data_ptr() not in given for y in results]
+
+    def again() -> None:
+        for old, new, own in zip(results, _flat(later(*args)), fresh, strict=False):
+            if own:  # a view shows what its base has
+                old.inner.copy_(inner(new))
+
+    graph.launches.append(again)
+    return made
+
+
+class Recorded:
+    """Kernels whose launches a graph takes."""
+
+    def __init__(self, kernels: Any):
+        self.kernels = kernels
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.kernels, name)
+        return lambda *args: launched(kernel, args, kernel)
 
 
 def inner(x: Any) -> Any:
@@ -212,6 +266,11 @@ class ReferenceKernels:
         kv.write(slots, keys, values)
 
     def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+        if not len(turns.query_starts) or not q.shape[0]:
+            return reference_step.attention(q, kv, turns, scale, mask, sinks)
+        last = inner(turns.positions)[turns.query_starts[1:].long() - 1]  # kernels see how far a row goes by these
+        assert (last < turns.context_lens).all()
+        turns = turns._replace(context_lens=(last + 1).int())
         return reference_step.attention(q, kv, turns, scale, mask, sinks)
 
 
@@ -298,12 +357,12 @@ class FakeDevice:
         return event
 
     def send(self, source: Tensor) -> Tensor:
-        assert not isinstance(source, FakeTensor)
+        assert not isinstance(source, FakeTensor) and not recording, "a graph would send the same again"
         return FakeTensor(source.clone())
 
     def receive(self, source: Tensor) -> tuple[Tensor, FakeEvent]:
         """The target holds garbage until somebody waits for the event."""
-        assert isinstance(source, FakeTensor)
+        assert isinstance(source, FakeTensor) and not recording
         value = source.inner.clone()
         target = torch.full_like(value, -99)
         before, self.received = self.received, FakeEvent(self)
@@ -323,6 +382,19 @@ class FakeDevice:
 
     def wait(self, event: FakeEvent) -> None:
         event.reach()
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, FakeGraph]:
+        graph, before = FakeGraph(), device_kernels.kernels_of(self.torch)
+        recording.append(graph)
+        device_kernels.give("fake", Recorded(before))
+        try:
+            result = work()
+        except RuntimeError as error:
+            raise DeviceError(str(error).partition("\n")[0]) from None
+        finally:
+            device_kernels.give("fake", before)
+            recording.clear()
+        return result, graph
 
     def free(self) -> int:
         return self.memory - self.taken

@@ -1,28 +1,42 @@
 """Replay: a step of one token is recorded once for each reach of the context, and then runs without Python."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gmoe.experts.device import DeviceError
 from gmoe.kernels.kv import BLOCK
 from gmoe.kernels.ops import reach, record
 from gmoe.layers.batch import Batch
 from gmoe.models.decoder import Decoder
 
 
+class Tape(Protocol):
+    """What a device has kept of some work."""
+
+    def run(self) -> None:
+        """Do the same to what now lies where its inputs lay."""
+
+
+Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
+
+
 class Replay:
     """A model of the engine's that answers bit for bit as its decoder does.
 
-    Recorded are steps of one row on the CPU while all experts are used from the map and nothing hears of routings; an
-    architecture that computes with torch between the kernels is never replayed.
+    Recorded, by the kernels of the CPU or as `Device.record` does, are steps of one row while every expert is at hand
+    and nothing hears of routings; an architecture that computes with torch between the CPU's kernels never is.
+    `notices` are told where a device does not record.
     """
 
-    def __init__(self, model: Decoder):
-        self.model = model
+    def __init__(self, model: Decoder, record: Record = record, notices: list[str] | None = None):
+        self.model, self.record, self.notices = model, record, [] if notices is None else notices
         self._steps: dict[tuple[int, int], _Step | None] = {}  # by reach and threads; None: has run once, unrecorded
-        self._never = model.device.type != "cpu"
+        self._settled = 0  # since when the experts lie where recorded steps found them
+        self._never = False
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [R, n_vocab] float32 of `batch.output_rows`; the cache has this step's rows afterwards."""
@@ -31,41 +45,47 @@ class Replay:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of `batch.output_rows`."""
+        dispatch = self.model.dispatch
+        if self._settled != dispatch.store.settled or not dispatch.steady:
+            self._steps.clear()  # a recorded step has memory of its own
+            self._settled = dispatch.store.settled
         one = len(batch.token_ids) == 1 == len(batch.output_rows)
-        if self._never or not one or not self.model.dispatch.steady:
+        if self._never or not one or not dispatch.steady:
             return self.model.hidden(batch)
         key = reach(int(batch.context_lens)), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             self._steps[key] = None
             return self.model.hidden(batch)
-        step = self._steps[key]
         with torch.inference_mode():
-            if step is not None:
-                return step.run(batch)
-            step = _Step(self.model, batch, key[0])
-            if step.tape is None:
-                self._never = True
-            else:
-                self._steps[key] = step
-            return step.y.clone()
+            step = self._steps[key]
+            return self._recorded(key, batch) if step is None else step.run(batch)
 
     def new_cache(self, *args: Any) -> Any:
         """An empty cache for this model."""
         return self.model.new_cache(*args)
 
+    def _recorded(self, key: tuple[int, int], batch: Batch) -> Tensor:
+        try:
+            step = _Step(self.model, batch, key[0], self.record)
+        except DeviceError as error:
+            self.notices.append(str(error))
+            self._never = True
+            return self.model.hidden(batch)
+        self._steps[key] = step
+        self._never = step.tape is None
+        return step.y.clone()
+
 
 class _Step:
     """A pass of one row in memory of its own: recorded, and run again for other tokens at other places."""
 
-    def __init__(self, model: Decoder, batch: Batch, reach: int):
+    def __init__(self, model: Decoder, batch: Batch, reach: int, record: Record):
         self.model = model
+        blocks = torch.zeros(1, -(-reach // BLOCK), dtype=torch.int32)
+        lengths = torch.tensor([reach], dtype=torch.int32)  # kernels see how far a row goes by its position
+        own = replace(batch, context_lens=lengths, block_tables=blocks).on(model.device)
+        self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone())
         self.x = model.embed(batch).clone()  # [1, D]
-        self.own = replace(
-            batch,
-            positions=batch.positions.clone(),
-            slot_mapping=batch.slot_mapping.clone(),
-            block_tables=torch.zeros(1, -(-reach // BLOCK), dtype=torch.int32),
-        )
         self._place(batch)
         before = model.dispatch.store.stats.hits
         self.y, self.tape = record(lambda: model.through(self.x, self.own))  # [1, D]
@@ -81,7 +101,8 @@ class _Step:
         return self.y.clone()
 
     def _place(self, batch: Batch) -> None:
-        self.own.positions.copy_(batch.positions)
-        self.own.slot_mapping.copy_(batch.slot_mapping)
-        blocks, own = batch.block_tables, self.own.block_tables
-        own[:, : blocks.shape[1]] = blocks[:, : own.shape[1]]
+        own, blocks = self.own, batch.block_tables
+        own.positions.copy_(batch.positions)
+        own.slot_mapping.copy_(batch.slot_mapping)
+        width = min(blocks.shape[1], own.block_tables.shape[1])
+        own.block_tables[:, :width].copy_(blocks[:, :width])

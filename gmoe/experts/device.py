@@ -1,6 +1,6 @@
 """A device beside the CPU as the experts' tier sees it: memory, copies on a stream of their own, events."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -53,6 +53,12 @@ class Device(Protocol):
     def wait(self, event: Event) -> None:
         """What is launched from now on comes after the event; the host goes on."""
 
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Any]:
+        """Do `work`, which only launches kernels: its result, and what launches all of them at once on each `run`.
+
+        They find their tensors, the result too, where these were. `DeviceError` where they cannot be kept.
+        """
+
     def free(self) -> int:
         """Bytes that can still be taken."""
 
@@ -101,6 +107,17 @@ class Cuda:
     def wait(self, event: Event) -> None:
         torch.cuda.current_stream(self.torch).wait_event(event)  # type: ignore[arg-type]
 
+    def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, "_Graph"]:
+        work()  # kernels that are new to the card are loaded, which a graph cannot take
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.torch), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            raise DeviceError(f"{self.torch} launches a step kernel by kernel: {_sentence(error)}") from None
+        graph.replay()
+        return result, _Graph(graph)
+
     def free(self) -> int:
         free, _ = torch.cuda.mem_get_info(self.torch)
         held = torch.cuda.memory_reserved(self.torch) - torch.cuda.memory_allocated(self.torch)
@@ -114,6 +131,17 @@ class Cuda:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+
+class _Graph:
+    """A CUDA graph and the memory it computes in."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph):
+        self._graph = graph
+
+    def run(self) -> None:
+        """One launch."""
+        self._graph.replay()
 
 
 def open_device(name: str, cuda: Any = torch.cuda, built: str | None = torch.version.cuda) -> Device | None:

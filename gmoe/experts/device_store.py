@@ -43,6 +43,7 @@ class DeviceStore(ExpertStore):
 
         torch.OutOfMemoryError where there is not the memory, and nothing is taken then.
         """
+        self.settled += 1
         arena = DeviceArena(self.device, self.groups, counts)
         self.device.synchronize()  # what had this memory before may still be at work
         largest = max((group.slot_bytes for group in self.groups), default=1)

@@ -43,6 +43,7 @@ class ExpertStore:
         self.layout = layout
         self.stats = TierStats()
         self.whole = True  # every expert is here, straight from the map
+        self.settled = 0  # grows when experts lie elsewhere for good
         self.twin: ExpertStore | None = None  # the same experts at a low precision, in slots of their own
         self._tables = {layer: _mapped(layout, layer) for layer in layout.layers}
 
