@@ -35,8 +35,8 @@ class Replay:
     def __init__(self, model: Decoder, record: Record = record, notices: list[str] | None = None):
         self.model, self.record, self.notices = model, record, [] if notices is None else notices
         self._steps: dict[tuple[int, int], _Step | None] = {}  # by reach and threads; None: has run once, unrecorded
-        self._settled = 0  # since when the experts lie where recorded steps found them
         self._never = False
+        model.dispatch.store.moving.append(self._steps.clear)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [R, n_vocab] float32 of `batch.output_rows`; the cache has this step's rows afterwards."""
@@ -45,12 +45,8 @@ class Replay:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of `batch.output_rows`."""
-        dispatch = self.model.dispatch
-        if self._settled != dispatch.store.settled or not dispatch.steady:
-            self._steps.clear()  # a recorded step has memory of its own
-            self._settled = dispatch.store.settled
         one = len(batch.token_ids) == 1 == len(batch.output_rows)
-        if self._never or not one or not dispatch.steady:
+        if self._never or not one or not self.model.dispatch.steady:
             return self.model.hidden(batch)
         key = reach(int(batch.context_lens)), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
@@ -71,8 +67,10 @@ class Replay:
             self.notices.append(str(error))
             self._never = True
             return self.model.hidden(batch)
-        self._steps[key] = step
-        self._never = step.tape is None
+        if step.tape is None:
+            self._never = True
+        else:
+            self._steps[key] = step
         return step.y.clone()
 
 

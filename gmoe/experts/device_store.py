@@ -43,7 +43,6 @@ class DeviceStore(ExpertStore):
 
         torch.OutOfMemoryError where there is not the memory, and nothing is taken then.
         """
-        self.settled += 1
         arena = DeviceArena(self.device, self.groups, counts)
         self.device.synchronize()  # what had this memory before may still be at work
         largest = max((group.slot_bytes for group in self.groups), default=1)
@@ -90,6 +89,8 @@ class DeviceStore(ExpertStore):
 
         Called between passes. Policies keep what they know. `DeviceError` where one a group does not fit.
         """
+        for hear in self.moving:
+            hear()
         if not self.whole:
             self.settle()
             self.transfer.close()

@@ -43,7 +43,7 @@ class ExpertStore:
         self.layout = layout
         self.stats = TierStats()
         self.whole = True  # every expert is here, straight from the map
-        self.settled = 0  # grows when experts lie elsewhere for good
+        self.moving: list[Callable[[], None]] = []  # hear that experts are about to lie elsewhere
         self.twin: ExpertStore | None = None  # the same experts at a low precision, in slots of their own
         self._tables = {layer: _mapped(layout, layer) for layer in layout.layers}
 
@@ -69,6 +69,8 @@ class ExpertStore:
         transfer: Transfer,
         arena: Any,
     ) -> None:
+        for hear in self.moving:
+            hear()
         self.whole = False
         self.transfer = transfer
         self._extents = extents
