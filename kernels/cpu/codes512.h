@@ -6,7 +6,8 @@ struct Wide {
   static constexpr bool wide = true, lows = LOWS, pairs = PAIRS;  // pairs: 32 elements share a scale
   static constexpr float factor = 1.0f;                          // of d
   static constexpr bool large = false;                           // codes above 128
-  static constexpr bool signs = false;                           // `signs` gives masks of what is negative
+  static constexpr bool signs = false, grid = false;             // of what is negative; points in place of codes
+  static constexpr int point_size = 8;
   static constexpr uint8_t group[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};  // of each lane
 };
 
@@ -201,7 +202,7 @@ constexpr Heads<BYTES, AT> at_heads;
 template <int BYTES, int BIAS, int MOST, bool LOWS = false>
 struct Narrow {
   static constexpr int block = 32, bytes = BYTES, bias = BIAS, most = MOST;  // the largest code
-  static constexpr bool wide = false, lows = LOWS;
+  static constexpr bool wide = false, grid = false, lows = LOWS;
   static constexpr uint8_t group[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
 
   static __m512i first(const uint8_t* s) { return _mm512_loadu_si512(s); }

@@ -1,47 +1,67 @@
-// The grid types as registers: points looked up with byte permutations or fetched from tables, and masks of what is
-// negative.
+// The grid types as registers: points looked up with byte permutations, and masks of what is negative.
 
 template <int BYTES, bool PAIRS>
 struct Grid : Wide<BYTES, 0, false, PAIRS> {
-  static constexpr bool signs = true;
+  static constexpr bool grid = true, signs = true;
+  static constexpr int first_sign = 1;  // the bit of a sign byte that is the first element's
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s); }
 };
 
 inline __m512i points8(__m512i index, const uint8_t* grid) { return _mm512_i64gather_epi64(index, grid, 8); }
 inline __m512i eight_bytes(uint64_t x) { return _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(int64_t(x))); }
+inline __m512i two_halves(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
+inline __m512i two_halves(const uint8_t* a, const uint8_t* b) {
+  return two_halves(_mm256_loadu_si256((const __m256i*)a), _mm256_loadu_si256((const __m256i*)b));
+}
 inline Scales scaled(__m256i x) { return {x, x}; }
 
-// Points of a grid as small codes: of eight elements two bits each in two bytes, of four a nibble each in two bytes.
-template <int POINTS, int SIZE>
+// Points of a grid as small codes in two bytes: of eight elements two bits each, of four three bits each.
+template <int POINTS, int SIZE, int UNIT = 1>
 struct Points {
+  static constexpr int bits = SIZE == 8 ? 2 : 3, codes = 1 << bits, lanes = SIZE / 2;  // codes a byte
   __m512i plane[2][POINTS / 64];
-  __m512i values;  // 128 + the value of the code in the lowest bits of an index
+  __m512i values;       // 128 + the value of the code in the lowest bits of an index
+  __m512i value[3];     // UNIT times the value of the code above none, one or two others
 
   explicit Points(const uint8_t* grid) {
-    constexpr int codes = SIZE == 8 ? 4 : 8, bits = SIZE == 8 ? 2 : 4;
     bool seen[256] = {};
-    uint8_t code[256] = {}, table[64] = {}, bytes[2][POINTS] = {};
+    uint8_t code[256] = {}, number[codes] = {}, table[4][64], bytes[2][POINTS] = {};
     for (int i = 0; i < POINTS * SIZE; i++) seen[grid[i]] = true;
-    for (int value = 0, n = 0; value < 256 && n < codes; value++)
-      if (seen[value]) {
-        for (int i = n; i < 64; i += codes) table[i] = uint8_t(128 + value);
-        code[value] = uint8_t(n++);
+    for (int v = 0, n = 0; v < 256 && n < codes; v++)
+      if (seen[v]) {
+        number[n] = uint8_t(v);
+        code[v] = uint8_t(n++);
       }
+    for (int i = 0; i < 64; i++) {
+      table[3][i] = uint8_t(128 + number[i % codes]);
+      for (int k = 0; k < 3; k++) table[k][i] = uint8_t(UNIT * number[(i >> (k * bits)) % codes]);
+    }
     for (int i = 0; i < POINTS * SIZE; i++)
-      bytes[i % SIZE * 2 / SIZE][i / SIZE] |= uint8_t(code[grid[i]] << (i % (SIZE / 2) * bits));
+      bytes[i % SIZE / lanes][i / SIZE] |= uint8_t(code[grid[i]] << (i % lanes * bits));
     __builtin_memcpy(plane, bytes, sizeof bytes);
-    values = _mm512_loadu_si512(table);
+    __builtin_memcpy(value, table, sizeof value);
+    __builtin_memcpy(&values, table[3], sizeof values);
   }
 
-  // Of 64 indices, whose ninth bit is `high`.
-  __m512i look(int p, __m512i index, __mmask64 high) const {
-    const __m512i* t = plane[p];
-    __mmask64 half = _mm512_movepi8_mask(index);
-    __m512i x = _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(t[0], index, t[1]), half,
-                                     _mm512_permutex2var_epi8(t[2], index, t[3]));
-    if constexpr (POINTS == 256) return x;
-    return _mm512_mask_mov_epi8(x, high, _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(t[4], index, t[5]), half,
-                                                              _mm512_permutex2var_epi8(t[6], index, t[7])));
+  // Byte p of 64 points, whose ninth, tenth .. index bits are `high`.
+  __m512i look(int p, __m512i index, const __mmask64* high) const {
+    constexpr int pairs = POINTS / 128;
+    const __mmask64 eighth = _mm512_movepi8_mask(index);
+    __m512i x[pairs];
+#pragma GCC unroll 16
+    for (int i = 0; i < pairs; i++) x[i] = _mm512_permutex2var_epi8(plane[p][2 * i], index, plane[p][2 * i + 1]);
+#pragma GCC unroll 4
+    for (int n = pairs / 2, level = -1; n; n /= 2, level++)
+#pragma GCC unroll 8
+      for (int i = 0; i < n; i++) x[i] = _mm512_mask_mov_epi8(x[2 * i], level < 0 ? eighth : high[level], x[2 * i + 1]);
+    return x[0];
+  }
+  __m512i look(int p, __m512i index, __mmask64 high) const { return look(p, index, &high); }
+
+  // Element n of 64 points, of which `byte` holds lanes n / lanes.
+  __m512i element(int n, __m512i byte) const {
+    const int k = n % lanes;
+    return k < 3 ? _mm512_permutexvar_epi8(byte, value[k]) : _mm512_permutexvar_epi8(_mm512_srli_epi16(byte, 2), value[2]);
   }
 };
 
@@ -49,90 +69,84 @@ inline __m512i with_parity(__m512i seven) {
   __m512i odd = _mm512_slli_epi16(_mm512_and_si512(_mm512_popcnt_epi8(seven), byte64(1)), 7);
   return _mm512_or_si512(seven, odd);
 }
+// Seven signs above a bit of no meaning -> their parity, the eighth sign, in its place.
+inline __m512i parity_below(__m512i x) {
+  const __m512i seven = _mm512_and_si512(x, byte64(254));
+  return _mm512_or_si512(seven, _mm512_and_si512(_mm512_popcnt_epi8(seven), byte64(1)));
+}
+inline __m512i odd_numbers(__m512i x) {  // 2 n + 1 of the four upper bits n of 32
+  return _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(x, 27), _mm512_set1_epi32(30)), _mm512_set1_epi32(1));
+}
+inline uint64_t joined(uint64_t low, uint64_t high) { return low | high << 32; }
 
-// 16 sign bits of each group of 16 elements in their order, as masks of four registers whose lanes are groups `from`.
-struct Masks {
-  uint64_t of[4];
-  Masks(__m256i signs, __m256i from) { _mm256_storeu_si256((__m256i*)of, _mm256_permutexvar_epi16(from, signs)); }
+struct EvenBytes {
+  alignas(64) uint8_t of[64] = {};
+  constexpr EvenBytes() {
+    for (int i = 0; i < 64; i++) of[i] = uint8_t(2 * i);
+  }
 };
-inline __m256i seven_bits(__m512i x) {  // four times seven bits in each 64 -> four bytes with parity
-  const __m512i from = _mm512_set1_epi64(0x150e0700);
-  return _mm512_cvtepi64_epi32(with_parity(_mm512_and_si512(_mm512_multishift_epi64_epi8(from, x), byte64(127))));
-}
+constexpr EvenBytes even_bytes;
 
-// Types of eight elements a point: 32 indices -> four registers.
-template <class P>
-inline void points_of_8(const P& points, __m256i index, uint32_t high, __m512i* q) {
-  const __m512i x = _mm512_castsi256_si512(index);
-  const __m512i a = points.look(0, x, high), b = points.look(1, x, high), eight = _mm512_set1_epi64(0x0e0c0a0806040200);
-  const __m512i code = _mm512_inserti64x4(_mm512_unpacklo_epi8(a, b), _mm512_castsi512_si256(_mm512_unpackhi_epi8(a, b)), 1);
-  const __m512i values = _mm512_xor_si512(points.values, byte64(128));
-  __m512i y[4];
-  for (int n = 0; n < 4; n++)
-    y[n] = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(_mm512_add_epi8(eight, byte64(16 * n)), code), values);
-  q[0] = _mm512_unpacklo_epi64(y[0], y[1]);
-  q[1] = _mm512_unpacklo_epi64(y[2], y[3]);
-  q[2] = _mm512_unpackhi_epi64(y[0], y[1]);
-  q[3] = _mm512_unpackhi_epi64(y[2], y[3]);
-}
-inline Masks masks_of_8(__m256i signs) {
-  return {signs, _mm256_setr_epi16(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15)};
-}
+// What 64 points need: an index's low byte and its other bits, a byte of signs; of the groups, int32 scales of the 16
+// times 32 elements (`pairs`) or int16 scales of the 32 times 16.
+struct Reading {
+  __m512i index, signs, scale;
+  __mmask64 high[3];
+  __m512i moved;  // IQ1: added to each element's code
+};
 
-// Types of four elements a point: 64 indices -> four registers, of which register k has groups k, k + 4, k + 8, k + 12.
-template <class P>
-inline void points_of_4(const P& points, __m512i index, __mmask64 high, __m512i* q) {
-  const __m512i a = points.look(0, index, high), b = points.look(1, index, high);
-  const __m512i eight = _mm512_set1_epi64(0x1c1814100c080400), values = _mm512_xor_si512(points.values, byte64(128));
-  for (int h = 0; h < 2; h++) {
-    const __m512i code = h ? _mm512_unpackhi_epi8(a, b) : _mm512_unpacklo_epi8(a, b);
-    const __m512i later = _mm512_add_epi8(eight, byte64(32));
-    const __m512i x = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(eight, code), values);
-    const __m512i y = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(later, code), values);
-    q[2 * h] = _mm512_unpacklo_epi64(x, y);
-    q[2 * h + 1] = _mm512_unpackhi_epi64(x, y);
-  }
-}
-inline Masks masks_of_4(__m256i signs) {
-  return {signs, _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)};
-}
-
+// Of eight elements a point, 64 are two blocks, a and b; of four, 64 are a block.
 struct IQ2_XXS : Grid<66, true> {
-  static constexpr uint8_t group[16] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
   static constexpr float factor = 0.125f;
-  static Scales scales(const uint8_t* s) {
-    uint64_t x = 0;
-    for (int j = 0; j < 8; j++) x |= uint64_t(2 * (s[2 + 8 * j + 7] >> 4) + 1) << (8 * j);
-    return scaled(eight_of(x));
+  static const auto& points() {
+    static const Points<256, 8> all(grids.iq2_xxs);
+    return all;
   }
-  static void codes(const uint8_t* s, __m512i* q) {
-    static const Points<256, 8> points(grids.iq2_xxs);
-    points_of_8(points, _mm512_cvtepi64_epi32(_mm512_loadu_si512(s + 2)), 0, q);
-  }
-  static uint64_t negative(const uint8_t* s, int k) {
-    return masks_of_8(seven_bits(_mm512_srli_epi64(_mm512_loadu_si512(s + 2), 32))).of[k];
+  static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
+    const __m512i x = _mm512_loadu_si512(a + 2), y = _mm512_loadu_si512(b + 2);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    r.index = _mm512_permutex2var_epi32(x, even, y);
+    const __m512i words = _mm512_permutex2var_epi32(x, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y);
+    r.signs = parity_below(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x342d261f140d063f), words));
+    r.scale = odd_numbers(words);
   }
 };
 struct IQ2_XS : Grid<74, false> {
-  static constexpr uint8_t group[16] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
   static constexpr float factor = 0.125f;
-  static Scales scales(const uint8_t* s) {
-    return scaled(sixteen_of(odd_nibbles(load<uint32_t>(s + 66)), odd_nibbles(load<uint32_t>(s + 70))));
+  static const auto& points() {
+    static const Points<512, 8> all(grids.iq2_xs);
+    return all;
   }
-  static void codes(const uint8_t* s, __m512i* q) {
-    static const Points<512, 8> points(grids.iq2_xs);
-    const __m512i words = _mm512_loadu_si512(s + 2);
-    points_of_8(points, _mm512_cvtepi16_epi8(words), _mm512_test_epi16_mask(words, _mm512_set1_epi16(256)), q);
+  static __m256i scales16(const uint8_t* s) {
+    return sixteen_of(odd_nibbles(load<uint32_t>(s + 66)), odd_nibbles(load<uint32_t>(s + 70)));
   }
-  static uint64_t negative(const uint8_t* s, int k) {
-    const __m256i seven = _mm512_cvtepi16_epi8(_mm512_srli_epi16(_mm512_loadu_si512(s + 2), 9));
-    return masks_of_8(_mm512_castsi512_si256(with_parity(_mm512_castsi256_si512(seven)))).of[k];
+  static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
+    const __m512i x = _mm512_loadu_si512(a + 2), y = _mm512_loadu_si512(b + 2);
+    const __m512i even = _mm512_load_si512(even_bytes.of);
+    const __m512i up = _mm512_permutex2var_epi8(x, _mm512_add_epi8(even, byte64(1)), y);
+    r.index = _mm512_permutex2var_epi8(x, even, y);
+    r.high[0] = _mm512_test_epi8_mask(up, byte64(1));
+    r.signs = parity_below(up);
+    r.scale = two_halves(scales16(a), scales16(b));
   }
 };
 struct IQ2_S : Grid<82, false> {
   static constexpr float factor = 0.125f;
+  static constexpr int first_sign = 0;
+  static const auto& points() {
+    static const Points<1024, 8> all(grids.iq2_s);
+    return all;
+  }
   static Scales scales(const uint8_t* s) {
     return scaled(sixteen_of(odd_nibbles(load<uint32_t>(s + 74)), odd_nibbles(load<uint32_t>(s + 78))));
+  }
+  static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
+    const uint64_t x = load<uint64_t>(a + 66), y = load<uint64_t>(b + 66), bits = 0x5555555555555555;
+    r.index = two_halves(a + 2, b + 2);
+    r.signs = two_halves(a + 34, b + 34);
+    r.high[0] = joined(_pext_u64(x, bits), _pext_u64(y, bits));
+    r.high[1] = joined(_pext_u64(x, ~bits), _pext_u64(y, ~bits));
+    r.scale = two_halves(scales(a).scale, scales(b).scale);
   }
   static void codes(const uint8_t* s, __m512i* q) {
     for (int k = 0; k < 4; k++) {
@@ -144,31 +158,33 @@ struct IQ2_S : Grid<82, false> {
   static uint64_t negative(const uint8_t* s, int k) { return load<uint64_t>(s + 34 + 8 * k); }
 };
 struct IQ3_XXS : Grid<98, true> {
-  static constexpr uint8_t group[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  static constexpr int point_size = 4;
   static constexpr float factor = 0.25f;
-  static Scales scales(const uint8_t* s) {
-    __m256i word = _mm256_loadu_si256((const __m256i*)(s + 66));
-    __m256i x = _mm256_or_si256(_mm256_slli_epi32(_mm256_srli_epi32(word, 28), 1), _mm256_set1_epi32(1));
-    return scaled(_mm256_castsi128_si256(_mm256_cvtepi32_epi16(x)));
+  static const auto& points() {
+    static const Points<256, 4> all(grids.iq3_xxs);
+    return all;
   }
-  static void codes(const uint8_t* s, __m512i* q) {
-    static const Points<256, 4> points(grids.iq3_xxs);
-    points_of_4(points, _mm512_loadu_si512(s + 2), 0, q);
-  }
-  static uint64_t negative(const uint8_t* s, int k) {
-    return masks_of_4(seven_bits(_mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)(s + 66))))).of[k];
+  static void read(const uint8_t* s, Reading& r) {
+    const __m512i words = _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i*)(s + 66)));
+    r.index = _mm512_loadu_si512(s + 2);
+    r.signs = parity_below(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x14140d0d06063f3f), words));
+    r.scale = odd_numbers(_mm512_shuffle_epi32(words, _MM_PERM_CCAA));
   }
 };
 struct IQ3_S : Grid<110, true> {
-  static constexpr uint8_t group[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  static constexpr int point_size = 4;
   static constexpr float factor = 1.0f;
-  static Scales scales(const uint8_t* s) { return scaled(eight_of(odd_nibbles(load<uint32_t>(s + 106)))); }
-  static void codes(const uint8_t* s, __m512i* q) {
-    static const Points<512, 4> points(grids.iq3_s);
-    points_of_4(points, _mm512_loadu_si512(s + 2), load<uint64_t>(s + 66), q);
+  static constexpr int first_sign = 0;
+  static const auto& points() {
+    static const Points<512, 4> all(grids.iq3_s);
+    return all;
   }
-  static uint64_t negative(const uint8_t* s, int k) {
-    return masks_of_4(_mm256_loadu_si256((const __m256i*)(s + 74))).of[k];
+  static void read(const uint8_t* s, Reading& r) {
+    const __m512i twice_each = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(s + 74)));
+    r.index = _mm512_loadu_si512(s + 2);
+    r.high[0] = load<uint64_t>(s + 66);
+    r.signs = _mm512_or_si512(twice_each, _mm512_slli_epi16(twice_each, 8));
+    r.scale = _mm512_shuffle_epi32(eight_bytes(odd_nibbles(load<uint32_t>(s + 106))), _MM_PERM_CCAA);
   }
 };
 
@@ -177,8 +193,29 @@ inline __m512i eighths(__m512i index, __mmask8 down) {
   __m512i shift = _mm512_mask_mov_epi64(byte64(2), down, _mm512_setzero_si512());
   return _mm512_add_epi8(_mm512_slli_epi64(points8(index, grids.iq1), 3), shift);
 }
+inline const auto& iq1_points() {
+  static const Points<2048, 8, 8> all(grids.iq1);
+  return all;
+}
 struct IQ1_S : Wide<50, 9, false, true> {
+  static constexpr bool grid = true;
   static constexpr float factor = 0.125f;
+  static const auto& points() { return iq1_points(); }
+  static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
+    const __m256i up = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(a + 34))),
+                                               _mm_loadu_si128((const __m128i*)(b + 34)), 1);
+    const __m512i words = _mm512_cvtepi16_epi32(up);
+    r.index = two_halves(a + 2, b + 2);
+    const uint64_t x0 = load<uint64_t>(a + 34), x1 = load<uint64_t>(a + 42);
+    const uint64_t y0 = load<uint64_t>(b + 34), y1 = load<uint64_t>(b + 42);
+    for (int n = 0; n < 3; n++) {
+      const uint64_t bits = uint64_t(0x0249024902490249) << n;
+      r.high[n] = joined(_pext_u64(x0, bits) | _pext_u64(x1, bits) << 16, _pext_u64(y0, bits) | _pext_u64(y1, bits) << 16);
+    }
+    r.moved = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x02020202), _mm512_movepi32_mask(words), _mm512_setzero_si512());
+    const __m512i three = _mm512_and_si512(_mm512_srli_epi32(words, 11), _mm512_set1_epi32(14));
+    r.scale = _mm512_or_si512(three, _mm512_set1_epi32(1));
+  }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s); }
   static Scales scales(const uint8_t* s) {
     __m128i high = _mm_srli_epi16(_mm_loadu_si128((const __m128i*)(s + 34)), 12);
@@ -195,7 +232,21 @@ struct IQ1_S : Wide<50, 9, false, true> {
   }
 };
 struct IQ1_M : Wide<56, 9, false, false> {
+  static constexpr bool grid = true;
   static constexpr float factor = 0.125f;
+  static const auto& points() { return iq1_points(); }
+  static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
+    const uint64_t x0 = load<uint64_t>(a + 32), x1 = load<uint64_t>(a + 40);
+    const uint64_t y0 = load<uint64_t>(b + 32), y1 = load<uint64_t>(b + 40);
+    auto bit = [&](int n) {
+      const uint64_t bits = uint64_t(0x1111111111111111) << n;
+      return joined(_pext_u64(x0, bits) | _pext_u64(x1, bits) << 16, _pext_u64(y0, bits) | _pext_u64(y1, bits) << 16);
+    };
+    r.index = two_halves(a, b);
+    for (int n = 0; n < 3; n++) r.high[n] = bit(n);
+    r.moved = _mm512_mask_mov_epi8(byte64(2), bit(3), _mm512_setzero_si512());
+    r.scale = two_halves(scales(a).scale, scales(b).scale);
+  }
   static uint32_t d(const uint8_t* s) { return uint32_t(_pext_u64(load<uint64_t>(s + 48), 0xf000f000f000f000)); }
   static Scales scales(const uint8_t* s) {
     uint64_t packed = _pext_u64(load<uint64_t>(s + 48), 0x0fff0fff0fff0fff), three = 0x0707070707070707;

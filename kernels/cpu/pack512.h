@@ -146,7 +146,7 @@ template <class P>
 inline void points_of_4(const P& points, __m512i index, __mmask64 high, __m512i signs, int at, __m512i* q) {
   const __m512i a = points.look(0, index, high), b = points.look(1, index, high);
   const __m512i low = _mm512_unpacklo_epi8(a, b), up = _mm512_unpackhi_epi8(a, b);  // 64 bits a row
-  const __m512i eight = _mm512_set1_epi64(0x1c1814100c080400);
+  const __m512i eight = _mm512_set1_epi64(0x1b1813100b080300);
   for (int n = 0; n < 4; n += 2) {
     __m512i from = _mm512_add_epi8(eight, byte64(16 * n));
     __m512 x = _mm512_castsi512_ps(_mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(from, low), points.values));
@@ -171,7 +171,7 @@ inline void pack_d(const uint8_t* s, size_t row_bytes, Tile& tile) {
 }
 
 inline void pack_bytes(IQ2_XXS, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  static const Points<256, 8> points(grids.iq2_xxs);
+  const auto& points = IQ2_XXS::points();
   static constexpr int order[4] = {0, 1, 2, 3};
   pack_d<IQ2_XXS>(s, row_bytes, tile);
   for (int i = 0; i < 4; i++) {
@@ -186,7 +186,7 @@ inline void pack_bytes(IQ2_XXS, const uint8_t* s, size_t row_bytes, Tile& tile) 
 }
 
 inline void pack_bytes(IQ2_XS, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  static const Points<512, 8> points(grids.iq2_xs);
+  const auto& points = IQ2_XS::points();
   static constexpr int order[4] = {0, 2, 1, 3};
   pack_d<IQ2_XS>(s, row_bytes, tile);
   const __m512i low = _mm512_set1_epi16(255);
@@ -206,7 +206,7 @@ inline void pack_bytes(IQ2_XS, const uint8_t* s, size_t row_bytes, Tile& tile) {
 }
 
 inline void pack_bytes(IQ3_XXS, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  static const Points<256, 4> points(grids.iq3_xxs);
+  const auto& points = IQ3_XXS::points();
   pack_d<IQ3_XXS>(s, row_bytes, tile);
   __m512i signs[8];
   for (int h = 0; h < 2; h++) columns4((const char*)s + 66 + 16 * h, row_bytes, signs + 4 * h);
@@ -223,7 +223,7 @@ inline void pack_bytes(IQ3_XXS, const uint8_t* s, size_t row_bytes, Tile& tile) 
 }
 
 inline void pack_bytes(IQ3_S, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  static const Points<512, 4> points(grids.iq3_s);
+  const auto& points = IQ3_S::points();
   pack_d<IQ3_S>(s, row_bytes, tile);
   __m512i signs[8], high[4], end[4];
   for (int h = 0; h < 2; h++) columns4((const char*)s + 74 + 16 * h, row_bytes, signs + 4 * h);
@@ -252,7 +252,6 @@ struct alignas(64) Unpacked {  // 16 rows of one block
 
 template <class F>
 void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
-  if constexpr (by_bytes<F>) return pack_bytes(F(), s, row_bytes, tile);
   for (int r = 0; r < 16; r++, s += row_bytes) {
     __m512i q[4];
     F::codes(s, q);

@@ -53,7 +53,6 @@ inline __attribute__((always_inline)) void block_sums(const uint8_t* s, const Ac
   } else {
     for (int k = 0; k < 4; k++) {
       __m512i v = _mm512_load_si512(y + 64 * k);
-      if constexpr (F::signs) v = _mm512_mask_sub_epi8(v, F::negative(s, k), _mm512_setzero_si512(), v);
       __m512i by = _mm512_permutexvar_epi16(_mm512_load_si512(spread<F>.index[k]), scale);
       part[k & 1] = _mm512_dpwssd_epi32(part[k & 1], _mm512_maddubs_epi16(q[k], v), by);
     }
@@ -155,9 +154,16 @@ void wide_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
+struct None {};
+template <class F>
+inline auto points_of() {
+  if constexpr (!F::wide) return None();
+  else return F::points();
+}
+
 // Two chunks of 256 activations, and what else the weights that meet them need: blocks k and k + 4 of the first, then of
 // the second in lane k.
-struct alignas(64) Pair {
+struct alignas(64) Halves {
   int8_t q[2][256];   // in the order of `Narrow::group`
   int32_t moved[16];  // -bias times the sums
   float d[16], sums[16];
@@ -165,7 +171,7 @@ struct alignas(64) Pair {
 };
 
 template <class F>
-inline void make_pair(const Activation& a, const Activation& b, int blocks_a, int blocks_b, Pair& to) {
+inline void make_pair(const Activation& a, const Activation& b, int blocks_a, int blocks_b, Halves& to) {
   to.inside = 0;
   for (int half = 0; half < 2; half++) {
     const Activation& from = half ? b : a;
@@ -196,30 +202,149 @@ inline __m512i lane_sums(const __m512i* x) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
-// Lane 1: q[0] and q[2] of either chunk of 256 weights, lane 3: q[1] and q[3].
+// What is known of four chunks of 256 weights before floats are made of it.
 template <class F>
-inline __attribute__((always_inline)) __m512 narrow_quads(const uint8_t* a, const uint8_t* b, const Pair& y) {
-  __m512i dot[4];
-  for (int half = 0; half < 2; half++) {
-    __m512i q[4];
-    F::codes(half ? b : a, q);
-    for (int i = 0; i < 2; i++) {
-      __m512i x = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[2 * i], _mm512_load_si512(y.q[half] + 128 * i));
-      dot[2 * half + i] = _mm512_dpbusd_epi32(x, q[2 * i + 1], _mm512_load_si512(y.q[half] + 128 * i + 64));
+struct NarrowSums {
+  __m512i sum[2];
+  __m256i d[2], m[2];
+
+  NarrowSums(None, const uint8_t* const* s, const Halves& one, const Halves& other) {
+    for (int k = 0; k < 2; k++) {
+      const uint8_t *a = s[2 * k], *b = s[2 * k + 1];
+      const Halves& y = k ? other : one;
+      __m512i dot[4];
+      for (int half = 0; half < 2; half++) {
+        __m512i q[4];
+        F::codes(half ? b : a, q);
+        for (int i = 0; i < 2; i++) {
+          __m512i x = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[2 * i], _mm512_load_si512(y.q[half] + 128 * i));
+          dot[2 * half + i] = _mm512_dpbusd_epi32(x, q[2 * i + 1], _mm512_load_si512(y.q[half] + 128 * i + 64));
+        }
+      }
+      sum[k] = lane_sums<F::most>(dot);
+    }
+    for (int k = 0; k < 2; k++) {
+      d[k] = _mm256_mask_blend_epi16(0xcccc, F::d(s[2 * k]), F::d(s[2 * k + 1]));
+      if constexpr (F::lows) m[k] = _mm256_mask_blend_epi16(0xcccc, F::m(s[2 * k]), F::m(s[2 * k + 1]));
     }
   }
-  __m512i sum = lane_sums<F::most>(dot);
-  if (F::bias) sum = _mm512_add_epi32(sum, _mm512_load_si512(y.moved));
-  auto number = [](__m256i of_a, __m256i of_b) { return F::number(_mm256_mask_blend_epi16(0xcccc, of_a, of_b)); };
-  __m512 v = _mm512_maskz_mul_ps(y.inside, number(F::d(a), F::d(b)), _mm512_cvtepi32_ps(sum));
-  if constexpr (F::lows) v = _mm512_maskz_fmadd_ps(y.inside, number(F::m(a), F::m(b)), _mm512_load_ps(y.sums), v);
-  __m512 d = _mm512_load_ps(y.d), even = _mm512_mul_ps(d, v);
-  return _mm512_fmadd_ps(d, v, _mm512_shuffle_f32x4(even, even, 0xa0));
+  // Lane 1: q[0] and q[2] of either chunk of a pair, lane 3: q[1] and q[3].
+  __m512 quads(int k, const Halves& y) const {
+    const __m512i right = F::bias ? _mm512_add_epi32(sum[k], _mm512_load_si512(y.moved)) : sum[k];
+    __m512 v = _mm512_maskz_mul_ps(y.inside, F::number(d[k]), _mm512_cvtepi32_ps(right));
+    if (F::lows) v = _mm512_maskz_fmadd_ps(y.inside, F::number(m[k]), _mm512_load_ps(y.sums), v);
+    const __m512 dy = _mm512_load_ps(y.d), even = _mm512_mul_ps(dy, v);
+    return _mm512_fmadd_ps(dy, v, _mm512_shuffle_f32x4(even, even, 0xa0));
+  }
+  __m128 values(const Halves& one, const Halves& other) const {
+    const __m512 x = quads(0, one), z = quads(1, other);
+    const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(x, z, 0x88), _mm512_shuffle_ps(x, z, 0xdd));  // q0+q2, q1+q3
+    return _mm_add_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(sums, 3));
+  }
+};
+
+// Two blocks of activations for a grid type: element p of each of 64 points side by side.
+struct alignas(64) Elements {
+  int8_t q[8][64];      // of four elements a point: four of each block
+  int32_t moved32[16];  // -bias times the sums of 32 and of 16
+  int16_t moved16[32];
+};
+
+// Byte numbers that bring element p of each point of SIZE elements together.
+template <int SIZE>
+struct ByElement {
+  alignas(64) uint8_t of[64] = {};
+  constexpr ByElement() {
+    for (int i = 0; i < 64; i++) of[i] = uint8_t(i % (64 / SIZE) * SIZE + i / (64 / SIZE));
+  }
+};
+template <int SIZE>
+constexpr ByElement<SIZE> by_element;
+
+template <class F>
+inline void make_pair(const Activation& a, const Activation& b, int, int, Elements& to) {
+  constexpr int size = F::point_size, run = 64 / size;
+  for (int half = 0; half < 2; half++) {
+    const Activation& from = half ? b : a;
+    for (int i = 0; i < 4; i++) {
+      alignas(64) int8_t x[64];
+      _mm512_store_si512(x, _mm512_permutexvar_epi8(_mm512_load_si512(by_element<size>.of), _mm512_load_si512(from.q + 64 * i)));
+      for (int p = 0; p < size; p++)
+        __builtin_memcpy((size == 8 ? to.q[p] + 32 * half : to.q[4 * half + p]) + run * i, x + run * p, run);
+    }
+    for (int j = 0; j < 8; j++) to.moved32[8 * half + j] = -F::bias * from.sum32[j];
+    for (int g = 0; g < 16; g++) to.moved16[16 * half + g] = int16_t(-F::bias * from.sum16[g]);
+  }
+}
+
+// Sums of scale * code * y over 64 points: 16 parts in order.
+template <class F, int SIZE, class P>
+inline __attribute__((always_inline)) __m512i point_sums(const P& points, const Reading& r, const int8_t (*y)[64],
+                                                         const Elements& e) {
+  const __m512i byte[2] = {points.look(0, r.index, r.high), points.look(1, r.index, r.high)};
+  __m512i sum = F::pairs && F::bias ? _mm512_load_si512(e.moved32) : _mm512_setzero_si512(), part = sum;
+  if (!F::pairs && F::bias) sum = _mm512_madd_epi16(_mm512_load_si512(e.moved16), r.scale);
+#pragma GCC unroll 8
+  for (int n = 0; n < SIZE; n++) {
+    __m512i q = points.element(n, byte[n / (SIZE / 2)]), v = _mm512_load_si512(y[n]);
+    if (F::bias) q = _mm512_add_epi8(q, r.moved);
+    if constexpr (F::signs) {
+      const int bit = 1 << (n + F::first_sign) % 8, next = 1 << (n + 4 + F::first_sign) % 8;
+      const __m512i which = SIZE == 8 ? byte64(bit) : _mm512_set1_epi16(short(bit | next << 8));
+      v = _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(r.signs, which), _mm512_setzero_si512(), v);
+    }
+    if constexpr (F::pairs) {
+      sum = _mm512_dpbusd_epi32(sum, q, v);
+    } else {  // three times two products fit in an int16
+      const __m512i two = _mm512_maddubs_epi16(q, v);
+      part = n % 3 ? _mm512_add_epi16(part, two) : two;
+      if (n % 3 == 2 || n + 1 == SIZE) sum = _mm512_dpwssd_epi32(sum, part, r.scale);
+    }
+  }
+  return F::pairs ? _mm512_mullo_epi32(sum, r.scale) : sum;
+}
+
+// From the sums of eight parts of each of four blocks, of two a register.
+inline __m128i sums_of_halves(__m512i x, __m512i y) {
+  __m512i z = _mm512_add_epi32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+  z = _mm512_add_epi32(z, _mm512_shuffle_epi32(z, _MM_PERM_BADC));
+  z = _mm512_add_epi32(z, _mm512_shuffle_i64x2(z, z, 0xb1));
+  return _mm_unpacklo_epi32(_mm512_castsi512_si128(z), _mm512_extracti32x4_epi32(z, 2));
 }
 
 template <class F>
-void narrow_stream(const Job& job, int token, int begin, int end) {
-  constexpr int size = 8 * F::bytes, rows_at_once = 4;
+struct GridSums {
+  static constexpr bool of_8 = F::point_size == 8;
+  __m512i total[of_8 ? 2 : 4];
+  uint64_t d = 0;
+
+  template <class P>
+  GridSums(const P& points, const uint8_t* const* s, const Elements& one, const Elements& other) {
+    for (int k = 0; k < (of_8 ? 2 : 4); k++) {
+      const Elements& e = k < (of_8 ? 1 : 2) ? one : other;
+      Reading r;
+      if constexpr (of_8) {
+        F::read(s[2 * k], s[2 * k + 1], r);
+        total[k] = point_sums<F, 8>(points, r, e.q, e);
+      } else {
+        F::read(s[k], r);
+        total[k] = point_sums<F, 4>(points, r, e.q + 4 * (k % 2), e);
+      }
+    }
+    for (int k = 0; k < 4; k++) d |= uint64_t(F::d(s[k])) << (16 * k);
+  }
+  __m128 values(const Elements&, const Elements&) const {
+    __m128i sums;
+    if constexpr (of_8) sums = sums_of_halves(total[0], total[1]);
+    else sums = sums_of_4(total);
+    const __m128 scale = _mm_mul_ps(_mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(d))), _mm_set1_ps(F::factor));
+    return _mm_mul_ps(scale, _mm_cvtepi32_ps(sums));
+  }
+};
+
+template <class F, class Sums, class Pair>
+void paired_stream(const Job& job, int token, int begin, int end) {
+  constexpr int size = 256 / F::block * F::bytes, rows_at_once = 4;
   const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, pairs = chunks % 2 ? chunks : chunks / 2;
   const size_t held = size_t(rows_at_once) * chunks + 4;  // floats
   Pair* pair = reinterpret_cast<Pair*>(scratch(size_t(pairs) * sizeof(Pair) + held * sizeof(float)));
@@ -229,11 +354,13 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
     const int n = 2 * i % chunks, m = (2 * i + 1) % chunks;
     make_pair<F>(job.at(token, n), job.at(token, m), blocks(n), blocks(m), pair[i]);
   }
+  const auto points = points_of<F>();  // a copy, for registers
   alignas(64) uint8_t last[4][size];  // the matrix's end, with zeros behind it
   float* out = job.out[token];
   for (int r = begin; r < end; r += rows_at_once) {
     const int rows = end - r < rows_at_once ? end - r : rows_at_once, count = rows * chunks;
     const uint8_t *row = job.weights + size_t(r) * job.row_bytes, *at = row;
+    const Pair *one = nullptr, *other = nullptr;
     int n = 0, p = 0;
     auto next = [&](int k) {
       const uint8_t* s = at;
@@ -246,22 +373,39 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
       if (++n == chunks) n = 0, at = row += job.row_bytes;
       return s;
     };
-#pragma GCC unroll 1
-    for (int i = 0; i < count; i += 4) {
+    auto step = [&](int i) __attribute__((always_inline)) {
       const uint8_t* s[4];
       for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
       ask_ahead<4 * size>(s[0]);
-      const Pair& one = pair[p];
+      one = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
-      const Pair& other = pair[p];
+      other = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
-      __m512 x = narrow_quads<F>(s[0], s[1], one), z = narrow_quads<F>(s[2], s[3], other);
-      __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(x, z, 0x88), _mm512_shuffle_ps(x, z, 0xdd));  // q0+q2, q1+q3
-      _mm_storeu_ps(values + i, _mm_add_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(sums, 3)));
+      return Sums(points, s, *one, *other);
+    };
+    if constexpr (F::grid) {  // floats are made during the next step: a CPU looks ahead less far while it waits for them
+      Sums sums = step(0);
+#pragma GCC unroll 1
+      for (int i = 4; i < count; i += 4) {
+        const Pair *a = one, *b = other;
+        const Sums now = step(i);
+        _mm_storeu_ps(values + i - 4, sums.values(*a, *b));
+        sums = now;
+      }
+      _mm_storeu_ps(values + (count - 1) / 4 * 4, sums.values(*one, *other));
+    } else {
+#pragma GCC unroll 1
+      for (int i = 0; i < count; i += 4) {
+        const Sums sums = step(i);
+        _mm_storeu_ps(values + i, sums.values(*one, *other));
+      }
     }
     for (int k = 0; k < rows; k++) {
       float acc = 0.0f;
-      for (int c = 0; c < chunks; c++) acc = acc + values[k * chunks + c];
+      for (int c = 0; c < chunks; c++) {
+        const float value = values[k * chunks + c];
+        acc = F::wide ? __builtin_fmaf(job.at(token, c).d[0], value, acc) : acc + value;
+      }
       out[r + k] = acc;
     }
   }
@@ -269,6 +413,7 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
 
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  if constexpr (F::wide) wide_stream<F>(job, token, begin, end);
-  else narrow_stream<F>(job, token, begin, end);
+  if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves>(job, token, begin, end);
+  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements>(job, token, begin, end);
+  else wide_stream<F>(job, token, begin, end);
 }
