@@ -62,6 +62,36 @@ class Linears:
         return [part.view(tokens, n) for part, n in zip(parts, self.rows, strict=True)]
 
 
+class HeadMaps:
+    """Weights [out, in] of one format and shape, one a head."""
+
+    def __init__(self, maps: Sequence[QuantTensor]):
+        first = maps[0]
+        if any(w.format is not first.format or w.shape != first.shape for w in maps):
+            raise ValueError("the maps of all heads must have one format and shape")
+        self.rows, self.cols = first.shape
+        self._kept = list(maps)
+        self._native = _cpu.Linears(str(_cpu.levels()[-1]))
+        for w in maps:
+            at = weight_address(w, self.cols)
+            self._native.add(w.format.name, at, w.format.row_bytes(self.cols), self.rows, self.cols, 0)
+
+    def __call__(self, x: Tensor, out: Tensor, threads: int) -> None:
+        """x [T, H, in] -> out [T, H, out]; both may be parts of wider rows."""
+        tokens, heads = x.shape[0], len(self._kept)
+        _check_rows("x", x, (tokens, heads, self.cols))
+        _check_rows("out", out, (tokens, heads, self.rows))
+        self._native.by_head(x.data_ptr(), *x.stride()[:2], tokens, out.data_ptr(), *out.stride()[:2], threads)
+
+
+def lay(x: Tensor, out: Tensor, threads: int) -> None:
+    """Copy x [T, H, n]; both may be parts of wider rows."""
+    _check_rows("x", x, x.shape)
+    _check_rows("out", out, x.shape)
+    tokens, heads, n = x.shape
+    _cpu.lay(x.data_ptr(), *x.stride()[:2], out.data_ptr(), *out.stride()[:2], tokens, heads, n, threads)
+
+
 def rms_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, threads: int, level: str | None = None
 ) -> Tensor:
@@ -295,6 +325,13 @@ def _at(x: Tensor | None) -> int:
 def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     if x.dtype is not torch.float32 or x.shape != shape or not x.is_cpu or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")
+
+
+def _check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.dtype is not torch.float32 or x.shape != shape or x.dim() != 3 or not x.is_cpu or x.stride(2) != 1:
+        raise ValueError(
+            f"{name} must be float32 {list(shape)} on the CPU, numbers side by side, not {x.dtype} {list(x.shape)}"
+        )
 
 
 def _cache(kv: KvLayer) -> Any:

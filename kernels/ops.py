@@ -19,10 +19,10 @@ from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
 __all__ = [
-    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadRule", "Heads", "Linears", "Mask", "Recorder",
-    "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention", "bank_rows",
-    "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "matmul", "reach", "record",
-    "residual", "residual_norm", "rms_norm", "rows", "store",
+    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads", "Linears", "Mask",
+    "Recorder", "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention",
+    "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay", "matmul",
+    "reach", "record", "residual", "residual_norm", "rms_norm", "rows", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -158,6 +158,25 @@ class Linears:
         return [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
 
 
+class HeadMaps:
+    """A map of each head's own, of one format and shape."""
+
+    def __init__(self, maps: Sequence[QuantTensor], activations: Activations):
+        self.maps, self.activations = list(maps), activations
+        here = activations == "q8" and all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w in maps)
+        self._compiled = cpu_step.HeadMaps(self.maps) if here else None
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x [T, H, in] float32 -> [T, H, out], in `out` if given; both may be parts of wider rows."""
+        out = x.new_empty(*x.shape[:2], self.maps[0].shape[0]) if out is None else out
+        if self._compiled is not None:
+            self._compiled(x, out, torch.get_num_threads())
+        else:
+            for h, w in enumerate(self.maps):
+                out[:, h] = matmul(x[:, h].contiguous(), w, activations=self.activations)
+        return out
+
+
 class Router:
     """From a router's logits [T, E] to the ids [T, k] int32 and weights [T, k] of the chosen experts."""
 
@@ -185,6 +204,15 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     if x.device.type == "cpu":
         return cpu_step.rms_norm(x, weight, bias, eps, torch.get_num_threads())
     return kernels_of(x.device).rms_norm(x, weight, bias, eps)
+
+
+def lay(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Copy x [T, H, n] float32 into `out`, or into rows that lie close together; both may be parts of wider rows."""
+    out = x.new_empty(x.shape) if out is None else out
+    if x.device.type != "cpu":
+        return out.copy_(x)
+    cpu_step.lay(x, out, torch.get_num_threads())
+    return out
 
 
 def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:

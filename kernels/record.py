@@ -20,7 +20,7 @@ _VIEWS = {
     "split_with_sizes",
     "__getitem__",
 }  # where nothing has to be copied
-_LOOKS = {"data_ptr", "is_contiguous", "numel", "dim", "__len__"}  # at no number of the tensor
+_LOOKS = {"data_ptr", "is_contiguous", "stride", "numel", "dim", "__len__"}  # at no number of the tensor
 
 
 class Recorder(TorchFunctionMode):

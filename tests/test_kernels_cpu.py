@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_ops
-from gmoe.kernels.cpu_step import Linears
+from gmoe.kernels.cpu_step import HeadMaps, Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import activate
 from gmoe.kernels.reference import dequantize
@@ -89,6 +89,24 @@ def test_several_matrices_at_once_are_each_by_itself(names: tuple[str, ...], tok
         for (w, bias), y in zip(parts, Linears(parts)(x, threads), strict=True):
             alone = cpu_ops.matmul(x, w)
             assert torch.equal(y, alone if bias is None else alone + bias)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16", "F32", "IQ2_S"])
+def test_maps_of_heads_are_each_by_itself(name: str, tokens: int) -> None:
+    maps = [random_rows(name, 40, 256, seed) for seed in range(5)]
+    wide = activations(tokens * 5, 300).view(tokens, 5, 300)
+    x, into = wide[..., 7:263], torch.zeros(tokens, 5, 64)
+    for threads in (1, 3):
+        into.zero_()
+        HeadMaps(maps)(x, into[..., 10:50], threads)
+        for h, w in enumerate(maps):
+            assert torch.equal(into[:, h, 10:50], cpu_ops.matmul(x[:, h].contiguous(), w))
+        assert not into[..., :10].any() and not into[..., 50:].any()
+    with pytest.raises(ValueError, match="one format and shape"):
+        HeadMaps([maps[0], random_rows("Q4_0", 40, 256)])
+    with pytest.raises(ValueError, match="x must be float32"):
+        HeadMaps(maps)(wide, into, 1)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])

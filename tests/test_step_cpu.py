@@ -197,3 +197,15 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         zero = torch.zeros(1, dtype=torch.int64)
         turns = Turns(zero, zero[None].int(), zero.int(), torch.tensor([0, 1], dtype=torch.int32))
         cpu_step.attention(random(1, 3, 8), kv, turns, 1.0, Mask("causal"), None, 1)
+
+
+def test_parts_of_rows_are_laid_beside_others() -> None:
+    x = random(5, 3, 20)
+    out = torch.zeros(5, 3, 32)
+    cpu_step.lay(x[..., 4:11], out[..., 16:23], 2)
+    assert torch.equal(out[..., 16:23], x[..., 4:11])
+    assert not out[..., :16].any() and not out[..., 23:].any()
+    with pytest.raises(ValueError, match="side by side"):
+        cpu_step.lay(x.transpose(1, 2), out, 1)
+    with pytest.raises(ValueError, match=r"out must be float32 \[5, 3, 7\]"):
+        cpu_step.lay(x[..., 4:11], out, 1)

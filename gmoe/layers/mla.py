@@ -8,7 +8,7 @@ from torch import Tensor
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import attention, dequantize, matmul
+from gmoe.kernels.ops import HeadMaps, attention, dequantize, lay
 from gmoe.layers.attention import causal
 from gmoe.layers.batch import Batch
 from gmoe.layers.rope import rope, yarn_magnitude
@@ -21,7 +21,6 @@ class MLA:
     def __init__(self, w: Weights):
         hp = w.hparams
         self.layer = w.layer
-        self.activations = w.activations
         self.n_head = hp.n_head
         self.n_lora = hp.kv_lora_rank
         self.n_rot = hp.rope_dimension_count or 0
@@ -46,7 +45,7 @@ class MLA:
             self.q = w.linear("attn_q", hp.n_embd, q_width)
         self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
         self.kv_a_norm = w.norm("attn_kv_a_norm")
-        self.k_b, self.v_b = self._heads(w)
+        self.k_b, self.v_b = (HeadMaps(maps, w.activations) for maps in self._heads(w))
         self.output = w.linear("attn_output", self.n_head * self.n_head_v, hp.n_embd)
         self.kv_shape = KvShape(1, self.n_lora + self.n_rot, self.n_lora)
 
@@ -67,19 +66,17 @@ class MLA:
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D]; this step's latent rows are in the cache afterwards."""
         q = self.q(x).view(-1, self.n_head, self.n_head_k)
-        latent = self.kv_a(x)  # [T, n_lora + n_rot]
-        q_rot = self.rope(q[..., self.n_nope :].contiguous(), batch.positions)
-        k_rot = self.rope(latent[:, None, self.n_lora :], batch.positions).flatten(1)
-        absorbed = self._by_head(q[..., : self.n_nope], self.k_b)  # [T, H, n_lora]
-        query = torch.cat((absorbed, q_rot), -1)
-        key = torch.cat((self.kv_a_norm(latent[:, : self.n_lora]), k_rot), -1)
-        batch.kv.write(self.layer, batch.slot_mapping, key[:, None], key[:, None, : self.n_lora])
+        latent = self.kv_a(x)[:, None]  # [T, 1, n_lora + n_rot]
+        query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
+        self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
+        lay(self.rope(lay(q[..., self.n_nope :]), batch.positions), query[..., self.n_lora :])
+        value = self.kv_a_norm(lay(latent[..., : self.n_lora]))
+        key = torch.empty_like(latent)
+        lay(value, key[..., : self.n_lora])
+        lay(self.rope(lay(latent[..., self.n_lora :]), batch.positions), key[..., self.n_lora :])
+        batch.kv.write(self.layer, batch.slot_mapping, key, value)
         mixed = attention(query, batch.kv.layers[self.layer], batch.turns, self.scale, causal, None)
-        return self.output(self._by_head(mixed, self.v_b).flatten(1))
-
-    def _by_head(self, x: Tensor, maps: list[QuantTensor]) -> Tensor:
-        heads = [matmul(x[:, h].contiguous(), maps[h], activations=self.activations) for h in range(self.n_head)]
-        return torch.stack(heads, 1)
+        return self.output(self.v_b(mixed).flatten(1))
 
 
 def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:

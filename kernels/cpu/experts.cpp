@@ -279,6 +279,30 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
   });
 }
 
+void matmul_by_head(const Level& level, const Product* heads, int count, int cols, ByHead<const float> x, int tokens,
+                    ByHead<float> out, int threads) {
+  if (threads <= 0) threads = usable_cores();
+  thread_local Memory memory;
+  const Product& first = heads[0];
+  const Panels panels(memory, level, first.format->rounding, cols, count * tokens);
+  std::vector<float*> to;
+  for (int h = 0; h < count; h++)
+    for (int t = 0; t < tokens; t++) to.push_back(out.at(t, h));
+  parallel(count, tokens < 8 ? 1 : threads, [&](int h) {
+    for (int t = 0; t < tokens; t++) panels.round(x.at(t, h), 0, cols, h * tokens, t, tokens);
+  });
+  const int step = rows_a_task(first.rows, first.rows * count, first.row_bytes, tokens, threads);
+  const int parts = (first.rows + step - 1) / step;
+  parallel(count * parts, threads, [&](int i) {
+    const int h = i / parts, begin = i % parts * step;
+    const Product& m = heads[h];
+    Job job{m.weights, m.row_bytes, cols, begin, std::min(m.rows, begin + step), nullptr, 0, 0, 0,
+            &to[size_t(h) * tokens], m.weights + m.row_bytes * size_t(m.rows)};
+    panels.fill(job, h * tokens, tokens);
+    m.format->rows(job);
+  });
+}
+
 void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind,
                  const float* x, const int32_t* ids, int tokens, int k, float* out, int threads) {
   if (threads <= 0) threads = usable_cores();

@@ -28,6 +28,18 @@ struct Product {
 // x [tokens][cols] times each matrix, all of them as one queue of tasks.
 void matmul(const Level&, const Product* products, int count, int cols, const float* x, int tokens, int threads);
 
+// Numbers of [tokens][heads], each of which begins so many floats after the one before.
+template <class T>
+struct ByHead {
+  T* p;
+  size_t token, head;
+  T* at(int t, int h) const { return p + size_t(t) * token + size_t(h) * head; }
+};
+
+// Each head's x times its own matrix [rows][cols], all of one format and shape; their `bias` and `out` are not used.
+void matmul_by_head(const Level&, const Product* heads, int count, int cols, ByHead<const float> x, int tokens,
+                    ByHead<float> out, int threads);
+
 // out [tokens][k][down.rows]; ids [tokens][k], -1 leaves its row alone; `gate` may be null (relu2).
 void expert_rows(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,
                  const int32_t* ids, int tokens, int k, float* out, int threads);

@@ -82,6 +82,15 @@ void residual(const Step& step, const float* x, float scale, int rows, int n, fl
   });
 }
 
+void lay(const float* x, size_t x_token, size_t x_head, float* y, size_t y_token, size_t y_head, int tokens, int heads,
+         int n, int threads) {
+  over_rows(tokens, size_t(heads) * n, threads, [&](int from, int until) {
+    for (int t = from; t < until; t++)
+      for (int h = 0; h < heads; h++)
+        std::memcpy(y + t * y_token + h * y_head, x + t * x_token + h * x_head, n * sizeof(float));
+  });
+}
+
 void rotate(const Step& step, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads) {
   over_rows(tokens, size_t(heads) * d, threads, [&](int from, int until) {

@@ -92,6 +92,9 @@ void norm(const Step&, const float* x, int rows, int n, const float* weight, con
           int threads);
 // y becomes x + scale * y.
 void residual(const Step&, const float* x, float scale, int rows, int n, float* y, int threads);
+// Copies x [tokens][heads][n]; on both sides tokens and heads are so many floats apart.
+void lay(const float* x, size_t x_token, size_t x_head, float* y, size_t y_token, size_t y_head, int tokens, int heads,
+         int n, int threads);
 void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
             const float* sin, const int64_t* positions, int threads);
 // Both in place; without a table nothing is rotated.

@@ -29,7 +29,7 @@ const Step& step_named(const std::string& name) {
   throw std::invalid_argument("this CPU has no level " + name);
 }
 
-// Matrices that are multiplied with the same rows, one after the other in the result.
+// Matrices that are multiplied with the same rows, one after the other in the result, or each with rows of its own.
 class Linears {
  public:
   explicit Linears(const std::string& level) : level_(level_named(level)) {}
@@ -49,6 +49,15 @@ class Linears {
     }
     enter([=, level = &level_, cols = cols_] {
       matmul(*level, products.data(), int(products.size()), cols, at<const float>(x), tokens, threads);
+    });
+  }
+
+  void by_head(uintptr_t x, size_t x_token, size_t x_head, int tokens, uintptr_t out, size_t out_token, size_t out_head,
+               int threads) const {
+    const ByHead<const float> from = {at<const float>(x), x_token, x_head};
+    const ByHead<float> to = {at<float>(out), out_token, out_head};
+    enter([=, this] {
+      matmul_by_head(level_, products_.data(), int(products_.size()), cols_, from, tokens, to, threads);
     });
   }
 
@@ -73,7 +82,8 @@ void bind_step(nb::module_& m) {
   nb::class_<Linears>(m, "Linears")
       .def(nb::init<const std::string&>())
       .def("add", &Linears::add)
-      .def("__call__", &Linears::operator());
+      .def("__call__", &Linears::operator())
+      .def("by_head", &Linears::by_head);
   nb::class_<Router>(m, "Router")
       .def("__init__", [](Router* self, int experts, int chosen, int groups, int used, int gating, uintptr_t bias,
                           bool renormalize, float scale) {
@@ -153,6 +163,10 @@ void bind_step(nb::module_& m) {
       .def("__len__", &Tape::size)
       .def("run", &Tape::run, nb::call_guard<nb::gil_scoped_release>());
   m.def("record", [](Tape* tape) { recording() = tape; }, nb::arg().none());
+  m.def("lay", [](uintptr_t x, size_t x_token, size_t x_head, uintptr_t y, size_t y_token, size_t y_head, int tokens,
+                  int heads, int n, int threads) {
+    enter([=] { lay(at<const float>(x), x_token, x_head, at<float>(y), y_token, y_head, tokens, heads, n, threads); });
+  });
   m.def("furthest", [](uintptr_t positions, int64_t n) {
     const int64_t* p = at<const int64_t>(positions);
     return n > 0 ? *std::max_element(p, p + n) : -1;
