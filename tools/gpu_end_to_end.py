@@ -144,19 +144,23 @@ def agreement(path: Path, sizes: Sizes, tokens: int = 32) -> list[str]:
     given: dict[str, Any] = {"context": 256, "max_sequences": 1, "threads": sizes.threads}
     with loaded(path, None, **given) as model:
         want = model.logits(ids).astype(np.float64)
-    got = {}
+    got, stepped, refused = {}, {}, list[str]()
     for share in (1.0, 0.25):
         with loaded(path, share, **given) as model:
             got[share] = model.logits(ids).astype(np.float64)
+            stepped[share] = model.logits(ids, 1)
+            refused += [notice for notice in model.notices if "kernel by kernel" in notice]
     p, q = (x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
             for x in (want, got[1.0]))  # fmt: skip
     kld = float((np.exp(p) * (p - q)).sum(-1).mean())
     same = float((want.argmax(-1) == got[1.0].argmax(-1)).mean())
-    equal = "equal" if np.array_equal(got[1.0], got[0.25]) else "NOT EQUAL"
+    equal, steps_equal = ("equal" if np.array_equal(x[1.0], x[0.25]) else "NOT EQUAL" for x in (got, stepped))
     return [
         f"Against the CPU, whose activations are rounded to 8 bits: mean KL divergence {kld:.2e}, the same first token "
         f"in {same:.0%} of {tokens}.",
         f"All experts on the card and a quarter of them (miss=load): bits {equal}.",
+        f"The same token by token, as one graph where all are on the card: bits {steps_equal}.",
+        *refused,
     ]
 
 
