@@ -6,6 +6,7 @@ struct Wide {
   static constexpr bool wide = true, lows = LOWS, pairs = PAIRS;  // pairs: 32 elements share a scale
   static constexpr float factor = 1.0f;                          // of d
   static constexpr bool large = false;                           // codes above 128
+  static constexpr bool unscaled = false;                        // every scale is 1
   static constexpr bool signs = false, grid = false;             // of what is negative; points in place of codes
   static constexpr int point_size = 8;
   static constexpr uint8_t group[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};  // of each lane
@@ -19,6 +20,12 @@ inline __m512i byte64(int value) { return _mm512_set1_epi8(char(value)); }
 inline __m512i twice(const uint8_t* p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p)); }
 inline __m512i halves16(int low, int high) {
   return _mm512_inserti64x4(_mm512_set1_epi16(short(low)), _mm256_set1_epi16(short(high)), 1);
+}
+// A load that is used more than once: a compiler would rather load anew for each use, and unaligned loads are dear.
+inline __m512i loaded(const uint8_t* p) {
+  __m512i x = _mm512_loadu_si512(p);
+  asm("" : "+v"(x));
+  return x;
 }
 inline __m512i table16(const uint8_t* table) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)); }
 inline __m512i lows4(__m512i q) { return _mm512_and_si512(q, byte64(15)); }
@@ -38,7 +45,7 @@ struct Q2_K : Wide<84, 0, true, false> {
   }
   static uint32_t d(const uint8_t* s) { return load<uint32_t>(s + 80); }
   static void codes(const uint8_t* s, __m512i* q) {
-    __m512i x = _mm512_loadu_si512(s + 16);
+    __m512i x = loaded(s + 16);
     for (int k = 0; k < 4; k++) q[k] = _mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3));
   }
 };
@@ -52,7 +59,7 @@ struct Q3_K : Wide<110, 4, false, false> {
   }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 108); }
   static void codes(const uint8_t* s, __m512i* q) {
-    __m512i x = _mm512_loadu_si512(s + 32), h = _mm512_srlv_epi16(twice(s), halves16(0, 4));
+    __m512i x = loaded(s + 32), h = _mm512_srlv_epi16(twice(s), halves16(0, 4));
     for (int k = 0; k < 4; k++) {
       __m512i up = k < 2 ? _mm512_slli_epi16(h, 2 - k) : _mm512_srli_epi16(h, k - 2);
       q[k] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3)), _mm512_and_si512(up, byte64(4)));
@@ -73,7 +80,7 @@ struct Q4_K : Wide<144, 0, true, true> {
   static uint32_t d(const uint8_t* s) { return load<uint32_t>(s); }
   static void codes(const uint8_t* s, __m512i* q) {
     for (int h = 0; h < 2; h++) {
-      __m512i x = _mm512_loadu_si512(s + 16 + 64 * h);
+      __m512i x = loaded(s + 16 + 64 * h);
       q[2 * h] = lows4(x);
       q[2 * h + 1] = highs4(x);
     }
@@ -84,7 +91,7 @@ struct Q5_K : Wide<176, 0, true, true> {
   static Scales scales(const uint8_t* s) { return six_bits(s + 4); }
   static uint32_t d(const uint8_t* s) { return load<uint32_t>(s); }
   static void codes(const uint8_t* s, __m512i* q) {
-    __m512i x = _mm512_loadu_si512(s + 48), y = _mm512_loadu_si512(s + 112), m = byte64(16);
+    __m512i x = loaded(s + 48), y = loaded(s + 112), m = byte64(16);
     __m512i h = _mm512_srlv_epi16(twice(s + 16), halves16(0, 2));
     q[0] = _mm512_or_si512(lows4(x), _mm512_and_si512(_mm512_slli_epi16(h, 4), m));
     q[1] = _mm512_or_si512(highs4(x), _mm512_and_si512(_mm512_slli_epi16(h, 3), m));
@@ -101,7 +108,7 @@ struct Q6_K : Wide<210, 32, false, false> {
   static void codes(const uint8_t* s, __m512i* q) {
     const __m512i m = byte64(0x30), left = halves16(4, 2), right = halves16(0, 2);
     for (int h = 0; h < 2; h++) {
-      __m512i x = _mm512_loadu_si512(s + 64 * h), up = twice(s + 128 + 32 * h);
+      __m512i x = loaded(s + 64 * h), up = twice(s + 128 + 32 * h);
       q[2 * h] = _mm512_or_si512(lows4(x), _mm512_and_si512(_mm512_sllv_epi16(up, left), m));
       q[2 * h + 1] = _mm512_or_si512(highs4(x), _mm512_and_si512(_mm512_srlv_epi16(up, right), m));
     }
@@ -119,7 +126,7 @@ struct IQ4_XS : Wide<136, 128, false, true> {
   static void codes(const uint8_t* s, __m512i* q) {
     __m512i table = table16(iq4_values);
     for (int h = 0; h < 2; h++) {
-      __m512i x = _mm512_loadu_si512(s + 8 + 64 * h);
+      __m512i x = loaded(s + 8 + 64 * h);
       q[2 * h] = _mm512_shuffle_epi8(table, lows4(x));
       q[2 * h + 1] = _mm512_shuffle_epi8(table, highs4(x));
     }
@@ -127,15 +134,17 @@ struct IQ4_XS : Wide<136, 128, false, true> {
 };
 inline Scales ones() { return {_mm256_set1_epi16(1), _mm256_set1_epi16(1)}; }
 struct TQ2_0 : Wide<66, 1, false, true> {
+  static constexpr bool unscaled = true;
   static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
   static Scales scales(const uint8_t*) { return ones(); }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 64); }
   static void codes(const uint8_t* s, __m512i* q) {
-    __m512i x = _mm512_loadu_si512(s);
+    __m512i x = loaded(s);
     for (int k = 0; k < 4; k++) q[k] = _mm512_and_si512(_mm512_srli_epi16(x, 2 * k), byte64(3));
   }
 };
 struct TQ1_0 : Wide<54, 1, false, true> {
+  static constexpr bool unscaled = true;
   static Scales scales(const uint8_t*) { return ones(); }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 52); }
   static __m512i digit(__m512i x) {  // x * 3 >> 8

@@ -103,7 +103,7 @@ struct IQ2_XXS : Grid<66, true> {
     return all;
   }
   static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
-    const __m512i x = _mm512_loadu_si512(a + 2), y = _mm512_loadu_si512(b + 2);
+    const __m512i x = loaded(a + 2), y = loaded(b + 2);
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     r.index = _mm512_permutex2var_epi32(x, even, y);
     const __m512i words = _mm512_permutex2var_epi32(x, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y);
@@ -121,7 +121,7 @@ struct IQ2_XS : Grid<74, false> {
     return sixteen_of(odd_nibbles(load<uint32_t>(s + 66)), odd_nibbles(load<uint32_t>(s + 70)));
   }
   static void read(const uint8_t* a, const uint8_t* b, Reading& r) {
-    const __m512i x = _mm512_loadu_si512(a + 2), y = _mm512_loadu_si512(b + 2);
+    const __m512i x = loaded(a + 2), y = loaded(b + 2);
     const __m512i even = _mm512_load_si512(even_bytes.of);
     const __m512i up = _mm512_permutex2var_epi8(x, _mm512_add_epi8(even, byte64(1)), y);
     r.index = _mm512_permutex2var_epi8(x, even, y);

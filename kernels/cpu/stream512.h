@@ -1,13 +1,14 @@
 // One token: each row's bytes are read once, in order, unpacked in registers and multiplied with the activations, whose
 // 16-byte lanes were put into the codes' order before.
 
-// int16 lane indices that spread the scales of a type over the lanes of register k.
+// int16 lane indices that spread the scales of a type over what `packs` makes of registers 2 k and 2 k + 1.
 template <class F>
 struct Spread {
-  alignas(64) int16_t index[4][32] = {};
+  alignas(64) int16_t index[2][32] = {};
   constexpr Spread() {
-    for (int k = 0; k < 4; k++)
-      for (int i = 0; i < 32; i++) index[k][i] = int16_t(F::group[4 * k + i / 8] / (F::pairs ? 2 : 1));
+    for (int k = 0; k < 2; k++)
+      for (int i = 0; i < 32; i++)
+        index[k][i] = int16_t(F::group[4 * (2 * k + i % 8 / 4) + i / 8] / (F::pairs ? 2 : 1));
   }
 };
 template <class F>
@@ -42,7 +43,9 @@ inline __attribute__((always_inline)) void block_sums(const uint8_t* s, const Ac
                                                          : _mm256_slli_epi32(moved, __builtin_ctz(F::bias | 1 << 30)));
     part[0] = _mm512_zextsi256_si512(moved);
   }
-  if constexpr (F::large) {  // registers 2 k and 2 k + 1 share their scales
+  if constexpr (F::unscaled) {
+    for (int k = 0; k < 4; k++) part[k & 1] = _mm512_dpbusd_epi32(part[k & 1], q[k], _mm512_load_si512(y + 64 * k));
+  } else if constexpr (F::large) {  // registers 2 k and 2 k + 1 share their scales
     __m512i wide = _mm512_cvtepi16_epi32(sc.scale);
     for (int k = 0; k < 2; k++) {
       __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[2 * k], _mm512_load_si512(y + 128 * k));
@@ -51,10 +54,12 @@ inline __attribute__((always_inline)) void block_sums(const uint8_t* s, const Ac
       part[k] = _mm512_add_epi32(part[k], _mm512_mullo_epi32(dot, _mm512_permutexvar_epi32(at, wide)));
     }
   } else {
-    for (int k = 0; k < 4; k++) {
-      __m512i v = _mm512_load_si512(y + 64 * k);
-      __m512i by = _mm512_permutexvar_epi16(_mm512_load_si512(spread<F>.index[k]), scale);
-      part[k & 1] = _mm512_dpwssd_epi32(part[k & 1], _mm512_maddubs_epi16(q[k], v), by);
+    for (int k = 0; k < 2; k++) {  // sums of four products fit in an int16
+      const __m512i none = _mm512_setzero_si512(), *v = (const __m512i*)(y + 128 * k);
+      const __m512i first = _mm512_dpbusd_epi32(none, q[2 * k], _mm512_load_si512(v));
+      const __m512i second = _mm512_dpbusd_epi32(none, q[2 * k + 1], _mm512_load_si512(v + 1));
+      const __m512i by = _mm512_permutexvar_epi16(_mm512_load_si512(spread<F>.index[k]), scale);
+      part[k] = _mm512_dpwssd_epi32(part[k], _mm512_packs_epi32(first, second), by);
     }
   }
   total = _mm512_add_epi32(part[0], part[1]);
@@ -117,7 +122,6 @@ void wide_stream(const Job& job, int token, int begin, int end) {
     for (int b = 0; b < blocks; b++, to += 256)
       for (int i = 0; i < 16; i++) __builtin_memcpy(to + 16 * i, job.at(token, b).q + 16 * F::group[i], 16);
   }
-  auto codes_of = [&](int b) { return natural<F>() ? job.at(token, b).q : order + size_t(b) * 256; };
   alignas(64) float values[blocks_at_once + 4];
   float* out = job.out[token];
   for (int r = begin; r < end; r += rows_at_once) {
@@ -128,12 +132,14 @@ void wide_stream(const Job& job, int token, int begin, int end) {
       const uint8_t* s = job.weights + size_t(r) * job.row_bytes + size_t(first) * F::bytes;
       const Activation* a[4];
       const int8_t* y[4];
+      const char *start = reinterpret_cast<const char*>(&job.at(token, first)), *at = start;
       int b = 0, i = 0;
       auto next = [&](int n) {
         for (int k = 0; k < n; k++) {
-          a[k] = &job.at(token, first + b);
-          y[k] = codes_of(first + b);
-          b = b + 1 == here ? 0 : b + 1;
+          a[k] = reinterpret_cast<const Activation*>(at);
+          y[k] = natural<F>() ? a[k]->q : order + size_t(first + b) * 256;
+          at += job.block_stride;
+          if (++b == here) b = 0, at = start;
         }
       };
       for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
