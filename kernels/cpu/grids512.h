@@ -15,13 +15,21 @@ inline __m512i two_halves(const uint8_t* a, const uint8_t* b) {
 }
 inline Scales scaled(__m256i x) { return {x, x}; }
 
+// What 64 points need: an index's low byte and its bits from the ninth, a byte of signs; of the groups, int32 scales of
+// the 16 times 32 elements (`pairs`) or int16 scales of the 32 times 16.
+struct Reading {
+  __m512i index, signs, scale;
+  __mmask64 high[3];
+  __m512i moved;  // IQ1: added to each element's code
+};
+
 // Points of a grid as small codes in two bytes: of eight elements two bits each, of four three bits each.
 template <int POINTS, int SIZE, int UNIT = 1>
 struct Points {
   static constexpr int bits = SIZE == 8 ? 2 : 3, codes = 1 << bits, lanes = SIZE / 2;  // codes a byte
   __m512i plane[2][POINTS / 64];
-  __m512i values;       // 128 + the value of the code in the lowest bits of an index
-  __m512i value[3];     // UNIT times the value of the code above none, one or two others
+  __m512i values;    // 128 + the value of the code in the lowest bits of an index
+  __m512i value[3];  // UNIT times the value of the code above none, one or two others
 
   explicit Points(const uint8_t* grid) {
     bool seen[256] = {};
@@ -43,20 +51,34 @@ struct Points {
     __builtin_memcpy(&values, table[3], sizeof values);
   }
 
-  // Byte p of 64 points, whose ninth, tenth .. index bits are `high`.
-  __m512i look(int p, __m512i index, const __mmask64* high) const {
+  // Byte p of N times 64 points.
+  template <int N>
+  void look(int p, const Reading* r, __m512i* to) const {
     constexpr int pairs = POINTS / 128;
-    const __mmask64 eighth = _mm512_movepi8_mask(index);
-    __m512i x[pairs];
+    __m512i held[N][4];  // of each index bit from the eighth, the half that waits for the other
 #pragma GCC unroll 16
-    for (int i = 0; i < pairs; i++) x[i] = _mm512_permutex2var_epi8(plane[p][2 * i], index, plane[p][2 * i + 1]);
+    for (int i = 0; i < pairs; i++) {
+      __m512i low = plane[p][2 * i], up = plane[p][2 * i + 1];
+      if (N > 1) asm("" : "+v"(low), "+v"(up));  // one load for all
+#pragma GCC unroll 2
+      for (int n = 0; n < N; n++) {
+        __m512i x = _mm512_permutex2var_epi8(low, r[n].index, up);
+        int bit = 0;
 #pragma GCC unroll 4
-    for (int n = pairs / 2, level = -1; n; n /= 2, level++)
-#pragma GCC unroll 8
-      for (int i = 0; i < n; i++) x[i] = _mm512_mask_mov_epi8(x[2 * i], level < 0 ? eighth : high[level], x[2 * i + 1]);
-    return x[0];
+        for (int k = i; k & 1; k >>= 1, bit++)
+          x = _mm512_mask_mov_epi8(held[n][bit], bit ? r[n].high[bit - 1] : _mm512_movepi8_mask(r[n].index), x);
+        (i + 1 < pairs ? held[n][bit] : to[n]) = x;
+      }
+    }
   }
-  __m512i look(int p, __m512i index, __mmask64 high) const { return look(p, index, &high); }
+  __m512i look(int p, __m512i index, __mmask64 high) const {
+    Reading r;
+    r.index = index;
+    r.high[0] = high;
+    __m512i x;
+    look<1>(p, &r, &x);
+    return x;
+  }
 
   // Element n of 64 points, of which `byte` holds lanes n / lanes.
   __m512i element(int n, __m512i byte) const {
@@ -86,14 +108,6 @@ struct EvenBytes {
   }
 };
 constexpr EvenBytes even_bytes;
-
-// What 64 points need: an index's low byte and its other bits, a byte of signs; of the groups, int32 scales of the 16
-// times 32 elements (`pairs`) or int16 scales of the 32 times 16.
-struct Reading {
-  __m512i index, signs, scale;
-  __mmask64 high[3];
-  __m512i moved;  // IQ1: added to each element's code
-};
 
 // Of eight elements a point, 64 are two blocks, a and b; of four, 64 are a block.
 struct IQ2_XXS : Grid<66, true> {

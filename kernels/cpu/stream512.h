@@ -285,9 +285,8 @@ inline void make_pair(const Activation& a, const Activation& b, int, int, Elemen
 
 // Sums of scale * code * y over 64 points: 16 parts in order.
 template <class F, int SIZE, class P>
-inline __attribute__((always_inline)) __m512i point_sums(const P& points, const Reading& r, const int8_t (*y)[64],
-                                                         const Elements& e) {
-  const __m512i byte[2] = {points.look(0, r.index, r.high), points.look(1, r.index, r.high)};
+inline __attribute__((always_inline)) __m512i point_sums(const P& points, const __m512i* byte, const Reading& r,
+                                                         const int8_t (*y)[64], const Elements& e) {
   __m512i sum = F::pairs && F::bias ? _mm512_load_si512(e.moved32) : _mm512_setzero_si512(), part = sum;
   if (!F::pairs && F::bias) sum = _mm512_madd_epi16(_mm512_load_si512(e.moved16), r.scale);
 #pragma GCC unroll 8
@@ -326,15 +325,18 @@ struct GridSums {
 
   template <class P>
   GridSums(const P& points, const uint8_t* const* s, const Elements& one, const Elements& other) {
-    for (int k = 0; k < (of_8 ? 2 : 4); k++) {
-      const Elements& e = k < (of_8 ? 1 : 2) ? one : other;
-      Reading r;
-      if constexpr (of_8) {
-        F::read(s[2 * k], s[2 * k + 1], r);
-        total[k] = point_sums<F, 8>(points, r, e.q, e);
-      } else {
-        F::read(s[k], r);
-        total[k] = point_sums<F, 4>(points, r, e.q + 4 * (k % 2), e);
+    for (int n = 0; n < (of_8 ? 2 : 4); n += 2) {
+      Reading r[2];
+      __m512i byte[2][2];
+      for (int k = 0; k < 2; k++) {
+        if constexpr (of_8) F::read(s[2 * k], s[2 * k + 1], r[k]);
+        else F::read(s[n + k], r[k]);
+      }
+      for (int p = 0; p < 2; p++) points.template look<2>(p, r, byte[p]);
+      for (int k = 0; k < 2; k++) {
+        const Elements& e = (of_8 ? k : n) ? other : one;
+        const __m512i both[2] = {byte[0][k], byte[1][k]};
+        total[n + k] = point_sums<F, F::point_size>(points, both, r[k], of_8 ? e.q : e.q + 4 * k, e);
       }
     }
     for (int k = 0; k < 4; k++) d |= uint64_t(F::d(s[k])) << (16 * k);
