@@ -19,6 +19,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { ret
 
 #include "codes512.h"
 #include "grids512.h"
+#include "pairs512.h"
 #include "stream512.h"
 #include "pack512.h"
 #include "tile512.h"

@@ -173,7 +173,7 @@ struct TQ1_0 : Wide<54, 1, false, true> {
   }
 };
 
-// Narrow types: four registers of eight blocks, the first halves of blocks 0 to 3, their second halves, and so of 4 to 7.
+// Narrow types: eight blocks in four registers, the first halves of blocks 0 to 3, their second halves, then 4 to 7.
 // `d` and `m`: words that `number` makes floats of, four words k those of blocks k and k + 4, twice.
 
 // Byte numbers that bring 16 bytes AT of blocks 4 h to 4 h + 3 together, counted as `Loads` has them.
@@ -293,9 +293,10 @@ struct Q8_0 : Narrow<34, 128, 255> {
     }
   }
   static __m256i d(const uint8_t* s) {
-    const __m512i from = _mm512_castsi256_si512(_mm256_set_epi64x(0x0033003300330033, 0x0022002200220022, 0x0011001100110011, 0));
+    const __m256i from = _mm256_set_epi64x(0x0033003300330033, 0x0022002200220022, 0x0011001100110011, 0);
     auto four = [from](const uint8_t* p) {
-      return _mm512_castsi512_si256(_mm512_permutex2var_epi16(_mm512_loadu_si512(p), from, _mm512_loadu_si512(p + 64)));
+      const __m512i x = _mm512_loadu_si512(p), y = _mm512_loadu_si512(p + 64);
+      return _mm512_castsi512_si256(_mm512_permutex2var_epi16(x, _mm512_castsi256_si512(from), y));
     };
     return _mm256_blend_epi16(four(s), four(s + 136), 0xaa);
   }
@@ -303,8 +304,9 @@ struct Q8_0 : Narrow<34, 128, 255> {
 struct MXFP4 : Narrow<17, 12, 24> {
   static void codes(const uint8_t* s, __m512i* q) { values_of<1>(s, fp4_values, q); }
   static __m256i d(const uint8_t* s) {
-    const __m512i from = _mm512_castsi256_si512(_mm256_set_epi64x(0x0077003300770033, 0x0066002200660022, 0x0055001100550011, 0x0044000000440000));
-    return _mm512_castsi512_si256(_mm512_maskz_permutex2var_epi8(0x5555555555555555, first(s), from, second(s)));
+    const __m512i at = _mm512_castsi256_si512(_mm256_set_epi64x(0x0077003300770033, 0x0066002200660022,
+                                                                0x0055001100550011, 0x0044000000440000));
+    return _mm512_castsi512_si256(_mm512_maskz_permutex2var_epi8(0x5555555555555555, first(s), at, second(s)));
   }
   static __m512 number(__m256i exponents) {
     __m512i x = _mm512_cvtepu16_epi32(exponents);

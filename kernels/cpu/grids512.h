@@ -83,7 +83,7 @@ struct Points {
   // Element n of 64 points, of which `byte` holds lanes n / lanes.
   __m512i element(int n, __m512i byte) const {
     const int k = n % lanes;
-    return k < 3 ? _mm512_permutexvar_epi8(byte, value[k]) : _mm512_permutexvar_epi8(_mm512_srli_epi16(byte, 2), value[2]);
+    return _mm512_permutexvar_epi8(k < 3 ? byte : _mm512_srli_epi16(byte, 2), value[k < 3 ? k : 2]);
   }
 };
 
@@ -224,7 +224,8 @@ struct IQ1_S : Wide<50, 9, false, true> {
     const uint64_t y0 = load<uint64_t>(b + 34), y1 = load<uint64_t>(b + 42);
     for (int n = 0; n < 3; n++) {
       const uint64_t bits = uint64_t(0x0249024902490249) << n;
-      r.high[n] = joined(_pext_u64(x0, bits) | _pext_u64(x1, bits) << 16, _pext_u64(y0, bits) | _pext_u64(y1, bits) << 16);
+      r.high[n] = joined(_pext_u64(x0, bits) | _pext_u64(x1, bits) << 16,
+                         _pext_u64(y0, bits) | _pext_u64(y1, bits) << 16);
     }
     r.moved = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x02020202), _mm512_movepi32_mask(words), _mm512_setzero_si512());
     const __m512i three = _mm512_and_si512(_mm512_srli_epi32(words, 11), _mm512_set1_epi32(14));
