@@ -70,7 +70,9 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     three = {f"{name}{n}": value for name, value in (("ROW", form), ("BIAS", True)) for n in range(3)}
     three |= {"K": WIDTH, "COUNT": 3, **tiles}
     return {
-        "three at once": compiled(linears._linears, three, how, card) if m <= linears.FEW else 0,
+        "three at once": compiled(linears._linears, three, how | {"num_stages": linears.STAGES}, card)
+        if m <= linears.FEW
+        else 0,
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
         "matmul": compiled(matmul._matmul, product | {"PARTS": 1}, how, card),
         "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4}, how, card) if m == 1 else 0,

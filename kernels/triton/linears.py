@@ -12,6 +12,7 @@ from gmoe.kernels.triton.row import row, signs, table
 from torch import Tensor
 
 AT_ONCE = 3
+STAGES = 1  # each map would have more of its own, up to 144 KiB of fast memory for three
 FEW = 16  # rows of x; for more, launches do not matter
 
 
@@ -75,6 +76,7 @@ def _together(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], e
         return _one_by_one(x, weights, exact)
     forms = [row(w.format.name) for w, _ in weights]
     how = hows.pop() if len(hows) == 1 else launch(m, shared_memory(x.device), *forms)
+    how = how._replace(num_stages=STAGES)
     outs = [w.shape[0] for w, _ in weights]
     y = torch.empty(tokens * sum(outs), dtype=torch.float32, device=x.device)
     data = [w.data.reshape(w.shape[0], -1) for w, _ in weights]
