@@ -74,8 +74,10 @@ int main(int count, char** arguments) {
         tame(plain, w);
         std::vector<float> x(size_t(tokens) * size_t(cols)), a(size_t(tokens) * rows), b(a.size());
         for (float& value : x) value = (float(next() & 0xffff) - 32768.0f) / 8192.0f;
-        matmul(portable(), plain, w.data(), row_bytes, rows, cols, x.data(), tokens, a.data(), 1);
-        matmul(LEVEL(), fast, w.data(), row_bytes, rows, cols, x.data(), tokens, b.data(), 2);
+        const Product one = {&plain, w.data(), row_bytes, rows, nullptr, a.data()};
+        const Product other = {&fast, w.data(), row_bytes, rows, nullptr, b.data()};
+        matmul(portable(), &one, 1, cols, x.data(), tokens, 1);
+        matmul(LEVEL(), &other, 1, cols, x.data(), tokens, 2);
         if (std::memcmp(a.data(), b.data(), a.size() * 4)) wrong++, std::printf("%s differs: %d x %d\n", plain.name, tokens, cols);
         std::vector<float> gate(a);
         for (Gate kind : {Gate::swiglu, Gate::geglu, Gate::reglu, Gate::swiglu_oai}) {
