@@ -27,8 +27,9 @@ class Recorder(TorchFunctionMode):
     """While it is entered, this thread's native calls go onto its tape with the addresses they were given.
 
     Empty tensors get memory of the recorder, which it gives to the next one when a tensor has died, as it will be when
-    the tape runs, and keeps as long as the tape. Whatever else torch is asked for between the calls is not on the tape:
-    `foreign` names it, and a tape with any is worth nothing.
+    the tape runs, and keeps as long as the tape. Whatever else tensors are asked for between the calls is not on it:
+    `foreign` names that, and a tape with any is worth nothing. Neither on it nor seen are native calls that tell Python
+    a number, and tensors made of numpy's arrays: who records must know that these stay the same.
     """
 
     def __init__(self) -> None:

@@ -107,8 +107,8 @@ def test_experts_that_move_end_a_recording(tmp_path: Path, card: FakeDevice) -> 
         assert np.array_equal(llm.logits(IDS[:6], 1), want) and not replay_of(llm)._steps
         assert first.runs == 4
         store.resettle(counts)
-        if store.whole:
-            assert np.array_equal(llm.logits(IDS[:6], 1), want) and graphs(llm)[256] is not first
+        assert store.whole
+        assert np.array_equal(llm.logits(IDS[:6], 1), want) and graphs(llm)[256] is not first
 
 
 def test_whoever_listens_hears_every_step(tmp_path: Path, card: FakeDevice) -> None:

@@ -76,7 +76,9 @@ def test_maps_of_the_same_rows_are_one_launch(tokens: int, monkeypatch: pytest.M
         expected = [wants[[w is other for other, _ in given].index(True)] for w, _ in which]
         assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
     launched: list[int] = []
-    monkeypatch.setattr(linears, "matmul", lambda *_, **__: launched.append(1) or torch.zeros(tokens, 33))
+    monkeypatch.setattr(
+        linears, "matmul", lambda *_, **__: launched.append(1) or torch.zeros(tokens, 33, device=DEVICE)
+    )
     linears.linears(x, given, True)
     assert bool(launched) == (tokens > linears.FEW)
     with pytest.raises(ValueError, match="does not fit weights"):

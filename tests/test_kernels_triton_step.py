@@ -173,10 +173,13 @@ def test_rotation(neox: bool, d: int, n_rot: int) -> None:
 @pytest.mark.parametrize("neox", [False, True, None])
 @pytest.mark.parametrize("norms", [(True, True), (False, True), (True, False)])
 def test_heads_are_prepared_as_by_one_call_each(norms: tuple[bool, bool], neox: bool | None) -> None:
-    both, positions = random(5, 8, 48, scale=3.0), torch.tensor([0, 7, 2, 30, 131000])
+    both = random(5, 8, 48, scale=3.0).to(DEVICE)
+    positions = torch.tensor([0, 7, 2, 30, 131000], device=DEVICE)
     q, k = both[:, :6], both[:, 6:]
-    rules = [HeadRule(random(48, seed=2 + n), random(48, seed=4) if n else None, 1e-5) for n in range(2)]
-    turn = None if neox is None else Turn(10000.0 ** (-torch.arange(0, 40, 2) / 40), 1.1, neox)
+    weight, bias = random(2, 48, seed=2).to(DEVICE), random(48, seed=4).to(DEVICE)
+    rules = [HeadRule(weight[n], bias if n else None, 1e-5) for n in range(2)]
+    frequencies = 10000.0 ** (-torch.arange(0, 40, 2, device=DEVICE) / 40)
+    turn = None if neox is None else Turn(frequencies, 1.1, neox)
     wants = []
     for x, rule, norm in zip((q, k), rules, norms, strict=True):
         want = step.rms_norm(x, rule.weight, rule.bias, rule.eps) if norm else x

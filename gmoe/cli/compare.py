@@ -93,6 +93,7 @@ def calibrate(
     with LLM.load(path, plain) as llm:
         if llm.store.whole:
             memory, option = (gpu_memory, "--gpu-memory") if on_device else (host_memory, "--host-memory")
+            memory = "the device" if on_device and memory == "auto" else memory
             raise ValueError(f"{path} fits into {memory}: nothing would ever be missed; take less {option}")
         base = base_of(llm, cut)
 

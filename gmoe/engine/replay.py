@@ -85,13 +85,20 @@ class _Step:
         self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone())
         self.x = model.embed(batch).clone()  # [1, D]
         self._place(batch)
-        before = model.dispatch.store.stats.hits
-        self.y, self.tape = record(lambda: model.through(self.x, self.own))  # [1, D]
-        self.hits = model.dispatch.store.stats.hits - before
+        stats = model.dispatch.store.stats
+        before, passes = stats.hits, list[int]()
+
+        def work() -> Tensor:
+            passes.append(stats.hits)
+            return model.through(self.x, self.own)
+
+        self.y, self.tape = record(work)  # [1, D]
+        self.hits = stats.hits - passes[-1]
+        stats.hits = before + self.hits  # a device may have run it more than once
 
     def run(self, batch: Batch) -> Tensor:
         """The normed row [1, D]."""
-        assert self.tape is not None
+        assert self.tape is not None and batch.kv is self.own.kv
         self.x.copy_(self.model.embed(batch))
         self._place(batch)
         self.tape.run()

@@ -79,6 +79,8 @@ class Cuda:
         self.torch = device
         self.name = torch.cuda.get_device_name(device)
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._recorder = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool: Any = None  # of memory, which graphs share: they run one after the other
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch)
@@ -110,9 +112,13 @@ class Cuda:
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, "_Graph"]:
         work()  # kernels that are new to the card are loaded, which a graph cannot take
         graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        recording = torch.cuda.graph(graph, self._pool, self._recorder, capture_error_mode="thread_local")
         try:
-            with torch.cuda.device(self.torch), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.device(self.torch), recording:
                 result = work()
+        except torch.OutOfMemoryError:
+            raise  # there may be room the next time
         except RuntimeError as error:
             raise DeviceError(f"{self.torch} launches a step kernel by kernel: {_sentence(error)}") from None
         graph.replay()

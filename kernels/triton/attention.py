@@ -241,6 +241,8 @@ def attention(
     one = rows == n_sequences
     width, floats = max(dk, shape.dv), kv.kind == "f32"
     if floats and width > 256 and 0 < shared_memory(q.device) < WIDE_FLOATS:
+        if q.is_cuda and torch.cuda.is_current_stream_capturing():  # what torch does hangs on the context's length
+            raise RuntimeError("a float32 cache this wide takes more fast memory than the card has")
         return reference_step.attention(q, kv, turns, scale, mask, sinks)
     key = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
     how = how or tuned.choice(key, tiles(per_head, width, rows, one, floats))
