@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gmoe.experts.device_slots import mean_bank
 from gmoe.experts.device_store import DeviceStore
-from gmoe.experts.dispatch import ExpertDispatch, Rows
+from gmoe.experts.dispatch import Beside, ExpertDispatch, Rows
 from gmoe.experts.expert import ExpertId, Routing
 from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
@@ -35,15 +35,23 @@ class DeviceDispatch(ExpertDispatch):
         """Always: here a row's bits depend on how many run together, which must not depend on what is where."""
         return True
 
-    def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
-        """x [T, D] float32, routing of this layer -> [T, D] float32, all on the device."""
+    def __call__(
+        self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu", beside: Beside = lambda: None
+    ) -> Tensor:
+        """x [T, D] float32, routing of this layer -> [T, D] float32, all on the device.
+
+        `beside` is launched before the host waits to know what the router chose.
+        """
         routed = type(self.route) is not exact.Policy
         if self.fast.whole and not self.observers and not routed:
-            return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
+            y = self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
+            beside()
+            return y
         ids, _ = self.device.receive(routing.topk_ids)
         weights, there = self.device.receive(routing.topk_weights)
         if not self.fast.whole:
             self._begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations)
+        beside()
         there.synchronize()
         if not self.fast.whole:
             self._begun.known(ids.numpy())
@@ -51,7 +59,7 @@ class DeviceDispatch(ExpertDispatch):
         for observe in self.observers:
             observe(layer, known)
         if not self.fast.whole:
-            return self._serve(layer, x, known, activation)
+            return self._serve(layer, x, known, activation, lambda: None)
         if not routed:
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))

@@ -21,6 +21,7 @@ from gmoe.experts.working_set import none as no_working_set
 from gmoe.kernels.ops import Activations, ExpertTable, combine, expert_mlp, expert_rows
 
 Observer = Callable[[int, Routing], None]
+Beside = Callable[[], object]  # work that does not hang on the experts
 ACTIONS = ("load", "cpu", "twin", "skip", "substitute")
 
 
@@ -68,17 +69,21 @@ class ExpertDispatch:
             self.prefetch.begin()
             self.working_set.begin(task)
 
-    def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
-        """x [T, D] float32, routing of this layer -> [T, D] float32."""
+    def __call__(
+        self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu", beside: Beside = lambda: None
+    ) -> Tensor:
+        """x [T, D] float32, routing of this layer -> [T, D] float32; `beside` is done while experts are fetched."""
         for observe in self.observers:
             observe(layer, routing)
         if not self.store.whole:
-            return self._serve(layer, x, routing, activation)
+            return self._serve(layer, x, routing, activation, beside)
         ids, weights = routing.topk_ids, routing.topk_weights
         if type(self.route) is not exact.Policy:
             ids, weights = map(torch.from_numpy, self._route(layer, routing))
         self.store.stats.hits += ids.numel() if ids.shape[0] == 1 else len(np.unique(ids.numpy()))
-        return expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
+        y = expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
+        beside()
+        return y
 
     def stats(self) -> dict[str, Any]:
         """Counters by tier and by action; of the routers' choices how many there were, and were made otherwise."""
@@ -104,7 +109,7 @@ class ExpertDispatch:
             self._rerouted["mass"] += float(weights[lost].sum())
         return fresh, weighed
 
-    def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str) -> Tensor:
+    def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         store, twin = self.store, self.store.twin
         ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
         store.observe(layer, ids, weights)
@@ -126,6 +131,7 @@ class ExpertDispatch:
         if type(self.prefetch) is not no_prefetch.Policy:
             store.prefetch(self.prefetch.predict(layer, Hidden(x), ids, weights), parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
+        beside()
         if served.merged.any():
             self._means(layer, x, np.where(served.merged, 0, -1).astype(np.int32), activation, out)
         for part in parts:

@@ -68,8 +68,16 @@ class MoEFFN:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        y = self.dispatch(self.layer, x, self.routing(x), self.activation)
-        return y if self.shared is None else residual(y, self.shared(x))
+        return self.sum(x, self.routing(x), x)
+
+    def sum(self, given: Tensor, routing: Routing, x: Tensor) -> Tensor:
+        """The routed experts of what they are given [T, D], and of x, meanwhile, the shared one."""
+        shared = self.shared
+        if shared is None:
+            return self.dispatch(self.layer, given, routing, self.activation)
+        its: list[Tensor] = []
+        y = self.dispatch(self.layer, given, routing, self.activation, lambda: its.append(shared(x)))
+        return residual(y, its[0])
 
 
 def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseFFN | MoEFFN:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gmoe.layers.attention import GQA, causal, chunked
 from gmoe.layers.ffn import DenseFFN, MoEFFN
-from gmoe.layers.norm import RMSNorm, residual
+from gmoe.layers.norm import RMSNorm
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, Routing, topk
 from gmoe.layers.weights import Weights
@@ -45,8 +45,7 @@ class WeightedInput(MoEFFN):
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         ids, weights, _ = self.routing(x)
-        y = self.dispatch(self.layer, x * weights, Routing(ids, torch.ones_like(weights)), self.activation)
-        return y if self.shared is None else residual(y, self.shared(x))
+        return self.sum(x * weights, Routing(ids, torch.ones_like(weights)), x)
 
 
 class Model(Decoder):

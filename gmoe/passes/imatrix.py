@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,9 @@ class Importance:
     def before(self, dispatch: Dispatch) -> Dispatch:
         """The same dispatch, listened to."""
 
-        def listen(layer: int, x: Tensor, routing: Routing, activation: str = "swiglu") -> Tensor:
+        def listen(layer: int, x: Tensor, routing: Routing, activation: str = "swiglu", *beside: Any) -> Tensor:
             self.add(layer, x, routing.topk_ids, activation)
-            return dispatch(layer, x, routing, activation)
+            return dispatch(layer, x, routing, activation, *beside)
 
         return listen
 
