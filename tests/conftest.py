@@ -1,4 +1,4 @@
-"""No test writes into the user's folder."""
+"""No test writes into the user's folder; a fake card for those that want one."""
 
 import pytest
 
@@ -9,3 +9,27 @@ def own_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GMOE_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A fake device, which is the card of this machine."""
+    from tests import fake_device
+
+    made = fake_device.FakeDevice()
+    monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
+    yield made
+    fake_device.refused.clear()
+
+
+@pytest.fixture
+def triton():
+    """The fake device's kernels are Triton's, interpreted."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from gmoe.kernels import device_kernels
+
+    from tests import fake_device
+
+    device_kernels.give("fake", fake_device.interpreted())
+    yield
+    device_kernels.give("fake", fake_device.kernels)

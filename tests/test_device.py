@@ -2,7 +2,6 @@
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gmoe.kernels import device_kernels
 
 import gmoe
 from gmoe.experts import device, device_cache, device_dispatch
@@ -38,15 +36,6 @@ SHAPE = Shape(layer=3, expert=8, embd=96, ff_exp=96)
 IDS = [3, 4, 5, 6, 7, 8, 9]
 
 
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
-    """The card of this machine."""
-    made = FakeDevice()
-    monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
-    yield made
-    fake_device.refused.clear()
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("device") / "m.gguf", "qwen3moe")
@@ -60,14 +49,6 @@ def half(path: Path) -> str:
     """Memory on the device for half of the experts."""
     with load(path, device="cpu") as llm:
         return memory(llm.budget, "half")
-
-
-@pytest.fixture
-def triton() -> Iterator[None]:
-    pytest.importorskip("triton", reason="triton is not installed")
-    device_kernels.give("fake", fake_device.interpreted())
-    yield
-    device_kernels.give("fake", fake_device.kernels)
 
 
 @pytest.mark.parametrize(("architecture", "quant"), [("qwen3moe", "Q4_0"), ("gpt-oss", "F32"), ("deepseek2", "F16")])

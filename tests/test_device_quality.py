@@ -1,6 +1,5 @@
 """What is lossy on a device: layers' mean experts there, and settings that were calibrated with it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,14 @@ import gmoe
 from gmoe.cli.main import cli
 from gmoe.experts import calibration
 from gmoe.gguf.file import GGUFFile
-from tests import fake_device
 from tests.factory import Shape, write_model
-from tests.fake_device import FakeDevice
 from tests.test_device_offload import host_memory, memory
 
 IDS = [list(range(3, 14)), [7], [250, 9, 30], [7]]
 SHAPE = Shape(embd=64, ff_exp=64, expert=16, used=4)
 
 
-@pytest.fixture(autouse=True)
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
-    made = FakeDevice()
-    monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
-    yield made
-    fake_device.refused.clear()
+pytestmark = pytest.mark.usefixtures("card")
 
 
 @pytest.fixture(scope="module", params=["qwen3moe", "gpt-oss"])

@@ -1,7 +1,6 @@
 """Steps that a device records, on the fake device: the same bits, one launch, and what makes it stop."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gmoe.kernels import device_kernels
 
 import gmoe
 from gmoe.engine.replay import Replay
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_store import DeviceStore
-from tests import fake_device
 from tests.factory import ARCHITECTURES, write_model
 from tests.fake_device import FakeDevice, FakeGraph
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(40)]
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    made = FakeDevice()
-    monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
-    return made
-
-
-@pytest.fixture
-def triton() -> Iterator[None]:
-    pytest.importorskip("triton", reason="triton is not installed")
-    device_kernels.give("fake", fake_device.interpreted())
-    yield
-    device_kernels.give("fake", fake_device.kernels)
 
 
 def load(path: Path, **options: Any) -> gmoe.LLM:

@@ -1,6 +1,5 @@
 """Low-precision twins on a device: in slots of their own there, on the fake device."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,6 @@ from tests.test_device_offload import check
 
 IDS = [list(range(3, 14)), [7], [250, 9, 30], [7]]
 SHAPE = Shape(embd=64, ff_exp=64, expert=16, used=4)
-
-
-@pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
-    made = FakeDevice()
-    monkeypatch.setattr("gmoe.llm.open_device", lambda name: made if name.startswith("cuda") else None)
-    yield made
-    fake_device.refused.clear()
 
 
 @pytest.fixture(scope="module", params=["qwen3moe", "gpt-oss"])
