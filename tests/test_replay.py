@@ -21,7 +21,7 @@ IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(300)]  # past the first rea
 TORCH_BETWEEN = {name for name in ARCHITECTURES if name.startswith("llama4")}
 
 
-def engine_of(llm: LLM, model: Replay) -> Engine:
+def engine_of(model: Replay) -> Engine:
     return Engine(model, 512, 2, "f16")
 
 
@@ -46,7 +46,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-d
 def test_replayed_steps_give_the_decoders_bits(llm: LLM) -> None:
     replay = Replay(llm.model)
     before = llm.store.stats.hits
-    got = engine_of(llm, replay).logits(IDS[:24], 1)
+    got = engine_of(replay).logits(IDS[:24], 1)
     counted = llm.store.stats.hits - before
     want = Engine(llm.model, 512, 2, "f16").logits(IDS[:24], 1)
     assert np.array_equal(got, want) and want.std() > 0.1
@@ -56,13 +56,13 @@ def test_replayed_steps_give_the_decoders_bits(llm: LLM) -> None:
 
 def test_a_longer_reach_is_recorded_anew(qwen: LLM) -> None:
     replay = Replay(qwen.model)
-    got = engine_of(qwen, replay).logits(IDS, 1)
+    got = engine_of(replay).logits(IDS, 1)
     assert np.array_equal(got, Engine(qwen.model, 512, 2, "f16").logits(IDS, 1))
     assert recorded(replay) == {256, 512}
 
 
 def test_sequences_in_turn_each_keep_their_blocks(qwen: LLM) -> None:
-    replayed, plain = engine_of(qwen, Replay(qwen.model)), Engine(qwen.model, 512, 2, "f16")
+    replayed, plain = engine_of(Replay(qwen.model)), Engine(qwen.model, 512, 2, "f16")
     for engine in (replayed, plain):
         seqs = [Sequence(IDS[:3], SamplingParams()), Sequence(IDS[5:9], SamplingParams())]
         rows = []
@@ -82,7 +82,7 @@ def test_sequences_in_turn_each_keep_their_blocks(qwen: LLM) -> None:
 
 
 def test_what_was_returned_stays_when_the_next_step_runs(qwen: LLM) -> None:
-    engine = engine_of(qwen, Replay(qwen.model))
+    engine = engine_of(Replay(qwen.model))
     seq = Sequence(IDS[:9], SamplingParams())
     rows = []
     for _ in range(9):
@@ -94,7 +94,7 @@ def test_what_was_returned_stays_when_the_next_step_runs(qwen: LLM) -> None:
 
 def test_whoever_listens_hears_every_step(qwen: LLM) -> None:
     replay, heard = Replay(qwen.model), list[int]()
-    engine = engine_of(qwen, replay)
+    engine = engine_of(replay)
     engine.logits(IDS[:4], 1)
     listen = lambda layer, routing: heard.append(layer)  # noqa: E731
     qwen.dispatch.observers.append(listen)
@@ -107,7 +107,7 @@ def test_whoever_listens_hears_every_step(qwen: LLM) -> None:
 
 def test_other_threads_are_another_recording(qwen: LLM) -> None:
     replay = Replay(qwen.model)
-    engine = engine_of(qwen, replay)
+    engine = engine_of(replay)
     before = torch.get_num_threads()
     try:
         rows = []
