@@ -16,19 +16,6 @@ namespace {
 #include "gates.h"
 #include "unpack.h"
 
-// A code less its bias fits a signed byte in every format.
-template <int BIAS>
-inline void group_sums(const uint8_t* q, const Activation& a, int32_t* to) {
-  for (int g = 0; g < 16; g += 4) {
-    int32x4_t dot[4];
-    for (int k = 0; k < 4; k++) {
-      int8x16_t code = vreinterpretq_s8_u8(vsubq_u8(vld1q_u8(q + 16 * (g + k)), vdupq_n_u8(BIAS)));
-      dot[k] = vdotq_s32(vdupq_n_s32(0), code, vld1q_s8(a.q + 16 * (g + k)));
-    }
-    vst1q_s32(to + g, vpaddq_s32(vpaddq_s32(dot[0], dot[1]), vpaddq_s32(dot[2], dot[3])));
-  }
-}
-
 struct Sixteen {
   float32x4_t v[4];
 };
@@ -39,8 +26,9 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
   return c;
 }
 
-#include "groups.h"
-#include "core.h"
+#include "codes_neon.h"
+#include "stream_neon.h"
+#include "tile_neon.h"
 #include "plain.h"
 #include "table.h"
 
