@@ -2,10 +2,12 @@
 
 Needs Debian's g++-aarch64-linux-gnu and qemu-user (`missing()` says which)."""
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from gmoe.kernels.grids import grid, sign_bytes
 
 CPU = Path(__file__).parents[1] / "kernels" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
-SHARED = ["portable.cpp", "experts.cpp", "cores.cpp", "pool.cpp", "shared.cpp", "check_levels.cpp"]
+FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
+SHARED = ["portable", "step_portable", "experts", "step", "cores", "pool", "shared", "check_levels"]
+NEON = {"neon": ["-O2", "-march=armv8.2-a+dotprod"], "step_neon": ["-O2"]}
+AVX2 = {"avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"], "step_avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"]}
 GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
@@ -30,26 +34,38 @@ def tables() -> bytes:
     return b"".join(len(part).to_bytes(4, "little") + part for part in [*parts, sign_bytes().tobytes()])
 
 
-def compile_level(compiler: str, out: Path, level: str, options: list[str]) -> None:
-    """A program that checks `level` (a source file) against the portable one."""
-    part = out.with_suffix(".o")
-    subprocess.run([compiler, *FLAGS, *options, "-c", CPU / f"{level}.cpp", "-o", part], check=True)
-    sources = [CPU / name for name in SHARED]
-    subprocess.run([compiler, *FLAGS, f"-DLEVEL={level}", *sources, part, "-o", out, "-static"], check=True)
+def program(compiler: str, folder: Path, levels: dict[str, list[str]]) -> Path:
+    """A program that checks the sources of two levels, the kernels' and the step's, against the portable ones."""
+    kernels, step = levels
+    names = {**{name: ["-O1", f"-DLEVEL={kernels}", f"-DSTEP={step}"] for name in SHARED}, **levels}
+    folder.mkdir()
+
+    def compile_one(name: str) -> None:
+        options = [*FLAGS, *names[name], "-c", CPU / f"{name}.cpp", "-o", folder / f"{name}.o"]
+        subprocess.run([compiler, *options], check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, [*levels, *SHARED]))
+    objects = [folder / f"{name}.o" for name in names]
+    subprocess.run([compiler, *objects, "-o", folder / "check", "-static", "-pthread"], check=True)
+    return folder / "check"
 
 
 def check() -> list[str]:
-    """The lines "format hash" of the emulated program, which fails where NEON and portable differ in a bit."""
+    """The lines "name hash", of formats and of the step's functions, that the emulated program writes.
+
+    Raises where NEON and portable differ in a bit."""
     with tempfile.TemporaryDirectory() as folder:
-        program, data = Path(folder) / "check", Path(folder) / "tables"
+        data = Path(folder) / "tables"
         data.write_bytes(tables())
-        compile_level(COMPILER, program, "neon", ["-march=armv8.2-a+dotprod"])
-        arm = subprocess.run([EMULATOR, "-cpu", "max", program, data], check=True, capture_output=True, text=True)
-        compile_level("g++", program, "avx2", ["-mavx2", "-mf16c", "-mfma"])
-        here = subprocess.run([program, data], check=True, capture_output=True, text=True)
-        if arm.stdout != here.stdout:
-            raise SystemExit(f"bits differ between the machines:\n{arm.stdout}\n{here.stdout}")
-    return arm.stdout.splitlines()
+        arm = program(COMPILER, Path(folder) / "arm", NEON)
+        there = subprocess.run([EMULATOR, "-cpu", "max", arm, data], check=True, capture_output=True, text=True)
+        here = subprocess.run(
+            [program("g++", Path(folder) / "x86", AVX2), data], check=True, capture_output=True, text=True
+        )
+        if there.stdout != here.stdout:
+            raise SystemExit(f"bits differ between the machines:\n{there.stdout}\n{here.stdout}")
+    return there.stdout.splitlines()
 
 
 if __name__ == "__main__":

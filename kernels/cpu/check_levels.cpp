@@ -1,11 +1,12 @@
-// A program without Python: LEVEL against the portable level, bit for bit, and a hash of each format's results to compare
-// between machines. Built by `tools/check_neon.py`; the argument is the file of grids that it writes.
+// A program without Python: LEVEL and STEP against the portable ones, bit for bit, and a hash of each format's and each
+// function's results to compare between machines. Built by `tools/check_neon.py`; the argument is the file of grids that it writes.
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <vector>
 
+#include "check_step.h"
 #include "experts.h"
 
 namespace {
@@ -61,7 +62,7 @@ int main(int count, char** arguments) {
   }
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;
-  if (!LEVEL().here()) return std::puts("this CPU has not the level"), 3;
+  if (!LEVEL().here() || !STEP().here()) return std::puts("this CPU has not the level"), 3;
   int wrong = 0;
   for (int f = 0; f < portable().count; f++) {
     const Format &plain = portable().formats[f], &fast = LEVEL().formats[f];
@@ -94,5 +95,6 @@ int main(int count, char** arguments) {
       }
     std::printf("%s %08x\n", plain.name, hash);
   }
+  wrong += StepCheck(STEP(), next).run();
   return wrong ? 1 : 0;
 }

@@ -64,6 +64,64 @@ inline __m256 eight_bytes(const int8_t* p) {
 inline Lanes bytes(const int8_t* p) { return {eight_bytes(p), eight_bytes(p + 8)}; }
 constexpr int rows_at_once = 2, columns_at_once = 2;
 
+#elif defined(NEON_LANES)
+struct Lanes {
+  float32x4_t v[4];
+};
+template <class Rule>
+inline __attribute__((always_inline)) Lanes each(Rule rule) {
+  return {{rule(0), rule(1), rule(2), rule(3)}};
+}
+inline Lanes lanes(const float* p) {
+  return each([=](int i) { return vld1q_f32(p + 4 * i); });
+}
+inline void put(float* p, const Lanes& x) {
+  for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, x.v[i]);
+}
+inline Lanes all(float x) {
+  return each([=](int) { return vdupq_n_f32(x); });
+}
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes operator-(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes operator/(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes fma(const Lanes& a, const Lanes& b, const Lanes& c) {
+  return each([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+inline float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline Lanes larger(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return larger(a.v[i], b.v[i]); });
+}
+inline Lanes smaller(const Lanes& a, const Lanes& b) {
+  return each([&](int i) { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+inline Lanes two_to(const Lanes& n) {
+  return each([&](int i) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23));
+  });
+}
+inline Lanes halves(const uint16_t* p) {
+  return each([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
+}
+inline Lanes bfloats(const uint16_t* p) {
+  return each([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+}
+inline Lanes bytes(const int8_t* p) {
+  const int8x16_t x = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_high_s8(x);
+  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+           vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+constexpr int rows_at_once = 2, columns_at_once = 2;
+
 #else
 struct Lanes {
   float v[16];
@@ -163,6 +221,17 @@ inline float largest(Lanes x) {
   __m128 v = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   v = _mm_max_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)));
+}
+#elif defined(NEON_LANES)
+inline float sum(const Lanes& x) {
+  const float32x4_t four = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+  return vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)));
+}
+inline float largest(const Lanes& x) {
+  const float32x4_t four = larger(larger(x.v[0], x.v[2]), larger(x.v[1], x.v[3]));
+  float v[4];
+  vst1q_f32(v, larger(four, vextq_f32(four, four, 2)));
+  return v[0] > v[1] ? v[0] : v[1];
 }
 #else
 inline float sum(Lanes x) {

@@ -87,6 +87,7 @@ struct Step {
 const Step& step_portable();
 const Step& step_avx2();
 const Step& step_avx512();
+const Step& step_neon();
 
 void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
           int threads);

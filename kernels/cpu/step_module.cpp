@@ -22,6 +22,8 @@ namespace {
 const Step& step_named(const std::string& name) {
 #if defined(__x86_64__)
   for (const Step* step : {&step_portable(), &step_avx2(), &step_avx512()})
+#elif defined(__aarch64__)
+  for (const Step* step : {&step_portable(), &step_neon()})
 #else
   for (const Step* step : {&step_portable()})
 #endif
@@ -72,7 +74,7 @@ class Linears {
 void bind_step(nb::module_& m) {
   m.def("step_levels", [] {
     std::vector<std::string> names;
-    for (const char* name : {"portable", "avx2", "avx512"}) try {
+    for (const char* name : {"portable", "avx2", "avx512", "neon"}) try {
         step_named(name);
         names.push_back(name);
       } catch (const std::invalid_argument&) {

@@ -1,0 +1,162 @@
+// The step's functions of one level against the portable ones, bit for bit: a part of `check_levels.cpp`.
+#pragma once
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "step.h"
+
+namespace gmoe {
+
+class StepCheck {
+ public:
+  StepCheck(const Step& fast, uint32_t (*next)()) : fast_(fast), next_(next) {}
+
+  // How many results differ; a line "name hash" for each function.
+  int run() {
+    norms();
+    rotations();
+    gates();
+    routing();
+    for (Number number : {Number::f32, Number::f16, Number::bf16, Number::q8_0}) attention(number);
+    return wrong_;
+  }
+
+ private:
+  std::vector<float> floats(size_t n, float scale = 2.0f) {
+    std::vector<float> x(n);
+    for (float& value : x) value = (float(next_() & 0xffff) - 32768.0f) / 32768.0f * scale;
+    return x;
+  }
+
+  template <class T>
+  void same(const std::vector<T>& a, const std::vector<T>& b, const char* what, bool count = true) {
+    if (std::memcmp(a.data(), b.data(), a.size() * sizeof(T))) wrong_++, std::printf("%s differs\n", what);
+    const unsigned char* bytes = reinterpret_cast<const unsigned char*>(a.data());
+    for (size_t i = 0; count && i < a.size() * sizeof(T); i++) hash_ = (hash_ ^ bytes[i]) * 16777619u;
+  }
+  void end(const char* what) {
+    std::printf("%s %08x\n", what, hash_);
+    hash_ = 2166136261u;
+  }
+
+  void norms() {
+    for (int n : {16, 100, 128, 2053})
+      for (int parts = 0; parts < 4; parts++) {
+        const std::vector<float> x = floats(n), weight = floats(n), bias = floats(n);
+        std::vector<float> a(n), b(n);
+        step_portable().norm(x.data(), n, parts & 1 ? weight.data() : nullptr, parts & 2 ? bias.data() : nullptr, 1e-6f, a.data());
+        fast_.norm(x.data(), n, parts & 1 ? weight.data() : nullptr, parts & 2 ? bias.data() : nullptr, 1e-6f, b.data());
+        same(a, b, "norm");
+        step_portable().residual(x.data(), 0.7f, n, a.data());
+        fast_.residual(x.data(), 0.7f, n, b.data());
+        same(a, b, "residual");
+      }
+    end("norm");
+  }
+
+  void rotations() {
+    for (int turned : {24, 64, 128})
+      for (bool halves : {false, true}) {
+        const std::vector<float> cos = floats(turned / 2, 1.0f), sin = floats(turned / 2, 1.0f);
+        std::vector<float> a = floats(3 * 128), b = a;
+        step_portable().rotate(a.data(), 3, 128, turned, halves, cos.data(), sin.data());
+        fast_.rotate(b.data(), 3, 128, turned, halves, cos.data(), sin.data());
+        same(a, b, "rotate");
+      }
+    end("rotate");
+  }
+
+  void gates() {
+    for (int kind = 0; kind < 6; kind++)
+      for (int n : {96, 101}) {
+        const std::vector<float> gate = floats(n, 20.0f), up = floats(n, 20.0f);
+        std::vector<float> a(n), b(n);
+        step_portable().gate(kind, kind == 3 ? nullptr : gate.data(), up.data(), n, a.data());
+        fast_.gate(kind, kind == 3 ? nullptr : gate.data(), up.data(), n, b.data());
+        same(a, b, "gate");
+      }
+    end("gate");
+  }
+
+  void routing() {
+    for (Gating gating : {Gating::softmax, Gating::sigmoid, Gating::softmax_weight, Gating::sqrt_softplus})
+      for (int experts : {8, 60, 128})
+        for (int variant = 0; variant < 4; variant++) {
+          const std::vector<float> logits = floats(experts, 8.0f), bias = floats(experts, 0.1f);
+          const Router r = {experts, 6, variant & 1 ? 4 : 1, variant & 1 ? 2 : 1, gating,
+                            variant & 2 ? bias.data() : nullptr, !(variant & 1), 1.5f};
+          std::vector<int32_t> ids(6), other_ids(6);
+          std::vector<float> a(6), b(6);
+          const bool enough = !(variant & 1) || experts >= 12;  // in the groups that are used
+          if (!enough) continue;
+          step_portable().choose(r, logits.data(), ids.data(), a.data());
+          fast_.choose(r, logits.data(), other_ids.data(), b.data());
+          // the last kind asks the C library, which may be another on another machine
+          same(ids, other_ids, "choose", gating != Gating::sqrt_softplus);
+          same(a, b, "choose", gating != Gating::sqrt_softplus);
+        }
+    end("choose");
+  }
+
+  struct Kept {  // a cache and its memory
+    std::vector<char> keys, values;
+    std::vector<uint16_t> key_scales, value_scales;
+    Cache cache;
+    Kept(Number number, int heads, int dk, int dv, int blocks) {
+      const size_t size = number == Number::f32 ? 4 : number == Number::q8_0 ? 1 : 2, all = size_t(blocks) * heads * cache_block;
+      keys.resize(all * dk * size);
+      values.resize(all * dv * size);
+      key_scales.resize(all * ((dk + 31) / 32));
+      value_scales.resize(all * ((dv + 31) / 32));
+      const bool scaled = number == Number::q8_0;
+      cache = {number, heads, dk, dv, keys.data(), values.data(), scaled ? key_scales.data() : nullptr,
+               scaled ? value_scales.data() : nullptr};
+    }
+  };
+
+  void attention(Number number) {
+    const char* const names[] = {"attend f32", "attend f16", "attend bf16", "attend q8_0"};
+    constexpr int heads = 2, context = 600, blocks = (context + cache_block - 1) / cache_block;
+    struct Shape {
+      int dk, dv, group, tokens;
+    };
+    for (const Shape& shape : {Shape{64, 64, 1, 1}, Shape{48, 40, 3, 1}, Shape{32, 64, 4, 5}}) {
+      Kept one(number, heads, shape.dk, shape.dv, blocks), other(number, heads, shape.dk, shape.dv, blocks);
+      for (int slot = 0; slot < context; slot++) {
+        const std::vector<float> key = floats(size_t(heads) * shape.dk), value = floats(size_t(heads) * shape.dv);
+        step_portable().store(one.cache, slot, key.data(), value.data());
+        fast_.store(other.cache, slot, key.data(), value.data());
+      }
+      same(one.keys, other.keys, "keys");
+      same(one.values, other.values, "values");
+      same(one.key_scales, other.key_scales, "key scales");
+      same(one.value_scales, other.value_scales, "value scales");
+      const int n_head = heads * shape.group;
+      const std::vector<float> q = floats(size_t(shape.tokens) * n_head * shape.dk, 1.0f), sinks = floats(n_head);
+      std::vector<int64_t> positions(shape.tokens);
+      for (int t = 0; t < shape.tokens; t++) positions[t] = context - shape.tokens + t;
+      std::vector<int32_t> table(blocks);
+      for (int i = 0; i < blocks; i++) table[i] = i;
+      const int32_t starts[] = {0, shape.tokens};
+      for (Sight sight : {Sight::causal, Sight::sliding, Sight::chunked}) {
+        std::vector<float> a(size_t(shape.tokens) * n_head * shape.dv), b(a.size());
+        const float* sunk = sight == Sight::chunked ? nullptr : sinks.data();
+        const Attention plain = {one.cache, q.data(), a.data(), n_head, 0.3f, sunk, sight, 90, positions.data()};
+        Attention fast = plain;
+        fast.out = b.data();
+        attend(step_portable(), plain, table.data(), blocks, starts, 1, 1);
+        attend(fast_, fast, table.data(), blocks, starts, 1, 2);
+        same(a, b, names[int(number)]);
+      }
+    }
+    end(names[int(number)]);
+  }
+
+  const Step& fast_;
+  uint32_t (*next_)();
+  uint32_t hash_ = 2166136261u;
+  int wrong_ = 0;
+};
+
+}  // namespace gmoe
