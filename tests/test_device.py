@@ -42,7 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(path: Path, **options: Any) -> gmoe.LLM:
-    return gmoe.LLM.load(path, gmoe.RuntimeOptions(**{"context": 64, "max_sequences": 1, "device": "cuda"} | options))
+    given = {"context": 64, "max_sequences": 1, "device": "cuda", "miss": "load"}
+    return gmoe.LLM.load(path, gmoe.RuntimeOptions(**given | options))
 
 
 def half(path: Path) -> str:

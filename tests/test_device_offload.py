@@ -113,6 +113,7 @@ def test_no_bit_changes(models: Models, n: int, use: Any, monkeypatch: pytest.Mo
     sizes = {
         "gpu_memory": memory(budget, row["capacity"]),
         "host_memory": host_memory(budget, row["host"]),
+        "miss": "load",
     }
     with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1, device="cuda", **sizes, **names)) as llm:
         assert not llm.store.whole and bool(readers) == (row["host"] != "map")

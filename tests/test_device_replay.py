@@ -23,7 +23,8 @@ IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(40)]
 
 
 def load(path: Path, **options: Any) -> gmoe.LLM:
-    return gmoe.LLM.load(path, gmoe.RuntimeOptions(**{"context": 512, "max_sequences": 1, "device": "cuda"} | options))
+    given = {"context": 512, "max_sequences": 1, "device": "cuda", "miss": "load"}
+    return gmoe.LLM.load(path, gmoe.RuntimeOptions(**given | options))
 
 
 def replay_of(llm: gmoe.LLM) -> Replay:

@@ -26,7 +26,7 @@ class Scene:
     """A model with all its experts on a card that others share."""
 
     def __init__(self, path: Path, card: FakeDevice, **options: Any):
-        given = {"context": 64, "max_sequences": 1, "device": "cuda"} | options
+        given = {"context": 64, "max_sequences": 1, "device": "cuda", "miss": "load"} | options
         self.card, self.llm = card, gmoe.LLM.load(path, gmoe.RuntimeOptions(**given))
         self.now = 0.0
         self.store, self.watch = self.llm.store, self.llm.cache.watch

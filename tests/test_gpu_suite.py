@@ -51,18 +51,18 @@ def test_all_tables_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "| 2 of 2 | 0.5 | 0 |" in text and "| 0 of 2 | failed: ValueError: llama.cpp ended with 1 |" in text
     assert "The link moves 24.0 GB/s; 4 times slower" in text
     ours = [line for line in lines if line.startswith(("| 10%", "| 25%", "| 50%", "| 100%", "| 0%"))]
-    assert len(ours) == 7 + 4 and all("failed" not in line for line in ours)
+    assert len(ours) == 7 + 5 and all("failed" not in line for line in ours)
     whole = next(line for line in ours if line.startswith("| 100%, load |"))
     assert whole.split("|")[4:6] == [" 100% ", " 0.0 "]
 
 
 def test_what_there_is_no_time_for_is_said(model: Path) -> None:
     lines = list(gpu_end_to_end.tables(model, SMALL, Clock(0), 6e9, 2))
-    assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 4
+    assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 5
 
 
 def test_a_slow_link_copies_again(model: Path) -> None:
-    with gpu_end_to_end.loaded(model, 0.25, 3, context=64) as llm:
+    with gpu_end_to_end.loaded(model, 0.25, 3, context=64, miss="load") as llm:
         device = llm.device._device
         before = device.uploads
         llm.logits([5])

@@ -17,6 +17,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from tests.factory import Shape, write_model
+from tests.fake_device import FakeDevice
 
 COSTS = Costs(bandwidth=1e6, latency=1e-4, expert_seconds=1e-3, row_seconds=1e-4, rate=1e7, layer_seconds=1e-3)
 
@@ -70,19 +71,35 @@ def test_made_up_routing_is_like_real_routing(model):
     assert np.bincount(layer.ravel(), minlength=16).max() > 2 * layer.size / 16
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
-def test_a_card_in_the_plan(model):
+def room_for_half(model):
+    """Free bytes of a card that holds half of the experts."""
     with GGUFFile.open(model) as file:
         whole = budget(file, parts(file)[0], "1GiB")
     work = whole.activations(whole.chunk(0)) + RESERVE
-    room = whole.fixed + work + int(0.5 * whole.experts / (1 - KV_SHARE))
+    return whole.fixed + work + int(0.5 * whole.experts / (1 - KV_SHARE))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+def test_a_card_in_the_plan(model):
+    room = room_for_half(model)
     run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", str(room)])
-    assert run.exit_code == 0 and "a miss is copied, or computed on the CPU" in run.output
+    assert run.exit_code == 0 and "the others stay in memory" in run.output
+    assert "the others are copied if the link moves " in run.output
     assert "KV cache" in run.output and "no card has been measured" in run.output
     run = CliRunner().invoke(command, [str(model), "--gpu-memory", "10MiB"])
     assert run.exit_code == 1 and "needs" in str(run.exception) and "MiB on the device" in str(run.exception)
     run = CliRunner().invoke(command, [str(model), "--gpu-memory", "auto"])
     assert run.exit_code == 1 and "device='cuda' " in str(run.exception)  # no such PyTorch, or no such card
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1.0, "computed on the CPU, which is faster"), (1e15, "copied")])
+def test_a_slow_link_in_the_plan(model, monkeypatch, rate, said):
+    monkeypatch.setattr("gmoe.experts.device.open_device", lambda name: FakeDevice(room_for_half(model)))
+    monkeypatch.setattr("gmoe.cli.plan.link_rate", lambda device: rate)
+    run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", "auto"])
+    assert run.exit_code == 0, run.output
+    assert f"the others are {said}: the link moves " in run.output
+    assert "% of what a token wants would be there" in run.output
 
 
 def test_command(model, tmp_path):

@@ -146,7 +146,7 @@ def agreement(path: Path, sizes: Sizes, tokens: int = 32) -> list[str]:
         want = model.logits(ids).astype(np.float64)
     got, stepped, refused = {}, {}, list[str]()
     for share in (1.0, 0.25):
-        with loaded(path, share, **given) as model:
+        with loaded(path, share, miss="load", **given) as model:
             got[share] = model.logits(ids).astype(np.float64)
             stepped[share] = model.logits(ids, 1)
             refused += [notice for notice in model.notices if "kernel by kernel" in notice]
@@ -208,7 +208,7 @@ def tables(path: Path, sizes: Sizes, clock: Clock, link_rate: float, layers: int
     yield f"\nThe link moves {link_rate / 1e9:.1f} GB/s; {slower} times slower, as at {SLOW_LINK / 1e9:.0f} GB/s:\n"
     yield "| experts on the card, miss | decode tok/s | prefill tok/s | hits | MiB copied a token | load s |"
     yield "|---" * 6 + "|"
-    for share, miss in ((0.0, "cpu"), (0.1, "balance"), (0.25, "balance"), (0.5, "balance")):
+    for share, miss in ((0.0, "cpu"), (0.1, "auto"), (0.25, "auto"), (0.5, "auto"), (0.5, "balance")):
         line = lambda share=share, miss=miss: [_line(ours(path, share, miss, sizes, slower))]  # noqa: E731
         yield from _attempt(f"{share:.0%}, {miss}", clock, line)
 

@@ -89,6 +89,7 @@ def calibrate(
         host_memory=host_memory,
         gpu_memory=gpu_memory,
         reader=reader,
+        miss="load",
     )
     with LLM.load(path, plain) as llm:
         if llm.store.whole:

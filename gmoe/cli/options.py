@@ -52,7 +52,7 @@ HELP: Mapping[str, str] = {
     "evict": "Policy: which expert leaves a full cache.",
     "prefetch": "Policy: which experts are fetched ahead.",
     "working_set": "Policy: which experts are kept for a while.",
-    "miss": "Policy: what is done about an expert that is not there.",
+    "miss": "Policy: what is done about an expert that is not there; auto, on a GPU: load or the CPU, by cost.",
     "quality": "exact, or as lossy as the model's calibration allows: high, balanced, fast.",
     "max_kld": "The same by a budget: nats a token that answers may be away from exact.",
     "policy": "A knob of the chosen policies; may be given again.",

@@ -9,10 +9,13 @@ import click
 from gmoe.experts.budget import Budget, budget_of
 from gmoe.experts.cost import CostModel, Costs, key
 from gmoe.experts.device_budget import KV_SHARE, RESERVE, DeviceBudget, token_bytes
+from gmoe.experts.device_cost import link_rate
 from gmoe.experts.device_slots import device_groups
+from gmoe.experts.device_worth import GAIN, NEVER, foretell
 from gmoe.experts.fingerprint import header
 from gmoe.experts.plan import Plan, Speed, made_up
 from gmoe.experts.plan import plan as reckon
+from gmoe.experts.slots import Group
 from gmoe.experts.trace_file import TraceFile
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
@@ -44,7 +47,7 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
         routing = known.trace or made_up(known.header, hparams.n_expert_used)
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
         lines = [*_places(budget, found), *_speeds(found, costs, known)]
-        for line in lines + ([] if gpu_memory is None else _on_device(gpu_memory, budget, hparams)):
+        for line in lines + ([] if gpu_memory is None else _on_device(gpu_memory, budget, hparams, costs, known)):
             click.echo(line)
         for notice in known.notices:
             click.echo(f"Note: {notice}", err=True)
@@ -75,14 +78,15 @@ def _places(budget: Budget, plan: Plan) -> list[str]:
     return lines
 
 
-def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams) -> list[str]:
+def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams, costs: Costs, known: TraceFile) -> list[str]:
     """What `run --device cuda` would put where on a card with so much free memory; "auto": the card of this machine."""
+    link = 0.0
     if gpu_memory == "auto" or gpu_memory.endswith("%"):
         from gmoe.experts.device import open_device
 
         device = open_device("cuda")
         assert device is not None
-        free = memory_bytes(gpu_memory, device.free(), "gpu_memory")
+        free, link = memory_bytes(gpu_memory, device.free(), "gpu_memory"), link_rate(device)
     else:
         free = memory_bytes(gpu_memory, 0, "gpu_memory")
     token = hparams.n_layer * token_bytes(hparams)
@@ -93,9 +97,8 @@ def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams) -> list[str]:
     counts = there.counts()
     experts, fit = sum(group.experts for group in groups), sum(counts)
     size = sum(count * group.slot_bytes for count, group in zip(counts, groups, strict=True))
-    missed = (
-        "all of them: nothing is copied while it runs" if there.whole else "a miss is copied, or computed on the CPU"
-    )
+    missed = "all of them: nothing is copied while it runs" if there.whole else "the others stay in memory"
+    pays = [] if there.whole else _copying(list(zip(groups, counts, strict=True)), costs, known, link)
     return [
         "",
         f"on a GPU with   {free / MIB:9.0f} MiB  free",
@@ -103,8 +106,22 @@ def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams) -> list[str]:
         f"KV cache        {kv / MIB:9.0f} MiB  {kv // token} tokens for {SEQUENCES} sequences",
         f"a pass, kernels {(work + RESERVE) / MIB:9.0f} MiB  {budget.chunk(0)} tokens of a prompt at a time",
         f"experts         {size / MIB:9.0f} MiB  {fit} of {experts} ({100 * fit / experts:.0f} %); {missed}",
+        *pays,
         "the speed there is not foretold: no card has been measured",
     ]
+
+
+def _copying(slots: list[tuple[Group, int]], costs: Costs, known: TraceFile, link: float) -> list[str]:
+    """Whether experts that do not fit are copied or computed on the CPU; `link` in bytes/s, 0: not known."""
+    rate = None if known.trace is None else foretell(known.trace, [(g.layers, n) for g, n in slots], NEVER)[0]
+    missed = 1 - sum(n for _, n in slots) / sum(group.experts for group, _ in slots) if rate is None else rate
+    size = sum(group.experts * group.slot_bytes for group, _ in slots) / sum(group.experts for group, _ in slots)
+    least = missed * size / (GAIN * costs.expert_seconds)
+    there = f"{100 * (1 - missed):.0f} % of what a token wants would be there"
+    if not link:
+        return [f"the others are copied if the link moves {least / 1e9:.1f} GB/s, else computed on the CPU: {there}"]
+    does = "copied" if link >= least else "computed on the CPU, which is faster"
+    return [f"the others are {does}: the link moves {link / 1e9:.1f} GB/s, {least / 1e9:.1f} pay, and {there}"]
 
 
 def _speeds(plan: Plan, costs: Costs, known: TraceFile) -> list[str]:

@@ -13,9 +13,11 @@ from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_slots import device_groups
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.device_watch import Watch
+from gmoe.experts.device_worth import Worth
 from gmoe.experts.evict import lru
-from gmoe.experts.miss import balance
+from gmoe.experts.miss import balance, load
 from gmoe.experts.recorder import Recorder
+from gmoe.experts.route import exact
 from gmoe.experts.simulate import Groups
 from gmoe.experts.slots import least, share
 from gmoe.experts.split import best_part
@@ -24,6 +26,7 @@ from gmoe.experts.trace import Trace
 from gmoe.experts.transfer import open_transfer
 from gmoe.experts.twin import open_twin
 from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 
 
@@ -34,10 +37,26 @@ class DeviceCache(ExpertCache):
         self, kv_bytes: int, routers: Callable[..., Any], record: Callable[[int], Recorder], steps: Steps, home: Path
     ) -> None:
         super().furnish(kv_bytes, routers, record, steps, home)
-        store = self.store
+        store, dispatch = self.store, self.dispatch
         if self.options.gpu_memory == "auto" and isinstance(store, DeviceStore) and store.groups:
             self.watch = Watch(store, self.budget.activations(self.budget.chunk(0)), self.notices)
             steps.listeners.append(lambda rows: self.watch.look())
+        assert isinstance(store, DeviceStore) and isinstance(dispatch, DeviceDispatch)
+        lossless = type(dispatch.miss) is load.Policy and type(dispatch.route) is exact.Policy
+        if self.options.miss != "load" and lossless and store.groups:
+            used = Hparams.from_metadata(self.file.metadata, str(self.file.path)).n_expert_used
+            self.worth = Worth(dispatch, used, self._measure, self.notices, self._recorded)
+            self.worth.decide(self._trace)
+            steps.listeners.append(self.worth)
+
+    def _measure(self) -> DeviceCosts:
+        store, dispatch = self.store, self.dispatch
+        assert isinstance(store, DeviceStore)
+        return measure(store, dispatch.activations, self._disk)
+
+    def _recorded(self) -> Trace | None:
+        """What has run, where it is kept."""
+        return self.chooser.recorder.trace() if hasattr(self, "chooser") else None
 
     def _lend(self, rows: int) -> None:
         return None  # activations are on the device, whose cache shrinks by itself
@@ -57,7 +76,7 @@ class DeviceCache(ExpertCache):
         assert isinstance(store, DeviceStore) and isinstance(dispatch, DeviceDispatch)
         if not store.groups:
             return []
-        disk = self._host_tier(store, home)
+        self._trace, self._disk = trace, self._host_tier(store, home)
         device = store.device
         means = dispatch.put_means()
         asked, work = asked_bytes(options.gpu_memory, device.total()), self.budget.activations(self.budget.chunk(0))
@@ -78,7 +97,7 @@ class DeviceCache(ExpertCache):
         self.reader = calibration.DEVICE
         self._require_calibrated(here / all_of_them)
         if isinstance(dispatch.miss, balance.Policy):
-            dispatch.miss.costs = costs = measure(store, dispatch.activations, disk)
+            dispatch.miss.costs = costs = self._measure()
             dispatch.computed = costs.computed
         return [(group.layers, count) for group, count in zip(store.groups, counts, strict=True)]
 

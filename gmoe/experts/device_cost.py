@@ -2,16 +2,21 @@
 
 import random
 import time
+from collections.abc import Callable
 from statistics import median
 
+from gmoe.experts.device import Device
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.measure import seconds_of_rows
+from gmoe.experts.transfer import State
+from gmoe.experts.upload import BUFFERS
 from gmoe.kernels.ops import Activations
 
 WEIGHT = 0.1  # of one observation in what is known
 ROWS = 16
 SAMPLE = 12  # experts that are copied and computed
+LINK_BYTES = 16 << 20  # that are copied to know the link
 
 
 class DeviceCosts:
@@ -35,21 +40,43 @@ class DeviceCosts:
         self.more *= 1 - WEIGHT + WEIGHT * ratio
 
 
-def measure(store: DeviceStore, activations: Activations, disk: float = 0.0, seconds: float = 0.1) -> DeviceCosts:
-    """Copies a few experts, computes a few on the CPU; the store has slots, and keeps what was copied."""
+def link_rate(device: Device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second from pinned memory to a device."""
+    source, target = device.pinned(LINK_BYTES), device.empty(LINK_BYTES)
+    device.upload(target, source, None).synchronize()
+    began = clock()
+    device.upload(target, source, None).synchronize()
+    return LINK_BYTES / max(clock() - began, 1e-9)
+
+
+def measure(
+    store: DeviceStore,
+    activations: Activations,
+    disk: float = 0.0,
+    seconds: float = 0.1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> DeviceCosts:
+    """Copies a few absent experts, a few at a time as a layer does, and computes a few on the CPU.
+
+    The store has slots, and keeps what was copied; `disk` is what it takes to read an expert.
+    """
     ids = [ExpertId(layer, expert) for layer in store.layout.layers for expert in range(store.layout.n_expert)]
-    some = random.Random(0).sample(ids, min(SAMPLE, len(ids)))
+    some = random.Random(0).sample(ids, len(ids))
+    absent = [id for id in some if not store.resident(id)][:SAMPLE]
     copies = []
-    for id in some:
-        began = time.perf_counter()
-        ticket = store.fetch(id, ())
-        if ticket is not None:
-            store.wait([ticket])
-            store.device.synchronize()
-            copies.append(time.perf_counter() - began)
+    for at in range(0, len(absent), BUFFERS):
+        began = clock()
+        begun = [store.fetch(id, ()) for id in absent[at : at + BUFFERS]]
+        flying = [ticket for ticket in begun if ticket is not None and not ticket.final]
+        while flying:
+            arrived = store.wait(flying)
+            flying = [ticket for ticket in flying if ticket not in arrived]
+        store.device.synchronize()
+        copied = sum(ticket is not None and ticket.state is State.DONE for ticket in begun)
+        copies += [(clock() - began) / copied] * bool(copied)
     below = store.below
-    layer = some[-1].layer  # of it one at least is in the tier below
+    layer = absent[-1].layer  # of it one at least is in the tier below
     here = [e for e in range(store.layout.n_expert) if below.resident(ExpertId(layer, e))][:SAMPLE]
-    one = seconds_of_rows(below.table(layer), here, 1, activations, seconds / 2)
-    many = seconds_of_rows(below.table(layer), here, ROWS, activations, seconds / 2)
+    one = seconds_of_rows(below.table(layer), here, 1, activations, seconds / 2, clock)
+    many = seconds_of_rows(below.table(layer), here, ROWS, activations, seconds / 2, clock)
     return DeviceCosts(median(copies), one, max(0.0, (many - one) / (ROWS - 1)), disk)

@@ -28,12 +28,18 @@ class DeviceDispatch(ExpertDispatch):
         super().__init__(store, activations)
         self.fast = store
         self.device = store.device
+        self.home = ExpertDispatch(store.below, activations)  # by the CPU
+        self.aside: NDArray[np.bool_] | None = None  # [T], rows of the next pass whose experts are computed there
         self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
 
     @property
     def listened(self) -> bool:
         """Always: here a row's bits depend on how many run together, which must not depend on what is where."""
         return True
+
+    @property
+    def steady(self) -> bool:
+        return self.aside is None and super().steady
 
     def __call__(
         self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu", beside: Beside = lambda: None
@@ -42,6 +48,8 @@ class DeviceDispatch(ExpertDispatch):
 
         `beside` is launched before the host waits to know what the router chose.
         """
+        if self.aside is not None:
+            return self._split(layer, x, routing, activation, beside, self.aside)
         routed = type(self.route) is not exact.Policy
         if self.fast.whole and not self.observers and not routed:
             y = self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
@@ -49,21 +57,62 @@ class DeviceDispatch(ExpertDispatch):
             return y
         ids, _ = self.device.receive(routing.topk_ids)
         weights, there = self.device.receive(routing.topk_weights)
+        begun = None
         if not self.fast.whole:
-            self._begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations)
+            begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations)
         beside()
         there.synchronize()
-        if not self.fast.whole:
-            self._begun.known(ids.numpy())
         known = Routing(ids, weights, routing.scores)
         for observe in self.observers:
             observe(layer, known)
-        if not self.fast.whole:
-            return self._serve(layer, x, known, activation, lambda: None)
+        if begun is not None:
+            return self._go_on(begun, layer, x, known, activation)
         if not routed:
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
         return self._all_here(layer, x, fresh, weighed, activation)
+
+    def _go_on(self, begun: "_Begun", layer: int, x: Tensor, known: Routing, activation: str) -> Tensor:
+        """What the host does when it knows the router's choice."""
+        begun.known(known.topk_ids.numpy())
+        self._begun = begun
+        return self._serve(layer, x, known, activation, lambda: None)
+
+    def _split(
+        self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside, aside: NDArray[np.bool_]
+    ) -> Tensor:
+        """The experts of the rows `aside` are computed on the CPU, those of the others as ever."""
+        mine, others = (torch.from_numpy(np.flatnonzero(which)) for which in (aside, ~aside))
+        at, at_others = (self.device.send(which) for which in (mine, others)) if len(others) else (None, None)
+        rows, _ = self.device.receive(x if at is None else x.index_select(0, at))
+        ids, _ = self.device.receive(routing.topk_ids)
+        weights, there = self.device.receive(routing.topk_weights)
+        beside()
+        there.synchronize()
+        for observe in self.observers:
+            observe(layer, Routing(ids, weights, routing.scores))
+        if at is None or at_others is None:
+            return self.device.send(self._compute(layer, rows, Routing(ids, weights), activation))
+        given, chosen, weighed = (
+            part.index_select(0, at_others) for part in (x, routing.topk_ids, routing.topk_weights)
+        )
+        if self.fast.whole:
+            here = self._all_here(layer, given, chosen, weighed, activation)
+        else:
+            begun = _Begun(self.fast, layer, given, chosen, activation, self.activations)
+            here = self._go_on(begun, layer, given, Routing(ids[others], weights[others]), activation)
+        sent = self.device.send(self._compute(layer, rows, Routing(ids[mine], weights[mine]), activation))
+        y = x.new_empty(len(x), here.shape[1])
+        return y.index_copy_(0, at, sent).index_copy_(0, at_others, here)
+
+    def _compute(self, layer: int, x: Tensor, routing: Routing, activation: str) -> Tensor:
+        """The experts' sum by the CPU, of tensors in its memory."""
+        mass = float(routing.topk_weights.sum())
+        self._actions["cpu"]["count"] += len(np.unique(routing.topk_ids.numpy()))
+        self._actions["cpu"]["mass"] += mass
+        self._routed["count"] += routing.topk_ids.numel()
+        self._routed["mass"] += mass
+        return self.home(layer, x, routing, activation)
 
     def _all_here(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
         """Every expert is on the device: no word between it and the host."""

@@ -115,6 +115,11 @@ class DeviceStore(ExpertStore):
             return 0
         return sum(count * group.slot_bytes for count, group in zip(self._counts, self._groups, strict=True))
 
+    @property
+    def counts(self) -> Sequence[int]:
+        """Slots of each group."""
+        return self._counts
+
     def bank(self, layer: int) -> ExpertBank:
         """A layer's experts as the kernels find them."""
         if layer not in self._banks:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -81,18 +82,25 @@ def _compute(
     return sum(one) / len(one), sum(more) / len(more)
 
 
-def seconds_of_rows(table: ExpertTable, here: list[int], rows: int, activations: Activations, seconds: float) -> float:
+def seconds_of_rows(
+    table: ExpertTable,
+    here: list[int],
+    rows: int,
+    activations: Activations,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds an expert of a table takes for so many rows; all that are here in turn, eight a call."""
     x = torch.randn(rows, table.up.cols)
     took: list[float] = []
     at = 0
-    end = time.perf_counter() + seconds
-    while len(took) < 4 or time.perf_counter() < end:
+    end = clock() + seconds
+    while len(took) < 4 or clock() < end:
         chosen = [here[(at + n) % len(here)] for n in range(min(8, len(here)))]
         at += len(chosen)
         ids = torch.tensor([chosen] * rows, dtype=torch.int32)
         out = x.new_empty(rows, len(chosen), table.down.rows)
-        began = time.perf_counter()
+        began = clock()
         expert_rows(x, ids, table, "swiglu" if table.gate is not None else "relu2", activations, out)
-        took.append((time.perf_counter() - began) / len(chosen))
+        took.append((clock() - began) / len(chosen))
     return median(took[1:])
