@@ -1,9 +1,11 @@
 """What memory is left, read from made-up `/proc` and cgroup trees; and the budget made of it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from gmoe.experts import memory
 from gmoe.experts.budget import Budget, TooSmall
 from gmoe.experts.memory import Limit, available, limits
 from gmoe.gguf.file import GGUFFile
@@ -24,6 +26,12 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 def test_without_cgroups_it_is_what_the_machine_has(tmp_path: Path) -> None:
     root = tree(tmp_path, {"proc/meminfo": MEMINFO})
     assert available(root) == Limit(8000 * 1024, "the free memory of this machine")
+
+
+def test_a_system_without_proc_has_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_fields", lambda path: {})
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert Limit(whole, "the memory of this machine") in list(limits())
 
 
 def test_nothing_to_read_is_no_limit(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def test_threads_read_what_the_file_holds(file: GGUFFile, mapped: bool) -> None:
     store.close()
 
 
+def test_a_system_without_direct_reading_reads_the_same(file: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("O_DIRECT", "posix_fadvise"):
+        monkeypatch.delattr(os, name)
+    test_threads_read_what_the_file_holds(file, mapped=False)
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_file_cut_off_while_in_use_fails_only_what_it_lost(tmp_path: Path, mapped: bool) -> None:
     path = write_model(tmp_path / "m.gguf", "qwen3moe", shape=SHAPE)

@@ -1,6 +1,5 @@
 """`gmoe plan`: what goes where, and how fast it would be, before anything is loaded."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from gmoe.experts.trace_file import TraceFile
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.kernels.cpu_ops import usable_cores
 from gmoe.library.find import model_file
 from gmoe.library.home import home
 from gmoe.options import memory_bytes
@@ -43,7 +43,7 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
             raise click.ClickException(f"{file.path} has no experts: it is used straight from the map")
         budget = budget_of(file, layout, hparams, host_memory)
         known = TraceFile(file.path, trace, header(file, layout, hparams.n_layer))
-        costs = _costs(file, layout, threads or len(os.sched_getaffinity(0)))
+        costs = _costs(file, layout, threads or usable_cores())
         routing = known.trace or made_up(known.header, hparams.n_expert_used)
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
         lines = [*_places(budget, found), *_speeds(found, costs, known)]

@@ -1,6 +1,5 @@
 """ExpertCache: the experts of a model that does not fit, with their slots, their reader and the policies over them."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -26,6 +25,7 @@ from gmoe.experts.transfer import open_transfer
 from gmoe.experts.twin import open_twin, twin_store
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.kernels.cpu_ops import usable_cores
 from gmoe.options import RuntimeOptions
 
 RESIDENT_SLACK = 0.02  # of the experts, by which a calibration may be off
@@ -189,7 +189,7 @@ class ExpertCache:
 
     def _costs(self, home: Path) -> CostModel:
         """What reading and computing an expert costs here, measured if it is not yet known."""
-        threads = self.options.threads or len(os.sched_getaffinity(0))
+        threads = self.options.threads or usable_cores()
         costs = CostModel(home, cost_key(self.layout, threads, self.options.activations))
         if costs.costs is None:
             activations = cast(Literal["q8", "float"], self.options.activations)

@@ -1,6 +1,7 @@
 """How much memory this process may still take: cgroups (v1 and v2, nested), resource limits, and what is free."""
 
 import ctypes
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,8 @@ def limits(root: Path = Path("/")) -> Iterator[Limit]:
     free = _fields(root / "proc/meminfo").get("MemAvailable")
     if free is not None:
         yield Limit(free, "the free memory of this machine")
+    elif root == Path("/"):  # not Linux: all that there is
+        yield Limit(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the memory of this machine")
     status = _fields(root / "proc/self/status")
     for name, kind, used in (
         ("RLIMIT_AS", resource.RLIMIT_AS, "VmSize"),

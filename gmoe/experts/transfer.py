@@ -5,6 +5,7 @@ the page cache has them. `open_transfer` measures both and takes the faster.
 """
 
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -90,6 +91,12 @@ class Transfer(Protocol):
         """End; what was queued is cancelled."""
 
 
+def _forget(fd: int, read: Read) -> None:
+    """Let the page cache drop what was read, where the system can be asked to."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, read.offset, read.nbytes, os.POSIX_FADV_DONTNEED)
+
+
 class _File:
     """One part of a model, read directly where the file system lets us, else through the page cache and out again."""
 
@@ -101,8 +108,10 @@ class _File:
             raise TransferError(f"{path} cannot be read: {error.strerror}") from None
         try:
             self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        except OSError:
+        except (OSError, AttributeError):  # neither every file system nor every system has it
             self.direct = -1
+        if hasattr(fcntl, "F_NOCACHE"):  # macOS
+            fcntl.fcntl(self.plain, fcntl.F_NOCACHE, 1)
 
     def read(self, read: Read, into: NDArray[np.uint8]) -> None:
         """Fill `into`; raises `TransferError`."""
@@ -120,7 +129,7 @@ class _File:
                 raise TransferError(f"{self.path} ends at byte {read.offset + got}: it was cut off while in use")
             got += n
         if self.direct < 0:
-            os.posix_fadvise(self.plain, read.offset, read.nbytes, os.POSIX_FADV_DONTNEED)
+            _forget(self.plain, read)
 
     def close(self) -> None:
         for fd in {self.plain, self.direct} - {-1}:
@@ -209,7 +218,7 @@ class ThreadTransfer:
             if isinstance(file, _MappedFile):
                 file.map.madvise(mmap.MADV_DONTNEED, read.offset, read.needed)
             fd = file.fd if isinstance(file, _MappedFile) else file.plain
-            os.posix_fadvise(fd, read.offset, read.nbytes, os.POSIX_FADV_DONTNEED)
+            _forget(fd, read)
 
     def _announce(self, read: Read) -> None:
         file = self.files[read.part]

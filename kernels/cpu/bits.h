@@ -10,7 +10,7 @@ inline T load(const void* p) {
 
 typedef uint64_t EightWords __attribute__((vector_size(64), aligned(1)));
 
-uint64_t read_words(const uint8_t* p, size_t size) {
+[[maybe_unused]] uint64_t read_words(const uint8_t* p, size_t size) {
   const uint8_t* end = p + size;
   EightWords a = {}, b = {}, c = {}, d = {};
   for (; p + 256 <= end; p += 256) {

@@ -7,6 +7,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace gmoe {
@@ -71,6 +73,10 @@ int usable_cores() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+#elif defined(__APPLE__)  // the fast ones: a task that a slow core takes keeps the others waiting
+  int fast = 0;
+  size_t size = sizeof fast;
+  if (sysctlbyname("hw.perflevel0.physicalcpu", &fast, &size, nullptr, 0) == 0 && fast > 0) cores = fast;
 #endif
   return quota > 0 ? std::min(cores, quota) : cores;
 }

@@ -58,7 +58,7 @@ class Linears {
                int threads) const {
     const ByHead<const float> from = {at<const float>(x), x_token, x_head};
     const ByHead<float> to = {at<float>(out), out_token, out_head};
-    enter([=, this] {
+    enter([=] {
       matmul_by_head(level_, products_.data(), int(products_.size()), cols_, from, tokens, to, threads);
     });
   }

@@ -5,7 +5,7 @@
 template <class A, class B>
 inline int32x4_t nothing(A a, B b) {
   int32x4_t zero;
-  asm("movi %0.2d, 0" : "=w"(zero) : "w"(a), "w"(b));
+  asm("movi %0.2d, #0" : "=w"(zero) : "w"(a), "w"(b));
   return zero;
 }
 inline int32x4_t dot16(int32x4_t sum, uint8x16_t q, const int8_t* y) {
