@@ -17,9 +17,12 @@ inline Sixteen zeros() { return {_mm512_setzero_ps()}; }
 inline Sixteen sixteen(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
+#include "scales.h"
 #include "codes512.h"
 #include "grids512.h"
 #include "pairs512.h"
+#include "sums512.h"
+#include "stream.h"
 #include "stream512.h"
 #include "pack512.h"
 #include "tile512.h"

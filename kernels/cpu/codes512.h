@@ -12,10 +12,6 @@ struct Wide {
   static constexpr uint8_t group[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};  // of each lane
 };
 
-struct Scales {  // int16, of 16 groups or 8 pairs of them
-  __m256i scale, low;
-};
-
 inline __m512i byte64(int value) { return _mm512_set1_epi8(char(value)); }
 inline __m512i twice(const uint8_t* p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p)); }
 inline __m512i halves16(int low, int high) {
@@ -30,19 +26,13 @@ inline __m512i loaded(const uint8_t* p) {
 inline __m512i table16(const uint8_t* table) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)); }
 inline __m512i lows4(__m512i q) { return _mm512_and_si512(q, byte64(15)); }
 inline __m512i highs4(__m512i q) { return _mm512_gf2p8affine_epi64_epi8(q, _mm512_set1_epi64(0x1020408000000000), 0); }
-inline __m256i sixteen_of(uint64_t low, uint64_t high) {
-  return _mm256_cvtepi8_epi16(_mm_set_epi64x(int64_t(high), int64_t(low)));
-}
 inline __m256i eight_of(uint64_t x) { return _mm256_castsi128_si256(_mm_cvtepi8_epi16(_mm_cvtsi64_si128(int64_t(x)))); }
 inline uint64_t nibbles(uint32_t x) { return _pdep_u64(x, 0x0f0f0f0f0f0f0f0f); }
 inline uint64_t odd_nibbles(uint32_t x) { return nibbles(x) * 2 + 0x0101010101010101; }  // 2 n + 1
 
 struct Q2_K : Wide<84, 0, true, false> {
   static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
-  static Scales scales(const uint8_t* s) {
-    __m128i b = _mm_loadu_si128((const __m128i*)s), m = _mm_set1_epi8(15);
-    return {_mm256_cvtepu8_epi16(_mm_and_si128(b, m)), _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(b, 4), m))};
-  }
+  static Scales scales(const uint8_t* s) { return two_nibbles(s); }
   static uint32_t d(const uint8_t* s) { return load<uint32_t>(s + 80); }
   static void codes(const uint8_t* s, __m512i* q) {
     __m512i x = loaded(s + 16);
@@ -51,12 +41,7 @@ struct Q2_K : Wide<84, 0, true, false> {
 };
 struct Q3_K : Wide<110, 4, false, false> {
   static constexpr uint8_t group[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
-  static Scales scales(const uint8_t* s) {
-    uint64_t low = load<uint64_t>(s + 96), high = load<uint32_t>(s + 104), m = 0x0303030303030303;
-    uint64_t a = (high | high << 30) & m, b = (high >> 4 | high << 26) & m, nibble = 0x0f0f0f0f0f0f0f0f;
-    __m256i x = sixteen_of((low & nibble) | a << 4, (low >> 4 & nibble) | b << 4);
-    return {_mm256_sub_epi16(x, _mm256_set1_epi16(32)), x};
-  }
+  static Scales scales(const uint8_t* s) { return four_and_two_bits(s + 96); }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 108); }
   static void codes(const uint8_t* s, __m512i* q) {
     __m512i x = loaded(s + 32), h = _mm512_srlv_epi16(twice(s), halves16(0, 4));
@@ -66,14 +51,6 @@ struct Q3_K : Wide<110, 4, false, false> {
     }
   }
 };
-inline Scales six_bits(const uint8_t* s) {
-  uint64_t low = load<uint64_t>(s), high = load<uint32_t>(s + 8), m = 0x0f0f0f0f;
-  uint64_t last = (low >> 2 & 0x3030303030303030) | (high & m) | (high >> 4 & m) << 32;
-  __m128i x = _mm_set_epi64x(int64_t(last), int64_t(low & 0x3f3f3f3f3f3f3f3f));  // 4 scales, 4 lows, their last four
-  __m128i scale = _mm_shuffle_epi8(x, _mm_setr_epi8(0, -1, 1, -1, 2, -1, 3, -1, 8, -1, 9, -1, 10, -1, 11, -1));
-  __m128i least = _mm_shuffle_epi8(x, _mm_setr_epi8(4, -1, 5, -1, 6, -1, 7, -1, 12, -1, 13, -1, 14, -1, 15, -1));
-  return {_mm256_castsi128_si256(scale), _mm256_castsi128_si256(least)};
-}
 struct Q4_K : Wide<144, 0, true, true> {
   static constexpr uint8_t group[16] = {0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15};
   static Scales scales(const uint8_t* s) { return six_bits(s + 4); }
@@ -100,10 +77,7 @@ struct Q5_K : Wide<176, 0, true, true> {
   }
 };
 struct Q6_K : Wide<210, 32, false, false> {
-  static Scales scales(const uint8_t* s) {
-    __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(s + 192)));
-    return {x, x};
-  }
+  static Scales scales(const uint8_t* s) { return signed_bytes(s + 192); }
   static uint32_t d(const uint8_t* s) { return load<uint16_t>(s + 208); }
   static void codes(const uint8_t* s, __m512i* q) {
     const __m512i m = byte64(0x30), left = halves16(4, 2), right = halves16(0, 2);

@@ -1,0 +1,166 @@
+// Blocks as registers of 32 codes in their own order: `q(k)`, those of a bias of 128 without it, as signed bytes. The other
+// types go through memory.
+
+inline __m256i byte32(int value) { return _mm256_set1_epi8(char(value)); }
+inline __m256i loaded(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline __m256i lows4(__m256i x) { return _mm256_and_si256(x, byte32(15)); }
+inline __m256i highs4(__m256i x) { return lows4(_mm256_srli_epi16(x, 4)); }
+inline __m256i nibbles_of(const uint8_t* s) {  // of 16 bytes: the low ones, then the high ones
+  __m128i x = _mm_loadu_si128((const __m128i*)s);
+  return lows4(_mm256_inserti128_si256(_mm256_castsi128_si256(x), _mm_srli_epi16(x, 4), 1));
+}
+inline __m256i signed_values(const uint8_t* table, __m256i q) {  // of a table with a bias of 128
+  __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
+  return _mm256_shuffle_epi8(_mm256_xor_si256(values, byte32(128)), q);
+}
+
+inline __m256i words(const int32_t* x) {
+  __m256i packed = _mm256_packs_epi32(_mm256_load_si256((const __m256i*)x), _mm256_load_si256((const __m256i*)x + 1));
+  return _mm256_permute4x64_epi64(packed, 0xd8);
+}
+
+// `scales`: int16, of 16 groups each, or of the 8 pairs in the lower half where `eight`.
+template <class F>
+struct Block {
+  static constexpr bool eight = false;
+  Codes c;
+  explicit Block(const uint8_t* s) { F::unpack(s, c); }
+  Scales scales() const { return {words(c.scale), F::lows ? words(c.low) : __m256i()}; }
+  float d() const { return c.d[0]; }
+  float m() const { return c.m[0]; }
+  __m256i q(int k) const {
+    __m256i x = _mm256_load_si256((const __m256i*)c.q + k);
+    return F::bias == 128 ? _mm256_xor_si256(x, byte32(128)) : x;
+  }
+};
+
+struct Lying {  // a block of `formats.py`'s layout, read where it lies
+  const uint8_t* s;
+  explicit Lying(const uint8_t* s) : s(s) {}
+};
+
+template <>
+struct Block<Q2_K> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = false;
+  Scales scales() const { return two_nibbles(s); }
+  float d() const { return half(s + 80); }
+  float m() const { return half(s + 82); }
+  __m256i q(int k) const {
+    __m256i x = loaded(s + 16 + k / 4 * 32);
+    return _mm256_and_si256(_mm256_srli_epi16(x, k % 4 * 2), byte32(3));
+  }
+};
+template <>
+struct Block<Q3_K> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = false;
+  Scales scales() const { return four_and_two_bits(s + 96); }
+  float d() const { return half(s + 108); }
+  float m() const { return 0.0f; }
+  __m256i q(int k) const {
+    __m256i x = loaded(s + 32 + k / 4 * 32), high = loaded(s);
+    high = k < 2 ? _mm256_slli_epi16(high, k < 2 ? 2 - k : 0) : _mm256_srli_epi16(high, k < 2 ? 0 : k - 2);
+    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, k % 4 * 2), byte32(3)), _mm256_and_si256(high, byte32(4)));
+  }
+};
+template <>
+struct Block<Q4_K> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = true;
+  Scales scales() const { return six_bits(s + 4); }
+  float d() const { return half(s); }
+  float m() const { return half(s + 2); }
+  __m256i q(int k) const {
+    __m256i x = loaded(s + 16 + k / 2 * 32);
+    return k % 2 ? highs4(x) : lows4(x);
+  }
+};
+template <>
+struct Block<Q5_K> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = true;
+  Scales scales() const { return six_bits(s + 4); }
+  float d() const { return half(s); }
+  float m() const { return half(s + 2); }
+  __m256i q(int k) const {
+    __m256i x = loaded(s + 48 + k / 2 * 32), high = loaded(s + 16);
+    high = k < 4 ? _mm256_slli_epi16(high, k < 4 ? 4 - k : 0) : _mm256_srli_epi16(high, k < 4 ? 0 : k - 4);
+    return _mm256_or_si256(k % 2 ? highs4(x) : lows4(x), _mm256_and_si256(high, byte32(16)));
+  }
+};
+template <>
+struct Block<Q6_K> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = false;
+  Scales scales() const { return signed_bytes(s + 192); }
+  float d() const { return half(s + 208); }
+  float m() const { return 0.0f; }
+  __m256i q(int k) const {
+    __m256i x = loaded(s + k / 4 * 64 + k % 2 * 32), high = loaded(s + 128 + k / 4 * 32);
+    const int part = k % 4;
+    high = part < 2 ? _mm256_slli_epi16(high, part == 0 ? 4 : 2) : _mm256_srli_epi16(high, part == 2 ? 0 : 2);
+    return _mm256_or_si256(part < 2 ? lows4(x) : highs4(x), _mm256_and_si256(high, byte32(0x30)));
+  }
+};
+template <>
+struct Block<IQ4_XS> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = true;
+  Scales scales() const {
+    const uint32_t high = load<uint16_t>(s + 2), low = load<uint32_t>(s + 4);
+    __m256i nibble = _mm256_srlv_epi32(_mm256_set1_epi32(int(low)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i two = _mm256_srlv_epi32(_mm256_set1_epi32(int(high << 4)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    __m256i x = _mm256_or_si256(_mm256_and_si256(nibble, _mm256_set1_epi32(15)), _mm256_and_si256(two, _mm256_set1_epi32(0x30)));
+    x = _mm256_sub_epi32(x, _mm256_set1_epi32(32));
+    x = _mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0xd8);
+    return {x, x};
+  }
+  float d() const { return half(s); }
+  float m() const { return 0.0f; }
+  __m256i q(int k) const { return signed_values(iq4_values, nibbles_of(s + 8 + 16 * k)); }
+};
+template <>
+struct Block<TQ2_0> : Lying {
+  using Lying::Lying;
+  static constexpr bool eight = false;
+  Scales scales() const { return {_mm256_set1_epi16(1), __m256i()}; }
+  float d() const { return half(s + 64); }
+  float m() const { return 0.0f; }
+  __m256i q(int k) const {
+    return _mm256_and_si256(_mm256_srli_epi16(loaded(s + k / 4 * 32), k % 4 * 2), byte32(3));
+  }
+};
+
+// 32 codes of a block of 32.
+template <class F>
+inline __m256i codes_of(const uint8_t* s) {
+  if constexpr (__is_same(F, Q4_0)) return nibbles_of(s + 2);
+  else if constexpr (__is_same(F, Q4_1)) return nibbles_of(s + 4);
+  else if constexpr (__is_same(F, Q5_0) || __is_same(F, Q5_1)) {
+    constexpr int at = F::lows ? 4 : 2;
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    __m256i high = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(s + at)), spread);
+    high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit), byte32(16));
+    return _mm256_or_si256(nibbles_of(s + at + 4), high);
+  } else if constexpr (__is_same(F, Q8_0)) return loaded(s + 2);
+  else if constexpr (__is_same(F, IQ4_NL)) return signed_values(iq4_values, nibbles_of(s + 2));
+  else return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
+}
+
+// d (or m) of eight blocks of 32, the even ones before the odd ones.
+template <class F>
+inline __m256 scales_of(const uint8_t* s, int at) {
+  auto word = [&](int j) { return load<int16_t>(s + j * F::bytes + at); };
+  __m128i x = _mm_setr_epi16(word(0), word(2), word(4), word(6), word(1), word(3), word(5), word(7));
+  return _mm256_cvtph_ps(x);
+}
+template <>
+inline __m256 scales_of<MXFP4>(const uint8_t* s, int) {
+  auto byte = [&](int j) { return int(s[j * MXFP4::bytes]); };
+  const __m256i e = _mm256_setr_epi32(byte(0), byte(2), byte(4), byte(6), byte(1), byte(3), byte(5), byte(7));
+  const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+  const __m256i big = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+  return _mm256_castsi256_ps(_mm256_blendv_epi8(big, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}

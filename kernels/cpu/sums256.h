@@ -1,0 +1,107 @@
+// One token: sums of 32 products and more, codes in registers. Two products fit into 16 bits in every type.
+
+template <class F>
+constexpr bool natural() {
+  return true;
+}
+
+inline __m128i halves_added(__m256i x) {
+  return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+inline __m256i pairs_added(__m256i x, __m256i y) { return _mm256_hadd_epi32(x, y); }
+inline __m128i pairs_added(__m128i x, __m128i y) { return _mm_hadd_epi32(x, y); }
+inline __m128i sums_of_4(const __m256i* x) {
+  return halves_added(pairs_added(pairs_added(x[0], x[1]), pairs_added(x[2], x[3])));
+}
+inline __m128i sums_of_4(const __m128i* x) {
+  return pairs_added(pairs_added(x[0], x[1]), pairs_added(x[2], x[3]));
+}
+
+// Two products each of 32 codes: unsigned ones, or signed ones where the bias was 128.
+template <int BIAS>
+inline __m256i two_products(__m256i q, __m256i y) {
+  if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
+  return _mm256_maddubs_epi16(q, y);
+}
+
+struct Spread {  // the bytes of a register's scales: of one pair of groups, or of two groups
+  alignas(32) uint8_t pair[8][32] = {}, two[4][32] = {};
+  constexpr Spread() {
+    for (int k = 0; k < 8; k++)
+      for (int i = 0; i < 32; i++) pair[k][i] = uint8_t(2 * k + i % 2);
+    for (int k = 0; k < 4; k++)
+      for (int i = 0; i < 32; i++) two[k][i] = uint8_t(4 * k + i / 16 * 2 + i % 2);
+  }
+};
+constexpr Spread spread;
+
+// total: 8 parts of the sum of scale * (q - bias) * y; low: 4 parts of the sum of low * y.
+template <class F>
+inline __attribute__((always_inline)) void block_sums(const Block<F>& block, const Activation& a, __m256i& total,
+                                                      __m128i& low) {
+  constexpr bool eight = Block<F>::eight;
+  const Scales sc = block.scales();
+  const __m256i all16 = _mm256_load_si256((const __m256i*)a.sum16);
+  const __m128i all32 = _mm_load_si128((const __m128i*)a.sum32);
+  __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  if (F::bias && F::bias != 128) {
+    __m256i moved = eight ? _mm256_zextsi128_si256(_mm_madd_epi16(_mm256_castsi256_si128(sc.scale), all32))
+                          : _mm256_madd_epi16(sc.scale, all16);
+    part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
+  }
+  const __m256i lower = _mm256_permute4x64_epi64(sc.scale, 0x44), upper = _mm256_permute4x64_epi64(sc.scale, 0xee);
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; k++) {
+    const __m256i by = eight ? _mm256_shuffle_epi8(lower, _mm256_load_si256((const __m256i*)spread.pair[k]))
+                             : _mm256_shuffle_epi8(k < 4 ? lower : upper, _mm256_load_si256((const __m256i*)spread.two[k % 4]));
+    const __m256i x = two_products<F::bias>(block.q(k), _mm256_load_si256((const __m256i*)(a.q + 32 * k)));
+    part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(x, by));
+  }
+  total = _mm256_add_epi32(part[0], part[1]);
+  if (F::lows) {
+    if (eight) low = _mm_madd_epi16(_mm256_castsi256_si128(sc.low), all32);
+    else low = halves_added(_mm256_madd_epi16(sc.low, all16));
+  }
+}
+
+// The values of N <= 4 blocks; `a` of each.
+template <class F, int N>
+inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const Activation* const* a,
+                                                         const int8_t* const*) {
+  __m256i total[4];
+  __m128i low[4];
+  float d[4] = {}, m[4] = {};
+  for (int i = 0; i < 4; i++) total[i] = _mm256_setzero_si256(), low[i] = _mm_setzero_si128();
+#pragma GCC unroll 4
+  for (int i = 0; i < N; i++) {
+    const Block<F> block(s + i * F::bytes);
+    block_sums<F>(block, *a[i], total[i], low[i]);
+    d[i] = block.d();
+    if (F::lows) m[i] = block.m();
+  }
+  __m128 value = _mm_mul_ps(_mm_setr_ps(d[0], d[1], d[2], d[3]), _mm_cvtepi32_ps(sums_of_4(total)));
+  if (F::lows) value = _mm_fnmadd_ps(_mm_setr_ps(m[0], m[1], m[2], m[3]), _mm_cvtepi32_ps(sums_of_4(low)), value);
+  return value;
+}
+
+// The value of eight blocks of 32.
+template <class F>
+inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a) {
+  auto dot = [&](int j) {
+    const __m256i y = _mm256_load_si256((const __m256i*)(a.q + 32 * j));
+    return _mm256_madd_epi16(two_products<F::bias>(codes_of<F>(s + j * F::bytes), y), _mm256_set1_epi16(1));
+  };
+  const __m256i even = pairs_added(pairs_added(dot(0), dot(2)), pairs_added(dot(4), dot(6)));
+  const __m256i odd = pairs_added(pairs_added(dot(1), dot(3)), pairs_added(dot(5), dot(7)));
+  __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(even, odd, 0x20), _mm256_permute2x128_si256(even, odd, 0x31));
+  const __m256i moved = _mm256_load_si256((const __m256i*)a.low32);  // -128 times the sums of y
+  if (F::bias && F::bias != 128)
+    sum = _mm256_add_epi32(sum, _mm256_srai_epi32(_mm256_mullo_epi32(moved, _mm256_set1_epi32(F::bias)), 7));
+  __m256 v = _mm256_mul_ps(scales_of<F>(s, 0), _mm256_cvtepi32_ps(sum));
+  if (F::lows) v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(_mm256_srai_epi32(moved, 7)), v);
+  const __m256 d = _mm256_load_ps(a.d);
+  __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));
+  q = _mm_fmadd_ps(_mm256_extractf128_ps(d, 1), _mm256_extractf128_ps(v, 1), q);
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}

@@ -1,0 +1,220 @@
+// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, in two halves of 8 rows; then TOKENS tokens share
+// each load. Products are added in 16 bits as long as they fit.
+
+struct Tile {
+  __m256i q[64][2];      // four neighbouring codes of 8 rows
+  __m256i scale[16][2];  // int16, twice, of each group, or of each pair
+  __m256i two[8][2];     // int16 of two neighbouring groups or pairs: low, or the scales where there is a bias
+  __m256 d[8][2], m[8][2];  // by place
+};
+
+// Four 32-bit columns of 8 rows that are `stride` bytes apart, every second register of `to`.
+inline void columns4(const void* p, size_t stride, __m256i (*to)[2], int half) {
+  __m256i v[4];
+  for (int i = 0; i < 4; i++) {
+    auto row = [&](int r) { return _mm_loadu_si128((const __m128i*)((const char*)p + (8 * half + r) * stride)); };
+    v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(row(i)), row(i + 4), 1);
+  }
+  __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+  __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+  to[0][half] = _mm256_unpacklo_epi64(a, c);
+  to[1][half] = _mm256_unpackhi_epi64(a, c);
+  to[2][half] = _mm256_unpacklo_epi64(b, d);
+  to[3][half] = _mm256_unpackhi_epi64(b, d);
+}
+inline void columns4(const void* p, size_t stride, __m256i (*to)[2]) {
+  for (int half = 0; half < 2; half++) columns4(p, stride, to, half);
+}
+
+struct alignas(64) Unpacked {  // 16 rows of one block
+  uint8_t q[16][256];
+  int16_t scale[16][16], low[16][16];
+  float d[16][8], m[16][8];
+};
+
+template <class F>
+constexpr bool weighs_sums = F::lows || (F::bias && F::bias != 128);
+
+template <class F>
+void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
+  constexpr bool eight = Block<F>::eight;
+  for (int r = 0; r < 16; r++, s += row_bytes) {
+    const Block<F> block(s);
+    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, block.q(k));
+    const Scales sc = block.scales();
+    _mm256_store_si256((__m256i*)u.scale[r], sc.scale);
+    if (F::lows) _mm256_store_si256((__m256i*)u.low[r], sc.low);
+    u.d[r][0] = block.d();
+    if (F::lows) u.m[r][0] = block.m();
+  }
+  for (int i = 0; i < 16; i++) columns4(u.q[0] + 16 * i, 256, tile.q + 4 * i);
+  for (int n = 0; n < (eight ? 1 : 2); n++) {
+    __m256i both[4][2];
+    columns4(u.scale[0] + 8 * n, 32, both);
+    for (int i = 0; i < 4; i++)
+      for (int h = 0; h < 2; h++) {
+        const __m256i x = both[i][h], even = _mm256_and_si256(x, _mm256_set1_epi32(0xffff)), odd = _mm256_srli_epi32(x, 16);
+        tile.scale[8 * n + 2 * i][h] = _mm256_or_si256(even, _mm256_slli_epi32(x, 16));
+        tile.scale[8 * n + 2 * i + 1][h] = _mm256_or_si256(odd, _mm256_andnot_si256(_mm256_set1_epi32(0xffff), x));
+        tile.two[4 * n + i][h] = x;
+      }
+    if (F::lows) columns4(u.low[0] + 8 * n, 32, tile.two + 4 * n);
+  }
+  for (int r = 0; r < 16; r++) {
+    reinterpret_cast<float*>(tile.d[0])[r] = u.d[r][0];
+    if (F::lows) reinterpret_cast<float*>(tile.m[0])[r] = u.m[r][0];
+  }
+}
+
+template <class F>
+void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Tile& tile) {
+  alignas(32) uint8_t end[8 * F::bytes];
+  for (int r = 0; r < 16; r++, s += row_bytes) {
+    const uint8_t* from = s;
+    if (blocks < 8) {
+      __builtin_memset(end, 0, sizeof end);
+      __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
+      from = end;
+    }
+    for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, codes_of<F>(from + j * F::bytes));
+    _mm256_store_ps(u.d[r], scales_of<F>(from, 0));
+    if (F::lows) _mm256_store_ps(u.m[r], scales_of<F>(from, 2));
+  }
+  for (int i = 0; i < 16; i++) columns4(u.q[0] + 16 * i, 256, tile.q + 4 * i);
+  for (int n = 0; n < 2; n++) {
+    columns4(u.d[0] + 4 * n, 32, (__m256i(*)[2])(tile.d + 4 * n));
+    if (F::lows) columns4(u.m[0] + 4 * n, 32, (__m256i(*)[2])(tile.m + 4 * n));
+  }
+}
+
+// The largest code of a type.
+template <class F>
+constexpr int largest = F::bias == 128 ? 128 : F::bias == 64 ? 126 : __is_same(F, Q6_K) ? 63 :
+    __is_same(F, Q5_0) || __is_same(F, Q5_1) || __is_same(F, Q5_K) || __is_same(F, IQ3_S) ? 31 :
+    __is_same(F, MXFP4) || F::bias == 9 ? 24 : 15;
+
+inline __m256i word(const void* p) { return _mm256_set1_epi32(load<int32_t>(p)); }
+
+// total[u] += by times the sums of code * y over 4 * COLUMNS elements from column c.
+template <class F, int COLUMNS, int T>
+inline __attribute__((always_inline)) void add_dots(const Tile& tile, const Activation* a, int c, const __m256i* by,
+                                                    __m256i (*total)[2]) {
+  constexpr int fit = 32767 / (254 * largest<F>), run = fit < COLUMNS ? fit : COLUMNS;
+#pragma GCC unroll 8
+  for (int i = 0; i < COLUMNS; i += run) {
+    __m256i sum[T][2];
+#pragma GCC unroll 8
+    for (int n = 0; n < run; n++) {
+      const int k = i + n;
+      if (k >= COLUMNS) continue;
+      const __m256i* q = tile.q[c + k];
+#pragma GCC unroll 8
+      for (int u = 0; u < T; u++) {
+        const __m256i y = word(a[u].q + 4 * (c + k));
+        for (int h = 0; h < 2; h++) {
+          const __m256i x = two_products<F::bias>(q[h], y);
+          sum[u][h] = n == 0 ? x : _mm256_add_epi16(sum[u][h], x);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++)
+      for (int h = 0; h < 2; h++) total[u][h] = _mm256_add_epi32(total[u][h], _mm256_madd_epi16(sum[u][h], by[h]));
+  }
+}
+
+template <class F, int T>
+__attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
+  constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
+  constexpr bool eight = Block<F>::eight;
+  __m256i total[T][2] = {};
+#pragma GCC unroll 1
+  for (int g = 0; g < groups; g++) add_dots<F, columns, T>(tile, a, columns * g, tile.scale[eight || !F::pairs ? g : 2 * g], total);
+#pragma GCC unroll 4
+  for (int u = 0; u < T; u++)
+    for (int h = 0; h < 2; h++) {
+      __m256i sums = _mm256_setzero_si256();
+      if (weighs_sums<F>)
+        for (int i = 0; i < (eight ? 4 : 8); i++)
+          sums = _mm256_add_epi32(sums, _mm256_madd_epi16(tile.two[i][h], word(eight ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i)));
+      if (weighs_sums<F> && !F::lows)
+        total[u][h] = _mm256_sub_epi32(total[u][h], _mm256_mullo_epi32(sums, _mm256_set1_epi32(F::bias)));
+      __m256 value = _mm256_mul_ps(tile.d[0][h], _mm256_cvtepi32_ps(total[u][h]));
+      if (F::lows) value = _mm256_fnmadd_ps(tile.m[0][h], _mm256_cvtepi32_ps(sums), value);
+      acc[u][h] = _mm256_fmadd_ps(_mm256_set1_ps(a[u].d[0]), value, acc[u][h]);
+    }
+}
+
+template <class F, int T>
+__attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
+  const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
+  __m256 value[T][2];
+  for (int n = 0; n < 2; n++) {    // q[n] + q[n + 2]
+    __m256 pair[T][2];
+    for (int k = 0; k < 2; k++) {  // q[n + 2 k]
+      __m256 q[T][2];
+      for (int odd = 0; odd < 2; odd++) {
+        const int at = n + 2 * k + 4 * odd, j = 2 * (n + 2 * k) + odd;  // place(j) == at
+        __m256i dot[T][2];
+        for (int u = 0; u < T; u++) {
+          __m256i moved = _mm256_setzero_si256();
+          if (F::bias && F::bias != 128) moved = _mm256_set1_epi32(a[u].low32[at] * F::bias >> 7);
+          dot[u][0] = dot[u][1] = moved;
+        }
+        add_dots<F, 8, T>(tile, a, 8 * j, ones, dot);
+        for (int u = 0; u < T; u++)
+          for (int h = 0; h < 2; h++) {
+            const __m256 d = _mm256_set1_ps(a[u].d[at]);
+            __m256 v = _mm256_mul_ps(tile.d[at][h], _mm256_cvtepi32_ps(dot[u][h]));
+            if (F::lows) v = _mm256_fmadd_ps(tile.m[at][h], _mm256_set1_ps(float(a[u].sum32[j])), v);
+            q[u][h] = odd ? _mm256_fmadd_ps(d, v, q[u][h]) : _mm256_mul_ps(d, v);
+          }
+      }
+      for (int u = 0; u < T; u++)
+        for (int h = 0; h < 2; h++) pair[u][h] = k ? _mm256_add_ps(pair[u][h], q[u][h]) : q[u][h];
+    }
+    for (int u = 0; u < T; u++)
+      for (int h = 0; h < 2; h++) value[u][h] = n ? _mm256_add_ps(value[u][h], pair[u][h]) : pair[u][h];
+  }
+  for (int u = 0; u < T; u++)
+    for (int h = 0; h < 2; h++) acc[u][h] = _mm256_add_ps(acc[u][h], value[u][h]);
+}
+
+template <class F, int T>
+inline void tile_tokens(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
+  if constexpr (F::wide) wide_tile<F, T>(tile, a, acc);
+  else narrow_tile<F, T>(tile, a, acc);
+}
+
+constexpr int tokens_at_once = 128;
+#ifndef TOK
+#define TOK 2
+#endif
+
+template <class F>
+void quantized_rows(const Job& job) {
+  if (job.tokens == 1) return stream<F>(job, 0, job.begin, job.end);
+  const int chunks = (job.cols + 255) / 256, strips = job.begin + (job.end - job.begin) / 16 * 16;
+  constexpr int size = 256 / F::block * F::bytes;
+  Unpacked unpacked;
+  Tile tile;
+  __m256 acc[tokens_at_once + TOK][2];
+  for (int from = 0; from < job.tokens; from += tokens_at_once) {
+    const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
+    for (int r = job.begin; r < strips; r += 16) {
+      const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
+      for (int t = 0; t < tokens + TOK; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+      for (int n = 0; n < chunks; n++) {
+        const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
+        if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
+        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
+        int t = 0;
+        for (; t + TOK <= tokens; t += TOK) tile_tokens<F, TOK>(tile, &job.at(from + t, n), acc + t);
+        for (; t < tokens; t++) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+      }
+      for (int t = 0; t < tokens; t++)
+        for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r + 8 * h, acc[t][h]);
+    }
+    for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
+  }
+}
