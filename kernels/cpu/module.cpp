@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -32,19 +34,37 @@ const Level* const all_levels[] = {&portable(), &neon()};
 const Level* const all_levels[] = {&portable()};
 #endif
 
-}  // namespace
-
-const Level& level_named(const std::string& name) {
-  for (const Level* level : all_levels)
-    if (level->name == name && level->here()) return *level;
-  throw std::invalid_argument("this CPU has no level " + name);
+// What this CPU runs, slowest first, up to the one that GMOE_CPU_LEVEL names.
+const std::vector<const Level*>& usable_levels() {
+  static const std::vector<const Level*> usable = [] {
+    const char* highest = std::getenv("GMOE_CPU_LEVEL");
+    std::vector<const Level*> found;
+    std::string names;
+    for (const Level* level : all_levels) {
+      if (!level->here()) continue;
+      found.push_back(level);
+      names += (names.empty() ? "" : ", ") + std::string(level->name);
+      if (highest && std::string(highest) == level->name) return found;
+    }
+    if (highest && *highest)
+      throw std::runtime_error("GMOE_CPU_LEVEL is '" + std::string(highest) + "'; this CPU has " + names);
+    return found;
+  }();
+  return usable;
 }
 
-const Level& best_level() {
-  const Level* best = &portable();
-  for (const Level* level : all_levels)
-    if (level->here()) best = level;
-  return *best;
+}  // namespace
+
+bool usable(const std::string& name) {
+  for (const Level* level : usable_levels())
+    if (level->name == name) return true;
+  return false;
+}
+
+const Level& level_named(const std::string& name) {
+  for (const Level* level : usable_levels())
+    if (level->name == name) return *level;
+  throw std::invalid_argument("this CPU has no level " + name);
 }
 
 const Format& format_named(const Level& level, const std::string& name) {
@@ -57,8 +77,7 @@ namespace {
 
 std::vector<std::string> levels() {
   std::vector<std::string> names;
-  for (const Level* level : all_levels)
-    if (level->here()) names.push_back(level->name);
+  for (const Level* level : usable_levels()) names.push_back(level->name);
   return names;
 }
 
@@ -95,7 +114,7 @@ struct Matrix {  // of each expert, as Python hands it over
 // Touches `size` bytes from all threads, as a product that does nothing else would; returns their sum by words.
 uint64_t read_all(const uint8_t* data, size_t size, int threads) {
   constexpr size_t part = 1 << 20;
-  const Level& level = best_level();
+  const Level& level = *usable_levels().back();
   std::atomic<uint64_t> total{0};
   parallel(int((size + part - 1) / part), threads, [&](int i) {
     total.fetch_add(level.read(data + size_t(i) * part, std::min(part, size - size_t(i) * part)));
@@ -117,6 +136,7 @@ NB_MODULE(_cpu, m) {
   nb::set_leak_warnings(false);  // a model may still be there when the interpreter ends
   using namespace gmoe;
   m.doc() = "CPU kernels of gmoe.";
+  usable_levels();  // or the import fails, and says why
   bind_step(m);
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;

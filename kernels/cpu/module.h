@@ -8,6 +8,7 @@
 
 namespace gmoe {
 
+bool usable(const std::string& level);
 const Level& level_named(const std::string& name);  // an unknown or absent one is an error
 const Format& format_named(const Level& level, const std::string& name);
 

@@ -76,7 +76,7 @@ void bind_step(nb::module_& m) {
     std::vector<std::string> names;
     for (const char* name : {"portable", "avx2", "avx512", "neon"}) try {
         step_named(name);
-        names.push_back(name);
+        if (usable(name)) names.push_back(name);
       } catch (const std::invalid_argument&) {
       }
     return names;

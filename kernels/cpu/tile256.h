@@ -1,4 +1,4 @@
-// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, in two halves of 8 rows; then TOKENS tokens share
+// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, in two halves of 8 rows; then 4 tokens share
 // each load. Products are added in 16 bits as long as they fit.
 
 struct Tile {
@@ -114,6 +114,7 @@ inline __attribute__((always_inline)) void add_dots(const Tile& tile, const Acti
         for (int h = 0; h < 2; h++) {
           const __m256i x = two_products<F::bias>(q[h], y);
           sum[u][h] = n == 0 ? x : _mm256_add_epi16(sum[u][h], x);
+          asm("" : "+x"(sum[u][h]));  // or a compiler adds in another order, which takes more registers than there are
         }
       }
     }
@@ -187,9 +188,6 @@ inline void tile_tokens(const Tile& tile, const Activation* a, __m256 (*acc)[2])
 }
 
 constexpr int tokens_at_once = 128;
-#ifndef TOK
-#define TOK 2
-#endif
 
 template <class F>
 void quantized_rows(const Job& job) {
@@ -198,19 +196,19 @@ void quantized_rows(const Job& job) {
   constexpr int size = 256 / F::block * F::bytes;
   Unpacked unpacked;
   Tile tile;
-  __m256 acc[tokens_at_once + TOK][2];
+  __m256 acc[tokens_at_once + 3][2];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
-      for (int t = 0; t < tokens + TOK; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+      for (int t = 0; t < tokens + 3; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
-        for (; t + TOK <= tokens; t += TOK) tile_tokens<F, TOK>(tile, &job.at(from + t, n), acc + t);
-        for (; t < tokens; t++) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+        for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
+        if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
       }
       for (int t = 0; t < tokens; t++)
         for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r + 8 * h, acc[t][h]);
