@@ -22,6 +22,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
 
 #include "scales.h"
 #include "codes256.h"
+#include "grids256.h"
 #include "sums256.h"
 #include "stream.h"
 #include "stream256.h"

@@ -1,5 +1,4 @@
-// Blocks as registers of 32 codes in their own order: `q(k)`, those of a bias of 128 without it, as signed bytes. The other
-// types go through memory.
+// Blocks as registers of 32 codes in their own order: `q(k)`, those of a bias of 128 without it, as signed bytes.
 
 inline __m256i byte32(int value) { return _mm256_set1_epi8(char(value)); }
 inline __m256i loaded(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
@@ -14,27 +13,12 @@ inline __m256i signed_values(const uint8_t* table, __m256i q) {  // of a table w
   return _mm256_shuffle_epi8(_mm256_xor_si256(values, byte32(128)), q);
 }
 
-inline __m256i words(const int32_t* x) {
-  __m256i packed = _mm256_packs_epi32(_mm256_load_si256((const __m256i*)x), _mm256_load_si256((const __m256i*)x + 1));
-  return _mm256_permute4x64_epi64(packed, 0xd8);
-}
-
 // `scales`: int16, of 16 groups each, or of the 8 pairs in the lower half where `eight`.
 template <class F>
-struct Block {
-  static constexpr bool eight = false;
-  Codes c;
-  explicit Block(const uint8_t* s) { F::unpack(s, c); }
-  Scales scales() const { return {words(c.scale), F::lows ? words(c.low) : __m256i()}; }
-  float d() const { return c.d[0]; }
-  float m() const { return c.m[0]; }
-  __m256i q(int k) const {
-    __m256i x = _mm256_load_si256((const __m256i*)c.q + k);
-    return F::bias == 128 ? _mm256_xor_si256(x, byte32(128)) : x;
-  }
-};
+struct Block;
 
-struct Lying {  // a block of `formats.py`'s layout, read where it lies
+struct Lying {  // a block that is read where it lies
+  static constexpr bool centered = false;
   const uint8_t* s;
   explicit Lying(const uint8_t* s) : s(s) {}
 };
@@ -163,4 +147,11 @@ inline __m256 scales_of<MXFP4>(const uint8_t* s, int) {
   const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
   const __m256i big = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
   return _mm256_castsi256_ps(_mm256_blendv_epi8(big, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}
+
+// Two products each of 32 codes: unsigned ones, or signed ones where the bias was 128.
+template <int BIAS>
+inline __m256i two_products(__m256i q, __m256i y) {
+  if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
+  return _mm256_maddubs_epi16(q, y);
 }

@@ -17,13 +17,6 @@ inline __m128i sums_of_4(const __m128i* x) {
   return pairs_added(pairs_added(x[0], x[1]), pairs_added(x[2], x[3]));
 }
 
-// Two products each of 32 codes: unsigned ones, or signed ones where the bias was 128.
-template <int BIAS>
-inline __m256i two_products(__m256i q, __m256i y) {
-  if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
-  return _mm256_maddubs_epi16(q, y);
-}
-
 struct Spread {  // the bytes of a register's scales: of one pair of groups, or of two groups
   alignas(32) uint8_t pair[8][32] = {}, two[4][32] = {};
   constexpr Spread() {
@@ -44,7 +37,7 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   const __m256i all16 = _mm256_load_si256((const __m256i*)a.sum16);
   const __m128i all32 = _mm_load_si128((const __m128i*)a.sum32);
   __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  if (F::bias && F::bias != 128) {
+  if (F::bias && F::bias != 128 && !Block<F>::centered) {
     __m256i moved = eight ? _mm256_zextsi128_si256(_mm_madd_epi16(_mm256_castsi256_si128(sc.scale), all32))
                           : _mm256_madd_epi16(sc.scale, all16);
     part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
@@ -54,7 +47,7 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   for (int k = 0; k < 8; k++) {
     const __m256i by = eight ? _mm256_shuffle_epi8(lower, _mm256_load_si256((const __m256i*)spread.pair[k]))
                              : _mm256_shuffle_epi8(k < 4 ? lower : upper, _mm256_load_si256((const __m256i*)spread.two[k % 4]));
-    const __m256i x = two_products<F::bias>(block.q(k), _mm256_load_si256((const __m256i*)(a.q + 32 * k)));
+    const __m256i x = products(block, k, _mm256_load_si256((const __m256i*)(a.q + 32 * k)));
     part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(x, by));
   }
   total = _mm256_add_epi32(part[0], part[1]);

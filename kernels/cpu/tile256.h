@@ -40,7 +40,7 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
   constexpr bool eight = Block<F>::eight;
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const Block<F> block(s);
-    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, block.q(k));
+    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, codes(block, k));
     const Scales sc = block.scales();
     _mm256_store_si256((__m256i*)u.scale[r], sc.scale);
     if (F::lows) _mm256_store_si256((__m256i*)u.low[r], sc.low);

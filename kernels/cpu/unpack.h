@@ -5,14 +5,6 @@
 template <int BITS, int RUN, int N, int UP = 0>
 inline void plane(const uint8_t* s, uint8_t* q) {
   constexpr int lanes = 8 / BITS;
-#if defined(__AVX2__)
-  if (RUN == 16 && N == 32) {
-    __m128i bytes = _mm_loadu_si128((const __m128i*)s);
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes), _mm_srli_epi16(bytes, 4), 1);
-    _mm256_store_si256((__m256i*)q, _mm256_and_si256(both, _mm256_set1_epi8(15)));
-    return;
-  }
-#endif
   for (int chunk = 0; chunk < N / (RUN * lanes); chunk++)
     for (int lane = 0; lane < lanes; lane++)
       for (int i = 0; i < RUN; i++) {
@@ -32,13 +24,7 @@ inline void five_bits(const uint8_t* high, uint8_t* q) {
 
 template <int N>
 inline void look_up(const uint8_t* table, uint8_t* q) {
-#if defined(__AVX2__)
-  __m256i u = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
-  for (int i = 0; i < N; i += 32)
-    _mm256_storeu_si256((__m256i*)(q + i), _mm256_shuffle_epi8(u, _mm256_loadu_si256((const __m256i*)(q + i))));
-#else
   for (int i = 0; i < N; i++) q[i] = table[q[i]];
-#endif
 }
 
 // Narrow types: 32 elements a block.

@@ -1,0 +1,265 @@
+// Blocks of the grid types as registers of 32 codes. A point is loaded by its index; its signs go to what it is multiplied
+// with (`products`), or to the point where a code is wanted (`q`).
+
+// Bit i % 8 of byte i / 8 of four bytes -> byte i is 255 or 0.
+inline __m256i mask_of_bits(const void* four) {
+  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
+                                          3, 3, 3, 3, 3);
+  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(four)), spread);
+  return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
+}
+
+// Seven signs a byte, and the eighth that makes their number even.
+inline __m256i even_signs(__m256i seven) {
+  const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0,
+                                                                -128, -128, 0));
+  const __m256i low = _mm256_shuffle_epi8(odd, lows4(seven)), high = _mm256_shuffle_epi8(odd, highs4(seven));
+  return _mm256_or_si256(seven, _mm256_xor_si256(low, high));
+}
+
+// Of eight words with four times seven bits each.
+inline __m256i even_signs_of_words(__m256i x) {
+  __m256i bytes = _mm256_and_si256(x, _mm256_set1_epi32(127));
+  bytes = _mm256_or_si256(bytes, _mm256_and_si256(_mm256_slli_epi32(x, 1), _mm256_set1_epi32(127 << 8)));
+  bytes = _mm256_or_si256(bytes, _mm256_and_si256(_mm256_slli_epi32(x, 2), _mm256_set1_epi32(127 << 16)));
+  bytes = _mm256_or_si256(bytes, _mm256_and_si256(_mm256_slli_epi32(x, 3), _mm256_set1_epi32(127 << 24)));
+  return even_signs(bytes);
+}
+
+inline __m256i four_points(const uint8_t* grid, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  auto point = [&](uint32_t i) { return load<int64_t>(grid + 8 * i); };
+  return _mm256_setr_epi64x(point(a), point(b), point(c), point(d));
+}
+
+template <class I>
+inline __m256i eight_points(const uint8_t* grid, const I* i) {
+  auto point = [&](int n) { return load<int32_t>(grid + 4 * uint32_t(i[n])); };
+  return _mm256_setr_epi32(point(0), point(1), point(2), point(3), point(4), point(5), point(6), point(7));
+}
+
+// 2 n + 1 of sixteen halves of bytes, as words.
+inline __m256i odd_of_nibbles(const uint8_t* s) {
+  const __m128i x = _mm_cvtsi64_si128(load<int64_t>(s)), m = _mm_set1_epi8(15);
+  const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), m);
+  return _mm256_cvtepu8_epi16(_mm_or_si128(_mm_add_epi8(n, n), _mm_set1_epi8(1)));
+}
+// 2 n + 1 of the last four bits of eight words, as eight words.
+inline __m256i odd_of_words(__m256i x) {
+  const __m256i n = _mm256_or_si256(_mm256_slli_epi32(_mm256_srli_epi32(x, 28), 1), _mm256_set1_epi32(1));
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8);
+}
+
+struct Points {
+  static constexpr bool eight = false, centered = true;
+  alignas(32) uint8_t signs[32];
+  alignas(32) uint16_t index[64];
+  Scales sc;
+  float scale;
+  Scales scales() const { return sc; }
+  float d() const { return scale; }
+  float m() const { return 0.0f; }
+  __m256i mask(int k) const { return mask_of_bits(signs + 4 * k); }
+};
+
+template <>
+struct Block<IQ2_XXS> : Points {
+  static constexpr bool eight = true;
+  const uint8_t* s;
+  explicit Block(const uint8_t* s) : s(s) {
+    const __m256i halves = _mm256_setr_epi32(1, 3, 5, 7, 0, 2, 4, 6);
+    const __m256i a = _mm256_permutevar8x32_epi32(loaded(s + 2), halves);
+    const __m256i b = _mm256_permutevar8x32_epi32(loaded(s + 34), halves);
+    const __m256i words = _mm256_permute2x128_si256(a, b, 0x20);
+    sc.scale = odd_of_words(words);
+    scale = half(s) * 0.125f;
+    _mm256_store_si256((__m256i*)signs, even_signs_of_words(words));
+  }
+  __m256i points(int k) const {
+    const uint8_t* i = s + 2 + 8 * k;
+    return four_points(grids.iq2_xxs, i[0], i[1], i[2], i[3]);
+  }
+};
+
+template <>
+struct Block<IQ2_XS> : Points {
+  explicit Block(const uint8_t* s) {
+    const __m256i a = loaded(s + 2), b = loaded(s + 34), nine = _mm256_set1_epi16(511);
+    const __m256i seven = _mm256_packus_epi16(_mm256_srli_epi16(a, 9), _mm256_srli_epi16(b, 9));
+    _mm256_store_si256((__m256i*)index, _mm256_and_si256(a, nine));
+    _mm256_store_si256((__m256i*)index + 1, _mm256_and_si256(b, nine));
+    _mm256_store_si256((__m256i*)signs, even_signs(_mm256_permute4x64_epi64(seven, 0xd8)));
+    sc.scale = odd_of_nibbles(s + 66);
+    scale = half(s) * 0.125f;
+  }
+  __m256i points(int k) const {
+    const uint16_t* i = index + 4 * k;
+    return four_points(grids.iq2_xs, i[0], i[1], i[2], i[3]);
+  }
+};
+
+template <>
+struct Block<IQ2_S> : Points {
+  explicit Block(const uint8_t* s) {
+    const __m256i spread = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 2, -1, 2, -1, 2, -1, 2,
+                                            -1, 3, -1, 3, -1, 3, -1, 3, -1);
+    const __m256i up = _mm256_set1_epi64x(int64_t(0x0004001000400100));  // two bits each to bits 8 and 9
+    for (int h = 0; h < 2; h++) {
+      const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
+      const __m256i high = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(s + 66 + 4 * h)), spread);
+      const __m256i two = _mm256_and_si256(_mm256_mullo_epi16(high, up), _mm256_set1_epi16(0x300));
+      _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, two));
+    }
+    _mm256_store_si256((__m256i*)signs, loaded(s + 34));
+    sc.scale = odd_of_nibbles(s + 74);
+    scale = half(s) * 0.125f;
+  }
+  __m256i points(int k) const {
+    const uint16_t* i = index + 4 * k;
+    return four_points(grids.iq2_s, i[0], i[1], i[2], i[3]);
+  }
+};
+
+template <>
+struct Block<IQ3_XXS> : Points {
+  static constexpr bool eight = true;
+  const uint8_t* s;
+  explicit Block(const uint8_t* s) : s(s) {
+    const __m256i words = loaded(s + 66);
+    sc.scale = odd_of_words(words);
+    scale = half(s) * 0.25f;
+    _mm256_store_si256((__m256i*)signs, even_signs_of_words(words));
+  }
+  __m256i points(int k) const { return eight_points(grids.iq3_xxs, s + 2 + 8 * k); }
+};
+
+template <>
+struct Block<IQ3_S> : Points {
+  static constexpr bool eight = true;
+  explicit Block(const uint8_t* s) {
+    for (int h = 0; h < 4; h++) {
+      const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
+      const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+      const __m256i bits = _mm256_and_si256(_mm256_set1_epi16(load<int16_t>(s + 66 + 2 * h)), bit);
+      const __m256i ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
+      _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, ninth));
+    }
+    const __m128i x = _mm_cvtsi32_si128(load<int32_t>(s + 106));
+    const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), _mm_set1_epi8(15));
+    sc.scale = _mm256_castsi128_si256(_mm_cvtepu8_epi16(_mm_or_si128(_mm_add_epi8(n, n), _mm_set1_epi8(1))));
+    _mm256_store_si256((__m256i*)signs, loaded(s + 74));
+    scale = half(s);
+  }
+  __m256i points(int k) const { return eight_points(grids.iq3_s, index + 8 * k); }
+};
+
+// IQ1: points moved by an eighth, in eighths.
+inline __m256i moved_points(const uint16_t* i, __m256i shift) {
+  return _mm256_add_epi8(_mm256_slli_epi64(four_points(grids.iq1, i[0], i[1], i[2], i[3]), 3), shift);
+}
+
+template <>
+struct Block<IQ1_S> : Points {
+  static constexpr bool eight = true, centered = false;
+  alignas(16) int16_t head[8];
+  explicit Block(const uint8_t* s) {
+    const __m128i high = _mm_loadu_si128((const __m128i*)(s + 34));
+    const __m128i n = _mm_and_si128(_mm_srli_epi16(high, 12), _mm_set1_epi16(7));
+    sc.scale = _mm256_castsi128_si256(_mm_or_si128(_mm_add_epi16(n, n), _mm_set1_epi16(1)));
+    const __m128i down = _mm_srai_epi16(high, 15), two = _mm_set1_epi16(0x0202);
+    _mm_store_si128((__m128i*)head, _mm_andnot_si128(down, two));
+    const __m256i up = _mm256_set1_epi64x(int64_t(0x0000000400200100));
+    for (int h = 0; h < 2; h++) {  // a word for four points: bits 0, 3, 6 and 9 to bit 8
+      const __m128i a = _mm_unpacklo_epi16(high, high), b = _mm_unpackhi_epi16(high, high);
+      const __m128i x = h ? b : a;
+      const __m256i four = _mm256_setr_m128i(_mm_unpacklo_epi32(x, x), _mm_unpackhi_epi32(x, x));
+      const __m256i moved = _mm256_blend_epi16(_mm256_mullo_epi16(four, up), _mm256_srli_epi16(four, 1), 0x88);
+      const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
+      _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16(0x700))));
+    }
+    scale = half(s) * 0.125f;
+  }
+  __m256i q(int k) const { return moved_points(index + 4 * k, _mm256_set1_epi16(head[k])); }
+};
+
+template <>
+struct Block<IQ1_M> : Points {
+  static constexpr bool centered = false;
+  alignas(32) uint64_t shift[32];
+  explicit Block(const uint8_t* s) {
+    uint32_t d = 0;
+    alignas(32) uint16_t scales[16];
+    for (int n = 0; n < 4; n++) {
+      const uint32_t word = load<uint16_t>(s + 48 + 2 * n);
+      d |= (word >> 12) << (4 * n);
+      for (int k = 0; k < 4; k++) scales[4 * n + k] = uint16_t(2 * (word >> (3 * k) & 7) + 1);
+    }
+    sc.scale = _mm256_load_si256((const __m256i*)scales);
+    scale = half(uint16_t(d)) * 0.125f;
+    for (int h = 0; h < 2; h++) {
+      const __m128i x = _mm_cvtsi64_si128(load<int64_t>(s + 32 + 8 * h));
+      const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), _mm_set1_epi8(15));
+      const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(n), 8);
+      const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 16 * h)));
+      _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x700))));
+      alignas(16) uint8_t up[16];  // 2 where not down
+      _mm_store_si128((__m128i*)up, _mm_andnot_si128(_mm_srli_epi16(n, 2), _mm_set1_epi8(2)));
+      for (int i = 0; i < 16; i++) shift[16 * h + i] = up[i] * 0x0101010101010101;
+    }
+  }
+  __m256i q(int k) const { return moved_points(index + 4 * k, _mm256_load_si256((const __m256i*)(shift + 4 * k))); }
+};
+
+// Digits to the base of three: the highest of each byte, which is then multiplied by three.
+struct Digits {
+  __m256i x;
+  __m256i next() {  // the whole part of 3 x / 256
+    const __m256i one = _mm256_cmpeq_epi8(_mm256_max_epu8(x, byte32(86)), x);
+    const __m256i two = _mm256_cmpeq_epi8(_mm256_max_epu8(x, byte32(171)), x);
+    x = _mm256_add_epi8(x, _mm256_add_epi8(x, x));
+    return _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(one, two));
+  }
+};
+
+template <>
+struct Block<TQ1_0> {
+  static constexpr bool eight = false, centered = false;
+  const uint8_t* s;
+  __m256i codes[8];
+  explicit Block(const uint8_t* s) : s(s) {
+    Digits first = {loaded(s)}, second = {_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(s + 32)))};
+    for (int n = 0; n < 5; n++) codes[n] = first.next();
+    __m128i d[5], last[4];
+    for (int n = 0; n < 5; n++) d[n] = _mm256_castsi256_si128(second.next());
+    Digits third = {_mm256_set1_epi32(load<int32_t>(s + 48))};
+    for (int n = 0; n < 4; n++) last[n] = _mm256_castsi256_si128(third.next());
+    const __m128i end = _mm_unpacklo_epi64(_mm_unpacklo_epi32(last[0], last[1]), _mm_unpacklo_epi32(last[2], last[3]));
+    codes[5] = _mm256_setr_m128i(d[0], d[1]);
+    codes[6] = _mm256_setr_m128i(d[2], d[3]);
+    codes[7] = _mm256_setr_m128i(d[4], end);
+  }
+  Scales scales() const { return {_mm256_set1_epi16(1), __m256i()}; }
+  float d() const { return half(s + 52); }
+  float m() const { return 0.0f; }
+  __m256i q(int k) const { return codes[k]; }
+};
+
+// What the loops ask of a block: register k's codes, and two products each with y.
+template <class F>
+inline __m256i codes(const Block<F>& b, int k) {
+  if constexpr (Block<F>::centered) {
+    const __m256i mask = b.mask(k);
+    return _mm256_add_epi8(_mm256_sub_epi8(_mm256_xor_si256(b.points(k), mask), mask), byte32(F::bias));
+  } else {
+    return b.q(k);
+  }
+}
+template <class F>
+inline __m256i products(const Block<F>& b, int k, __m256i y) {
+  if constexpr (Block<F>::centered) {
+    const __m256i mask = b.mask(k);
+    return _mm256_maddubs_epi16(b.points(k), _mm256_sub_epi8(_mm256_xor_si256(y, mask), mask));
+  } else {
+    return two_products<F::bias>(b.q(k), y);
+  }
+}
