@@ -5,8 +5,8 @@ inline __m256i loaded(const void* p) { return _mm256_loadu_si256((const __m256i*
 inline __m256i lows4(__m256i x) { return _mm256_and_si256(x, byte32(15)); }
 inline __m256i highs4(__m256i x) { return lows4(_mm256_srli_epi16(x, 4)); }
 inline __m256i nibbles_of(const uint8_t* s) {  // of 16 bytes: the low ones, then the high ones
-  __m128i x = _mm_loadu_si128((const __m128i*)s);
-  return lows4(_mm256_inserti128_si256(_mm256_castsi128_si256(x), _mm_srli_epi16(x, 4), 1));
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)s));
+  return lows4(_mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)));
 }
 inline __m256i signed_values(const uint8_t* table, __m256i q) {  // of a table with a bias of 128
   __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
