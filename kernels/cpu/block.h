@@ -72,6 +72,7 @@ struct Level {
 
 const Level& portable();
 const Level& avx2();
+const Level& avxvnni();
 const Level& avx512();
 const Level& neon();
 

@@ -27,7 +27,14 @@ namespace gmoe {
 namespace {
 
 #if defined(__x86_64__)
-const Level* const all_levels[] = {&portable(), &avx2(), &avx512()};
+const Level* const all_levels[] = {
+    &portable(),
+    &avx2(),
+#if defined(GMOE_AVXVNNI)
+    &avxvnni(),
+#endif
+    &avx512(),
+};
 #elif defined(__aarch64__)
 const Level* const all_levels[] = {&portable(), &neon()};
 #else

@@ -32,6 +32,26 @@ struct alignas(64) Unpacked {  // 16 rows of one block
   float d[16][8], m[16][8];
 };
 
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+constexpr bool vnni = true;
+inline __m256i four_products(__m256i sum, __m256i q, __m256i y) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(sum, q, y);
+#else
+  return _mm256_dpbusd_epi32(sum, q, y);
+#endif
+}
+#else
+constexpr bool vnni = false;
+inline __m256i four_products(__m256i sum, __m256i, __m256i) { return sum; }
+#endif
+
+// Codes as a tile has them: VNNI takes unsigned ones, so that those of a bias of 128 keep it.
+template <class F>
+inline __m256i kept(__m256i q) {
+  return vnni && F::bias == 128 ? _mm256_xor_si256(q, byte32(128)) : q;
+}
+
 template <class F>
 constexpr bool weighs_sums = F::lows || (F::bias && F::bias != 128);
 
@@ -40,7 +60,7 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
   constexpr bool eight = Block<F>::eight;
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const Block<F> block(s);
-    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, codes(block, k));
+    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, kept<F>(codes(block, k)));
     const Scales sc = block.scales();
     _mm256_store_si256((__m256i*)u.scale[r], sc.scale);
     if (F::lows) _mm256_store_si256((__m256i*)u.low[r], sc.low);
@@ -76,7 +96,7 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
       __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
       from = end;
     }
-    for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, codes_of<F>(from + j * F::bytes));
+    for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, kept<F>(codes_of<F>(from + j * F::bytes)));
     _mm256_store_ps(u.d[r], scales_of<F>(from, 0));
     if (F::lows) _mm256_store_ps(u.m[r], scales_of<F>(from, 2));
   }
@@ -124,13 +144,39 @@ inline __attribute__((always_inline)) void add_dots(const Tile& tile, const Acti
   }
 }
 
+// dot[u] += the sums of code * y over 4 * COLUMNS elements from column c.
+template <int COLUMNS, int T>
+inline __attribute__((always_inline)) void dots(const Tile& tile, const Activation* a, int c, __m256i (*dot)[2]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < COLUMNS; k++) {
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) {
+      const __m256i y = word(a[u].q + 4 * (c + k));
+      for (int h = 0; h < 2; h++) dot[u][h] = four_products(dot[u][h], tile.q[c + k][h], y);
+    }
+  }
+}
+
 template <class F, int T>
 __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
   constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
   constexpr bool eight = Block<F>::eight;
   __m256i total[T][2] = {};
 #pragma GCC unroll 1
-  for (int g = 0; g < groups; g++) add_dots<F, columns, T>(tile, a, columns * g, tile.scale[eight || !F::pairs ? g : 2 * g], total);
+  for (int g = 0; g < groups; g++) {
+    const __m256i* by = tile.scale[eight || !F::pairs ? g : 2 * g];
+    if constexpr (vnni) {
+      __m256i dot[T][2];
+      for (int u = 0; u < T; u++)
+        dot[u][0] = dot[u][1] = F::bias == 128 ? word(F::pairs ? &a[u].low32[place(g)] : &a[u].low16[g]) : _mm256_setzero_si256();
+      dots<columns, T>(tile, a, columns * g, dot);
+      for (int u = 0; u < T; u++)
+        for (int h = 0; h < 2; h++)
+          total[u][h] = _mm256_add_epi32(total[u][h], _mm256_mullo_epi32(dot[u][h], _mm256_srai_epi32(by[h], 16)));
+    } else {
+      add_dots<F, columns, T>(tile, a, columns * g, by, total);
+    }
+  }
 #pragma GCC unroll 4
   for (int u = 0; u < T; u++)
     for (int h = 0; h < 2; h++) {
@@ -159,10 +205,11 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
         __m256i dot[T][2];
         for (int u = 0; u < T; u++) {
           __m256i moved = _mm256_setzero_si256();
-          if (F::bias && F::bias != 128) moved = _mm256_set1_epi32(a[u].low32[at] * F::bias >> 7);
+          if (F::bias && (vnni || F::bias != 128)) moved = _mm256_set1_epi32(a[u].low32[at] * F::bias >> 7);
           dot[u][0] = dot[u][1] = moved;
         }
-        add_dots<F, 8, T>(tile, a, 8 * j, ones, dot);
+        if constexpr (vnni) dots<8, T>(tile, a, 8 * j, dot);
+        else add_dots<F, 8, T>(tile, a, 8 * j, ones, dot);
         for (int u = 0; u < T; u++)
           for (int h = 0; h < 2; h++) {
             const __m256 d = _mm256_set1_ps(a[u].d[at]);
