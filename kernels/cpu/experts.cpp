@@ -18,15 +18,27 @@ constexpr int slice = 256;                // elements between up and down that a
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
 // Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
+// Where the rows are x [rows][n] and need neither rounding nor padding, they are read where they lie.
 class Panels {
  public:
-  Panels(Memory& memory, const Level& level, Rounding kind, int n, int rows)
-      : level_(level), kind_(kind), n_(n), blocks_(kind == Rounding::wide || kind == Rounding::narrow),
+  Panels(const Level& level, Rounding kind, int n, int rows, const float* x = nullptr)
+      : level_(level), kind_(kind), n_(n), rows_(rows),
+        blocks_(kind == Rounding::wide || kind == Rounding::narrow),
         row_bytes_(blocks_ ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
-        to_(memory.of(row_bytes_ * size_t(rows) + 3 * sizeof(Activation))) {}
+        given_(x && kind == Rounding::none && n % 16 == 0),
+        to_(given_ ? reinterpret_cast<char*>(const_cast<float*>(x)) : nullptr) {}
+
+  size_t bytes() const { return given_ ? 0 : bytes(rows_); }
+  size_t bytes(int rows) const { return row_bytes_ * size_t(rows) + 3 * sizeof(Activation); }
+  // Takes its bytes from the front of `memory`.
+  void take(char*& memory) {
+    if (!given_) to_ = memory;
+    memory += bytes();
+  }
 
   // Rounds elements [from, from + n) of row i of the group of `count` rows that begins at row `first`.
   void round(const float* x, int from, int n, int first, int i, int count) const {
+    if (given_) return;
     char* group = to_ + row_bytes_ * size_t(first);
     if (blocks_) {
       size_t stride = sizeof(Activation) * size_t(count);
@@ -35,33 +47,43 @@ class Panels {
       level_.round(x, n, kind_, group + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
     }
   }
-  // Row j of the group at `to` of `to_count` rows becomes row i of the group at `from` of `count`.
-  void copy(int from, int i, int count, int to, int j, int to_count) const {
-    const char* source = to_ + row_bytes_ * size_t(from);
-    char* target = to_ + row_bytes_ * size_t(to);
+  // These rows of a panel that is one group become a group of their own at `to`, which has `bytes` for them.
+  void gather(const int* rows, int count, char* to) const {
     if (!blocks_) {
-      std::memcpy(target + size_t(j) * row_bytes_, source + size_t(i) * row_bytes_, row_bytes_);
+      for (int i = 0; i < count; i++, to += row_bytes_) std::memcpy(to, to_ + row_bytes_ * size_t(rows[i]), row_bytes_);
       return;
     }
     for (int b = 0; b * 256 < n_; b++)
-      std::memcpy(target + sizeof(Activation) * (size_t(b) * to_count + j),
-                  source + sizeof(Activation) * (size_t(b) * count + i), sizeof(Activation));
+      for (int i = 0; i < count; i++, to += sizeof(Activation))
+        std::memcpy(to, to_ + sizeof(Activation) * (size_t(b) * rows_ + rows[i]), sizeof(Activation));
   }
-  void fill(Job& job, int first, int count) const {
-    job.x = to_ + row_bytes_ * size_t(first);
+  void fill(Job& job, int first, int count) const { fill(job, to_ + row_bytes_ * size_t(first), count, count); }
+  // One row of a panel that is one group, or the group of `count` rows that was gathered at `x`.
+  void fill_row(Job& job, int row) const {
+    fill(job, to_ + (blocks_ ? sizeof(Activation) : row_bytes_) * size_t(row), 1, rows_);
+  }
+  void fill(Job& job, const char* x, int count, int side_by_side) const {
+    job.x = x;
     job.token_stride = blocks_ ? sizeof(Activation) : row_bytes_;
-    job.block_stride = sizeof(Activation) * size_t(count);
+    job.block_stride = sizeof(Activation) * size_t(side_by_side);
     job.tokens = count;
   }
 
  private:
   const Level& level_;
   Rounding kind_;
-  int n_;
+  int n_, rows_;
   bool blocks_;
   size_t row_bytes_;
+  bool given_;
   char* to_;
 };
+
+// Of the calling thread, for the panels of one call after the other.
+Memory& panel_memory() {
+  thread_local Memory memory;
+  return memory;
+}
 
 struct Group {  // an expert and its tokens
   int expert, first, count;  // rows [first, first + count) of the places sorted by expert
@@ -98,13 +120,16 @@ int rows_a_step(int rows, int experts, int threads) {
   return step;
 }
 
-// Rows [begin, end) of a group's expert times its tokens; row `begin` of its token i goes to out[i][0].
-void multiply(const Matrices& m, const Panels& x, int first, const Group& group, int begin, int end,
-              float* const* out) {
+// Rows [begin, end) of a group's expert times its tokens, which `job` has; row `begin` of token i goes to out[i][0].
+void multiply(const Matrices& m, Job job, const Group& group, int begin, int end, float* const* out) {
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert]));
-  Job job{weights + m.row_bytes * size_t(begin), m.row_bytes, m.cols, 0, end - begin, nullptr, 0, 0, 0, out,
-          weights + m.row_bytes * size_t(m.rows)};
-  x.fill(job, first, group.count);
+  job.weights = weights + m.row_bytes * size_t(begin);
+  job.row_bytes = m.row_bytes;
+  job.cols = m.cols;
+  job.begin = 0;
+  job.end = end - begin;
+  job.out = out;
+  job.stop = weights + m.row_bytes * size_t(m.rows);
   m.format->rows(job);
   if (!m.bias) return;
   const float* bias = m.bias + size_t(group.expert) * m.rows + begin;
@@ -133,19 +158,21 @@ class Pass {
   Pass(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind, const float* x,
        const int32_t* ids, int tokens, int k, int threads)
       : level_(level), gate_(gate), up_(up), down_(down), kind_(kind), threads_(threads),
-        groups_(by_expert(ids, tokens * k, places_)), shared_(tokens == 1 && experts() > 0 && groups_[0].count == 1),
+        groups_(by_expert(ids, tokens * k, places_)), number_(++passes()), k_(k),
         other_(gate && gate->format->rounding != up.format->rounding),
-        up_x_(memory().up, level, up.format->rounding, up.cols, shared_ ? 1 : rows()),
-        gate_x_(memory().gate, level, other_ ? gate->format->rounding : up.format->rounding, up.cols,
-                other_ ? (shared_ ? 1 : rows()) : 0),
-        down_x_(memory().down, level, down.format->rounding, up.rows, rows()), hidden_(up.rows),
+        up_x_(level, up.format->rounding, up.cols, tokens, x),
+        gate_x_(level, other_ ? gate->format->rounding : up.format->rounding, up.cols, other_ ? tokens : 0, x),
+        down_x_(level, down.format->rounding, up.rows, rows()), hidden_(up.rows),
         step_(rows_a_step(up.rows, experts(), threads)), parts_((hidden_ + step_ - 1) / step_),
         slices_((hidden_ + slice - 1) / slice), unready_(counters(experts(), slices_)),
         left_(counters(experts() * slices_, slice / step_)) {
     for (int e = 0; e < experts(); e++)
       left_[e * slices_ + slices_ - 1].store((hidden_ - (slices_ - 1) * slice + step_ - 1) / step_);
-    middle_ = step_ < slice ? memory().middle.floats(2 * size_t(rows()) * slices_ * slice) : nullptr;
-    round(x, tokens, k);
+    const size_t middle = step_ < slice ? 2 * sizeof(float) * size_t(rows()) * slices_ * slice : 0;
+    char* memory = panel_memory().of(up_x_.bytes() + gate_x_.bytes() + down_x_.bytes() + middle);
+    for (Panels* panels : {&up_x_, &gate_x_, &down_x_}) panels->take(memory);
+    middle_ = middle ? reinterpret_cast<float*>(memory) : nullptr;
+    round(x, tokens);
   }
 
   int experts() const { return int(groups_.size()); }
@@ -159,17 +186,21 @@ class Pass {
     const int e = i / parts_, begin = i % parts_ * step_, end = std::min(begin + step_, hidden_);
     const int s = begin / slice, from = s * slice, n = std::min(slice, hidden_ - from);
     const Group& g = groups_[e];
-    thread_local Memory own;
+    thread_local Own own;
     const size_t size = size_t(g.count) * slice;  // a row of one slice of each token
-    float* ups = middle_ ? middle_ + 2 * (size_t(s) * rows() + g.first) * slice : own.floats(2 * size);
+    float* ups = middle_ ? middle_ + 2 * (size_t(s) * rows() + g.first) * slice : own.middle.floats(2 * size);
     float* gates = ups + size;
     std::vector<float*> to(size_t(g.count));
     auto rows_of = [&](float* first) {
       for (int t = 0; t < g.count; t++) to[t] = first + size_t(t) * slice + begin - from;
       return to.data();
     };
-    multiply(up_, up_x_, shared_ ? 0 : g.first, g, begin, end, rows_of(ups));
-    if (gate_) multiply(*gate_, other_ ? gate_x_ : up_x_, shared_ ? 0 : g.first, g, begin, end, rows_of(gates));
+    gather(own, e);
+    multiply(up_, given(up_x_, own.up, g), g, begin, end, rows_of(ups));
+    if (gate_) {
+      const Job job = other_ ? given(gate_x_, own.gate, g) : given(up_x_, own.up, g);
+      multiply(*gate_, job, g, begin, end, rows_of(gates));
+    }
     for (int t = 0; t < g.count; t++) {
       const size_t at = size_t(t) * slice + begin - from;
       level_.gate(kind_, gate_ ? gates + at : nullptr, ups + at, end - begin);
@@ -181,48 +212,57 @@ class Pass {
 
   void down(int e, int begin, int end, float* const* out) const {
     wait_for(unready_[e]);
-    multiply(down_, down_x_, groups_[e].first, groups_[e], begin, end, out);
+    Job job{};
+    down_x_.fill(job, groups_[e].first, groups_[e].count);
+    multiply(down_, job, groups_[e], begin, end, out);
   }
 
  private:
-  struct Kept {
-    Memory up, gate, down, middle;
+  struct Held {  // the rows of an expert's tokens side by side, for the next task of the same expert too
+    Memory memory;
+    char* rows = nullptr;
   };
-  static Kept& memory() {
-    thread_local Kept kept;
-    return kept;
+  struct Own {  // of a thread
+    Memory middle;
+    Held up, gate;
+    uint64_t pass = 0;
+    int expert = 0;
+  };
+  static std::atomic<uint64_t>& passes() {
+    static std::atomic<uint64_t> count{0};
+    return count;
   }
 
-  // One token is rounded once for all its experts. Of several, each expert has its own panel: a token is rounded into
-  // the first of its panels and copied into the others.
-  void round(const float* x, int tokens, int k) const {
-    auto each = [&](const Panels& panels) {
-      if (shared_) return panels.round(x, 0, up_.cols, 0, 0, 1);
-      const size_t count = places_.size();
-      std::vector<int> begins(size_t(tokens) + 1), next, order(count), of(count);
-      for (int place : places_) begins[place / k + 1]++;
-      for (int t = 0; t < tokens; t++) begins[t + 1] += begins[t];
-      next = begins;
-      for (int e = 0; e < experts(); e++)
-        for (int i = groups_[e].first; i < groups_[e].first + groups_[e].count; i++) {
-          of[i] = e;
-          order[next[places_[i] / k]++] = i;
-        }
-      parallel(tokens, rows() < 8 ? 1 : threads_, [&](int t) {
-        for (int n = begins[t]; n < begins[t + 1]; n++) {
-          const int i = order[n], before = n > begins[t] ? order[n - 1] : -1;
-          const Group& g = groups_[of[i]];
-          if (before < 0) {
-            panels.round(x + size_t(t) * up_.cols, 0, up_.cols, g.first, i - g.first, g.count);
-          } else {
-            const Group& had = groups_[of[before]];
-            panels.copy(had.first, before - had.first, had.count, g.first, i - g.first, g.count);
-          }
-        }
-      });
+  void gather(Own& own, int e) const {
+    const Group& g = groups_[e];
+    if (g.count == 1 || (own.pass == number_ && own.expert == e)) return;
+    std::vector<int> tokens(size_t(g.count));
+    for (int i = 0; i < g.count; i++) tokens[i] = places_[g.first + i] / k_;
+    auto hold = [&](const Panels& panels, Held& held) {
+      held.rows = held.memory.of(panels.bytes(g.count));
+      panels.gather(tokens.data(), g.count, held.rows);
     };
-    each(up_x_);
-    if (other_) each(gate_x_);
+    hold(up_x_, own.up);
+    if (other_) hold(gate_x_, own.gate);
+    own.pass = number_;
+    own.expert = e;
+  }
+  Job given(const Panels& panels, const Held& held, const Group& g) const {
+    Job job{};
+    if (g.count == 1) panels.fill_row(job, places_[g.first] / k_);
+    else panels.fill(job, held.rows, g.count, g.count);
+    return job;
+  }
+
+  // A token is rounded once for all its experts; one that has none is not.
+  void round(const float* x, int tokens) const {
+    std::vector<char> wanted(size_t(tokens), 0);
+    for (int place : places_) wanted[place / k_] = 1;
+    parallel(tokens, rows() < 8 ? 1 : threads_, [&](int t) {
+      if (!wanted[t]) return;
+      up_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, t, tokens);
+      if (other_) gate_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, t, tokens);
+    });
   }
 
   const Level& level_;
@@ -232,8 +272,10 @@ class Pass {
   int threads_;
   std::vector<int> places_;
   const std::vector<Group> groups_;
-  const bool shared_, other_;  // one panel for all experts; gate wants another rounding than up
-  const Panels up_x_, gate_x_, down_x_;
+  const uint64_t number_;
+  const int k_;
+  const bool other_;  // gate wants another rounding than up
+  Panels up_x_, gate_x_, down_x_;  // the tokens as they are, twice; and the places sorted by expert
   const int hidden_, step_, parts_, slices_;
   std::unique_ptr<std::atomic<int>[]> unready_, left_;
   float* middle_;  // of all rows, where a task has less than a slice: [slices] of ups, then gates of each group
@@ -244,8 +286,8 @@ class Pass {
 void matmul(const Level& level, const Product* products, int count, int cols, const float* x, int tokens, int threads) {
   if (threads <= 0) threads = usable_cores();
   constexpr int kinds = int(Rounding::none) + 1;
-  thread_local Memory memory[kinds];
   std::optional<Panels> panels[kinds];  // x, rounded as these matrices want it
+  size_t bytes = 0;
   std::vector<int> begins{0}, steps;    // the tasks of each, and the rows of one
   std::vector<float*> to;
   int rows = 0;
@@ -253,18 +295,23 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
   for (int p = 0; p < count; p++) {
     const Product& m = products[p];
     const int kind = int(m.format->rounding);
-    if (!panels[kind]) panels[kind].emplace(memory[kind], level, m.format->rounding, cols, tokens);
+    if (!panels[kind]) {
+      panels[kind].emplace(level, m.format->rounding, cols, tokens, x);
+      bytes += panels[kind]->bytes();
+    }
     steps.push_back(rows_a_task(m.rows, rows, m.row_bytes, tokens, threads));
     begins.push_back(begins.back() + (m.rows + steps.back() - 1) / steps.back());
     for (int t = 0; t < tokens; t++) to.push_back(m.out + size_t(t) * m.rows);
   }
-  auto round = [&](int t) {
-    for (const auto& p : panels)
-      if (p) p->round(x + size_t(t) * cols, 0, cols, 0, t, tokens);
-  };
-  if (tokens < 8)
-    for (int t = 0; t < tokens; t++) round(t);
-  else parallel(tokens, threads, round);
+  if (bytes) {
+    char* memory = panel_memory().of(bytes);
+    for (auto& p : panels)
+      if (p) p->take(memory);
+    parallel(tokens, tokens < 8 ? 1 : threads, [&](int t) {
+      for (const auto& p : panels)
+        if (p) p->round(x + size_t(t) * cols, 0, cols, 0, t, tokens);
+    });
+  }
   parallel(begins.back(), threads, [&](int i) {
     int p = 0;
     while (i >= begins[p + 1]) p++;
@@ -282,9 +329,10 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
 void matmul_by_head(const Level& level, const Product* heads, int count, int cols, ByHead<const float> x, int tokens,
                     ByHead<float> out, int threads) {
   if (threads <= 0) threads = usable_cores();
-  thread_local Memory memory;
   const Product& first = heads[0];
-  const Panels panels(memory, level, first.format->rounding, cols, count * tokens);
+  Panels panels(level, first.format->rounding, cols, count * tokens);
+  char* memory = panel_memory().of(panels.bytes());
+  panels.take(memory);
   std::vector<float*> to;
   for (int h = 0; h < count; h++)
     for (int t = 0; t < tokens; t++) to.push_back(out.at(t, h));
