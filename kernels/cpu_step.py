@@ -181,27 +181,32 @@ def rotate(
     return y
 
 
-def activate(name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None) -> Tensor:
-    """The activation between up and down, [T, n] each."""
+def activate(
+    name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None, out: Tensor | None = None
+) -> Tensor:
+    """The activation between up and down, [T, n] each; in `out`, which may be up, if given."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
     if gate is None and name != "relu2":
         raise ValueError(f"activation {name!r} needs a gate")
-    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level)
+    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level, out)
 
 
-def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None) -> Tensor:
-    """y [T, n] * sigmoid(gate [T, 1])."""
-    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level)
+def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
+    """y [T, n] * sigmoid(gate [T, 1]); in `out`, which may be y, if given."""
+    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level, out)
 
 
-def _gate(kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None) -> Tensor:
+def _gate(
+    kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None, out: Tensor | None
+) -> Tensor:
     up = up.contiguous()
     _check("up", up, up.shape)
     if gate is not None:
         gate = gate.contiguous()
         _check("gate", gate, shape)
-    y = torch.empty_like(up)
+    y = torch.empty_like(up) if out is None else out
+    _check("out", y, up.shape)
     _step(level).gate(kind, _at(gate), up.data_ptr(), *up.shape, y.data_ptr(), threads)
     return y
 
@@ -251,8 +256,12 @@ def attention(
     sinks: Tensor | None,
     threads: int,
     level: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """q [T, H, dk] over the cache -> [T, H, dv]; a row's bits do not depend on the other rows, threads or the level."""
+    """q [T, H, dk] over the cache -> [T, H, dv]; a row's bits do not depend on the other rows, threads or the level.
+
+    The result is in `out` if given, which may be q.
+    """
     q = q.contiguous()
     tokens, heads, dk = q.shape
     shape = kv.shape
@@ -262,7 +271,8 @@ def attention(
     if sinks is not None:
         _check("sinks", sinks, (heads,))
     positions, tables, _, starts = turns
-    out = torch.empty(tokens, heads, shape.dv)
+    out = torch.empty(tokens, heads, shape.dv) if out is None else out
+    _check("out", out, (tokens, heads, shape.dv))
     _step(level).attend(
         _cache(kv),
         q.data_ptr(),

@@ -295,16 +295,21 @@ class Heads:
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai."""
+    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai.
+
+    On the CPU in the memory of up.
+    """
     if up.device.type == "cpu":
-        return cpu_step.activate(name, gate, up, torch.get_num_threads())
+        up = up.contiguous()
+        return cpu_step.activate(name, gate, up, torch.get_num_threads(), out=up)
     return kernels_of(up.device).activate(name, gate, up)
 
 
 def gated(gate: Tensor, y: Tensor) -> Tensor:
-    """y [T, n] * sigmoid(gate [T, 1])."""
+    """y [T, n] * sigmoid(gate [T, 1]); on the CPU in the memory of y."""
     if y.device.type == "cpu":
-        return cpu_step.gated(gate, y, torch.get_num_threads())
+        y = y.contiguous()
+        return cpu_step.gated(gate, y, torch.get_num_threads(), out=y)
     return kernels_of(y.device).activate("gated", gate, y)
 
 
@@ -317,9 +322,14 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
 
 
 def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
-    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value."""
+    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
+
+    On the CPU in the memory of q where dk = dv.
+    """
     if q.device.type == "cpu":
-        return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads())
+        q = q.contiguous()
+        out = q if q.shape[2] == kv.shape.dv else None
+        return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads(), out=out)
     return kernels_of(q.device).attention(q, kv, turns, scale, mask, sinks)
 
 

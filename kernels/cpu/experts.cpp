@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t task_bytes = 256 << 10;  // smaller tasks read memory more slowly
 constexpr int slice = 256;                // elements between up and down that are rounded at once
+constexpr int band_rows = 128;            // outputs of all experts that are there before they are summed
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
 // Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
@@ -387,7 +388,7 @@ void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, co
 
   // Down goes through bands of rows, of all experts each; a band is summed while the next is computed, and the one after
   // next takes its place.
-  const int band = rows_a_step(width, std::max(1, experts), threads), bands = (width + band - 1) / band;
+  const int band = std::min(band_rows, rows_a_step(width, std::max(1, experts), threads)), bands = (width + band - 1) / band;
   const int sums = std::min(tokens, 4 * threads), a_band = experts + sums;
   float* results = kept.floats(2 * size_t(rows) * band);
   const auto computing = counters(bands, experts), summing = counters(bands, sums);
