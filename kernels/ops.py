@@ -12,6 +12,7 @@ from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import kernels_of
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.lend import lender
 from gmoe.kernels.record import record
 from gmoe.kernels.reference import as_tensor
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turn, Turns
@@ -22,7 +23,7 @@ __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads", "Linears", "Mask",
     "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention",
     "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay", "matmul",
-    "reach", "record", "residual", "residual_norm", "rms_norm", "rows", "store",
+    "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "rows", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]

@@ -1,17 +1,15 @@
 """Recorder: the native calls of a step, kept while it runs, so that it can run again without Python between them."""
 
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
 from gmoe.kernels.cpu import _cpu
+from gmoe.kernels.lend import EMPTY, Memory
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_EMPTY = {"empty", "empty_like", "new_empty"}
+_PIECE = 1 << 20  # bytes of memory for a tape's tensors
 _VIEWS = {
     "view",
     "reshape",
@@ -36,8 +34,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.foreign: set[str] = set()
         self._tape = _cpu.Tape()
-        self._memory: list[np.ndarray] = []
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._memory = Memory(_PIECE)
 
     def __enter__(self) -> "Recorder":
         _cpu.record(self._tape)
@@ -61,25 +58,13 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made, name = func(*args, **(kwargs or {})), func.__name__
-        if name in _EMPTY:
-            return self._lend(made)
+        if name in EMPTY:
+            return self._memory.lend(made)
         attribute = name == "__get__" and not isinstance(made, Tensor)
         view = name in {*_VIEWS, "__get__"} and _same_memory(made, args)
         if not (attribute or view or name in _LOOKS):
             self.foreign.add(name)
         return made
-
-    def _lend(self, like: Tensor) -> Tensor:
-        """An empty tensor of this shape and type in memory of the recorder's."""
-        nbytes = max(64, -(-like.nbytes // 64) * 64)
-        free = self._free.setdefault(nbytes, [])
-        if not free:
-            free.append(torch.empty(nbytes, dtype=torch.uint8).numpy())  # aligned as torch aligns
-            self._memory.append(free[-1])
-        memory = free.pop()
-        lease = memory[: like.nbytes]  # torch holds this view as long as any tensor has its memory
-        weakref.finalize(lease, free.append, memory)
-        return torch.from_numpy(lease).view(like.dtype).view(like.shape)
 
 
 def _same_memory(made: Any, args: tuple[Any, ...]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmoe.experts.device import DeviceError
 from gmoe.kernels.kv import BLOCK
-from gmoe.kernels.ops import reach, record
+from gmoe.kernels.ops import lender, reach, record
 from gmoe.layers.batch import Batch
 from gmoe.models.decoder import Decoder
 
@@ -45,9 +45,11 @@ class Replay:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of `batch.output_rows`."""
-        one = len(batch.token_ids) == 1 == len(batch.output_rows)
+        rows = len(batch.token_ids)
+        one = rows == 1 == len(batch.output_rows)
         if self._never or not one or not self.model.dispatch.steady:
-            return self.model.hidden(batch)
+            with lender(rows, self.model.device):
+                return self.model.hidden(batch)
         key = reach(int(batch.context_lens)), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             self._steps[key] = None
