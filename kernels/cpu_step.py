@@ -48,13 +48,22 @@ class Linears:
             bias_address = 0 if bias is None else bias.data_ptr()
             self._native.add(w.format.name, address, w.format.row_bytes(self.cols), *w.shape, bias_address)
 
-    def __call__(self, x: Tensor, threads: int) -> list[Tensor]:
-        """x [T, in] -> for each weight [T, out], x rounded to 8-bit blocks as llama.cpp does."""
+    def __call__(self, x: Tensor, threads: int, out: Tensor | None = None) -> list[Tensor]:
+        """x [T, in] -> for each weight [T, out], x rounded to 8-bit blocks as llama.cpp does.
+
+        The results lie one behind the other in `out`, which is as large and not x, if given.
+        """
         x = x.contiguous()
         if x.dtype is not torch.float32 or x.dim() != 2 or x.shape[1] != self.cols or not x.is_cpu:
             check_floats("x", x, (None, self.cols))  # says what is wrong
         tokens = x.shape[0]
-        out = torch.empty(tokens * self.total)
+        if out is None:
+            out = torch.empty(tokens * self.total)
+        elif out.numel() != tokens * self.total or out.data_ptr() == x.data_ptr():
+            raise ValueError(f"out {list(out.shape)} must have {tokens} times {self.total} numbers and not be x")
+        else:
+            _check("out", out, out.shape)
+            out = out.view(-1)
         self._native(x.data_ptr(), tokens, out.data_ptr(), threads)
         if len(self.rows) == 1:
             return [out.view(tokens, self.total)]
@@ -93,18 +102,27 @@ def lay(x: Tensor, out: Tensor, threads: int) -> None:
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, threads: int, level: str | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    threads: int,
+    level: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """x [..., n] / rms(x) * weight + bias."""
+    """x [..., n] / rms(x) * weight + bias; in `out` if given."""
     x = x.contiguous()
     n = x.shape[-1]
     if x.dtype is not torch.float32 or not x.is_cpu:
         _check("x", x, x.shape)
     weight_at, bias_at = _vectors(n, weight, bias)
-    y = torch.empty_like(x)
+    if out is None:
+        out = torch.empty_like(x)
+    else:
+        _check("out", out, x.shape)
     if n:
-        _step(level).norm(x.data_ptr(), x.numel() // n, n, weight_at, bias_at, eps, y.data_ptr(), threads)
-    return y
+        _step(level).norm(x.data_ptr(), x.numel() // n, n, weight_at, bias_at, eps, out.data_ptr(), threads)
+    return out
 
 
 def residual(x: Tensor, y: Tensor, scale: float, threads: int, level: str | None = None) -> None:

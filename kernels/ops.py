@@ -149,10 +149,13 @@ class Linears:
         here = all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w, _ in self.weights)
         self._compiled = cpu_step.Linears(self.weights) if activations == "q8" and here else None
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """x [T, in] float32 -> for each weight [T, out]."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> list[Tensor]:
+        """x [T, in] float32 -> for each weight [T, out]; on the CPU in the memory of `out`, as large as all, if given.
+
+        `out` is not x.
+        """
         if self._compiled is not None:
-            return self._compiled(x, torch.get_num_threads())
+            return self._compiled(x, torch.get_num_threads(), out)
         if x.device.type != "cpu":
             return kernels_of(x.device).linears(x, self.weights, self.activations == "float")
         results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
@@ -228,11 +231,12 @@ def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
 def residual_norm(
     x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`residual`, and its `rms_norm`."""
+    """`residual`, and its `rms_norm`, on the CPU in the memory of x."""
     if x.device.type != "cpu":
         return kernels_of(x.device).residual_norm(x, y, scale, weight, bias, eps)
-    x = residual(x, y, scale)
-    return x, rms_norm(x, weight, bias, eps)
+    x = x.contiguous()
+    y = residual(x, y, scale)
+    return y, cpu_step.rms_norm(y, weight, bias, eps, torch.get_num_threads(), out=x)
 
 
 def reach(n_ctx: int) -> int:

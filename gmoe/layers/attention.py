@@ -58,10 +58,10 @@ class GQA:
         return self.heads(q, k, positions)
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
-        """x [T, D] -> [T, D]; this step's keys and values are in the cache afterwards."""
+        """x [T, D] -> [T, D], on the CPU in the memory of x; this step's keys and values are in the cache then."""
         q, k, v = self.qkv(x)
         q, k = q.view(-1, self.n_head, self.n_head_k), k.view(-1, self.n_kv, self.n_head_k)
         q, k = self.prepare(q, k, batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
         y = attention(q, batch.kv.layers[self.layer], batch.turns, self.scale, self.mask, self.sinks)
-        return self.output(y.flatten(1))
+        return self.output(y.flatten(1), x)

@@ -8,7 +8,7 @@ from gmoe.kernels.ops import Activations, Linears, rows
 
 
 class QuantLinear:
-    """x [T, in] float32 -> x @ weight.T + bias, [T, out] float32."""
+    """x [T, in] float32 -> x @ weight.T + bias, [T, out] float32; on the CPU in the memory of `out` if given."""
 
     def __init__(self, weight: QuantTensor, bias: Tensor | None, activations: Activations):
         self.weight = weight
@@ -16,8 +16,8 @@ class QuantLinear:
         self.activations = activations
         self._map = Linears([(weight, bias)], activations)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._map(x)[0]
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._map(x, out)[0]
 
     def rows(self, begin: int, end: int) -> "QuantLinear":
         """The same map, only these outputs."""

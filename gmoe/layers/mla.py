@@ -64,19 +64,29 @@ class MLA:
         return ks, vs
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
-        """x [T, D] -> [T, D]; this step's latent rows are in the cache afterwards."""
+        """x [T, D] -> [T, D], on the CPU in the memory of x; this step's latent rows are in the cache afterwards."""
+        batch.kv.write(self.layer, batch.slot_mapping, *self._latent(x, batch.positions))
+        query = self._query(x, batch.positions)
+        mixed = attention(query, batch.kv.layers[self.layer], batch.turns, self.scale, causal, None)
+        del query
+        return self.output(self.v_b(mixed).flatten(1), x)
+
+    def _query(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [T, D] -> [T, H, n_lora + n_rot]."""
         q = self.q(x).view(-1, self.n_head, self.n_head_k)
-        latent = self.kv_a(x)[:, None]  # [T, 1, n_lora + n_rot]
         query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
         self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
-        lay(self.rope(lay(q[..., self.n_nope :]), batch.positions), query[..., self.n_lora :])
+        lay(self.rope(lay(q[..., self.n_nope :]), positions), query[..., self.n_lora :])
+        return query
+
+    def _latent(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, D] -> what the cache keeps: a key [T, 1, n_lora + n_rot] and a value [T, 1, n_lora]."""
+        latent = self.kv_a(x)[:, None]
         value = self.kv_a_norm(lay(latent[..., : self.n_lora]))
         key = torch.empty_like(latent)
         lay(value, key[..., : self.n_lora])
-        lay(self.rope(lay(latent[..., self.n_lora :]), batch.positions), key[..., self.n_lora :])
-        batch.kv.write(self.layer, batch.slot_mapping, key, value)
-        mixed = attention(query, batch.kv.layers[self.layer], batch.turns, self.scale, causal, None)
-        return self.output(self.v_b(mixed).flatten(1))
+        lay(self.rope(lay(latent[..., self.n_lora :]), positions), key[..., self.n_lora :])
+        return key, value
 
 
 def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:

@@ -19,7 +19,7 @@ class RMSNorm:
         return rms_norm(x, self.weight, self.bias, self.eps)
 
     def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """x + scale * y of [T, n], in the memory of y, and the norm of that."""
+        """x + scale * y of [T, n], in the memory of y, and the norm of that, on the CPU in the memory of x."""
         return residual_norm(x, y, scale, self.weight, self.bias, self.eps)
 
 

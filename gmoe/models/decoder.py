@@ -20,7 +20,7 @@ class Attention(Protocol):
 
     kv_shape: KvShape  # what it keeps of a token
 
-    def __call__(self, x: Tensor, batch: Batch) -> Tensor: ...
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor: ...  # [T, D], perhaps in the memory of x
 
 
 FeedForward = Callable[[Tensor], Tensor]

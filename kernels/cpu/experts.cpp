@@ -16,6 +16,7 @@ namespace {
 constexpr size_t task_bytes = 256 << 10;  // smaller tasks read memory more slowly
 constexpr int slice = 256;                // elements between up and down that are rounded at once
 constexpr int band_rows = 128;            // outputs of all experts that are there before they are summed
+constexpr int group_rows = 128;           // tokens of an expert that are computed together
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
 // Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
@@ -86,11 +87,11 @@ Memory& panel_memory() {
   return memory;
 }
 
-struct Group {  // an expert and its tokens
+struct Group {  // an expert and its tokens, or as many of them as the levels take at once
   int expert, first, count;  // rows [first, first + count) of the places sorted by expert
 };
 
-// The places of the flattened ids [tokens][k] sorted by expert, absent ones left out; experts with most tokens first.
+// The places of the flattened ids [tokens][k] sorted by expert, absent ones left out; those with most tokens first.
 std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& places) {
   places.clear();
   for (int i = 0; i < count; i++)
@@ -98,7 +99,7 @@ std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& pl
   std::stable_sort(places.begin(), places.end(), [&](int a, int b) { return ids[a] < ids[b]; });
   std::vector<Group> groups;
   for (int i = 0; i < int(places.size()); i++) {
-    if (groups.empty() || groups.back().expert != ids[places[i]]) groups.push_back({ids[places[i]], i, 0});
+    if (groups.empty() || groups.back().expert != ids[places[i]] || groups.back().count == group_rows) groups.push_back({ids[places[i]], i, 0});
     groups.back().count++;
   }
   std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.count > b.count; });
