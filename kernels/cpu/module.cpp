@@ -54,7 +54,7 @@ const std::vector<const Level*>& usable_levels() {
       if (highest && std::string(highest) == level->name) return found;
     }
     if (highest && *highest)
-      throw std::runtime_error("GMOE_CPU_LEVEL is '" + std::string(highest) + "'; this CPU has " + names);
+      throw std::invalid_argument("GMOE_CPU_LEVEL is '" + std::string(highest) + "'; this CPU has " + names);
     return found;
   }();
   return usable;
@@ -143,7 +143,6 @@ NB_MODULE(_cpu, m) {
   nb::set_leak_warnings(false);  // a model may still be there when the interpreter ends
   using namespace gmoe;
   m.doc() = "CPU kernels of gmoe.";
-  usable_levels();  // or the import fails, and says why
   bind_step(m);
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;

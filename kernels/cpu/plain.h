@@ -34,6 +34,28 @@ inline void widen(const uint8_t* from, int n, float* to) {
   for (; i % 16; i++) to[i] = 0.0f;
 }
 
+template <class F>
+inline Sixteen numbers(const uint8_t* p) {  // sixteen
+#if defined(__AVX512F__)
+  if (F::bytes == 2) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i*)p);
+    if (__is_same(F, F16)) return {_mm512_cvtph_ps(bits)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+#elif defined(__F16C__)
+  if (F::bytes == 2) {
+    const __m128i low = _mm_loadu_si128((const __m128i*)p), high = _mm_loadu_si128((const __m128i*)p + 1);
+    if (__is_same(F, F16)) return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};
+    auto up = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
+    return {up(low), up(high)};
+  }
+#endif
+  if (__is_same(F, F32)) return sixteen(reinterpret_cast<const float*>(p));
+  float x[16];
+  for (int i = 0; i < 16; i++) x[i] = F::at(p + i * F::bytes);
+  return sixteen(x);
+}
+
 inline float tree(const Sixteen& lanes) {
   float v[16];
   __builtin_memcpy(v, &lanes, sizeof v);
@@ -44,6 +66,11 @@ inline float tree(const Sixteen& lanes) {
 
 constexpr int plain_chunk = 512;  // elements of a row that are widened at once
 constexpr int plain_tokens = 64;
+#if defined(__AVX512F__)
+constexpr int rows_a_tile = 4, tokens_a_tile = 6;  // whose sums fit into the registers
+#else
+constexpr int rows_a_tile = 2, tokens_a_tile = 3;
+#endif
 
 // ROWS rows of widened numbers times T tokens; the sums go on from where they are.
 template <int ROWS, int T>
@@ -74,7 +101,8 @@ inline void plain_strip(const Job& job, int row, int from, int tokens) {
     int n = job.cols - i < plain_chunk ? job.cols - i : plain_chunk, t = 0;
     for (int r = 0; r < ROWS; r++)
       widen<F>(job.weights + size_t(row + r) * job.row_bytes + size_t(i) * F::bytes, n, w[r]);
-    for (; t + 6 <= tokens; t += 6) add_products<ROWS, 6>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+    for (constexpr int T = tokens_a_tile; t + T <= tokens; t += T)
+      add_products<ROWS, T>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
     for (; t + 2 <= tokens; t += 2) add_products<ROWS, 2>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
     for (; t < tokens; t++) add_products<ROWS, 1>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
   }
@@ -82,12 +110,39 @@ inline void plain_strip(const Job& job, int row, int from, int tokens) {
     for (int r = 0; r < ROWS; r++) job.out[from + t][row + r] = tree(sum[r][t]);
 }
 
+// One token: ROWS rows as they lie.
+template <class F, int ROWS>
+inline void plain_stream(const Job& job, int row) {
+  const uint8_t* w[ROWS];
+  const float* x = job.floats(0);
+  Sixteen sum[ROWS];
+  for (int r = 0; r < ROWS; r++) w[r] = job.weights + size_t(row + r) * job.row_bytes, sum[r] = zeros();
+  int i = 0;
+  for (; i + 16 <= job.cols; i += 16) {
+    const Sixteen y = sixteen(x + i);
+    for (int r = 0; r < ROWS; r++) sum[r] = fused(numbers<F>(w[r] + size_t(i) * F::bytes), y, sum[r]);
+  }
+  if (i < job.cols) {
+    alignas(64) uint8_t last[16 * F::bytes] = {};
+    for (int r = 0; r < ROWS; r++) {
+      __builtin_memcpy(last, w[r] + size_t(i) * F::bytes, size_t(job.cols - i) * F::bytes);
+      sum[r] = fused(numbers<F>(last), sixteen(x + i), sum[r]);
+    }
+  }
+  for (int r = 0; r < ROWS; r++) job.out[0][row + r] = tree(sum[r]);
+}
+
 template <class F>
 void plain_rows(const Job& job) {
+  if (job.tokens == 1) {
+    int row = job.begin;
+    for (; row + 4 <= job.end; row += 4) plain_stream<F, 4>(job, row);
+    for (; row < job.end; row++) plain_stream<F, 1>(job, row);
+    return;
+  }
   for (int from = 0; from < job.tokens; from += plain_tokens) {
     int tokens = job.tokens - from < plain_tokens ? job.tokens - from : plain_tokens, row = job.begin;
-    if (tokens > 1)
-      for (; row + 4 <= job.end; row += 4) plain_strip<F, 4>(job, row, from, tokens);
+    for (constexpr int R = rows_a_tile; row + R <= job.end; row += R) plain_strip<F, R>(job, row, from, tokens);
     for (; row < job.end; row++) plain_strip<F, 1>(job, row, from, tokens);
   }
 }
