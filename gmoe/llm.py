@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from gmoe.engine.choices import require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
+from gmoe.engine.rehearsal import rehearse
 from gmoe.engine.replay import Replay
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
@@ -101,7 +102,13 @@ class TextStream:
 class LLM:
     """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
 
-    def __init__(self, file: GGUFFile, options: RuntimeOptions, package: Package | None = None):
+    def __init__(
+        self,
+        file: GGUFFile,
+        options: RuntimeOptions,
+        package: Package | None = None,
+        progress: Callable[[str], None] = lambda said: None,
+    ):
         require_available(options)
         torch.set_num_threads(options.threads or usable_cores())  # the kernels ask torch how many
         activations = cast(Literal["q8", "float"], options.activations)
@@ -167,18 +174,26 @@ class LLM:
         engine.runner.rescue = self._make_room
         engine.runner.checks += [self._check_file, self.store.check]
         engine.runner.observers.append(self.steps)
+        if device is not None and device.compiles:
+            rehearse(engine, device, self.notices, progress)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 
     @classmethod
-    def load(cls, path: Path | str, options: RuntimeOptions | None = None) -> "LLM":
+    def load(
+        cls,
+        path: Path | str,
+        options: RuntimeOptions | None = None,
+        progress: Callable[[str], None] = lambda said: None,
+    ) -> "LLM":
         """Open a GGUF file, or a model of the library by its name; raises `ValueError`, one sentence each.
 
         The Modelfile of a model of the library counts: its settings where `options` have the default, its parameters
-        where a request has none, and its system text, conversation and template in `chat`.
+        where a request has none, and its system text, conversation and template in `chat`. `progress` hears what a
+        long load is doing.
         """
         package = find(path)
-        return cls(GGUFFile.open(package.path), package.options(options), package)
+        return cls(GGUFFile.open(package.path), package.options(options), package, progress)
 
     def logits(self, ids: Sequence[int], step: int = 0) -> np.ndarray:
         """float32 [len(ids), n_vocab] of one fresh sequence; `step` 1 computes it as if it had been generated."""

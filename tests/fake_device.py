@@ -314,6 +314,7 @@ class FakeDevice:
     def __init__(self, memory: int = 1 << 30, seed: int = 0, hurry: float = 0.3):
         self.torch = torch.device("fake", 0)
         self.name = "a fake card"
+        self.compiles = False
         self.random = random.Random(seed)
         self.hurry = hurry  # the chance that a copy is found done where nobody waits for it
         self.memory = memory

@@ -35,7 +35,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
     """A fake model in the place of gmoe.llm.LLM; `loaded` holds the arguments of load."""
     fake, module = FakeLLM(), ModuleType("gmoe.llm")
 
-    def load(path: Path, options: RuntimeOptions) -> FakeLLM:
+    def load(path: Path, options: RuntimeOptions, progress: Any = None) -> FakeLLM:
         fake.loaded = (path, options)  # type: ignore[attr-defined]
         return fake
 

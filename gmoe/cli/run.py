@@ -69,10 +69,10 @@ def run(
     text = prompt_text(prompt)
     wrap = sys.stdout.isatty() and not nowordwrap
     began = time.perf_counter()
-    with waiting(f"loading {name}"):
+    with waiting(f"loading {name}") as say:
         from gmoe.llm import LLM
 
-        llm = LLM.load(model, options)
+        llm = LLM.load(model, options, lambda said: say(f"loading {name}, {said}"))
     with llm:
         load_seconds = time.perf_counter() - began
         for notice in llm.notices:

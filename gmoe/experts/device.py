@@ -31,6 +31,7 @@ class Device(Protocol):
 
     torch: torch.device
     name: str  # the card's
+    compiles: bool  # kernels at their first launch, which takes seconds
 
     def empty(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] on the device."""
@@ -74,6 +75,8 @@ class Device(Protocol):
 
 class Cuda:
     """A CUDA card: torch's current stream computes, another copies."""
+
+    compiles = True
 
     def __init__(self, device: torch.device):
         self.torch = device

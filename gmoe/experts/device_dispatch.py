@@ -18,7 +18,11 @@ from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
-from gmoe.kernels.ops import Activations, bank_rows, combine, expert_rows
+from gmoe.kernels.ops import Activations, ExpertBank, bank_rows, combine, expert_rows
+
+ALIGNED = 4  # int32 numbers: pointers that are not 16 bytes apart want kernels of their own
+
+Experts = Callable[[int, Tensor, Routing, str, Beside], Tensor]
 
 
 class DeviceDispatch(ExpertDispatch):
@@ -30,6 +34,8 @@ class DeviceDispatch(ExpertDispatch):
         self.device = store.device
         self.home = ExpertDispatch(store.below, activations)  # by the CPU
         self.aside: NDArray[np.bool_] | None = None  # [T], rows of the next pass whose experts are computed there
+        self.instead: Experts | None = None  # what stands in for all of this while no request runs
+        self.mean_banks: dict[int, ExpertBank] = {}
         self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
 
     @property
@@ -39,7 +45,7 @@ class DeviceDispatch(ExpertDispatch):
 
     @property
     def steady(self) -> bool:
-        return self.aside is None and super().steady
+        return self.aside is None and self.instead is None and super().steady
 
     def __call__(
         self, layer: int, x: Tensor, routing: Routing, activation: str = "swiglu", beside: Beside = lambda: None
@@ -48,6 +54,8 @@ class DeviceDispatch(ExpertDispatch):
 
         `beside` is launched before the host waits to know what the router chose.
         """
+        if self.instead is not None:
+            return self.instead(layer, x, routing, activation, beside)
         if self.aside is not None:
             return self._split(layer, x, routing, activation, beside, self.aside)
         routed = type(self.route) is not exact.Policy
@@ -71,6 +79,20 @@ class DeviceDispatch(ExpertDispatch):
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
         return self._all_here(layer, x, fresh, weighed, activation)
+
+    def launch(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
+        """Launch every kernel that this may launch for so many rows, for no expert: zeros [T, D]."""
+        twin, ids = self.store.twin, routing.topk_ids
+        banks = [self.fast.bank(layer), *([self.mean_banks[layer]] if layer in self.mean_banks else [])]
+        if isinstance(twin, DeviceStore) and layer in twin.layout.layers:
+            banks.append(twin.bank(layer))
+        out = x.new_empty(*ids.shape, banks[0].down.rows)
+        nobody, absent = torch.full_like(ids, -1), torch.full_like(self.fast.slots_by_id(layer), -1)
+        bank_rows(x, absent, ids, banks[0], activation, self.activations, out)
+        for bank in banks:
+            bank_rows(x, nobody, ids, bank, activation, self.activations, out)
+        beside()
+        return combine(out, routing.topk_weights, nobody)
 
     def _go_on(self, begun: "_Begun", layer: int, x: Tensor, known: Routing, activation: str) -> Tensor:
         """What the host does when it knows the router's choice."""
@@ -221,7 +243,9 @@ class _DeviceRows:
         wanted = np.isin(self.ids, numbers) & ~self.done
         if wanted.any():
             slots = np.where(wanted, self.store.slot_of[self.layer][self.ids], -1)
-            both = self.store.device.send(torch.from_numpy(np.stack((slots, self.ids)).astype(np.int32)))
-            bank_rows(self.x, both[0], both[1], self.store.bank(self.layer), *self.given)
+            both = np.full((2, -(-slots.size // ALIGNED) * ALIGNED), -1, np.int32)
+            both[0, : slots.size], both[1, : slots.size] = slots.ravel(), self.ids.ravel()
+            there = self.store.device.send(torch.from_numpy(both))[:, : slots.size].view(2, *slots.shape)
+            bank_rows(self.x, there[0], there[1], self.store.bank(self.layer), *self.given)
         self.store.read(self.layer, numbers)
         self.seconds += time.perf_counter() - began

@@ -80,7 +80,7 @@ def _matmul(
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < OUT)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["OUT"])
 def _dequantize(w, y, OUT, row_bytes, table, signs, K: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
     n = tl.program_id(0) * N + tl.arange(0, N)
     k = tl.program_id(1) * SPAN
