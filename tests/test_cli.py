@@ -213,6 +213,20 @@ def test_what_needs_no_model_imports_no_torch(args: list[str]) -> None:
     assert not {"torch", "starlette", "uvicorn", "transformers", "rich", "prompt_toolkit"} & set(modules)
 
 
+def test_programs_leave_out_what_only_compilers_of_torch_ask_for() -> None:
+    script = (
+        "import sys\nfrom gmoe.cli.main import cli\n"
+        "try: cli(['show', 'no.gguf'], prog_name='gmoe')\n"
+        "except SystemExit: pass\n"
+        "import torch\n"
+        "loaded = lambda: 'torch._decomp' in sys.modules\n"
+        "before, compiled = loaded(), torch.compile(lambda x: x.sin() + 1, backend='eager')(torch.zeros(2)).tolist()\n"
+        "print(before, compiled, loaded())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False [1.0, 1.0] True\n"
+
+
 def test_a_reader_that_goes_away_is_not_an_error() -> None:
     script = (
         "import click\nfrom gmoe.cli.errors import Group\n"

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gmoe.machine import SAMPLE, memory_bandwidth, memory_beside, usable_cores
+from gmoe.cli.lean import leave_out_meta
 
 GENERATED = 16  # tokens of a decode row
 ROWS = ("tg@0", "tg@512", "tg@4096", "pp512", "pp2048", "load", "memory")
@@ -91,6 +91,10 @@ class LlamaCpp:
 
 def work(peer: str, path: Path, threads: int, context: int) -> None:
     """A worker: says how long loading to the first token took, then one time for each line of standard input."""
+    if peer == "gmoe":  # as its program does
+        leave_out_meta()
+    from gmoe.machine import memory_beside
+
     began = time.perf_counter()
     side: Any = Gmoe(path, threads, context) if peer == "gmoe" else LlamaCpp(path, threads, context, "repack" in peer)
     side.seconds([1], 0, True)
@@ -183,6 +187,7 @@ def header(path: Path, threads: int) -> list[str]:
     import numpy as np
 
     from gmoe import __version__
+    from gmoe.machine import SAMPLE, memory_bandwidth
 
     cpu = next(
         (row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "name" in row), ""
@@ -213,10 +218,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--context", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    threads = given.threads or usable_cores()
     if given.worker:
-        work(given.worker, given.files[0], threads, given.context)
+        work(given.worker, given.files[0], given.threads, given.context)
         return
+    from gmoe.machine import usable_cores
+
+    threads = given.threads or usable_cores()
     peers = list(PEERS)
     if not find_spec("llama_cpp"):
         print("llama.cpp is not here: pip install llama-cpp-python", file=sys.stderr)

@@ -7,6 +7,7 @@ import click
 
 from gmoe import __version__
 from gmoe.cli.errors import Group
+from gmoe.cli.lean import leave_out_meta
 
 COMMANDS = {  # name: (module:object, its line in --help)
     "run": ("gmoe.cli.run:run", "Talk to a model, or continue a prompt."),
@@ -60,3 +61,4 @@ class Commands(Group):
 @click.version_option(__version__, message="gmoe %(version)s")
 def cli() -> None:
     """Run Mixture-of-Experts GGUF models, exactly."""
+    leave_out_meta()
