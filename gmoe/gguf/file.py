@@ -60,8 +60,8 @@ class TensorInfo:
 class Strings(Sequence[str]):
     """An array of strings of the file, decoded when first asked for."""
 
-    def __init__(self, data: Any, begin: int, count: int):
-        self._data, self._begin, self._count = data, begin, count
+    def __init__(self, data: Any, begin: int, end: int, count: int):
+        self._data, self._begin, self._end, self._count = data, begin, end, count
         self._decoded: list[str] | None = None
 
     def _all(self) -> list[str]:
@@ -73,6 +73,11 @@ class Strings(Sequence[str]):
                 at = end
             self._decoded = out
         return self._decoded
+
+    @property
+    def packed(self) -> tuple[np.ndarray, int]:
+        """The bytes as the file has them, uint8 without a copy, each string after its length in 8; and how many."""
+        return np.frombuffer(self._data, np.uint8, self._end - self._begin, self._begin), self._count
 
     def __len__(self) -> int:
         return self._count
@@ -194,7 +199,7 @@ class _Part:
         if at > self.size:
             raise self._fail(f"it ends inside the array {key}")
         self.at = at
-        return Strings(data, begin, count)
+        return Strings(data, begin, at, count)
 
     def _read_tensors(self, count: int) -> None:
         alignment = self.metadata.get("general.alignment", 32)

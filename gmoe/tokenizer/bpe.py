@@ -1,12 +1,13 @@
-"""Byte-level BPE: a `tokenizers` model built from a GGUF file's tokens and merges."""
+"""Byte-level BPE: `tokenizers` cuts the text, and the pieces are merged over the file's own tokens and merges."""
 
 import re
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import pre_tokenizers
 
-from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.file import Strings
+from gmoe.kernels import bpe
 from gmoe.tokenizer.pretokenize import Pretokenizer
 
 SPACE = "\u2581"
@@ -22,21 +23,11 @@ def byte_of_character() -> dict[str, int]:
 class Bpe:
     """Text without special tokens <-> ids."""
 
-    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Pretokenizer, file: str):
-        vocab = {token: id for id, token in enumerate(tokens)}
-        pairs = [(m[:at], m[at + 1 :]) for m in merges if (at := m.find(" ", 1)) > 0]
-        pairs = [(a, b) for a, b in pairs if a in vocab and b in vocab and a + b in vocab]
-        try:
-            model = models.BPE(vocab, pairs, ignore_merges=pre.ignore_merges, byte_fallback=pre.raw)
-            self._model = tokenizers.Tokenizer(model)
-        except Exception as error:
-            raise UnsupportedModel(
-                file, "tokenizer.ggml.merges", f"no BPE tokenizer can be made of them ({error})"
-            ) from None
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Pretokenizer):
+        self._model = bpe.Bpe(_packed(tokens), _packed(merges), whole=pre.ignore_merges, spelled=pre.raw)
         split = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
         level = [] if pre.raw else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        self._model.pre_tokenizer = pre_tokenizers.Sequence([*split, *level])
-        self._newlines = {t: id for t, id in vocab.items() if not t.strip("\n")} if pre.raw else {}
+        self._cut = pre_tokenizers.Sequence([*split, *level])
         self._raw = pre.raw
         self._bytes = byte_of_character()
         self._tokens = tokens
@@ -45,8 +36,9 @@ class Bpe:
         """Ids of plain text."""
         ids: list[int] = []
         for part in re.findall(r"[^\n]+|\n+", text.replace(" ", SPACE)) if self._raw else [text]:
-            whole = self._newlines.get(part)
-            ids += self._model.encode(part, add_special_tokens=False).ids if whole is None else [whole]
+            newlines = self._model.find(part) if self._raw and part[0] == "\n" else -1  # a run that is a token is whole
+            pieces = [piece for piece, _ in self._cut.pre_tokenize_str(part)] if newlines < 0 else []
+            ids += self._model.encode(pieces) if newlines < 0 else [newlines]
         return ids
 
     def token_bytes(self, id: int) -> bytes:
@@ -58,3 +50,7 @@ class Bpe:
         if all(c in self._bytes for c in token):
             return bytes(self._bytes[c] for c in token)
         return token.encode()
+
+
+def _packed(strings: Sequence[str]) -> bpe.Packed:
+    return strings.packed if isinstance(strings, Strings) else bpe.packed(list(strings))

@@ -69,7 +69,7 @@ class Tokenizer:
             def bpe() -> Any:
                 from gmoe.tokenizer.bpe import Bpe
 
-                return Bpe(self._tokens, get("merges"), self._pre, self._file)
+                return Bpe(get("tokens"), get("merges"), self._pre)
 
             return bpe
         if self._model_name in ("llama", "t5"):
