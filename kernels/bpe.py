@@ -13,6 +13,14 @@ def packed(strings: list[str]) -> Packed:
     return np.frombuffer(data, np.uint8), len(texts)
 
 
+def places(data: np.ndarray, count: int) -> np.ndarray:
+    """Where each of `count` packed strings at the beginning of uint8 `data` begins, and the end: int64 [count + 1]."""
+    found = np.empty(count + 1, np.int64)
+    if not _cpu.find_places(data.ctypes.data, data.nbytes, count, found.ctypes.data):
+        raise ValueError(f"{count} strings do not fit into {data.nbytes} bytes")
+    return found
+
+
 class Bpe:
     """Ids of pieces of text: pairs are merged by the rank of their merge, the leftmost of equals first.
 

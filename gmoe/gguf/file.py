@@ -3,8 +3,7 @@
 import mmap
 import os
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ from typing import Any, overload
 import gguf
 import numpy as np
 
+from gmoe.kernels.bpe import places
 from gmoe.kernels.formats import FORMAT_BY_TYPE, FORMATS, QuantFormat, QuantTensor
 
 MAGIC = b"GGUF"
@@ -23,7 +23,6 @@ SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$
 
 _SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "u1", 10: "u8", 11: "i8", 12: "f8"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_LENGTH = struct.Struct("<Q").unpack_from
 
 
 class GGUFError(ValueError):
@@ -58,29 +57,25 @@ class TensorInfo:
 
 
 class Strings(Sequence[str]):
-    """An array of strings of the file, decoded when first asked for."""
+    """An array of strings of the file, each decoded when it is asked for."""
 
-    def __init__(self, data: Any, begin: int, end: int, count: int):
-        self._data, self._begin, self._end, self._count = data, begin, end, count
-        self._decoded: list[str] | None = None
-
-    def _all(self) -> list[str]:
-        if self._decoded is None:
-            data, at, out = self._data, self._begin, []
-            for _ in range(self._count):
-                end = at + 8 + _LENGTH(data, at)[0]
-                out.append(data[at + 8 : end].decode("utf-8", "replace"))
-                at = end
-            self._decoded = out
-        return self._decoded
+    def __init__(self, data: np.ndarray, places: np.ndarray):
+        self._data, self._places = data, places  # uint8; where each string and the end begins
 
     @property
     def packed(self) -> tuple[np.ndarray, int]:
         """The bytes as the file has them, uint8 without a copy, each string after its length in 8; and how many."""
-        return np.frombuffer(self._data, np.uint8, self._end - self._begin, self._begin), self._count
+        return self._data, len(self)
+
+    def starting_with(self, firsts: bytes) -> list[int]:
+        """Where strings stand whose first byte is one of these."""
+        filled = np.flatnonzero(np.diff(self._places) > 8)
+        first = self._data[self._places[filled] + 8]
+        found: list[int] = filled[np.isin(first, np.frombuffer(firsts, np.uint8))].tolist()
+        return found
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._places) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -89,10 +84,12 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._all()[index]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        n = index + len(self) if index < 0 else index
+        if not 0 <= n < len(self):
+            raise IndexError(f"{index} is not one of {len(self)} strings")
+        return self._data[self._places[n] + 8 : self._places[n + 1]].tobytes().decode("utf-8", "replace")
 
 
 class _Part:
@@ -190,16 +187,13 @@ class _Part:
         return values != 0 if kind == _BOOL else values
 
     def _strings(self, key: str, count: int) -> Strings:
-        begin = at = self.at
-        data, last = self.map, self.size - 8
-        for _ in range(count):
-            if at > last:
-                raise self._fail(f"it ends inside the array {key}")
-            at += 8 + _LENGTH(data, at)[0]
-        if at > self.size:
-            raise self._fail(f"it ends inside the array {key}")
-        self.at = at
-        return Strings(data, begin, at, count)
+        rest = self.bytes[self.at :]
+        try:
+            begins = places(rest, count)
+        except ValueError:
+            raise self._fail(f"it ends inside the array {key}") from None
+        self.at += int(begins[-1])
+        return Strings(rest[: begins[-1]], begins)
 
     def _read_tensors(self, count: int) -> None:
         alignment = self.metadata.get("general.alignment", 32)

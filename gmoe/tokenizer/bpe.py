@@ -1,7 +1,7 @@
 """Byte-level BPE: `tokenizers` cuts the text, and the pieces are merged over the file's own tokens and merges."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tokenizers
 from tokenizers import pre_tokenizers
@@ -21,16 +21,16 @@ def byte_of_character() -> dict[str, int]:
 
 
 class Bpe:
-    """Text without special tokens <-> ids."""
+    """Text without special tokens <-> ids; `text` spells an id."""
 
-    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Pretokenizer):
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Pretokenizer, text: Callable[[int], str]):
         self._model = bpe.Bpe(_packed(tokens), _packed(merges), whole=pre.ignore_merges, spelled=pre.raw)
         split = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
         level = [] if pre.raw else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         self._cut = pre_tokenizers.Sequence([*split, *level])
         self._raw = pre.raw
         self._bytes = byte_of_character()
-        self._tokens = tokens
+        self._text = text
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
@@ -43,7 +43,7 @@ class Bpe:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; a token outside the byte alphabet stands for its own text."""
-        token = self._tokens[id]
+        token = self._text(id)
         if self._raw:
             is_byte = re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
             return bytes([int(token[3:5], 16)]) if is_byte else token.replace(SPACE, " ").encode()

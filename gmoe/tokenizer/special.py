@@ -1,6 +1,10 @@
 """Tokens whose text says more than the file's token types: ends of an answer, fill-in-the-middle, channel marks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import numpy as np
+
+from gmoe.tokenizer.vocabulary import Vocabulary
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -20,14 +24,14 @@ _FILL = frozenset(
 _SHOWN = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())
 
 
-def correct(tokens: Sequence[str], types: Sequence[int], named: Mapping[str, int]) -> tuple[list[int], frozenset[int]]:
+def correct(tokens: Vocabulary, types: np.ndarray, named: Mapping[str, int]) -> tuple[np.ndarray, frozenset[int]]:
     """The token types as llama.cpp corrects them, and the ids that end an answer.
 
     `named`: the ids that the file gives a role; its eos, eot, eom, fim_pad, fim_rep and fim_sep end an answer too.
     """
     marks = _ENDS | _ENDS_IF_CONTROL | _FILL | _SHOWN
-    at = {text: id for id, text in enumerate(tokens) if text in marks}
-    types = list(types)
+    at = tokens.where(marks)
+    types = types.copy()
     ends = {at[text] for text in _ENDS & at.keys()}
     for id in ends | {at[text] for text in _FILL & at.keys()}:
         types[id] = CONTROL

@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.tokenizer import special
 from gmoe.tokenizer.pretokenize import Pretokenizer, pretokenizer
 from gmoe.tokenizer.special import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gmoe.tokenizer.vocabulary import Vocabulary
 
 KEY = "tokenizer.ggml."
 
@@ -26,9 +29,9 @@ class Tokenizer:
         for name in ("model", "tokens"):
             if get(name) is None:
                 raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
-        self._tokens: list[str] = [text or f"[EMPTY_{id}]" for id, text in enumerate(get("tokens"))]
+        self._tokens = Vocabulary(get("tokens"))
         n = len(self._tokens)
-        self._types = [int(t) for t in get("token_type", [NORMAL] * n)]
+        self._types = np.array(get("token_type", [NORMAL] * n), np.int32)
         if len(self._types) != n:
             raise UnsupportedModel(file, KEY + "token_type", f"has {len(self._types)} entries for {n} tokens")
         roles = {key.removeprefix(KEY).removesuffix("_token_id") for key in metadata if key.endswith("_token_id")}
@@ -43,7 +46,7 @@ class Tokenizer:
         self.add_bos = self._pre.forces_bos or bool(get("add_bos_token", self._pre.add_bos))
         self.add_eos = bool(get("add_eos_token", self._model_name == "t5"))
         self.end_ids |= frozenset(() if self.eos_id is None else (self.eos_id,))
-        found = [id for id, kind in enumerate(self._types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+        found = np.flatnonzero(np.isin(self._types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
         self._special = sorted(found, key=lambda id: -len(self._tokens[id].encode()))
         stripped = re.search("phi-?3", str(metadata.get("general.name", "")).lower()) is not None
         keep = {"<unk>", "<s>", "<|endoftext|>"}
@@ -69,7 +72,7 @@ class Tokenizer:
             def bpe() -> Any:
                 from gmoe.tokenizer.bpe import Bpe
 
-                return Bpe(get("tokens"), get("merges"), self._pre)
+                return Bpe(get("tokens"), get("merges"), self._pre, self.text)
 
             return bpe
         if self._model_name in ("llama", "t5"):
@@ -85,7 +88,8 @@ class Tokenizer:
             def spm() -> Any:
                 from gmoe.tokenizer.spm import Spm
 
-                return Spm(self._tokens, scores, self._types, unigram, self._file, squeeze and unigram, charsmap)
+                tokens, types = [self.text(id) for id in range(self.n_vocab)], self._types.tolist()
+                return Spm(tokens, scores, types, unigram, self._file, squeeze and unigram, charsmap)
 
             return spm
         raise UnsupportedModel(

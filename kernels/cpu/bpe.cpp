@@ -9,16 +9,10 @@ namespace gmoe {
 namespace {
 
 std::vector<std::string_view> unpacked(PackedStrings s) {
-  std::vector<std::string_view> all;
-  all.reserve(s.count);
-  size_t at = 0;
-  for (size_t i = 0; i < s.count; i++) {
-    uint64_t n = 0;
-    if (s.bytes - at >= 8) std::memcpy(&n, s.data + at, 8);
-    if (s.bytes - at < 8 || n > s.bytes - at - 8) throw std::invalid_argument("strings do not fit into their bytes");
-    all.emplace_back(s.data + at + 8, size_t(n));
-    at += 8 + size_t(n);
-  }
+  std::vector<int64_t> places(s.count + 1);
+  if (!find_places(s, places.data())) throw std::invalid_argument("strings do not fit into their bytes");
+  std::vector<std::string_view> all(s.count);
+  for (size_t i = 0; i < s.count; i++) all[i] = {s.data + places[i] + 8, size_t(places[i + 1] - places[i] - 8)};
   return all;
 }
 
@@ -45,6 +39,20 @@ size_t character(std::string_view text) {  // bytes of the first one
 }
 
 }  // namespace
+
+bool find_places(PackedStrings s, int64_t* places) {
+  size_t at = 0;
+  for (size_t i = 0; i < s.count; i++) {
+    places[i] = int64_t(at);
+    uint64_t n = 0;
+    if (s.bytes - at < 8) return false;
+    std::memcpy(&n, s.data + at, 8);
+    if (n > s.bytes - at - 8) return false;
+    at += 8 + size_t(n);
+  }
+  places[s.count] = int64_t(at);
+  return true;
+}
 
 Bpe::Bpe(PackedStrings tokens, PackedStrings merges, bool whole, bool bytes)
     : whole_(whole), bytes_(bytes), tokens_(unpacked(tokens)), places_(room_for(tokens.count), none) {

@@ -13,6 +13,9 @@ struct PackedStrings {
   size_t bytes, count;
 };
 
+// Where each of them and the end begins, [count + 1]; false where they do not fit into their bytes.
+bool find_places(PackedStrings strings, int64_t* places);
+
 class Bpe {
  public:
   // Both must stay. A merge is two tokens with a space between; what is not made of tokens is left out. Throws

@@ -20,6 +20,9 @@ std::string_view utf8(nb::handle text) {
 }  // namespace
 
 void bind_bpe(nb::module_& m) {
+  m.def("find_places", [](uintptr_t data, size_t bytes, size_t count, uintptr_t places) {
+    return find_places({at<const char>(data), bytes, count}, at<int64_t>(places));
+  });
   nb::class_<Bpe>(m, "Bpe")
       .def("__init__",
            [](Bpe* self, uintptr_t tokens, size_t token_bytes, size_t token_count, uintptr_t merges, size_t merge_bytes,

@@ -1,0 +1,56 @@
+"""Byte pairs in C++ against the `tokenizers` library, on vocabularies and pieces drawn at random."""
+
+import random
+
+import numpy as np
+import pytest
+from gmoe.kernels.bpe import Bpe, packed, places
+from tokenizers.models import BPE
+
+ALPHABET = "abcé日🙂"
+
+
+def drawn(choose: random.Random, most: int) -> str:
+    return "".join(choose.choice(ALPHABET) for _ in range(choose.randint(1, most)))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("spelled", [False, True])
+def test_ids_are_those_of_the_library(whole: bool, spelled: bool) -> None:
+    choose = random.Random(7 + whole + 2 * spelled)
+    for _ in range(40):
+        bytes_ = [f"<0x{n:02X}>" for n in range(256)] if spelled else []
+        letters = [c for c in ALPHABET if choose.random() < 0.9]
+        tokens = list(dict.fromkeys([*bytes_, *letters, *(drawn(choose, 5) for _ in range(60))]))
+        choose.shuffle(tokens)
+        cuts = [(t[:n], t[n:]) for t in tokens for n in range(1, len(t)) if not t.startswith("<")]
+        cuts = [pair for pair in cuts if choose.random() < 0.8 and set(pair) <= set(tokens)]
+        choose.shuffle(cuts)
+        vocabulary = {token: id for id, token in enumerate(tokens)}
+        library = BPE(vocabulary, cuts, ignore_merges=whole, byte_fallback=spelled)
+        strange = ["a", "a ", " b", "aa zz", "é  é"]  # no merges of tokens
+        ours = Bpe(packed(tokens), packed([*strange, *(" ".join(pair) for pair in cuts)]), whole, spelled)
+        pieces = [drawn(choose, 24) for _ in range(60)] + ["a" * 300, choose.choice(tokens)]
+        for piece in pieces:
+            assert ours.encode([piece]) == [token.id for token in library.tokenize(piece)], piece
+        assert ours.encode(pieces) == [id for piece in pieces for id in ours.encode([piece])]
+        assert [ours.find(token) for token in tokens] == list(range(len(tokens)))
+        assert ours.find("no token") == ours.find("") == -1
+
+
+def test_the_last_of_equal_tokens_counts() -> None:
+    bpe = Bpe(packed(["a", "b", "", "a", "ab"]), packed(["a b"]), False, False)
+    assert bpe.find("a") == 3 and bpe.encode(["aab", "", "bxa"]) == [3, 4, 1, 3]
+
+
+def test_strings_that_do_not_fit_are_refused() -> None:
+    data, count = packed(["one", "", "three"])
+    assert places(data, count).tolist() == [0, 11, 19, 32]
+    assert places(data[:0], 0).tolist() == [0]
+    for bad in (data[:-1], data[:5], np.full(16, 255, np.uint8)):
+        with pytest.raises(ValueError, match="do not fit"):
+            places(bad, count)
+        with pytest.raises(ValueError, match="do not fit"):
+            Bpe((bad, count), packed([]), False, False)
+    with pytest.raises(ValueError, match="uint8"):
+        Bpe((data.astype(np.int32), count), packed([]), False, False)
