@@ -62,8 +62,8 @@ def test_a_tensor_outlives_its_lender() -> None:
     )
 
 
-# Numbers a row. qwen3moe: the residual, its norm, queries, keys and values (256), the experts' sum, which lies where none
-# of them was (64), the router's logits and choice (14).
+# Numbers a row. qwen3moe: the residual, its norm, queries, keys and values (256), the experts' sum where none of them
+# was (64), the router's logits and choice (14).
 @pytest.mark.parametrize(("name", "most"), [("qwen3moe", 334), ("qwen2moe", 397), ("deepseek2", 640)])
 def test_a_prompt_takes_no_more_than_it_must(
     name: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
