@@ -12,20 +12,21 @@ import numpy as np
 import torch
 
 from gmoe.engine import timing
-from gmoe.engine.choices import require_available
+from gmoe.engine.choices import on_device, require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
 from gmoe.engine.loop import EngineLoop, Outputs
-from gmoe.engine.rehearsal import rehearse
 from gmoe.engine.replay import Replay
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.selfcheck import prepare
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.experts import calibration
 from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.device import Device, open_device, out_of_memory, speaks
+from gmoe.experts.device_auto import on_best
 from gmoe.experts.device_budget import KV_SHARE
 from gmoe.experts.device_cache import DeviceCache
 from gmoe.experts.device_dispatch import DeviceDispatch
@@ -175,7 +176,8 @@ class LLM:
         engine.runner.checks += [self._check_file, self.store.check]
         engine.runner.observers.append(self.steps)
         if device is not None and device.compiles:
-            rehearse(engine, device, self.notices, progress)
+            here = Weights(file, self.hparams, n_ctx, "float")
+            prepare(engine, device, here, layout, kv_type, self.notices, progress)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 
@@ -193,7 +195,14 @@ class LLM:
         long load is doing.
         """
         package = find(path)
-        return cls(GGUFFile.open(package.path), package.options(options), package, progress)
+        options = package.options(options)
+
+        def on(device: str, why: str) -> LLM:
+            llm = cls(GGUFFile.open(package.path), on_device(options, device, why), package, progress)
+            llm.notices[:0] = [why] * bool(why)
+            return llm
+
+        return on_best(on) if options.device == "auto" else on(options.device, "")
 
     def logits(self, ids: Sequence[int], step: int = 0) -> np.ndarray:
         """float32 [len(ids), n_vocab] of one fresh sequence; `step` 1 computes it as if it had been generated."""

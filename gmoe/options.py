@@ -25,7 +25,9 @@ MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)")
 class RuntimeOptions:
     """Every field has a default that works; a value that is not among those allowed is a `ValueError` naming it."""
 
-    device: str = "auto"  # where the non-expert part runs: "auto" (the CPU), "cpu", "cuda", "cuda:1"
+    device: str = (
+        "auto"  # where the non-expert part runs: "auto" (a usable card, else the CPU), "cpu", "cuda", "cuda:1"
+    )
     threads: int = 0  # CPU threads; 0: the cores this process may use
     context: int = 0  # tokens of KV cache a sequence; 0: the model's own, lowered to what fits
     max_sequences: int = 4  # sequences decoded together

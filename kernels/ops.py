@@ -64,6 +64,8 @@ class ExpertTable:
 
 def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The values of `w`, of `w.shape` and where its bytes are; computed in float32 and then converted to `dtype`."""
+    if _on_cpu(w) and len(w.shape) == 2 and dtype == torch.float32 and cpu_ops.has_values(w.format.name):
+        return cpu_ops.rows(w, torch.arange(w.shape[0]), threads=torch.get_num_threads())
     if _on_cpu(w) or w.format.block_size == 1:
         return reference.dequantize(w, dtype)
     assert isinstance(w.data, Tensor)

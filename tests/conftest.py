@@ -5,8 +5,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory):
-    """GMOE_HOME is a folder of this session."""
+    """GMOE_HOME is a folder of this session; device="auto" is the CPU, whatever this machine has."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmoe.experts.device_auto.usable", lambda: False)
         patch.setenv("GMOE_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from gmoe.cli.plan import plan as command
 from gmoe.experts.budget import TooSmall, budget_of
 from gmoe.experts.cost import Costs
+from gmoe.experts.device import DeviceError
 from gmoe.experts.device_budget import KV_SHARE, RESERVE
 from gmoe.experts.fingerprint import header
 from gmoe.experts.plan import made_up, plan
@@ -99,7 +100,25 @@ def test_a_slow_link_in_the_plan(model, monkeypatch, rate, said):
     run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB", "--gpu-memory", "auto"])
     assert run.exit_code == 0, run.output
     assert f"the others are {said}: the link moves " in run.output
+    assert "run --device auto: the CPU, there is no card that torch can use" in run.output
     assert "% of what a token wants would be there" in run.output
+
+
+def test_auto_in_the_plan(model, monkeypatch):
+    monkeypatch.setattr("gmoe.experts.device_auto.usable", lambda: True)
+    card = FakeDevice(room_for_half(model))
+    monkeypatch.setattr("gmoe.experts.device.open_device", lambda name: card)
+    run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB"])
+    assert run.exit_code == 0 and "run --device auto: a fake card, if its kernels" in run.output
+    assert "on a GPU with" in run.output
+
+    def old(name):
+        raise DeviceError("a GTX 1080 is too old")
+
+    monkeypatch.setattr("gmoe.experts.device.open_device", old)
+    run = CliRunner().invoke(command, [str(model), "--host-memory", "1GiB"])
+    assert run.exit_code == 0 and "run --device auto: the CPU, a GTX 1080 is too old" in run.output
+    assert "on a GPU with" not in run.output
 
 
 def test_command(model, tmp_path):

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--reader", default="direct")
     given = parser.parse_args(arguments)
     policies = given.policies.split(",")
-    with LLM.load(given.model, RuntimeOptions(context=CONTEXT, max_sequences=1)) as llm:
+    with LLM.load(given.model, RuntimeOptions(device="cpu", context=CONTEXT, max_sequences=1)) as llm:
         ids = llm.tokenizer.encode(given.text.read_text(encoding="utf-8"), add_special=True, parse_special=False)
     ids = ids[: min(WARM + given.tokens, CONTEXT)]
     job: dict[str, Any] = {"model": str(given.model), "threads": given.threads, "ids": ids}

@@ -19,7 +19,7 @@ from tools.compare_disk import Group, forget
 
 def answer(model: Path, prompt: int, tokens: int) -> None:
     """In the child: one line says how it was."""
-    with LLM.load(model, RuntimeOptions(threads=2)) as llm:
+    with LLM.load(model, RuntimeOptions(device="cpu", threads=2)) as llm:
         ids = random.Random(1).choices(range(llm.model.n_vocab), k=prompt)
         count = len(list(llm.run(ids, SamplingParams(max_tokens=tokens, temperature=0), ignore_end=True)))
         slots = "all" if llm.store.whole else str(llm.store.slots)

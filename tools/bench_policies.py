@@ -28,9 +28,8 @@ def options(run: str, given: argparse.Namespace) -> gmoe.RuntimeOptions:
     else:
         evict = "lru" if evict in ("record", "bare") else evict
         policies = {"evict": evict, "prefetch": prefetch or "none", "working_set": "none"}
-    return gmoe.RuntimeOptions(
-        host_memory=given.host_memory, context=given.context, max_sequences=1, threads=given.threads, **policies
-    )
+    given_here = {"host_memory": given.host_memory, "context": given.context, "threads": given.threads}
+    return gmoe.RuntimeOptions(device="cpu", max_sequences=1, **given_here, **policies)
 
 
 def measure(run: str, given: argparse.Namespace) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def options(row: dict[str, Any], memory: int, context: int) -> gmoe.RuntimeOptio
     """As RuntimeOptions: LRU and nothing read ahead, so that what differs is the setting alone."""
     chosen = {name: value for name, value in row.items() if name != "label"}
     plain = {"evict": "lru", "prefetch": "none", "working_set": "none", "reader": "direct"}
-    return gmoe.RuntimeOptions(host_memory=str(memory), context=context, max_sequences=1, **(plain | chosen))
+    return gmoe.RuntimeOptions(
+        device="cpu", host_memory=str(memory), context=context, max_sequences=1, **(plain | chosen)
+    )
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
     cut = cut_of(model, given)
     trace = model.with_suffix(".trace")
-    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=given.tokens, max_sequences=1)) as llm:
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(device="cpu", context=given.tokens, max_sequences=1)) as llm:
         base, budget = base_of(llm, cut[1:]), llm.budget
         if not trace.exists():
             recorder = llm.record()

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     choose = random.Random(1)
-    with LLM.load(args.model, RuntimeOptions(context=512, max_sequences=1, host_memory="100%")) as llm:
+    with LLM.load(args.model, RuntimeOptions(device="cpu", context=512, max_sequences=1, host_memory="100%")) as llm:
         ids = [choose.randrange(llm.model.n_vocab) for _ in range(args.tokens)]
         ways: dict[str, Any] = {"kernels alone": bare(llm), "store, map": llm.dispatch, "store, slots": slotted(llm)}
         times: dict[str, list[float]] = {name: [] for name in ways}

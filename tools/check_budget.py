@@ -54,7 +54,7 @@ def calibrate(model: Path, twins: Path, memory: str, given: argparse.Namespace) 
 
 def memory_for(model: Path, resident: float) -> str:
     """Bytes that hold this part of the experts."""
-    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=32, max_sequences=1)) as llm:
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(device="cpu", context=32, max_sequences=1)) as llm:
         experts = sum(group.experts * group.slot_bytes for group in llm.budget.groups)
         return str(llm.budget.fixed + int(resident * experts))
 
@@ -63,7 +63,7 @@ def unseen(model: Path, memory: str, domain: str, given: argparse.Namespace) -> 
     """Of each quality what it chose, and what that cost on the second half of a text."""
     ids = gmoe.Tokenizer.from_file(model).encode(text(given.corpus, domain, 1), add_special=False, parse_special=False)
     warm, *cut = windows(ids, given.ctx_size, None, given.windows + 1)
-    with gmoe.LLM.load(model, gmoe.RuntimeOptions(context=given.ctx_size, max_sequences=1)) as llm:
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(device="cpu", context=given.ctx_size, max_sequences=1)) as llm:
         base = base_of(llm, cut)
 
     plain = {"context": given.ctx_size, "max_sequences": 1, "reader": "direct", "host_memory": memory}

@@ -83,9 +83,8 @@ def timed(decode: Callable[[int], Any], ids: Sequence[int], warm: Callable[[], N
 
 def run_gmoe(job: dict[str, Any]) -> dict[str, Any]:
     """gmoe on `job["ids"]`, or on its own greedy continuation of them."""
-    options = RuntimeOptions(
-        threads=job["threads"], context=CONTEXT, max_sequences=1, host_memory=job["host_memory"], **job["options"]
-    )
+    given = {"device": "cpu", "threads": job["threads"], "host_memory": job["host_memory"]} | job["options"]
+    options = RuntimeOptions(context=CONTEXT, max_sequences=1, **given)
     routed: list[tuple[int, list[int]]] = []
     with LLM.load(Path(job["model"]), options) as llm:
         if job.get("greedy"):
@@ -241,7 +240,7 @@ def compare(args: argparse.Namespace) -> None:
     texts: dict[str, list[int]] = {"random": [choose.randrange(n_vocab) for _ in range(WARM + args.tokens)]}
     start = texts["random"][:4]
     if args.text:
-        with LLM.load(args.model, RuntimeOptions(context=CONTEXT, max_sequences=1)) as llm:
+        with LLM.load(args.model, RuntimeOptions(device="cpu", context=CONTEXT, max_sequences=1)) as llm:
             start = llm.tokenizer.encode(args.text.read_text(), add_special=True, parse_special=False)[:64]
     greedy = child("gmoe", whole | {"ids": start, "greedy": WARM + args.tokens}, None)
     texts = {"greedy": greedy["ids"], **texts}

@@ -33,7 +33,7 @@ class Gmoe:
         from gmoe.llm import LLM
         from gmoe.options import RuntimeOptions
 
-        self.llm = LLM.load(path, RuntimeOptions(threads=threads, context=context, max_sequences=1))
+        self.llm = LLM.load(path, RuntimeOptions(device="cpu", threads=threads, context=context, max_sequences=1))
 
     def seconds(self, ids: list[int], depth: int, one_by_one: bool) -> float:
         """Time of the tokens after the first `depth`."""

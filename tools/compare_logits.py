@@ -36,7 +36,7 @@ def of_checkpoint(path: Path, ids: list[int]) -> np.ndarray:
 
 def of_gmoe(path: Path, ids: list[int], activations: str) -> np.ndarray:
     """Our runtime."""
-    with LLM.load(path, RuntimeOptions(activations=activations, kv_type="f32")) as llm:
+    with LLM.load(path, RuntimeOptions(device="cpu", activations=activations, kv_type="f32")) as llm:
         return llm.logits(ids)
 
 

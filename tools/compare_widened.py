@@ -13,7 +13,7 @@ PROMPT = "Once upon a time there was a"
 
 def said(path: Path, tokens: int, activations: str) -> tuple[list[int], Trace, np.ndarray]:
     """Greedy ids after PROMPT, their routing, and the logits of the whole."""
-    with LLM.load(path, RuntimeOptions(activations=activations, kv_type="f32")) as llm:
+    with LLM.load(path, RuntimeOptions(device="cpu", activations=activations, kv_type="f32")) as llm:
         prompt, recorder = llm.tokenizer.encode(PROMPT, add_special=False), llm.record()
         events = list(llm.generate(PROMPT, SamplingParams(max_tokens=tokens, temperature=0, repeat_penalty=1.0)))
         trace = recorder.trace()

@@ -95,7 +95,8 @@ def loaded(path: Path, share: float | None, slower: int = 1, **options: Any) -> 
             groups, _ = device_groups(layout)
             slots = sum(max(1, round(share * group.experts)) * group.slot_bytes for group in groups)
             asked = budget_of(file, layout, hparams, "auto").fixed + slots
-        options |= {"device": "cuda"} | ({} if share == 1.0 else {"gpu_memory": str(asked)})
+        options = {"device": "cuda"} | options | ({} if share == 1.0 else {"gpu_memory": str(asked)})
+    options = {"device": "cpu"} | options
     opened = llm.open_device
 
     def open_slower(name: str) -> Any:

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=4)
     given = parser.parse_args()
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
-    options = gmoe.RuntimeOptions(context=given.ctx_size, max_sequences=1, kv_type="f32")
+    options = gmoe.RuntimeOptions(device="cpu", context=given.ctx_size, max_sequences=1, kv_type="f32")
     print("| type | same tensor types | logits, rms of difference / std | same top token ", end="")
     print("| llama.cpp to itself, one token at a time | PPL gmoe | PPL llama.cpp | PPL llama.cpp, one at a time |")
     print("|---|---|---|---|---|---|---|---|")

@@ -53,7 +53,7 @@ def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chun
 @click.argument("model")
 @_TEXTS
 @click.option("--host-memory", help="Memory to calibrate for, 50% without a device; with less, answers are exact.")
-@click.option("--device", default="auto", show_default=True, help=HELP["device"])
+@click.option("--device", default="cpu", show_default=True, help="Where to calibrate for: cpu, cuda, cuda:1.")
 @click.option("--gpu-memory", default="auto", help="With a device, the memory there to calibrate for.")
 @click.option("--reader", type=click.Choice(READERS), default="auto", show_default=True, help=HELP["reader"])
 @click.option("--twin", type=click.Path(path_type=Path), help="The model's twin, to calibrate hobbit and twin as well.")

@@ -22,7 +22,7 @@ def imatrix(model: str, text: Path, output: Path | None, ctx_size: int, chunks: 
     target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.imatrix.gguf")
     from gmoe.llm import LLM
 
-    with LLM.load(path, RuntimeOptions(context=ctx_size, max_sequences=1)) as llm:
+    with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:
         ids = llm.tokenizer.encode(text.read_text("utf-8", "replace"), add_special=False, parse_special=False)
         cut = windows(ids, ctx_size, None, chunks)
         found = Importance(llm.layout)

@@ -39,7 +39,7 @@ def _biases(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 
 
 HELP: Mapping[str, str] = {
-    "device": "Where the non-expert part runs: auto (the CPU), cpu, cuda, cuda:1.",
+    "device": "Where the non-expert part runs: auto (a GPU that passes a check, else the CPU), cpu, cuda, cuda:1.",
     "threads": "CPU threads; 0: the cores this process may use.",
     "context": "Tokens of KV cache a sequence; 0: the model's own, lowered to what fits.",
     "max_sequences": "Sequences decoded together.",

@@ -47,7 +47,10 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
         routing = known.trace or made_up(known.header, hparams.n_expert_used)
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
         lines = [*_places(budget, found), *_speeds(found, costs, known)]
-        for line in lines + ([] if gpu_memory is None else _on_device(gpu_memory, budget, hparams, costs, known)):
+        here, card = _here()
+        gpu_memory = gpu_memory or ("auto" if card else None)
+        lines += [] if gpu_memory is None else _on_device(gpu_memory, budget, hparams, costs, known)
+        for line in [*lines, here]:
             click.echo(line)
         for notice in known.notices:
             click.echo(f"Note: {notice}", err=True)
@@ -76,6 +79,21 @@ def _places(budget: Budget, plan: Plan) -> list[str]:
         f"experts         {experts:9.0f} MiB  {plan.slots} of {plan.experts} ({share:.0f} %) in memory, {where}",
     ]
     return lines
+
+
+def _here() -> tuple[str, bool]:
+    """What device="auto" is on this machine, and whether it is a card."""
+    from gmoe.experts.device import DeviceError, open_device
+    from gmoe.experts.device_auto import usable
+
+    if not usable():
+        return "run --device auto: the CPU, there is no card that torch can use", False
+    try:
+        device = open_device("cuda")
+    except DeviceError as error:
+        return f"run --device auto: the CPU, {error}", False
+    assert device is not None
+    return f"run --device auto: {device.name}, if its kernels compute what the CPU does when the model is loaded", True
 
 
 def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams, costs: Costs, known: TraceFile) -> list[str]:

@@ -24,7 +24,7 @@ def sensitivity(model: str, text: Path, ctx_size: int, chunks: int) -> None:
     path = model_file(model)
     from gmoe.llm import LLM
 
-    with LLM.load(path, RuntimeOptions(context=ctx_size, max_sequences=1)) as llm:
+    with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:
         ids = llm.tokenizer.encode(text.read_text("utf-8", "replace"), add_special=False, parse_special=False)
         cut = windows(ids, ctx_size, None, chunks)
         llm.dispatch.route = policy = DropTail()

@@ -1,6 +1,7 @@
 """Choices: the values of options that this version runs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gmoe.engine import waiting
@@ -17,6 +18,14 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "miss": ("auto", *policy.names("miss")),
 }
 DEVICE_ONLY = ("cpu", "balance")  # miss policies that choose between a device and the host
+
+
+def on_device(options: RuntimeOptions, device: str, given_up: str = "") -> RuntimeOptions:
+    """The options on a device; where a card was `given_up`, without what only a card can do."""
+    if not given_up:
+        return replace(options, device=device)
+    miss = "auto" if options.miss in DEVICE_ONLY else options.miss
+    return replace(options, device=device, gpu_memory="auto", miss=miss)
 
 
 def require_available(options: RuntimeOptions) -> None:

@@ -31,7 +31,7 @@ class Device(Protocol):
 
     torch: torch.device
     name: str  # the card's
-    compiles: bool  # kernels at their first launch, which takes seconds
+    compiles: bool  # kernels at their first launch: they are checked and rehearsed before they answer
 
     def empty(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] on the device."""
@@ -123,7 +123,7 @@ class Cuda:
         except torch.OutOfMemoryError:
             raise  # there may be room the next time
         except RuntimeError as error:
-            raise DeviceError(f"{self.torch} launches a step kernel by kernel: {_sentence(error)}") from None
+            raise DeviceError(f"{self.torch} launches a step kernel by kernel: {sentence(error)}") from None
         graph.replay()
         return result, _Graph(graph)
 
@@ -159,13 +159,13 @@ def open_device(name: str, cuda: Any = torch.cuda, built: str | None = torch.ver
     `cuda` is what to ask, and `built` the CUDA version that torch was built with.
     """
     if not name.startswith("cuda"):
-        return None  # "auto" is the CPU until a card has shown that it pays
+        return None
     if built is None:
         raise DeviceError(f"device={name!r} needs a PyTorch that was built with CUDA, and this one was not")
     try:
         cuda.init()
     except Exception as error:
-        raise DeviceError(f"device={name!r} cannot be used: {_sentence(error)}") from None
+        raise DeviceError(f"device={name!r} cannot be used: {sentence(error)}") from None
     count, number = cuda.device_count(), int(name.partition(":")[2] or 0)
     if not count:
         raise DeviceError(f"device={name!r} cannot be used: this machine has no CUDA card")
@@ -199,7 +199,20 @@ def speaks(device: Device | None, doing: str) -> Iterator[None]:
         raise out_of_memory(device, doing) from None
 
 
-def _sentence(error: Exception) -> str:
+@contextmanager
+def kernels_work(device: Device) -> Iterator[None]:
+    """What a device's kernels raise inside is a `DeviceError`; memory that ends is not theirs."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise out_of_memory(device, "trying its kernels") from None
+    except DeviceError:
+        raise
+    except Exception as error:
+        raise DeviceError(f"{device.name} cannot run the kernels of this model: {sentence(error)}") from None
+
+
+def sentence(error: Exception) -> str:
     """The first sentence of a message that may be long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.partition(". ")[0].rstrip(".")

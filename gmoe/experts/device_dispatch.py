@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmoe.experts.device_slots import mean_bank
+from gmoe.experts.device_slots import bank_of
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import Beside, ExpertDispatch, Rows
 from gmoe.experts.expert import ExpertId, Routing
@@ -160,7 +160,7 @@ class DeviceDispatch(ExpertDispatch):
 
     def put_means(self) -> int:
         """Copy the layers' mean experts to the device; returns their bytes."""
-        self.mean_banks = {layer: mean_bank(self.device, table) for layer, table in self.merged.items()}
+        self.mean_banks = {layer: bank_of(self.device, table) for layer, table in self.merged.items()}
         return sum(bank.data.nbytes for bank in self.mean_banks.values())
 
     def _means(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> None:

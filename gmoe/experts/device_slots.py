@@ -11,6 +11,7 @@ from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.slots import Extent, Group, Read, groups
 from gmoe.gguf.layout import ExpertLayout, Span
 from gmoe.kernels.ops import ExpertBank, ExpertTable, SlotMatrix
+from gmoe.kernels.reference import as_tensor
 
 ALIGNED = 256  # bytes, at which a matrix begins
 
@@ -71,8 +72,8 @@ class DeviceArena:
         return ExpertBank(self.data[group], made.get("gate"), made["up"], made["down"], len(table.up.address))
 
 
-def mean_bank(device: Device, table: ExpertTable) -> ExpertBank:
-    """A bank of one slot: a table's only expert, copied to the device."""
+def bank_of(device: Device, table: ExpertTable, experts: Sequence[int] = (0,)) -> ExpertBank:
+    """A bank of as many slots, with these experts of a table in order, copied to the device."""
     named = {"gate": table.gate, "up": table.up, "down": table.down}
     made: dict[str, SlotMatrix] = {}
     parts: list[Tensor] = []
@@ -81,7 +82,8 @@ def mean_bank(device: Device, table: ExpertTable) -> ExpertBank:
         if matrix is not None:
             bias = None if matrix.bias is None else device.send(torch.from_numpy(matrix.bias))
             made[name] = SlotMatrix(at, matrix.format, matrix.rows, matrix.cols, bias)
-            data = torch.from_numpy(matrix.data(0).reshape(-1))
-            parts.append(torch.nn.functional.pad(data, (0, -len(data) % ALIGNED)))
-            at += len(parts[-1])
-    return ExpertBank(device.send(torch.cat(parts)[None]), made.get("gate"), made["up"], made["down"], 1)
+            data = torch.stack([as_tensor(matrix.data(expert)).reshape(-1) for expert in experts])
+            parts.append(torch.nn.functional.pad(data, (0, -data.shape[1] % ALIGNED)))
+            at += parts[-1].shape[1]
+    data = device.send(torch.cat(parts, 1))
+    return ExpertBank(data, made.get("gate"), made["up"], made["down"], len(experts))
