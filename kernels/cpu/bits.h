@@ -42,6 +42,10 @@ inline uint32_t bits_of(float x) {
 inline float half(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif defined(__aarch64__)
+  __fp16 x;
+  __builtin_memcpy(&x, &h, 2);
+  return x;
 #else
   uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7fff;
   if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);

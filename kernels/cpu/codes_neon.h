@@ -13,6 +13,7 @@ template <int BIAS = 0, bool SHIFTED = false>
 struct Known {
   static constexpr bool known = true, shifted = SHIFTED;
   static constexpr int bias = BIAS;
+  static constexpr float factor = 1.0f;  // of d
   const uint8_t* s;
   explicit Known(const uint8_t* block) : s(block) {}
 };
@@ -22,6 +23,7 @@ template <class F>
 struct Registers {
   static constexpr bool known = false, shifted = false;
   static constexpr int bias = 0;
+  static constexpr float factor = 1.0f;
   Codes c;
   explicit Registers(const uint8_t* block) { F::unpack(block, c); }
   void codes(uint8x16_t* q) const {

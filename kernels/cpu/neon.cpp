@@ -8,6 +8,8 @@
 
 #include "block.h"
 
+#define NEON_LEVEL
+
 namespace gmoe {
 namespace {
 
@@ -27,6 +29,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
 }
 
 #include "codes_neon.h"
+#include "grids_neon.h"
 #include "stream_neon.h"
 #include "tile_neon.h"
 #include "plain.h"

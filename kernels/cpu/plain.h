@@ -49,6 +49,14 @@ inline Sixteen numbers(const uint8_t* p) {  // sixteen
     auto up = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
     return {up(low), up(high)};
   }
+#elif defined(NEON_LEVEL)
+  if (F::bytes == 2) {
+    auto four = [&](int k) {
+      const uint16x4_t x = vld1_u16(reinterpret_cast<const uint16_t*>(p) + 4 * k);
+      return __is_same(F, F16) ? vcvt_f32_f16(vreinterpret_f16_u16(x)) : vreinterpretq_f32_u32(vshll_n_u16(x, 16));
+    };
+    return {{four(0), four(1), four(2), four(3)}};
+  }
 #endif
   if (__is_same(F, F32)) return sixteen(reinterpret_cast<const float*>(p));
   float x[16];

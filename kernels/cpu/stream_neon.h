@@ -67,33 +67,29 @@ inline __attribute__((always_inline)) void block_sums(const Registers<F>& r, con
   if (F::lows) low = products<F::pairs>(sc.low, a);
 }
 
-template <class F>
-inline __attribute__((always_inline)) float32x4_t wide_values(const uint8_t* const* s, const Activation* const* a) {
+// The values of four blocks, or of N that there are, from `next`, which gives a block and its activations.
+template <class F, class Next>
+inline __attribute__((always_inline)) float32x4_t wide_values(int n, const Next& next) {
   int32x4_t total[4], low[4];
-  float32x4_t value;
-  if constexpr (Registers<F>::known) {
-    uint32_t d[4];
-    for (int k = 0; k < 4; k++) {
-      const Registers<F> r(s[k]);
-      block_sums<F>(r, *a[k], total[k], low[k]);
-      d[k] = r.d();
-    }
-    const uint16x8_t both = vreinterpretq_u16_u32((uint32x4_t){d[0], d[1], d[2], d[3]});
-    auto number = [](uint16x4_t x) { return vcvt_f32_f16(vreinterpret_f16_u16(x)); };
-    value = vmulq_f32(number(vget_low_u16(vuzp1q_u16(both, both))), vcvtq_f32_s32(added(total[0], total[1], total[2], total[3])));
-    if (F::lows)
-      value = vfmsq_f32(value, number(vget_low_u16(vuzp2q_u16(both, both))), vcvtq_f32_s32(added(low[0], low[1], low[2], low[3])));
-  } else {
-    float d[4];
+  uint32_t both[4];
+  float d[4];
 #pragma GCC unroll 1
-    for (int k = 0; k < 4; k++) {
-      const Registers<F> r(s[k]);
-      block_sums<F>(r, *a[k], total[k], low[k]);
-      d[k] = r.d();
-    }
-    value = vmulq_f32(vld1q_f32(d), vcvtq_f32_s32(added(total[0], total[1], total[2], total[3])));
+  for (int k = 0; k < n; k++) {
+    const auto [s, a] = next();
+    const Registers<F> r(s);
+    block_sums<F>(r, *a, total[k], low[k]);
+    if constexpr (Registers<F>::known) both[k] = r.d();
+    else d[k] = r.d();
   }
-  return value;
+  const float32x4_t sum = vcvtq_f32_s32(added(total[0], total[1], total[2], total[3]));
+  if constexpr (!Registers<F>::known) return vmulq_f32(vld1q_f32(d), sum);
+  const uint16x4x2_t x = vld2_u16(reinterpret_cast<const uint16_t*>(both));
+  float32x4_t scale = vcvt_f32_f16(vreinterpret_f16_u16(x.val[0]));
+  if (Registers<F>::factor != 1.0f) scale = vmulq_n_f32(scale, Registers<F>::factor);
+  const float32x4_t value = vmulq_f32(scale, sum);
+  if (!F::lows) return value;
+  const float32x4_t m = vcvt_f32_f16(vreinterpret_f16_u16(x.val[1]));
+  return vfmsq_f32(value, m, vcvtq_f32_s32(added(low[0], low[1], low[2], low[3])));
 }
 
 // q[0] to q[3] of 256 weights.
@@ -121,10 +117,14 @@ inline __attribute__((always_inline)) float32x4_t quarters(const uint8_t* s, con
   return vfmaq_f32(vmulq_f32(vld1q_f32(a.d), v), vld1q_f32(a.d + 4), w);
 }
 
-template <class F>
-inline __attribute__((always_inline)) float32x4_t narrow_values(const uint8_t* const* s, const Activation* const* a) {
+template <class F, class Next>
+inline __attribute__((always_inline)) float32x4_t narrow_values(int n, const Next& next) {
   float64x2_t q[4];
-  for (int k = 0; k < 4; k++) q[k] = vreinterpretq_f64_f32(quarters<F>(s[k], *a[k]));
+#pragma GCC unroll 1
+  for (int k = 0; k < n; k++) {
+    const auto [s, a] = next();
+    q[k] = vreinterpretq_f64_f32(quarters<F>(s, *a));
+  }
   auto halves = [](float64x2_t x, float64x2_t y) {
     return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(x, y)), vreinterpretq_f32_f64(vzip2q_f64(x, y)));
   };
@@ -154,36 +154,51 @@ inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
   for (int i = 0; i < SIZE; i += line) __builtin_prefetch(s + 2048 + i, 0, 0);
 }
 
+struct Meeting {  // 256 weights and their activations
+  const uint8_t* s;
+  const Activation* a;
+};
+
 template <class F>
 void stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 256 / F::block * F::bytes, rows_at_once = 4;
   const int chunks = (job.cols + 255) / 256;
   float* values = reinterpret_cast<float*>(scratch((size_t(rows_at_once) * chunks + 4) * sizeof(float)));
-  uint8_t last[4][size];
+  uint8_t last[size];
   float* out = job.out[token];
+  const char* const first = reinterpret_cast<const char*>(&job.at(token, 0));
+  const char* a = first;
+  const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
+  int n = 0;
+  auto next = [&] {
+    const Meeting now = {F::wide ? s : chunk_of<F>(s, n, job.cols, last), reinterpret_cast<const Activation*>(a)};
+    a += job.block_stride;
+    if (F::wide) s += size;
+    if (++n == chunks) {
+      n = 0;
+      a = first;
+      if (!F::wide) s += job.row_bytes;
+    }
+    return now;
+  };
   for (int r = begin; r < end; r += rows_at_once) {
     const int rows = end - r < rows_at_once ? end - r : rows_at_once, count = rows * chunks;
-    const uint8_t* row = job.weights + size_t(r) * job.row_bytes;
-    int n = 0;
     for (int i = 0; i < count; i += 4) {
-      const uint8_t* s[4];
-      const Activation* a[4];
-      for (int k = 0; k < 4; k++) {
-        const bool more = i + k < count;
-        s[k] = more ? chunk_of<F>(row, n, job.cols, last[k]) : s[0];
-        a[k] = more ? &job.at(token, n) : a[0];
-        if (++n == chunks) n = 0, row += job.row_bytes;
-      }
-      ask_ahead<4 * size>(s[0]);
-      if constexpr (F::wide) vst1q_f32(values + i, wide_values<F>(s, a));
-      else vst1q_f32(values + i, narrow_values<F>(s, a));
+      const int here = count - i < 4 ? count - i : 4;
+      ask_ahead<4 * size>(F::wide ? s : s + n * size);
+      if constexpr (F::wide) vst1q_f32(values + i, wide_values<F>(here, next));
+      else vst1q_f32(values + i, narrow_values<F>(here, next));
     }
     float acc[rows_at_once] = {};
-    for (int c = 0; c < chunks; c++)
-      for (int k = 0; k < rows; k++) {
+    const char* at = first;
+    for (int c = 0; c < chunks; c++, at += job.block_stride) {
+      const float d = reinterpret_cast<const Activation*>(at)->d[0];
+#pragma GCC unroll 4
+      for (int k = 0; k < rows_at_once; k++) {  // those behind the last row are nobody's
         const float value = values[k * chunks + c];
-        acc[k] = F::wide ? __builtin_fmaf(job.at(token, c).d[0], value, acc[k]) : acc[k] + value;
+        acc[k] = F::wide ? __builtin_fmaf(d, value, acc[k]) : acc[k] + value;
       }
+    }
     for (int k = 0; k < rows; k++) out[r + k] = acc[k];
   }
 }
