@@ -10,40 +10,20 @@ struct Scales {  // of 16 groups, or in the first register of 8 pairs
 // BIAS is still to be taken off the codes; SHIFTED codes of groups 2 k and 2 k + 1 of either half are 4^k times too large, but
 // for k = 3.
 template <int BIAS = 0, bool SHIFTED = false>
-struct Known {
-  static constexpr bool known = true, shifted = SHIFTED;
+struct Block {
+  static constexpr bool shifted = SHIFTED;
   static constexpr int bias = BIAS;
   static constexpr float factor = 1.0f;  // of d
   const uint8_t* s;
-  explicit Known(const uint8_t* block) : s(block) {}
+  explicit Block(const uint8_t* block) : s(block) {}
 };
 
-// Wide formats that are not named below go through memory.
 template <class F>
-struct Registers {
-  static constexpr bool known = false, shifted = false;
-  static constexpr int bias = 0;
-  static constexpr float factor = 1.0f;
-  Codes c;
-  explicit Registers(const uint8_t* block) { F::unpack(block, c); }
-  void codes(uint8x16_t* q) const {
-    for (int g = 0; g < 16; g++) q[g] = vsubq_u8(vld1q_u8(c.q + 16 * g), byte16(F::bias));
-  }
-  Scales scales() const {
-    const int32_t* x = c.scale;
-    if (F::pairs) {
-      const int32x4x2_t a = vld2q_s32(x), b = vld2q_s32(x + 8);
-      return {{vmovn_high_s32(vmovn_s32(a.val[0]), b.val[0])}, {}};
-    }
-    return {{vmovn_high_s32(vmovn_s32(vld1q_s32(x)), vld1q_s32(x + 4)),
-             vmovn_high_s32(vmovn_s32(vld1q_s32(x + 8)), vld1q_s32(x + 12))}, {}};
-  }
-  float d() const { return c.d[0]; }
-};
+struct Registers;
 
 template <>
-struct Registers<Q2_K> : Known<0, true> {
-  using Known::Known;
+struct Registers<Q2_K> : Block<0, true> {
+  using Block::Block;
   uint32_t d() const { return load<uint32_t>(s + 80); }
   Scales scales() const {
     const uint8x16_t x = vld1q_u8(s);
@@ -61,8 +41,8 @@ struct Registers<Q2_K> : Known<0, true> {
   }
 };
 template <>
-struct Registers<Q3_K> : Known<4, true> {
-  using Known::Known;
+struct Registers<Q3_K> : Block<4, true> {
+  using Block::Block;
   uint32_t d() const { return load<uint16_t>(s + 108); }
   Scales scales() const {
     const uint64_t low = load<uint64_t>(s + 96), high = load<uint32_t>(s + 104), m = 0x0303030303030303;
@@ -89,8 +69,8 @@ inline Scales six_bits(const uint8_t* s) {
   return {{eight_of(scale)}, {eight_of(least)}};
 }
 template <>
-struct Registers<Q4_K> : Known<> {
-  using Known::Known;
+struct Registers<Q4_K> : Block<> {
+  using Block::Block;
   uint32_t d() const { return load<uint32_t>(s); }
   Scales scales() const { return six_bits(s + 4); }
   void codes(uint8x16_t* q) const {
@@ -102,8 +82,8 @@ struct Registers<Q4_K> : Known<> {
   }
 };
 template <>
-struct Registers<Q5_K> : Known<> {
-  using Known::Known;
+struct Registers<Q5_K> : Block<> {
+  using Block::Block;
   uint32_t d() const { return load<uint32_t>(s); }
   Scales scales() const { return six_bits(s + 4); }
   void codes(uint8x16_t* q) const {
@@ -118,8 +98,8 @@ struct Registers<Q5_K> : Known<> {
   }
 };
 template <>
-struct Registers<Q6_K> : Known<32> {
-  using Known::Known;
+struct Registers<Q6_K> : Block<32> {
+  using Block::Block;
   uint32_t d() const { return load<uint16_t>(s + 208); }
   Scales scales() const {
     const int8x16_t x = vld1q_s8((const int8_t*)s + 192);
@@ -145,8 +125,8 @@ inline void values_of(const uint8_t* values, const uint8_t* s, uint8x16_t* q) {
   q[1] = vqtbl1q_u8(table, vshrq_n_u8(x, 4));
 }
 template <>
-struct Registers<IQ4_XS> : Known<> {
-  using Known::Known;
+struct Registers<IQ4_XS> : Block<> {
+  using Block::Block;
   uint32_t d() const { return load<uint16_t>(s); }
   Scales scales() const {
     const uint8x8_t x = vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(s + 4)));
@@ -161,6 +141,40 @@ struct Registers<IQ4_XS> : Known<> {
   }
 };
 
+inline Scales ones() { return {{vdupq_n_s16(1)}, {}}; }
+template <>
+struct Registers<TQ2_0> : Block<1> {
+  using Block::Block;
+  uint32_t d() const { return load<uint16_t>(s + 64); }
+  Scales scales() const { return ones(); }
+  void codes(uint8x16_t* q) const {
+    for (int i = 0; i < 4; i++, q += i == 2 ? 7 : 1) {
+      const uint8x16_t x = vld1q_u8(s + 16 * i);
+      q[0] = vandq_u8(x, byte16(3));
+      q[2] = vandq_u8(vshrq_n_u8(x, 2), byte16(3));
+      q[4] = vandq_u8(vshrq_n_u8(x, 4), byte16(3));
+      q[6] = vshrq_n_u8(x, 6);
+    }
+  }
+};
+template <>
+struct Registers<TQ1_0> : Block<> {
+  using Block::Block;
+  uint32_t d() const { return load<uint16_t>(s + 52); }
+  Scales scales() const { return ones(); }
+  static uint8x16_t digit(uint8x16_t x) {  // x * 3 >> 8, less 1
+    return vsubq_u8(vsubq_u8(byte16(255), vcgeq_u8(x, byte16(86))), vcgeq_u8(x, byte16(171)));
+  }
+  void codes(uint8x16_t* q) const {
+    for (int i = 0; i < 3; i++) {
+      uint8x16_t x = vld1q_u8(s + 16 * i);
+      for (int n = 0; n < 5; n++, x = vmulq_u8(x, byte16(3))) q[i < 2 ? 2 * n + i : 10 + n] = digit(x);
+    }
+    const uint8x16_t power = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
+    q[15] = digit(vmulq_u8(vreinterpretq_u8_u32(vdupq_n_u32(load<uint32_t>(s + 48))), power));
+  }
+};
+
 // Narrow formats: 32 codes of a block; `numbers` is what blocks at, at + 2, at + 4 and at + 6 say at byte AT.
 template <int BYTES, int AT>
 inline float32x4_t four_halves(const uint8_t* s) {
@@ -169,8 +183,8 @@ inline float32x4_t four_halves(const uint8_t* s) {
   return vcvt_f32_f16(vreinterpret_f16_u16(x));
 }
 template <class F, int BIAS>
-struct Thirty2 : Known<BIAS> {
-  using Known<BIAS>::Known;
+struct Thirty2 : Block<BIAS> {
+  using Block<BIAS>::Block;
   static float32x4_t d(const uint8_t* s) { return four_halves<F::bytes, 0>(s); }
   static float32x4_t m(const uint8_t* s) { return four_halves<F::bytes, 2>(s); }
 };

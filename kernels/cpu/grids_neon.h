@@ -24,9 +24,9 @@ inline Scales odd_tops(const uint8_t* s) {
   return {{odd(vreinterpretq_s16_u16(vshrq_n_u16(top, 12)))}, {}};
 }
 
-struct Eighth : Known<> {
+struct Eighth : Block<> {
   static constexpr float factor = 0.125f;
-  using Known::Known;
+  using Block::Block;
 };
 template <>
 struct Registers<IQ2_XXS> : Eighth {
@@ -67,9 +67,9 @@ struct Registers<IQ2_S> : Eighth {
   }
 };
 template <>
-struct Registers<IQ3_XXS> : Known<> {
+struct Registers<IQ3_XXS> : Block<> {
   static constexpr float factor = 0.25f;
-  using Known::Known;
+  using Block::Block;
   uint32_t d() const { return load<uint16_t>(s); }
   Scales scales() const { return odd_tops<4>(s + 66); }
   void codes(uint8x16_t* q) const {
@@ -81,8 +81,8 @@ struct Registers<IQ3_XXS> : Known<> {
   }
 };
 template <>
-struct Registers<IQ3_S> : Known<> {
-  using Known::Known;
+struct Registers<IQ3_S> : Block<> {
+  using Block::Block;
   uint32_t d() const { return load<uint16_t>(s); }
   Scales scales() const { return {{odd_nibbles(s + 106).scale[0]}, {}}; }
   void codes(uint8x16_t* q) const {

@@ -189,11 +189,13 @@ constexpr int rows_at_once = 1, columns_at_once = 1;
 
 #if !defined(__AVX512F__)
 inline Lanes lanes(const float* p, int n) {
+  if (n == 16) return lanes(p);
   float padded[16] = {};
   std::memcpy(padded, p, sizeof(float) * n);
   return lanes(padded);
 }
 inline void put(float* p, Lanes x, int n) {
+  if (n == 16) return put(p, x);
   float whole[16];
   put(whole, x);
   std::memcpy(p, whole, sizeof(float) * n);

@@ -71,18 +71,15 @@ inline __attribute__((always_inline)) void block_sums(const Registers<F>& r, con
 template <class F, class Next>
 inline __attribute__((always_inline)) float32x4_t wide_values(int n, const Next& next) {
   int32x4_t total[4], low[4];
-  uint32_t both[4];
-  float d[4];
+  uint32_t both[4];  // d, and m where there is one
 #pragma GCC unroll 1
   for (int k = 0; k < n; k++) {
     const auto [s, a] = next();
     const Registers<F> r(s);
     block_sums<F>(r, *a, total[k], low[k]);
-    if constexpr (Registers<F>::known) both[k] = r.d();
-    else d[k] = r.d();
+    both[k] = r.d();
   }
   const float32x4_t sum = vcvtq_f32_s32(added(total[0], total[1], total[2], total[3]));
-  if constexpr (!Registers<F>::known) return vmulq_f32(vld1q_f32(d), sum);
   const uint16x4x2_t x = vld2_u16(reinterpret_cast<const uint16_t*>(both));
   float32x4_t scale = vcvt_f32_f16(vreinterpret_f16_u16(x.val[0]));
   if (Registers<F>::factor != 1.0f) scale = vmulq_n_f32(scale, Registers<F>::factor);

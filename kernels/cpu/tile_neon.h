@@ -42,16 +42,12 @@ inline void pack_wide_row(const uint8_t* s, int row, int8_t* q, Tile& tile) {
   vst1q_s16(scale, sc.scale[0]);
   if (!F::pairs) vst1q_s16(scale + 8, sc.scale[1]);
   for (int g = 0; g < (F::pairs ? 8 : 16); g++) tile.scale[g][row] = scale[g];
-  if constexpr (R::known) {
-    const uint32_t both = r.d();
-    tile.d[0][row] = half(uint16_t(both)) * R::factor;
-    if (!F::lows) return;
-    tile.m[0][row] = half(uint16_t(both >> 16));
-    put_low(sc.low[0], row, tile.low);
-    if (!F::pairs) put_low(sc.low[1], row, tile.low + 2);
-  } else {
-    tile.d[0][row] = r.d();
-  }
+  const uint32_t both = r.d();
+  tile.d[0][row] = half(uint16_t(both)) * R::factor;
+  if (!F::lows) return;
+  tile.m[0][row] = half(uint16_t(both >> 16));
+  put_low(sc.low[0], row, tile.low);
+  if (!F::pairs) put_low(sc.low[1], row, tile.low + 2);
 }
 
 template <class F>
