@@ -182,11 +182,11 @@ def notices(llm: gmoe.LLM) -> list[str]:
     return [notice for notice in llm.notices if not notice.startswith("kernels for a fake card took ")]
 
 
-def test_the_step_of_one_token_is_recorded(model: Path, card: FakeDevice) -> None:
+def test_steps_of_one_token_are_recorded(model: Path, card: FakeDevice) -> None:
     card.compiles = True
     with load(model, context=64) as llm:
         steps = llm._engine.runner.model._steps
-        assert [step is not None for step in steps.values()] == [True]
+        assert [(rows, step is not None) for (rows, _, _), step in steps.items()] == [(1, True), (2, True), (3, True)]
         want = llm.logits(ids(4), 1)
     card.compiles = False
     with load(model, context=64) as llm:

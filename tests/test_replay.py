@@ -26,7 +26,7 @@ def engine_of(model: Replay) -> Engine:
 
 
 def recorded(replay: Replay) -> set[int]:
-    return {reach for (reach, _), step in replay._steps.items() if step is not None}
+    return {reach for (_, reach, _), step in replay._steps.items() if step is not None}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -117,7 +117,7 @@ def test_other_threads_are_another_recording(qwen: LLM) -> None:
     finally:
         torch.set_num_threads(before)
     assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
-    assert sorted(replay._steps) == [(256, 1), (256, 2)]
+    assert sorted(replay._steps) == [(1, 256, 1), (1, 256, 2)]
 
 
 def test_what_torch_computes_is_no_tape() -> None:

@@ -21,6 +21,7 @@ from gmoe.layers.kv_cache import PagedKVCache
 
 LOGITS = 128  # rows whose logits are computed: more meet the same kernels, and a vocabulary is wide
 WORTH_SAYING = 1.0  # seconds
+RECORDED = 4  # sequences whose step is recorded now; of more, and of other numbers, when they come
 
 
 def passes(chunk: int, sequences: int, blocks: int) -> list[list[int]]:
@@ -58,7 +59,7 @@ def rehearse(
     progress: Callable[[str], None] = lambda said: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Launch what the engine's model may launch on its device, and record the step of one token.
+    """Launch what the engine's model may launch on its device, and record the steps of one token a sequence.
 
     `progress` hears how far it is, `notices` how long it took where that was over a second. Where memory ends the
     runner's rescue makes room, as in an answer. What else kernels raise is raised.
@@ -89,8 +90,9 @@ def _run(model: Replay, kv: PagedKVCache, plan: list[list[int]], said: Callable[
             said(n)
             model(batch_of(rows, kv, n_vocab))
         dispatch.instead = None
-        for _ in range(2 if dispatch.steady else 0):  # the second is recorded
-            model(batch_of([1], kv, n_vocab))
+        for rows in [rows for rows in plan if rows == [1] * len(rows) and len(rows) <= RECORDED and dispatch.steady]:
+            for _ in range(2):  # the second is recorded
+                model(batch_of(rows, kv, n_vocab))
         dispatch.device.synchronize()
     finally:
         dispatch.instead, stats.hits = None, hits

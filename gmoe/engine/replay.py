@@ -1,4 +1,4 @@
-"""Replay: a step of one token is recorded once for each reach of the context, and then runs without Python."""
+"""Replay: a step of a token a sequence is recorded once for each reach of the context, and then runs without Python."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +21,7 @@ class Tape(Protocol):
         """Do the same to what now lies where its inputs lay."""
 
 
+TOGETHER = 16  # sequences whose step a device records: kernels and the cuts of attention are the same up to here
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
 
 
@@ -28,14 +29,15 @@ class Replay:
     """A model of the engine's that answers bit for bit as its decoder does.
 
     Recorded, by the kernels of the CPU or as `Device.record` does, are steps of one row while every expert is at hand
-    and nothing hears of routings; an architecture that computes with torch between the CPU's kernels never is.
-    `notices` are told where a device does not record.
+    and nothing hears of routings; on a device also those of a few sequences, a row each, for each number of them. An
+    architecture that computes with torch between the CPU's kernels never is. `notices` are told where a device does
+    not record.
     """
 
     def __init__(self, model: Decoder, record: Record = record, notices: list[str] | None = None):
         self.model, self.record, self.notices = model, record, [] if notices is None else notices
-        self._steps: dict[tuple[int, int], _Step | None] = {}  # by reach and threads; None: has run once, unrecorded
-        self._never = False
+        self._steps: dict[_Key, _Step | None] = {}  # None: has run once, unrecorded
+        self._most = 1 if model.device.type == "cpu" else TOGETHER  # sequences whose step is recorded
         model.dispatch.store.moving.append(self._steps.clear)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -46,11 +48,11 @@ class Replay:
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of `batch.output_rows`."""
         rows = len(batch.token_ids)
-        one = rows == 1 == len(batch.output_rows)
-        if self._never or not one or not self.model.dispatch.steady:
+        step_of_each = rows == len(batch.block_tables) == len(batch.output_rows)
+        if rows > self._most or not step_of_each or not self.model.dispatch.steady:
             with lender(rows, self.model.device):
                 return self.model.hidden(batch)
-        key = reach(int(batch.context_lens)), torch.get_num_threads()
+        key = rows, reach(int(batch.context_lens.max())), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             self._steps[key] = None
             return self.model.hidden(batch)
@@ -62,30 +64,33 @@ class Replay:
         """An empty cache for this model."""
         return self.model.new_cache(*args)
 
-    def _recorded(self, key: tuple[int, int], batch: Batch) -> Tensor:
+    def _recorded(self, key: "_Key", batch: Batch) -> Tensor:
         try:
-            step = _Step(self.model, batch, key[0], self.record)
+            step = _Step(self.model, batch, key[1], self.record)
         except DeviceError as error:
             self.notices.append(str(error))
-            self._never = True
+            self._most = key[0] - 1
             return self.model.hidden(batch)
         if step.tape is None:
-            self._never = True
+            self._most = key[0] - 1
         else:
             self._steps[key] = step
         return step.y.clone()
 
 
+_Key = tuple[int, int, int]  # sequences, reach, threads
+
+
 class _Step:
-    """A pass of one row in memory of its own: recorded, and run again for other tokens at other places."""
+    """A pass of a row a sequence in memory of its own: recorded, and run again for other tokens at other places."""
 
     def __init__(self, model: Decoder, batch: Batch, reach: int, record: Record):
         self.model = model
-        blocks = torch.zeros(1, -(-reach // BLOCK), dtype=torch.int32)
-        lengths = torch.tensor([reach], dtype=torch.int32)  # kernels see how far a row goes by its position
+        blocks = torch.zeros(len(batch.token_ids), -(-reach // BLOCK), dtype=torch.int32)
+        lengths = torch.full((len(blocks),), reach, dtype=torch.int32)  # kernels see how far a row goes by its position
         own = replace(batch, context_lens=lengths, block_tables=blocks).on(model.device)
         self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone())
-        self.x = model.embed(batch).clone()  # [1, D]
+        self.x = model.embed(batch).clone()  # [S, D]
         self._place(batch)
         stats = model.dispatch.store.stats
         before, passes = stats.hits, list[int]()
@@ -94,12 +99,12 @@ class _Step:
             passes.append(stats.hits)
             return model.through(self.x, self.own)
 
-        self.y, self.tape = record(work)  # [1, D]
+        self.y, self.tape = record(work)  # [S, D]
         self.hits = stats.hits - passes[-1]
         stats.hits = before + self.hits  # a device may have run it more than once
 
     def run(self, batch: Batch) -> Tensor:
-        """The normed row [1, D]."""
+        """The normed rows [S, D]."""
         assert self.tape is not None and batch.kv is self.own.kv
         self.x.copy_(self.model.embed(batch))
         self._place(batch)

@@ -1,5 +1,6 @@
 """device="auto": the card of this machine where there is one that can be used, else the CPU."""
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,5 +38,6 @@ def on_best(load: Callable[[str, str], T]) -> T:
         return load("cuda", "")
     except Exception as error:  # whatever a driver, a compiler or a small card may say
         why = sentence(error)
+    gc.collect()  # what was on the card is still tied up in circles
     torch.cuda.empty_cache()
     return load("cpu", f"the CPU computes everything, the card is not used: {why}")
