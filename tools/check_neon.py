@@ -1,4 +1,4 @@
-"""The NEON level of the CPU kernels, cross-compiled and emulated: the same bits as the portable level and as AVX2 here.
+"""The NEON level of the CPU kernels, cross-compiled and emulated: the same bits as the portable level there and here.
 
 Needs Debian's g++-aarch64-linux-gnu and qemu-user (`missing()` says which)."""
 
@@ -17,8 +17,12 @@ CPU = Path(__file__).parents[1] / "kernels" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
 SHARED = ["portable", "step_portable", "experts", "step", "cores", "pool", "shared", "check_levels"]
-NEON = {"neon": ["-O2", "-march=armv8.2-a+dotprod"], "step_neon": ["-O2"]}
-AVX2 = {"avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"], "step_avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"]}
+NEON = {
+    "step_neon": ["-O1"],
+    "neon": ["-O1", "-march=armv8.2-a+dotprod"],
+    "neon_i8mm": ["-O1", "-march=armv8.2-a+dotprod+i8mm"],
+}
+HERE = {"step_portable": ["-O1"], "portable": ["-O1"]}
 GRIDS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
@@ -35,9 +39,13 @@ def tables() -> bytes:
 
 
 def program(compiler: str, folder: Path, levels: dict[str, list[str]]) -> Path:
-    """A program that checks the sources of two levels, the kernels' and the step's, against the portable ones."""
-    kernels, step = levels
-    names = {**{name: ["-O1", f"-DLEVEL={kernels}", f"-DSTEP={step}"] for name in SHARED}, **levels}
+    """A program that checks a level of the step and some of the kernels, sources, against the portable ones."""
+    step, *kernels = levels
+    found = ", ".join(f"&{name}()" for name in kernels)
+    names = {
+        **levels,
+        **{name: ["-O1", f"-DLEVELS={found}", f"-DSTEP={step}"] for name in SHARED if name not in levels},
+    }
     folder.mkdir()
 
     def compile_one(name: str) -> None:
@@ -45,7 +53,7 @@ def program(compiler: str, folder: Path, levels: dict[str, list[str]]) -> Path:
         subprocess.run([compiler, *options], check=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, [*levels, *SHARED]))
+        list(pool.map(compile_one, names))
     objects = [folder / f"{name}.o" for name in names]
     subprocess.run([compiler, *objects, "-o", folder / "check", "-static", "-pthread"], check=True)
     return folder / "check"
@@ -61,7 +69,7 @@ def check() -> list[str]:
         arm = program(COMPILER, Path(folder) / "arm", NEON)
         there = subprocess.run([EMULATOR, "-cpu", "max", arm, data], check=True, capture_output=True, text=True)
         here = subprocess.run(
-            [program("g++", Path(folder) / "x86", AVX2), data], check=True, capture_output=True, text=True
+            [program("g++", Path(folder) / "x86", HERE), data], check=True, capture_output=True, text=True
         )
         if there.stdout != here.stdout:
             raise SystemExit(f"bits differ between the machines:\n{there.stdout}\n{here.stdout}")
@@ -72,4 +80,4 @@ if __name__ == "__main__":
     if missing():
         raise SystemExit(f"not installed: {', '.join(missing())}")
     print("\n".join(check()), file=sys.stdout)
-    print("neon = portable = avx2, bit for bit")
+    print("neon = neon_i8mm = portable, there and here, bit for bit")

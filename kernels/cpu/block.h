@@ -75,6 +75,7 @@ const Level& avx2();
 const Level& avxvnni();
 const Level& avx512();
 const Level& neon();
+const Level& neon_i8mm();
 
 // This thread's memory for a call of a kernel, 64-byte aligned; the next call of `scratch` may move it.
 char* scratch(size_t bytes);

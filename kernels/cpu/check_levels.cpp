@@ -1,4 +1,4 @@
-// A program without Python: LEVEL and STEP against the portable ones, bit for bit, and a hash of each format's and each
+// A program without Python: LEVELS and STEP against the portable ones, bit for bit, and a hash of each format's and each
 // function's results to compare between machines. Built by `tools/check_neon.py`; the argument is the file of grids that it writes.
 #include <cstdio>
 #include <cstring>
@@ -62,10 +62,12 @@ int main(int count, char** arguments) {
   }
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;
-  if (!LEVEL().here() || !STEP().here()) return std::puts("this CPU has not the level"), 3;
   int wrong = 0;
+  const Level* const levels[] = {LEVELS};
+  for (const Level* level : levels)
+    if (!level->here() || !STEP().here()) return std::printf("this CPU has not %s\n", level->name), 3;
   for (int f = 0; f < portable().count; f++) {
-    const Format &plain = portable().formats[f], &fast = LEVEL().formats[f];
+    const Format& plain = portable().formats[f];
     uint32_t hash = 2166136261u;
     for (int cols : {512, plain.block == 256 ? 768 : 352})
       for (int tokens : {1, 3, 17}) {
@@ -76,14 +78,17 @@ int main(int count, char** arguments) {
         std::vector<float> x(size_t(tokens) * size_t(cols)), a(size_t(tokens) * rows), b(a.size());
         for (float& value : x) value = (float(next() & 0xffff) - 32768.0f) / 8192.0f;
         const Product one = {&plain, w.data(), row_bytes, rows, nullptr, a.data()};
-        const Product other = {&fast, w.data(), row_bytes, rows, nullptr, b.data()};
         matmul(portable(), &one, 1, cols, x.data(), tokens, 1);
-        matmul(LEVEL(), &other, 1, cols, x.data(), tokens, 2);
-        if (std::memcmp(a.data(), b.data(), a.size() * 4)) wrong++, std::printf("%s differs: %d x %d\n", plain.name, tokens, cols);
+        for (const Level* level : levels) {
+          const Product other = {&level->formats[f], w.data(), row_bytes, rows, nullptr, b.data()};
+          matmul(*level, &other, 1, cols, x.data(), tokens, 2);
+          if (std::memcmp(a.data(), b.data(), a.size() * 4))
+            wrong++, std::printf("%s, %s differs: %d x %d\n", plain.name, level->name, tokens, cols);
+        }
         std::vector<float> gate(a);
         for (Gate kind : {Gate::swiglu, Gate::geglu, Gate::reglu, Gate::swiglu_oai}) {
           portable().gate(kind, gate.data(), a.data(), int(a.size()));
-          LEVEL().gate(kind, gate.data(), b.data(), int(b.size()));
+          levels[0]->gate(kind, gate.data(), b.data(), int(b.size()));
           if (std::memcmp(a.data(), b.data(), a.size() * 4)) wrong++, std::printf("activations differ\n");
         }
         for (float value : a) {

@@ -36,7 +36,13 @@ const Level* const all_levels[] = {
     &avx512(),
 };
 #elif defined(__aarch64__)
-const Level* const all_levels[] = {&portable(), &neon()};
+const Level* const all_levels[] = {
+    &portable(),
+    &neon(),
+#if defined(GMOE_I8MM)
+    &neon_i8mm(),
+#endif
+};
 #else
 const Level* const all_levels[] = {&portable()};
 #endif

@@ -8,32 +8,10 @@
 
 #include "block.h"
 
-#define NEON_LEVEL
-
 namespace gmoe {
 namespace {
 
-#include "bits.h"
-#include "round.h"
-#include "gates.h"
-#include "unpack.h"
-
-struct Sixteen {
-  float32x4_t v[4];
-};
-inline Sixteen zeros() { return {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}}; }
-inline Sixteen sixteen(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
-inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
-  for (int i = 0; i < 4; i++) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
-  return c;
-}
-
-#include "codes_neon.h"
-#include "grids_neon.h"
-#include "stream_neon.h"
-#include "tile_neon.h"
-#include "plain.h"
-#include "table.h"
+#include "level_neon.h"
 
 bool here() {
 #if defined(__linux__)

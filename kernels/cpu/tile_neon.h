@@ -1,24 +1,4 @@
-// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then 4 tokens share each load. One product takes
-// four elements of four rows and, by lane, of one token.
-
-struct alignas(64) Tile {
-  int8_t q[64][64];  // [elements / 4][row][4], less the bias
-  int32_t scale[16][16];
-  int8_t low[4][64];  // [groups / 4][row][4]
-  float d[8][16], m[8][16];  // narrow formats: by place
-};
-
-// Four rows of bytes, [row][16] each: their words in turn.
-inline void put_words(const int8_t (*rows)[256], int from, int8_t (*to)[64]) {
-  int32x4_t x[4];
-  for (int r = 0; r < 4; r++) x[r] = vreinterpretq_s32_s8(vld1q_s8(rows[r] + from));
-  const int64x2_t a = vreinterpretq_s64_s32(vtrn1q_s32(x[0], x[1])), b = vreinterpretq_s64_s32(vtrn2q_s32(x[0], x[1]));
-  const int64x2_t c = vreinterpretq_s64_s32(vtrn1q_s32(x[2], x[3])), d = vreinterpretq_s64_s32(vtrn2q_s32(x[2], x[3]));
-  vst1q_s8(to[0], vreinterpretq_s8_s64(vzip1q_s64(a, c)));
-  vst1q_s8(to[1], vreinterpretq_s8_s64(vzip1q_s64(b, d)));
-  vst1q_s8(to[2], vreinterpretq_s8_s64(vzip2q_s64(a, c)));
-  vst1q_s8(to[3], vreinterpretq_s8_s64(vzip2q_s64(b, d)));
-}
+// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then 4 tokens share each load.
 
 inline void put_low(int16x8_t low, int row, int8_t (*to)[64]) {
   const uint64_t bytes = vget_lane_u64(vreinterpret_u64_s8(vmovn_s16(low)), 0);
@@ -81,28 +61,8 @@ __attribute__((noinline)) void pack(const uint8_t* strip, size_t row_bytes, int 
       if constexpr (F::wide) pack_wide_row<F>(s, from + r, q[r], tile);
       else pack_narrow_row<F>(s, from + r, q[r], tile);
     }
-    for (int i = 0; i < 16; i++)
-      put_words(q, 16 * i, reinterpret_cast<int8_t(*)[64]>(tile.q[4 * i] + 4 * from));
+    for (int i = 0; i < 256; i += 16) put_rows(q, i, from, tile);
   }
-}
-
-// The sums of COUNT elements from `from` of eight rows from `row` and T tokens.
-template <int COUNT, int T>
-inline __attribute__((always_inline)) void dots_of(const Tile& tile, const Activation* a, int from, int row,
-                                                   int32x4_t (*dot)[T]) {
-  const int8_t* w = tile.q[0] + 16 * from + 4 * row;
-  for (int i = 0; i < COUNT; i += 16, w += 4 * 64)
-    for (int h = 0; h < 2; h++) {
-      const int8x16_t w0 = vld1q_s8(w + 16 * h), w1 = vld1q_s8(w + 16 * h + 64);
-      const int8x16_t w2 = vld1q_s8(w + 16 * h + 128), w3 = vld1q_s8(w + 16 * h + 192);
-      for (int u = 0; u < T; u++) {
-        const int8x16_t y = vld1q_s8(a[u].q + from + i);
-        dot[h][u] = vdotq_laneq_s32(i ? dot[h][u] : nothing(w0, y), w0, y, 0);
-        dot[h][u] = vdotq_laneq_s32(dot[h][u], w1, y, 1);
-        dot[h][u] = vdotq_laneq_s32(dot[h][u], w2, y, 2);
-        dot[h][u] = vdotq_laneq_s32(dot[h][u], w3, y, 3);
-      }
-    }
 }
 
 // The sums of low * sums of y of four rows: a sum is 64 times a byte and a byte from 0 to 63.
@@ -122,20 +82,10 @@ inline int32x4_t low_sums(const Tile& tile, int row, int8x16_t high, int8x16_t r
 
 // acc[u][16] of rows from `row`: eight of them.
 template <class F, int T>
-__attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, int row, float (*acc)[16]) {
-  constexpr int size = F::pairs ? 32 : 16;
+__attribute__((noinline)) void wide_tile(const Tile& tile, Tokens x, int row, float (*acc)[16]) {
+  const Activation* a = x.a;
   int32x4_t total[2][T];
-  for (int h = 0; h < 2; h++)
-    for (int u = 0; u < T; u++) total[h][u] = vdupq_n_s32(0);
-#pragma GCC unroll 1
-  for (int g = 0; g < 256 / size; g++) {
-    int32x4_t dot[2][T];
-    dots_of<size, T>(tile, a, size * g, row, dot);
-    for (int h = 0; h < 2; h++) {
-      const int32x4_t scale = vld1q_s32(tile.scale[g] + row + 4 * h);
-      for (int u = 0; u < T; u++) total[h][u] = vmlaq_s32(total[h][u], dot[h][u], scale);
-    }
-  }
+  scaled_sums<F::pairs ? 32 : 16, T>(tile, x, row, total);
   for (int u = 0; u < T; u++) {
     int8x16_t high, rest;
     if (F::lows) {
@@ -154,7 +104,8 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
 }
 
 template <class F, int T>
-__attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, int row, float (*acc)[16]) {
+__attribute__((noinline)) void narrow_tile(const Tile& tile, Tokens x, int row, float (*acc)[16]) {
+  const Activation* a = x.a;
   float32x4_t sum[2][2][T];
 #pragma GCC unroll 1
   for (int i = 0; i < 4; i++) {  // q[0], q[2], q[1], q[3]
@@ -162,7 +113,7 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
     float32x4_t q[2][T];
     for (int odd = 0; odd < 2; odd++) {
       int32x4_t dot[2][T];
-      dots_of<32, T>(tile, a, 32 * (2 * at + odd), row, dot);
+      dots_of<32, T>(tile, x, 32 * (2 * at + odd), row, dot);
       for (int h = 0; h < 2; h++) {
         const float32x4_t d = vld1q_f32(tile.d[at + 4 * odd] + row + 4 * h);
         for (int u = 0; u < T; u++) {
@@ -184,10 +135,10 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
 }
 
 template <class F, int T>
-inline void tile_tokens(const Tile& tile, const Activation* a, float (*acc)[16]) {
+inline void tile_tokens(const Tile& tile, Tokens x, float (*acc)[16]) {
   for (int row = 0; row < 16; row += 8)
-    if constexpr (F::wide) wide_tile<F, T>(tile, a, row, acc);
-    else narrow_tile<F, T>(tile, a, row, acc);
+    if constexpr (F::wide) wide_tile<F, T>(tile, x, row, acc);
+    else narrow_tile<F, T>(tile, x, row, acc);
 }
 
 constexpr int tokens_at_once = 128;
@@ -200,6 +151,7 @@ void quantized_rows(const Job& job) {
   alignas(64) float acc[tokens_at_once + 4][16];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
+    const Rows x(job, from, tokens);
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       __builtin_memset(acc, 0, sizeof acc[0] * size_t(tokens + 4));
@@ -209,8 +161,9 @@ void quantized_rows(const Job& job) {
         for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) __builtin_prefetch(ahead + i, 0, 2);
         pack<F>(strip, job.row_bytes, n, job.cols, tile);
         int t = 0;  // the last tokens are computed with what lies behind them
-        for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
-        if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+        for (; t + (in_fours ? 0 : 1) < tokens; t += 4) tile_tokens<F, 4>(tile, x.at(job, from + t, t, n), acc + t);
+        if constexpr (!in_fours)
+          if (t < tokens) tile_tokens<F, 1>(tile, x.at(job, from + t, t, n), acc + t);
       }
       for (int t = 0; t < tokens; t++) __builtin_memcpy(job.out[from + t] + r, acc[t], sizeof acc[t]);
     }
