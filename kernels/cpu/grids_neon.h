@@ -11,8 +11,8 @@ inline uint8x16_t fours(const uint8_t* grid, int a, int b, int c, int d) {
                                            load<uint32_t>(grid + 4 * c), load<uint32_t>(grid + 4 * d)});
 }
 inline int16x8_t odd(int16x8_t x) { return vaddq_s16(vaddq_s16(x, x), vdupq_n_s16(1)); }  // 2 x + 1
-inline Scales odd_nibbles(const uint8_t* s) {
-  const uint8x8_t x = vld1_u8(s), low = vand_u8(x, vdup_n_u8(15)), high = vshr_n_u8(x, 4);
+inline Scales odd_nibbles(uint8x8_t x) {
+  const uint8x8_t low = vand_u8(x, vdup_n_u8(15)), high = vshr_n_u8(x, 4);
   return {{odd(vreinterpretq_s16_u16(vmovl_u8(vzip1_u8(low, high)))), odd(vreinterpretq_s16_u16(vmovl_u8(vzip2_u8(low, high))))}, {}};
 }
 // 2 n + 1 of the highest nibbles of eight words STEP bytes apart.
@@ -45,7 +45,7 @@ template <>
 struct Registers<IQ2_XS> : Eighth {
   using Eighth::Eighth;
   uint32_t d() const { return load<uint16_t>(s); }
-  Scales scales() const { return odd_nibbles(s + 66); }
+  Scales scales() const { return odd_nibbles(vld1_u8(s + 66)); }
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
       const uint32_t a = load<uint16_t>(s + 2 + 4 * g), b = load<uint16_t>(s + 4 + 4 * g);
@@ -57,7 +57,7 @@ template <>
 struct Registers<IQ2_S> : Eighth {
   using Eighth::Eighth;
   uint32_t d() const { return load<uint16_t>(s); }
-  Scales scales() const { return odd_nibbles(s + 74); }
+  Scales scales() const { return odd_nibbles(vld1_u8(s + 74)); }
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
       const uint32_t high = uint32_t(s[66 + g / 2]) << 8 >> (4 * (g % 2));
@@ -84,7 +84,7 @@ template <>
 struct Registers<IQ3_S> : Block<> {
   using Block::Block;
   uint32_t d() const { return load<uint16_t>(s); }
-  Scales scales() const { return {{odd_nibbles(s + 106).scale[0]}, {}}; }
+  Scales scales() const { return {{odd_nibbles(vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(s + 106)))).scale[0]}, {}}; }
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
       const uint8_t* index = s + 2 + 4 * g;
