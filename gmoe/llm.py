@@ -171,13 +171,13 @@ class LLM:
                 chunk=budget.chunk(n_blocks * block_bytes if device is None else 0),
                 n_blocks=n_blocks,
                 admission=options.admission,
+                way=lambda: self.dispatch.way,
             )
         engine.runner.rescue = self._make_room
         engine.runner.checks += [self._check_file, self.store.check]
         engine.runner.observers.append(self.steps)
         if device is not None and device.compiles:
-            here = Weights(file, self.hparams, n_ctx, "float")
-            prepare(engine, device, here, layout, kv_type, self.notices, progress)
+            prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 

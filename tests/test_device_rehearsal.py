@@ -29,7 +29,7 @@ from tests.fake_device import FakeDevice, FakeTensor, inner
 from tests.test_device_offload import memory
 
 CHANGING = ("residual_norm",)  # where an argument's memory takes the result
-LENGTHS = (1, 2, 5, 17, 40, 65, 130)
+LENGTHS = (1, 2, 5, 17, 65, 130)
 
 
 def variant(kernel: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
@@ -111,7 +111,7 @@ def requests(llm: gmoe.LLM) -> None:
                 pass
 
 
-@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "deepseek2", "llama4", "glm4moe", "hunyuan-moe"])
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "deepseek2", "llama4"])
 def test_no_request_compiles(architecture: str, tmp_path: Path, compiling: FakeDevice, compiled: Compiled) -> None:
     with load(write_model(tmp_path / "m.gguf", architecture)) as llm:
         before = set(compiled.variants)

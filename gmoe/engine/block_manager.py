@@ -10,8 +10,8 @@ from gmoe.engine.sequence import Sequence
 class BlockManager:
     """Hands out blocks of `block_size` tokens and takes them back.
 
-    A full block is known by the hash of all tokens up to its end. It keeps that name when nobody uses it any more,
-    until its turn comes to be handed out again: the longest unused goes first.
+    A full block is known by the hash of its sequence's `way` and of all tokens up to its end. It keeps that name when
+    nobody uses it any more, until its turn comes to be handed out again: the longest unused goes first.
     """
 
     def __init__(self, n_blocks: int, block_size: int):
@@ -83,6 +83,6 @@ class BlockManager:
         return block
 
     def _key(self, seq: Sequence, end: int) -> bytes:
-        before = seq.block_keys[-1] if seq.block_keys else b""
+        before = seq.block_keys[-1] if seq.block_keys else seq.way
         tokens = np.array(seq.ids[end - self.block_size : end], dtype=np.int64).tobytes()
         return hashlib.sha256(before + tokens).digest()

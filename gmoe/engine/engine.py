@@ -47,12 +47,13 @@ class Engine:
         n_blocks: int | None = None,
         admission: str = "first_come",
         clock: Callable[[], float] = time.monotonic,
+        way: Callable[[], bytes] = lambda: b"",
     ):
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
         self.runner = Runner(model, n_blocks, BLOCK_SIZE, kv_type)
         blocks = BlockManager(n_blocks, BLOCK_SIZE)
-        self.scheduler = Scheduler(blocks, max_sequences, chunk, load(admission), clock)
+        self.scheduler = Scheduler(blocks, max_sequences, chunk, load(admission), clock, way)
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; a prompt that is empty or longer than the context is a `ValueError`."""

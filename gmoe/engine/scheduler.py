@@ -31,7 +31,9 @@ class Scheduler:
         chunk: int,
         admission: Admission | None = None,
         clock: Callable[[], float] = time.monotonic,
+        way: Callable[[], bytes] = lambda: b"",
     ):
+        self.way = way  # of computing, which those begin with that are admitted now
         self.admission = admission or load("first_come")
         self.clock = clock
         self.blocks = blocks
@@ -84,6 +86,8 @@ class Scheduler:
             seq = self._next()
             if seq is None:
                 return
+            if not seq.admitted:
+                seq.way = self.way()
             if seq.reuse_prefix:
                 self.blocks.reuse(seq)
             promised = sum(self.blocks.missing(other, len(other.ids)) for other in self.running)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gmoe.engine.engine import Engine
 from gmoe.engine.rehearsal import batch_of, rehearse
 from gmoe.engine.replay import Replay
-from gmoe.experts.device import Device, DeviceError, kernels_work
+from gmoe.experts.device import DeviceError, kernels_work
 from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.experts.device_slots import bank_of
 from gmoe.experts.dispatch import Beside, ExpertDispatch
@@ -32,7 +32,6 @@ OUTPUTS = 256  # of the vocabulary
 
 def prepare(
     engine: Engine,
-    device: Device,
     weights: Weights,
     layout: ExpertLayout,
     kv_type: KvType,
@@ -40,14 +39,16 @@ def prepare(
     progress: Callable[[str], None],
 ) -> None:
     """`check` and `rehearse`; what goes wrong is a `DeviceError`, and the store is closed then."""
-    model = cast(Replay, engine.runner.model).model
+    dispatch = cast(Replay, engine.runner.model).model.dispatch
+    assert isinstance(dispatch, DeviceDispatch)
+    device = dispatch.device
     try:
         with kernels_work(device):
             progress(f"checking kernels for {device.name}")
             check(engine, weights, layout, kv_type)
             rehearse(engine, device, notices, progress)
     except BaseException:
-        model.dispatch.store.close()
+        dispatch.store.close()
         raise
 
 

@@ -36,6 +36,7 @@ class Sequence:
     task: str | None = None  # what kind of request it is, for the admission of several of one kind
     target_seconds: float | None = None  # from its arrival to the end of its answer
     arrived: float = field(default=0.0, init=False)  # when it was queued
+    way: bytes = field(default=b"", init=False)  # in which it is computed; another's blocks are of no use to it
     admitted: bool = field(default=False, init=False)  # it has run, and perhaps been sent back
     n_prompt: int = field(init=False)
     n_cached: int = field(default=0, init=False)

@@ -19,6 +19,8 @@ class Rows(NamedTuple):
     phase: NDArray[np.uint8]  # [T], 0 prefill, 1 decode
     position: NDArray[np.int32]  # [T]
     begins: bool
+    ways: Ids[bytes]  # of each turn: in which it is computed, as its sequence was told when it was admitted
+    counts: Ids[int]  # of each turn: its rows
 
 
 class Steps:
@@ -42,6 +44,7 @@ class Steps:
         request = np.repeat(np.array([self._numbers[turn.seq] for turn in turns], np.int32), counts)
         position = np.concatenate([np.arange(seq.n_cached, seq.n_cached + n, dtype=np.int32) for seq, n in turns])
         ends = np.repeat(np.array([turn.seq.n_prompt for turn in turns], np.int32), counts)
-        rows = Rows(request, (position >= ends).astype(np.uint8), position, begins)
+        ways = [turn.seq.way for turn in turns]
+        rows = Rows(request, (position >= ends).astype(np.uint8), position, begins, ways, counts)
         for tell in self.listeners:
             tell(rows)

@@ -34,8 +34,10 @@ class DeviceDispatch(ExpertDispatch):
         self.device = store.device
         self.home = ExpertDispatch(store.below, activations)  # by the CPU
         self.aside: NDArray[np.bool_] | None = None  # [T], rows of the next pass whose experts are computed there
+        self.begins: Callable[[], bytes] = lambda: b""  # hears of requests, and says in which way they are computed
         self.instead: Experts | None = None  # what stands in for all of this while no request runs
         self.mean_banks: dict[int, ExpertBank] = {}
+        self._way = b""
         self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
 
     @property
@@ -79,6 +81,14 @@ class DeviceDispatch(ExpertDispatch):
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
         return self._all_here(layer, x, fresh, weighed, activation)
+
+    def begin(self, task: str = "") -> None:
+        super().begin(task)
+        self._way = self.begins()
+
+    @property
+    def way(self) -> bytes:
+        return self._way
 
     def launch(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         """Launch every kernel that this may launch for so many rows, for no expert: zeros [T, D]."""

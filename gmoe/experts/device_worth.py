@@ -1,12 +1,10 @@
 """Worth: whether experts are worth copying to a device, or are computed where they lie; decided for whole requests."""
 
 import logging
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gmoe.experts.auto import FIRST
 from gmoe.experts.chooser import PASSES, sample
@@ -44,13 +42,16 @@ class Rates(NamedTuple):
 
 
 class Rows(Protocol):
-    """A pass that comes: whose each row is, and whether a request is seen for the first time."""
-
-    @property
-    def request(self) -> NDArray[np.int32]: ...  # [T], numbered as they come
+    """A pass that comes: whether a request is seen for the first time, and the way and the rows of each."""
 
     @property
     def begins(self) -> bool: ...
+
+    @property
+    def ways(self) -> Sequence[bytes]: ...
+
+    @property
+    def counts(self) -> Sequence[int]: ...
 
 
 def part(costs: DeviceCosts, missed: float, rows: int, experts: int, used: int, away: float = 0.0) -> float:
@@ -111,13 +112,14 @@ class Worth:
         notices: list[str],
         trace: Callable[[], Trace | None] = lambda: None,
     ):
+        dispatch.begins = self.begin
         self.dispatch, self.store, self.used, self.notices = dispatch, dispatch.fast, used, notices
         self.way = COPY  # of the requests that come
         self.costs: DeviceCosts | None = None
         self.rates = Rates(0.0, 0.0)
         self._measure, self._trace = measure, trace
-        self._ways: list[tuple[int, Way]] = [(0, COPY)]  # from which request on
-        self._next = 0  # request
+        self._named = {b"": COPY}  # what requests were told, whose way it is; those of no admission have the latest
+        self._running = False
         self._waited, self._wait = 0, 1  # requests since the last replay, and until the next
         self._slots = -1  # for which `rates` hold
         self._kind: int | None = None  # of the pass that ran: 0 single tokens, 1 several of a request
@@ -128,31 +130,37 @@ class Worth:
     def __call__(self, rows: Rows) -> None:
         """The pass that comes."""
         self._count()
-        if rows.begins:
+        self._running = True
+        if rows.begins and b"" in rows.ways:
             self.decide()
-        numbers, where, counts = np.unique(rows.request, return_inverse=True, return_counts=True)
-        self._next = max(self._next, int(numbers[-1]) + 1)
-        ways = [self._way(number) for number in numbers.tolist()]
-        copied = [way.tokens if n == 1 else n >= way.prompts for way, n in zip(ways, counts.tolist(), strict=True)]
-        self.dispatch.aside = None if all(copied) else ~np.array(copied)[where]
-        self._kind = None if not any(copied) else int(counts[copied].max() > 1)
+        ways = [self._named.get(name, self.way) if name else self.way for name in rows.ways]
+        copied = [way.tokens if n == 1 else n >= way.prompts for way, n in zip(ways, rows.counts, strict=True)]
+        self.dispatch.aside = None if all(copied) else np.repeat([not yes for yes in copied], rows.counts)
+        some = [n for n, yes in zip(rows.counts, copied, strict=True) if yes]
+        self._kind = int(max(some) > 1) if some else None
+
+    def begin(self) -> bytes:
+        """A request comes: the way in which it will be computed, by name."""
+        self.decide()
+        name = f"{self.way.tokens} {self.way.prompts}".encode()
+        self._named[name] = self.way
+        return name
 
     def decide(self, trace: Trace | None = None) -> None:
         """Choose the way of the requests that come; `trace` is what earlier runs know."""
-        store = self.store
-        if store.whole:
+        before = self.way
+        if self.store.whole:
             way = COPY
         else:
             if self.costs is None:
-                self.costs, self.way = self._measure(), COMPUTE
-            self._guess(trace)
-            way = weigh(self._part, self.way)
-        if way == self.way == self._ways[-1][1]:
+                self.costs, before = self._measure(), COMPUTE
+            self._guess(trace, before)
+            way = weigh(self._part, before)
+        if way == self.way:
             return
-        if self.way.tokens and not way.tokens:
+        if before.tokens and not way.tokens:
             self._wait = min(REPLAYED, DOUBT * self._wait)  # a replay had promised too much
         self.way = way
-        self._ways.append((self._next, way))
         self._say()
 
     def _part(self, rows: int) -> float:
@@ -163,7 +171,7 @@ class Worth:
         missed = self.rates.tokens if rows == 1 else self.rates.prompts
         return part(costs, missed, rows, layout.n_expert, self.used, away)
 
-    def _guess(self, trace: Trace | None) -> None:
+    def _guess(self, trace: Trace | None, before: Way) -> None:
         """Rates of what is not counted: by a replay, else by the share of the experts that do not fit."""
         store = self.store
         if store.slots != self._slots:
@@ -171,14 +179,14 @@ class Worth:
             absent = 1 - store.slots / sum(group.experts for group in store.groups)
             self.rates, self._counted = Rates(absent, absent), [[0, 0], [0, 0]]
             self._waited, self._wait = 0 if trace is None else 1, 1
-        if self.way.tokens or self._waited < self._wait:
+        if before.tokens or self._waited < self._wait:
             self._waited += 1
             return
         self._waited, self._wait = 0, min(REPLAYED, 2 * self._wait)
         trace = trace or self._trace()
         groups = [(group.layers, count) for group, count in zip(store.groups, store.counts, strict=True)]
         if trace is not None and len(trace):
-            found = zip(foretell(trace, groups, self.way.prompts), self.rates, strict=True)
+            found = zip(foretell(trace, groups, before.prompts), self.rates, strict=True)
             self.rates = Rates(*(old if new is None else new for new, old in found))
 
     def _count(self) -> None:
@@ -194,10 +202,6 @@ class Worth:
                 counted[:] = 0, 0
         self._seen = seen
 
-    def _way(self, request: int) -> Way:
-        """With which a request began."""
-        return self._ways[bisect_right(self._ways, request, key=lambda row: row[0]) - 1][1]
-
     def _say(self) -> None:
         """The last word replaces the one before; none where all is as ever."""
         before, self._said = self._said, ""
@@ -207,7 +211,7 @@ class Worth:
             return
         self._said = sentence(self.way, self.costs, self.rates, str(self.store.device.torch))
         self.notices.append(self._said)
-        if self._next:  # while loading, notices are enough
+        if self._running:  # while loading, notices are enough
             logging.getLogger("gmoe").warning(self._said)
 
 
