@@ -93,13 +93,15 @@ def _layer(
     where = f"of layer {layer} for {len(batch.token_ids)} tokens"
     with torch.inference_mode():
         x = reference.embed(batch)
+        moved = x.to(device)  # before the CPU may compute in its memory, as all that follow
         normed = reference.attn_norm[layer](x)
-        _near(name, f"the norm {where}", model.attn_norm[layer](x.to(device)), normed)
+        _near(name, f"the norm {where}", model.attn_norm[layer](moved), normed)
+        given = normed.to(device)
         y = reference.attn[layer](normed, batch)
-        _near(name, f"attention {where}", model.attn[layer](normed.to(device), there), y)
-        moved = x.to(device), y.to(device)
+        _near(name, f"attention {where}", model.attn[layer](given, there), y)
+        both = x.to(device), y.to(device)
         _, normed = reference.ffn_norm[layer].after(x, y, scale)
-        _near(name, f"the second norm {where}", model.ffn_norm[layer].after(*moved, scale)[1], normed)
+        _near(name, f"the second norm {where}", model.ffn_norm[layer].after(*both, scale)[1], normed)
         given = normed.to(device)
         z = reference.ffn[layer](normed)
         _near(name, f"the feed-forward part {where}", model.ffn[layer](given), z)
