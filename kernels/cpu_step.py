@@ -278,7 +278,7 @@ def attention(
 ) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; a row's bits do not depend on the other rows, threads or the level.
 
-    The result is in `out` if given, which may be q.
+    The result is in `out` if given, which may be part of wider rows, and q itself or a part of it.
     """
     q = q.contiguous()
     tokens, heads, dk = q.shape
@@ -290,11 +290,14 @@ def attention(
         _check("sinks", sinks, (heads,))
     positions, tables, _, starts = turns
     out = torch.empty(tokens, heads, shape.dv) if out is None else out
-    _check("out", out, (tokens, heads, shape.dv))
+    _check_rows("out", out, torch.Size((tokens, heads, shape.dv)))
+    if out.stride(0) != heads * out.stride(1):
+        raise ValueError(f"the heads of out lie {out.stride()[:2]} apart, not like rows of a matrix")
     _step(level).attend(
         _cache(kv),
         q.data_ptr(),
         out.data_ptr(),
+        out.stride(1),
         heads,
         scale,
         _at(sinks),

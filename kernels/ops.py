@@ -328,14 +328,16 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         kernels_of(keys.device).store(kv, slots, keys, values)
 
 
-def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+def attention(
+    q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
 
-    On the CPU in the memory of q where dk = dv.
+    On the CPU in `out` if given, which may be a part of q, or in the memory of q where dk = dv.
     """
     if q.device.type == "cpu":
         q = q.contiguous()
-        out = q if q.shape[2] == kv.shape.dv else None
+        out = q if out is None and q.shape[2] == kv.shape.dv else out
         return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads(), out=out)
     return kernels_of(q.device).attention(q, kv, turns, scale, mask, sinks)
 

@@ -11,6 +11,8 @@ from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, topk
 from gmoe.layers.weights import Weights
 
+AT_ONCE = 128  # rows of a prompt whose gates and ups stand in memory together; the kernels take no more at a time
+
 __all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "led_by_dense"]
 
 
@@ -24,7 +26,15 @@ class DenseFFN:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.down(activate(self.activation, *self.gate_up(x)))
+        if len(x) <= AT_ONCE or x.device.type != "cpu":
+            return self._rows(x)
+        y = x.new_empty(len(x), self.down.weight.shape[0])
+        for at in range(0, len(x), AT_ONCE):
+            self._rows(x[at : at + AT_ONCE], y[at : at + AT_ONCE])
+        return y
+
+    def _rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.down(activate(self.activation, *self.gate_up(x)), out)
 
 
 class GatedFFN:

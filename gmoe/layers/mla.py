@@ -67,8 +67,8 @@ class MLA:
         """x [T, D] -> [T, D], on the CPU in the memory of x; this step's latent rows are in the cache afterwards."""
         batch.kv.write(self.layer, batch.slot_mapping, *self._latent(x, batch.positions))
         query = self._query(x, batch.positions)
-        mixed = attention(query, batch.kv.layers[self.layer], batch.turns, self.scale, causal, None)
-        del query
+        layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
+        mixed = attention(query, layer, batch.turns, self.scale, causal, None, part)
         return self.output(self.v_b(mixed).flatten(1), x)
 
     def _query(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -256,7 +256,7 @@ void finish_partial(const Attention& a, int head, int first, int count, Partial 
       shrink = exponential(from.m[i] - top);
       over = __builtin_fmaf(over, shrink, exponential(a.sinks[h] - top));
     }
-    float* out = a.out + (size_t(first + i / group) * a.n_head + h) * dv;
+    float* out = a.out + (size_t(first + i / group) * a.n_head + h) * a.out_row;
     const float* o = from.o + size_t(i) * width;
     for (int d = 0; d < dv; d += 16) {
       int m = dv - d < 16 ? dv - d : 16;

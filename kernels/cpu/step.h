@@ -24,7 +24,8 @@ struct Cache {
 struct Attention {
   Cache cache;
   const float* q;  // [T][n_head][dk]
-  float* out;      // [T][n_head][dv]
+  float* out;      // [T][n_head][dv], perhaps where q is
+  size_t out_row;  // floats from a head's result to the next
   int n_head;
   float scale;
   const float* sinks;  // [n_head] or null
