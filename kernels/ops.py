@@ -161,7 +161,11 @@ class Linears:
         if x.device.type != "cpu":
             return kernels_of(x.device).linears(x, self.weights, self.activations == "float")
         results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
-        return [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
+        results = [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
+        if out is None:
+            return results
+        parts = torch.split(out.view(-1), [y.numel() for y in results])
+        return [part.view_as(y).copy_(y) for part, y in zip(parts, results, strict=True)]
 
 
 class HeadMaps:

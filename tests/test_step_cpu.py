@@ -1,10 +1,14 @@
 """The compiled parts of a step at every level of this machine: the reference's numbers, the same bits everywhere."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_step, reference_step
+from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
+from gmoe.kernels.ops import Linears
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 
 LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
@@ -147,6 +151,11 @@ def test_attention(level: str, shape: KvShape, heads: int, mask: Mask) -> None:
         got = cpu_step.attention(q, kv, turns, 0.125, mask, some, 2, level)
         torch.testing.assert_close(got, reference_step.attention(q, kv, turns, 0.125, mask, some), **NEAR)
         assert torch.equal(got, cpu_step.attention(q, kv, turns, 0.125, mask, some, 1))
+        if shape.dv <= shape.dk:  # where the queries were
+            own = q.clone()
+            part = own[..., : shape.dv]
+            assert torch.equal(cpu_step.attention(own, kv, turns, 0.125, mask, some, 2, level, part), got)
+            assert torch.equal(part, got) and torch.equal(own[..., shape.dv :], q[..., shape.dv :])
 
 
 @LEVELS
@@ -209,3 +218,17 @@ def test_parts_of_rows_are_laid_beside_others() -> None:
         cpu_step.lay(x.transpose(1, 2), out, 1)
     with pytest.raises(ValueError, match=r"out must be float32 \[5, 3, 7\]"):
         cpu_step.lay(x[..., 4:11], out, 1)
+
+
+@pytest.mark.parametrize("activations", ["q8", "float"])
+def test_results_lie_in_the_memory_that_is_given(activations: Literal["q8", "float"]) -> None:
+    weights = [(QuantTensor(random(n, 32).view(torch.uint8), FORMATS["F32"], (n, 32)), random(n)) for n in (5, 7)]
+    maps, x, out = Linears(weights, activations), random(3, 32), torch.full((3, 12), 7.0)
+    want = maps(x)
+    got = maps(x, out)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert torch.equal(out.flatten(), torch.cat([y.flatten() for y in want])) and got[0].data_ptr() == out.data_ptr()
+    if activations == "q8":
+        for bad in (torch.empty(3, 11), x):
+            with pytest.raises(ValueError, match="out"):
+                maps(x, bad)
