@@ -53,7 +53,7 @@ def test_before_the_host_waits(model: Path, card: FakeDevice) -> None:
         part = memory(llm.budget, "half")
     with load(model, device="cuda") as llm:
         want = llm.logits([IDS[0]])
-    with load(model, device="cuda", gpu_memory=part) as llm:
+    with load(model, device="cuda", gpu_memory=part, miss="load") as llm:
         llm.logits(IDS)
         waits = watched(llm, lambda: len(fake_device.syncs))
         fake_device.syncs.clear()
