@@ -16,6 +16,9 @@ _NAMES = ("gate", "up", "down")
 _ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
 
 
+FEW = 16  # numbers that Python looks at one by one in less time than torch finds the least and the largest
+
+
 class Matrix(Protocol):
     """What is read of an `ops.ExpertMatrix`."""
 
@@ -99,17 +102,28 @@ def has_values(format_name: str) -> bool:
     return bool(_cpu.has_values(format_name))
 
 
-def rows(w: QuantTensor, ids: Tensor, *, threads: int = 0) -> Tensor:
-    """Rows ids [T] int64 of a matrix [V, D] whose format `has_values`: [T, D] float32, bit for bit `dequantize`'s."""
-    address = weight_address(w, None)
-    if not has_values(w.format.name):
-        raise ValueError(f"the CPU kernels do not unpack {w.format.name}")
-    count, (high, cols) = ids.numel(), w.shape
-    if ids.dtype is not torch.int64 or not ids.is_contiguous() or (count and not 0 <= ids.min() <= ids.max() < high):
-        raise ValueError(f"ids must be contiguous int64 of {high} rows")
-    out = torch.empty(count, cols)
-    _cpu.rows_of(w.format.name, address, w.format.row_bytes(cols), cols, ids.data_ptr(), count, out.data_ptr(), threads)
-    return out
+class Rows:
+    """A matrix [V, D] whose format `has_values`, checked once, of which rows are wanted as floats."""
+
+    def __init__(self, w: QuantTensor):
+        address = weight_address(w, None)
+        if not has_values(w.format.name):
+            raise ValueError(f"the CPU kernels do not unpack {w.format.name}")
+        self._high, self._cols = w.shape
+        self._matrix = w.format.name, address, w.format.row_bytes(self._cols), self._cols
+        self._held = w.data
+
+    def __call__(self, ids: Tensor, *, threads: int = 0) -> Tensor:
+        """Rows ids [T] int64: [T, D] float32, bit for bit `dequantize`'s."""
+        if ids.dtype is not torch.int64 or not ids.is_contiguous():
+            raise ValueError(f"ids must be contiguous int64 of {self._high} rows")
+        count = ids.numel()
+        some = ids.tolist() if count < FEW else [int(ids.min()), int(ids.max())]
+        if some and not 0 <= min(some) <= max(some) < self._high:
+            raise ValueError(f"ids must be contiguous int64 of {self._high} rows")
+        out = torch.empty(count, self._cols)
+        _cpu.rows_of(*self._matrix, ids.data_ptr(), count, out.data_ptr(), threads)
+        return out
 
 
 class Experts:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 __all__ = [
     "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads", "Linears", "Mask",
-    "Rotation", "Router", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention",
+    "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention",
     "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay", "matmul",
-    "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "rows", "store",
+    "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -65,7 +65,7 @@ class ExpertTable:
 def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The values of `w`, of `w.shape` and where its bytes are; computed in float32 and then converted to `dtype`."""
     if _on_cpu(w) and len(w.shape) == 2 and dtype == torch.float32 and cpu_ops.has_values(w.format.name):
-        return cpu_ops.rows(w, torch.arange(w.shape[0]), threads=torch.get_num_threads())
+        return cpu_ops.Rows(w)(torch.arange(w.shape[0]), threads=torch.get_num_threads())
     if _on_cpu(w) or w.format.block_size == 1:
         return reference.dequantize(w, dtype)
     assert isinstance(w.data, Tensor)
@@ -73,15 +73,24 @@ def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return kernels_of(w.data.device).dequantize(flat).view(w.shape).to(dtype)
 
 
-def rows(w: QuantTensor, ids: Tensor, device: torch.device) -> Tensor:
-    """Rows ids [T] of a matrix [V, D], both on the CPU -> [T, D] float32 on `device`, dequantized there and exactly."""
-    if device.type == "cpu" and cpu_ops.has_values(w.format.name):
-        return cpu_ops.rows(w, ids, threads=torch.get_num_threads())
-    data, out = as_tensor(w.data), torch.empty(len(ids), w.shape[1], device=device)
-    for at in range(0, len(ids), AT_ONCE):
-        part = data.index_select(0, ids[at : at + AT_ONCE]).to(device)
-        out[at : at + AT_ONCE] = dequantize(QuantTensor(part, w.format, (len(part), w.shape[1])))
-    return out
+class Rows:
+    """Rows of a matrix [V, D] on the CPU, as floats on `device`, dequantized there and exactly."""
+
+    def __init__(self, w: QuantTensor, device: torch.device):
+        self.weight, self.device = w, device
+        here = device.type == "cpu" and cpu_ops.has_values(w.format.name)
+        self._native = cpu_ops.Rows(w) if here else None
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids [T] int64 on the CPU -> [T, D] float32."""
+        if self._native is not None:
+            return self._native(ids, threads=torch.get_num_threads())
+        w = self.weight
+        data, out = as_tensor(w.data), torch.empty(len(ids), w.shape[1], device=self.device)
+        for at in range(0, len(ids), AT_ONCE):
+            part = data.index_select(0, ids[at : at + AT_ONCE]).to(self.device)
+            out[at : at + AT_ONCE] = dequantize(QuantTensor(part, w.format, (len(part), w.shape[1])))
+        return out
 
 
 def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:

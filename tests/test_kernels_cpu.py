@@ -71,11 +71,11 @@ def test_matmul(name: str, level: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if cpu_ops.has_values(name)])
 def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     w, ids = random_rows(name, 9, 512), torch.tensor([8, 0, 3, 3, 7])
-    assert torch.equal(cpu_ops.rows(w, ids), dequantize(w)[ids])
-    assert torch.equal(cpu_ops.rows(w, ids[:1], threads=1), dequantize(w)[ids[:1]])
+    assert torch.equal(cpu_ops.Rows(w)(ids), dequantize(w)[ids])
+    assert torch.equal(cpu_ops.Rows(w)(ids[:1], threads=1), dequantize(w)[ids[:1]])
     for wrong in (torch.tensor([9]), torch.tensor([-1]), torch.tensor([0], dtype=torch.int32)):
         with pytest.raises(ValueError, match="ids must be contiguous int64 of 9 rows"):
-            cpu_ops.rows(w, wrong)
+            cpu_ops.Rows(w)(wrong)
 
 
 @pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q4_K", "F16", "BF16", "F32")])

@@ -52,7 +52,7 @@ class Replay:
         if rows > self._most or not step_of_each or not self.model.dispatch.steady:
             with lender(rows, self.model.device):
                 return self.model.hidden(batch)
-        key = rows, reach(int(batch.context_lens.max())), torch.get_num_threads()
+        key = rows, reach(max(batch.context_lens.tolist())), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             self._steps[key] = None
             return self.model.hidden(batch)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +46,10 @@ class Runner:
         """A pass that finds too little memory is run again after `rescue`: it writes the same rows into the cache."""
         while True:
             try:
-                result: np.ndarray = model(batch).float().cpu().numpy()
+                found = model(batch)
+                if not found.is_cpu or found.dtype is not torch.float32:
+                    found = found.float().cpu()
+                result: np.ndarray = found.numpy()
                 for check in self.checks:
                     check()
                 return result
@@ -68,14 +71,20 @@ class Runner:
             slots += [seq.blocks[p // size] * size + p % size for p in span]
         width = max(len(turn.seq.blocks) for turn in turns)
         tables = [turn.seq.blocks + [0] * (width - len(turn.seq.blocks)) for turn in turns]
+        lengths = [turn.seq.n_cached + turn.n_new for turn in turns]
+        starts = accumulate((turn.n_new for turn in turns), initial=0)
+        # parts of two arrays: torch's own way from a list, or to a part, takes as long as some kernels of a step
+        places = np.array([*ids, *positions, *slots, *rows], dtype=np.int64)
+        whose = np.array([*lengths, *starts, *chain.from_iterable(tables)], dtype=np.int32)
+        n, s = len(ids), len(turns)
         return Batch(
-            token_ids=torch.tensor(ids, dtype=torch.int64),
-            positions=torch.tensor(positions, dtype=torch.int64),
-            slot_mapping=torch.tensor(slots, dtype=torch.int64),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
-            context_lens=torch.tensor([turn.seq.n_cached + turn.n_new for turn in turns], dtype=torch.int32),
-            query_starts=torch.tensor([0, *accumulate(turn.n_new for turn in turns)], dtype=torch.int32),
-            output_rows=torch.tensor(rows, dtype=torch.int64),
+            token_ids=torch.from_numpy(places[:n]),
+            positions=torch.from_numpy(places[n : 2 * n]),
+            slot_mapping=torch.from_numpy(places[2 * n : 3 * n]),
+            block_tables=torch.from_numpy(whose[2 * s + 1 :].reshape(s, width)),
+            context_lens=torch.from_numpy(whose[:s]),
+            query_starts=torch.from_numpy(whose[s : 2 * s + 1]),
+            output_rows=torch.from_numpy(places[3 * n :]),
             kv=self.kv,
         )
 

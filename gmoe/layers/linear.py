@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.ops import Activations, Linears, rows
+from gmoe.kernels.ops import Activations, Linears, Rows
 
 
 class QuantLinear:
@@ -36,10 +36,10 @@ class QuantEmbedding:
 
     def __init__(self, weight: QuantTensor, device: torch.device):
         self.weight = weight
-        self.device = device
+        self._rows = Rows(weight, device)
 
     def __len__(self) -> int:
         return self.weight.shape[0]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return rows(self.weight, ids, self.device)
+        return self._rows(ids)
