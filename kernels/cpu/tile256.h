@@ -205,7 +205,8 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
         __m256i dot[T][2];
         for (int u = 0; u < T; u++) {
           __m256i moved = _mm256_setzero_si256();
-          if (F::bias && (vnni || F::bias != 128)) moved = _mm256_set1_epi32(a[u].low32[at] * F::bias >> 7);
+          if (F::bias && (vnni || F::bias != 128))
+            moved = _mm256_srai_epi32(_mm256_mullo_epi32(word(&a[u].low32[at]), _mm256_set1_epi32(F::bias)), 7);
           dot[u][0] = dot[u][1] = moved;
         }
         if constexpr (vnni) dots<8, T>(tile, a, 8 * j, dot);
