@@ -133,17 +133,22 @@ inline __m256i codes_of(const uint8_t* s) {
   else return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
 }
 
-// d (or m) of eight blocks of 32, the even ones before the odd ones.
+// d (or m) of eight blocks of 32, the even ones before the odd ones: the first number of 16 bytes of each.
 template <class F>
 inline __m256 scales_of(const uint8_t* s, int at) {
-  auto word = [&](int j) { return load<int16_t>(s + j * F::bytes + at); };
-  __m128i x = _mm_setr_epi16(word(0), word(2), word(4), word(6), word(1), word(3), word(5), word(7));
-  return _mm256_cvtph_ps(x);
+  auto block = [&](int j) { return _mm_loadu_si128((const __m128i*)(s + j * F::bytes + at)); };
+  auto four = [&](int j) {
+    return _mm_unpacklo_epi32(_mm_unpacklo_epi16(block(j), block(j + 2)), _mm_unpacklo_epi16(block(j + 4), block(j + 6)));
+  };
+  return _mm256_cvtph_ps(_mm_unpacklo_epi64(four(0), four(1)));
 }
 template <>
 inline __m256 scales_of<MXFP4>(const uint8_t* s, int) {
-  auto byte = [&](int j) { return int(s[j * MXFP4::bytes]); };
-  const __m256i e = _mm256_setr_epi32(byte(0), byte(2), byte(4), byte(6), byte(1), byte(3), byte(5), byte(7));
+  auto block = [&](int j) { return _mm_loadu_si128((const __m128i*)(s + j * MXFP4::bytes)); };
+  auto four = [&](int j) {
+    return _mm_unpacklo_epi16(_mm_unpacklo_epi8(block(j), block(j + 2)), _mm_unpacklo_epi8(block(j + 4), block(j + 6)));
+  };
+  const __m256i e = _mm256_cvtepu8_epi32(_mm_unpacklo_epi32(four(0), four(1)));
   const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
   const __m256i big = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
   return _mm256_castsi256_ps(_mm256_blendv_epi8(big, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
