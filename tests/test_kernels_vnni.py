@@ -9,8 +9,8 @@ import pytest
 from tools import check_neon
 
 VNNI = {
-    "avxvnni": ["-O2", "-mavx2", "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mf16c", "-mfma"],
     "step_avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"],
+    "avxvnni": ["-O2", "-mavx2", "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mf16c", "-mfma"],
 }
 
 

@@ -3,6 +3,8 @@
 
 #include "block.h"
 
+#define AVX512_LEVEL  // the loops have registers of 64 bytes
+
 namespace gmoe {
 namespace {
 

@@ -142,7 +142,7 @@ class StepCheck {
       for (Sight sight : {Sight::causal, Sight::sliding, Sight::chunked}) {
         std::vector<float> a(size_t(shape.tokens) * n_head * shape.dv), b(a.size());
         const float* sunk = sight == Sight::chunked ? nullptr : sinks.data();
-        const Attention plain = {one.cache, q.data(), a.data(), n_head, 0.3f, sunk, sight, 90, positions.data()};
+        const Attention plain = {one.cache, q.data(), a.data(), size_t(shape.dv), n_head, 0.3f, sunk, sight, 90, positions.data()};
         Attention fast = plain;
         fast.out = b.data();
         attend(step_portable(), plain, table.data(), blocks, starts, 1, 1);

@@ -14,29 +14,9 @@ struct BF16 {
   static float at(const uint8_t* p) { return as_float(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
-// `n` numbers as floats, and zeros up to a whole sixteen.
-template <class F>
-inline void widen(const uint8_t* from, int n, float* to) {
-  int i = 0;
-#if defined(__AVX512F__)
-  if (F::bytes == 2)
-    for (; i + 16 <= n; i += 16) {
-      __m256i bits = _mm256_loadu_si256((const __m256i*)(from + 2 * i));
-      __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-      _mm512_store_ps(to + i, __is_same(F, F16) ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(high));
-    }
-#elif defined(__F16C__)
-  if (__is_same(F, F16))
-    for (; i + 8 <= n; i += 8)
-      _mm256_store_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 2 * i))));
-#endif
-  for (; i < n; i++) to[i] = F::at(from + size_t(i) * F::bytes);
-  for (; i % 16; i++) to[i] = 0.0f;
-}
-
 template <class F>
 inline Sixteen numbers(const uint8_t* p) {  // sixteen
-#if defined(__AVX512F__)
+#if defined(AVX512_LEVEL)
   if (F::bytes == 2) {
     const __m256i bits = _mm256_loadu_si256((const __m256i*)p);
     if (__is_same(F, F16)) return {_mm512_cvtph_ps(bits)};
@@ -64,6 +44,18 @@ inline Sixteen numbers(const uint8_t* p) {  // sixteen
   return sixteen(x);
 }
 
+// `n` numbers as floats, and zeros up to a whole sixteen.
+template <class F>
+inline void widen(const uint8_t* from, int n, float* to) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const Sixteen x = numbers<F>(from + size_t(i) * F::bytes);
+    __builtin_memcpy(to + i, &x, sizeof x);
+  }
+  for (; i < n; i++) to[i] = F::at(from + size_t(i) * F::bytes);
+  for (; i % 16; i++) to[i] = 0.0f;
+}
+
 inline float tree(const Sixteen& lanes) {
   float v[16];
   __builtin_memcpy(v, &lanes, sizeof v);
@@ -74,7 +66,7 @@ inline float tree(const Sixteen& lanes) {
 
 constexpr int plain_chunk = 512;  // elements of a row that are widened at once
 constexpr int plain_tokens = 64;
-#if defined(__AVX512F__)
+#if defined(AVX512_LEVEL)
 constexpr int rows_a_tile = 4, tokens_a_tile = 6;  // whose sums fit into the registers
 #else
 constexpr int rows_a_tile = 2, tokens_a_tile = 3;
