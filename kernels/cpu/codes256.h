@@ -133,6 +133,37 @@ inline __m256i codes_of(const uint8_t* s) {
   else return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
 }
 
+// Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last.
+template <class F>
+inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
+  auto both = [&](int at) {
+    return _mm256_setr_m128i(_mm_loadu_si128((const __m128i*)(a + at)), _mm_loadu_si128((const __m128i*)(b + at)));
+  };
+  if constexpr (__is_same(F, Q8_0)) {
+    q[0] = both(2);
+    q[1] = both(18);
+    return;
+  }
+  constexpr int at = F::bytes - 16;
+  const __m256i x = both(at);
+  q[0] = lows4(x);
+  q[1] = highs4(x);
+  if constexpr (__is_same(F, Q5_0) || __is_same(F, Q5_1)) {
+    const __m128i zeros = _mm_setzero_si128(), spread = _mm_unpacklo_epi64(zeros, _mm_set1_epi8(1));
+    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i high = _mm256_setr_m128i(_mm_set1_epi32(load<int32_t>(a + at - 4)), _mm_set1_epi32(load<int32_t>(b + at - 4)));
+    for (int h = 0; h < 2; h++) {
+      const __m256i bytes = _mm256_shuffle_epi8(high, _mm256_add_epi8(_mm256_broadcastsi128_si256(spread), byte32(2 * h)));
+      const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+      q[h] = _mm256_or_si256(q[h], _mm256_and_si256(set, byte32(16)));
+    }
+  } else if constexpr (__is_same(F, IQ4_NL)) {
+    for (int h = 0; h < 2; h++) q[h] = signed_values(iq4_values, q[h]);
+  } else if constexpr (__is_same(F, MXFP4)) {
+    for (int h = 0; h < 2; h++) q[h] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), q[h]);
+  }
+}
+
 // d (or m) of eight blocks of 32, the even ones before the odd ones: the first number of 16 bytes of each.
 template <class F>
 inline __m256 scales_of(const uint8_t* s, int at) {
@@ -160,3 +191,9 @@ inline __m256i two_products(__m256i q, __m256i y) {
   if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
   return _mm256_maddubs_epi16(q, y);
 }
+
+// The largest code of a type.
+template <class F>
+constexpr int largest = F::bias == 128 ? 128 : F::bias == 64 ? 126 : __is_same(F, Q6_K) ? 63 :
+    __is_same(F, Q5_0) || __is_same(F, Q5_1) || __is_same(F, Q5_K) || __is_same(F, IQ3_S) ? 31 :
+    __is_same(F, MXFP4) || F::bias == 9 ? 24 : 15;

@@ -77,16 +77,19 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
   return value;
 }
 
-// The value of eight blocks of 32.
+// The value of eight blocks of 32; y: their activations as `codes_of_two` has codes.
 template <class F>
-inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a) {
-  auto dot = [&](int j) {
-    const __m256i y = _mm256_load_si256((const __m256i*)(a.q + 32 * j));
-    return _mm256_madd_epi16(two_products<F::bias>(codes_of<F>(s + j * F::bytes), y), _mm256_set1_epi16(1));
+inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  auto dots = [&](int i) {  // of blocks 2 i and 2 i + 1
+    __m256i q[2];
+    codes_of_two<F>(s + 2 * i * F::bytes, s + (2 * i + 1) * F::bytes, q);
+    const __m256i first = two_products<F::bias>(q[0], _mm256_load_si256((const __m256i*)(y + 64 * i)));
+    const __m256i last = two_products<F::bias>(q[1], _mm256_load_si256((const __m256i*)(y + 64 * i + 32)));
+    if (2 * 254 * largest<F> <= 32767) return _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
+    return _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones));
   };
-  const __m256i even = pairs_added(pairs_added(dot(0), dot(2)), pairs_added(dot(4), dot(6)));
-  const __m256i odd = pairs_added(pairs_added(dot(1), dot(3)), pairs_added(dot(5), dot(7)));
-  __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(even, odd, 0x20), _mm256_permute2x128_si256(even, odd, 0x31));
+  __m256i sum = pairs_added(pairs_added(dots(0), dots(1)), pairs_added(dots(2), dots(3)));  // even blocks, odd blocks
   const __m256i moved = _mm256_load_si256((const __m256i*)a.low32);  // -128 times the sums of y
   if (F::bias && F::bias != 128)
     sum = _mm256_add_epi32(sum, _mm256_srai_epi32(_mm256_mullo_epi32(moved, _mm256_set1_epi32(F::bias)), 7));

@@ -107,12 +107,6 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
   }
 }
 
-// The largest code of a type.
-template <class F>
-constexpr int largest = F::bias == 128 ? 128 : F::bias == 64 ? 126 : __is_same(F, Q6_K) ? 63 :
-    __is_same(F, Q5_0) || __is_same(F, Q5_1) || __is_same(F, Q5_K) || __is_same(F, IQ3_S) ? 31 :
-    __is_same(F, MXFP4) || F::bias == 9 ? 24 : 15;
-
 inline __m256i word(const void* p) { return _mm256_set1_epi32(load<int32_t>(p)); }
 
 // total[u] += by times the sums of code * y over 4 * COLUMNS elements from column c.
