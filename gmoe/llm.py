@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +102,10 @@ class TextStream:
 
 
 class LLM:
-    """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
+    """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said.
+
+    `load` decides what device="auto" is; made from a file directly, it is the CPU.
+    """
 
     def __init__(
         self,
@@ -161,23 +165,28 @@ class LLM:
         self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
-        self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
-        with speaks(device, "taking the KV cache"):
-            engine = Engine(
-                Replay(self.model) if device is None else Replay(self.model, device.record, self.notices),
-                self.context,
-                options.max_sequences,
-                kv_type,
-                chunk=budget.chunk(n_blocks * block_bytes if device is None else 0),
-                n_blocks=n_blocks,
-                admission=options.admission,
-                way=lambda: self.dispatch.way,
-            )
-        engine.runner.rescue = self._make_room
-        engine.runner.checks += [self._check_file, self.store.check]
-        engine.runner.observers.append(self.steps)
-        if device is not None and device.compiles:
-            prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
+        try:
+            self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
+            with speaks(device, "taking the KV cache"):
+                engine = Engine(
+                    Replay(self.model) if device is None else Replay(self.model, device.record, self.notices),
+                    self.context,
+                    options.max_sequences,
+                    kv_type,
+                    chunk=budget.chunk(n_blocks * block_bytes if device is None else 0),
+                    n_blocks=n_blocks,
+                    admission=options.admission,
+                    way=lambda: self.dispatch.way,
+                )
+            engine.runner.rescue = self._make_room
+            engine.runner.checks += [self._check_file, self.store.check]
+            engine.runner.observers.append(self.steps)
+            if device is not None and device.compiles:
+                prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
+        except BaseException:  # readers and what they have open would outlive a model that never was
+            with suppress(Exception):
+                self.store.close()
+            raise
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 

@@ -160,6 +160,11 @@ class Linears:
         here = all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w, _ in self.weights)
         self._compiled = cpu_step.Linears(self.weights) if activations == "q8" and here else None
 
+    @property
+    def compiled(self) -> bool:
+        """A kernel of the CPU reads the weights as they lie: it costs nothing to come for the rows a few at a time."""
+        return self._compiled is not None
+
     def __call__(self, x: Tensor, out: Tensor | None = None) -> list[Tensor]:
         """x [T, in] float32 -> for each weight [T, out]; on the CPU in the memory of `out`, as large as all, if given.
 

@@ -1,11 +1,14 @@
 """The CPU kernels: every format, level and shape against float64, and the same bits whatever is computed beside."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from gmoe.kernels import cpu_ops
+from gmoe.kernels import cpu_ops, cpu_step
 from gmoe.kernels.cpu_step import HeadMaps, Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import activate
@@ -263,3 +266,24 @@ def test_wrong_shapes_are_refused() -> None:
     t.up.address[1] = 0
     with pytest.raises(ValueError, match="up of expert 1 is chosen but absent"):
         cpu_ops.expert_rows(x, ids.clamp(max=1), t, "swiglu", out)
+
+
+@pytest.mark.parametrize("module", ["cpu_ops", "cpu_step"])
+def test_the_environment_names_the_highest_level(module: str) -> None:
+    def said(level: str) -> subprocess.CompletedProcess[str]:
+        code = f"from gmoe.kernels import {module}; print(*{module}.levels())"
+        environment = os.environ | {"GMOE_CPU_LEVEL": level}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    assert said("portable").stdout.split() == ["portable"]
+    assert said("").stdout.split() == list((cpu_ops if module == "cpu_ops" else cpu_step).levels())
+    wrong = said("fast")
+    assert wrong.returncode == 1 and "GMOE_CPU_LEVEL is 'fast'; this CPU has portable" in wrong.stderr
+
+
+def test_a_result_may_not_lie_on_its_rows() -> None:
+    buffer = torch.zeros(64)
+    maps = Linears([(random_rows("F32", 32, 32), None)])
+    for x, out in ((buffer[:32], buffer[:32]), (buffer[16:48], buffer[:32]), (buffer[:32], buffer[31:63])):
+        with pytest.raises(ValueError, match="none of them x's"):
+            maps(x.view(1, 32), 1, out)

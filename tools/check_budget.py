@@ -66,7 +66,7 @@ def unseen(model: Path, memory: str, domain: str, given: argparse.Namespace) -> 
     with gmoe.LLM.load(model, gmoe.RuntimeOptions(device="cpu", context=given.ctx_size, max_sequences=1)) as llm:
         base = base_of(llm, cut)
 
-    plain = {"context": given.ctx_size, "max_sequences": 1, "reader": "direct", "host_memory": memory}
+    plain = {"context": given.ctx_size, "max_sequences": 1, "reader": "direct", "host_memory": memory, "device": "cpu"}
     asked: dict[str, dict[str, Any]] = {name: {"quality": name} for name in ("exact", *QUALITIES)}
     asked["max_kld"] = {"max_kld": BUDGETS["max_kld"]}
     with ExitStack() as stack:

@@ -74,6 +74,8 @@ def calibrate(
 
     Give texts of all kinds that it will meet: a budget holds on the worst of them.
     """
+    if device == "auto":
+        raise ValueError("calibrate --device is cpu, cuda or cuda:N: what is measured counts for that device only")
     path = model_file(model)
     cuts = [cut_of(path, text, ctx_size, chunks) for text in texts]
     warm, cut = cuts[0][0], [window for found in cuts for window in found[1:]]

@@ -48,8 +48,15 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
         lines = [*_places(budget, found), *_speeds(found, costs, known)]
         here, card = _here()
-        gpu_memory = gpu_memory or ("auto" if card else None)
-        lines += [] if gpu_memory is None else _on_device(gpu_memory, budget, hparams, costs, known)
+        if gpu_memory is not None:
+            lines += _on_device(gpu_memory, budget, hparams, costs, known)
+        elif card:
+            try:
+                lines += _on_device("auto", budget, hparams, costs, known)
+            except Exception as error:  # nobody asked for the card, which may be full, small or out of order
+                from gmoe.experts.device import sentence
+
+                here = f"run --device auto: the CPU, {sentence(error)}"
         for line in [*lines, here]:
             click.echo(line)
         for notice in known.notices:

@@ -61,8 +61,13 @@ class EngineLoop:
         outbox: _Outbox = queue.SimpleQueue()
 
         def enter() -> None:
-            begin()
-            self._add(seq, outbox)
+            try:
+                begin()
+            except Exception as error:  # who asked hears of it; the loop lives on
+                seq.finish_reason = "abort"
+                outbox.put(error)
+            else:
+                self._add(seq, outbox)
 
         if not self._put(enter):
             raise RuntimeError(CLOSED)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -48,7 +49,8 @@ def prepare(
             check(engine, weights, layout, kv_type)
             rehearse(engine, device, notices, progress)
     except BaseException:
-        dispatch.store.close()
+        with suppress(Exception):  # what went wrong first is what counts
+            dispatch.store.close()
         raise
 
 

@@ -177,8 +177,11 @@ def open_device(name: str, cuda: Any = torch.cuda, built: str | None = torch.ver
         raise DeviceError(f"{card} is too old: it has compute capability {has[0]}.{has[1]}, the kernels need {least}")
     if find_spec("triton") is None:
         raise DeviceError(f"device={name!r} needs the package triton, which is not installed")
-    cuda.set_device(number)
-    return Cuda(torch.device("cuda", number))
+    try:
+        cuda.set_device(number)
+        return Cuda(torch.device("cuda", number))
+    except Exception as error:
+        raise DeviceError(f"device={name!r} cannot be used: {sentence(error)}") from None
 
 
 def out_of_memory(device: Device, doing: str) -> DeviceError:

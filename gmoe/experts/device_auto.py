@@ -3,6 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,7 @@ def on_best(load: Callable[[str, str], T]) -> T:
         return load("cuda", "")
     except Exception as error:  # whatever a driver, a compiler or a small card may say
         why = sentence(error)
-    gc.collect()  # what was on the card is still tied up in circles
-    torch.cuda.empty_cache()
+    with suppress(Exception):  # a card that is out of order may not even take back what it gave
+        gc.collect()  # what was on the card is still tied up in circles
+        torch.cuda.empty_cache()
     return load("cpu", f"the CPU computes everything, the card is not used: {why}")

@@ -2,13 +2,14 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from gmoe.experts.device import Device
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.measure import seconds_of_rows
+from gmoe.experts.store import ExpertStore
 from gmoe.experts.transfer import State
 from gmoe.experts.upload import BUFFERS
 from gmoe.kernels.ops import Activations
@@ -58,25 +59,42 @@ def measure(
 ) -> DeviceCosts:
     """Copies a few absent experts, a few at a time as a layer does, and computes a few on the CPU.
 
-    The store has slots, and keeps what was copied; `disk` is what it takes to read an expert.
+    The store has slots, and keeps what was copied; `disk` is what it takes to read an expert, and is not measured.
+    Where no copy comes through, that is the error.
     """
     ids = [ExpertId(layer, expert) for layer in store.layout.layers for expert in range(store.layout.n_expert)]
     some = random.Random(0).sample(ids, len(ids))
-    absent = [id for id in some if not store.resident(id)][:SAMPLE]
-    copies = []
+    absent = _near(store.below, [id for id in some if not store.resident(id)])
+    copies: list[float] = []
+    failed: OSError | None = None
     for at in range(0, len(absent), BUFFERS):
         began = clock()
-        begun = [store.fetch(id, ()) for id in absent[at : at + BUFFERS]]
+        begun = [store.fetch(id, ()) for id in absent[at : at + BUFFERS] if not store.resident(id)]
         flying = [ticket for ticket in begun if ticket is not None and not ticket.final]
         while flying:
             arrived = store.wait(flying)
             flying = [ticket for ticket in flying if ticket not in arrived]
         store.device.synchronize()
         copied = sum(ticket is not None and ticket.state is State.DONE for ticket in begun)
-        copies += [(clock() - began) / copied] * bool(copied)
+        if copied:
+            copies.append((clock() - began) / copied)
+        failed = next((ticket.error for ticket in begun if ticket is not None and ticket.error), failed)
+    if not copies:
+        raise failed or OSError("no expert could be copied to the device")
     below = store.below
     layer = absent[-1].layer  # of it one at least is in the tier below
     here = [e for e in range(store.layout.n_expert) if below.resident(ExpertId(layer, e))][:SAMPLE]
     one = seconds_of_rows(below.table(layer), here, 1, activations, seconds / 2, clock)
     many = seconds_of_rows(below.table(layer), here, ROWS, activations, seconds / 2, clock)
     return DeviceCosts(median(copies), one, max(0.0, (many - one) / (ROWS - 1)), disk)
+
+
+def _near(below: ExpertStore, ids: Sequence[ExpertId]) -> Sequence[ExpertId]:
+    """Some of these experts, brought into host memory, so that only their way to the device is measured."""
+    if below.whole:
+        return ids[:SAMPLE]
+    for id in ids[: min(SAMPLE, below.slots)]:
+        ticket = None if below.resident(id) else below.fetch(id, ())
+        if ticket is not None:
+            below.wait([ticket])
+    return [id for id in ids if below.resident(id)][:SAMPLE] or ids[:SAMPLE]

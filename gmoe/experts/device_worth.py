@@ -141,7 +141,10 @@ class Worth:
 
     def begin(self) -> bytes:
         """A request comes: the way in which it will be computed, by name."""
-        self.decide()
+        try:
+            self.decide()
+        except Exception as error:  # an answer does not fail for a measurement
+            logging.getLogger("gmoe").warning(f"whether copies pay could not be measured: {error}")
         name = f"{self.way.tokens} {self.way.prompts}".encode()
         self._named[name] = self.way
         return name

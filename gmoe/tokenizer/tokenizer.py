@@ -108,7 +108,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
-        """From a GGUF file, which needs no tensors."""
+        """From a GGUF file, which needs no tensors; mapped while it is used: it must not be cut off."""
         with GGUFFile.open(path) as file:
             return cls(file.metadata, str(path))
 

@@ -2,13 +2,14 @@
 #include <immintrin.h>
 
 #include "block.h"
+#include "features.h"
 
 namespace gmoe {
 namespace {
 
 #include "level256.h"
 
-bool here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"); }
+bool here() { return __builtin_cpu_supports("avx2") && has_f16c() && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "block.h"
+#include "features.h"
 
 #define AVX512_LEVEL  // the loops have registers of 64 bytes
 
@@ -36,7 +37,7 @@ bool here() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg") &&
          __builtin_cpu_supports("gfni") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+         has_f16c();
 }
 
 }  // namespace

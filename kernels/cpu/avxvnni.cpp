@@ -1,8 +1,8 @@
 // The level of CPUs with AVX2 and VNNI, without AVX-512 (Alder Lake and later).
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include "block.h"
+#include "features.h"
 
 namespace gmoe {
 namespace {
@@ -13,9 +13,8 @@ bool here() {
 #if defined(__AVX512VNNI__)  // so built to be checked on CPUs that have the operation in AVX-512's form only
   return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
 #else
-  unsigned a, b, c, d;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma") &&
-         __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 4);
+  return __builtin_cpu_supports("avx2") && has_f16c() && __builtin_cpu_supports("fma") &&
+         has_avxvnni();
 #endif
 }
 

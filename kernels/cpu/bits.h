@@ -40,7 +40,7 @@ inline uint32_t bits_of(float x) {
 }
 
 inline float half(uint16_t h) {
-#if defined(__F16C__)
+#if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
   return _cvtsh_ss(h);
 #elif defined(__aarch64__)
   __fp16 x;

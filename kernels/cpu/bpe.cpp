@@ -9,6 +9,7 @@ namespace gmoe {
 namespace {
 
 std::vector<std::string_view> unpacked(PackedStrings s) {
+  if (s.count > s.bytes / 8) throw std::invalid_argument("strings do not fit into their bytes");
   std::vector<int64_t> places(s.count + 1);
   if (!find_places(s, places.data())) throw std::invalid_argument("strings do not fit into their bytes");
   std::vector<std::string_view> all(s.count);

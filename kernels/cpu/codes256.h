@@ -116,6 +116,15 @@ struct Block<TQ2_0> : Lying {
   }
 };
 
+// Bit i % 8 of byte i / 8 of four bytes -> byte i is 255 or 0.
+inline __m256i mask_of_bits(const void* four) {
+  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
+                                          3, 3, 3, 3, 3);
+  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(four)), spread);
+  return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
+}
+
 // 32 codes of a block of 32.
 template <class F>
 inline __m256i codes_of(const uint8_t* s) {
@@ -123,10 +132,7 @@ inline __m256i codes_of(const uint8_t* s) {
   else if constexpr (__is_same(F, Q4_1)) return nibbles_of(s + 4);
   else if constexpr (__is_same(F, Q5_0) || __is_same(F, Q5_1)) {
     constexpr int at = F::lows ? 4 : 2;
-    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-    __m256i high = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(s + at)), spread);
-    high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit), byte32(16));
+    const __m256i high = _mm256_and_si256(mask_of_bits(s + at), byte32(16));
     return _mm256_or_si256(nibbles_of(s + at + 4), high);
   } else if constexpr (__is_same(F, Q8_0)) return loaded(s + 2);
   else if constexpr (__is_same(F, IQ4_NL)) return signed_values(iq4_values, nibbles_of(s + 2));

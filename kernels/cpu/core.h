@@ -1,6 +1,6 @@
-// The loops of levels without in-register kernels: exact integer sums, then floats in one fixed order, so that a token's
-// bits depend neither on the tokens beside it nor on threads nor on the instruction set. Each level states before this
-// file: scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of low * y; and
+// The loops of the portable level, and the order of sums that all levels keep to: exact integer sums, then floats in one
+// fixed order, so that a token's bits depend neither on the tokens beside it nor on threads nor on the instruction set.
+// `groups.h` has scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of low * y; and
 // sums_of_32<BIAS>(q, a, to): the 8 sums of (q - BIAS) * y of 32 each.
 //
 // The order, everywhere. Wide types, a block: value = d * sum, then value = value - m * low, fused; acc = acc + dy * value,

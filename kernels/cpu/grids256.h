@@ -1,15 +1,6 @@
 // Blocks of the grid types as registers of 32 codes. A point is loaded by its index; its signs go to what it is multiplied
 // with (`products`), or to the point where a code is wanted (`q`).
 
-// Bit i % 8 of byte i / 8 of four bytes -> byte i is 255 or 0.
-inline __m256i mask_of_bits(const void* four) {
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
-                                          3, 3, 3, 3, 3);
-  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-  __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(four)), spread);
-  return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
-}
-
 // Seven signs a byte, and the eighth that makes their number even.
 inline __m256i even_signs(__m256i seven) {
   const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0,

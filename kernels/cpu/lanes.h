@@ -1,6 +1,6 @@
 // Sixteen floats, and what a step does with them: the same bits at every level. Fused multiply-adds are explicit.
 
-#if defined(__AVX512F__)
+#if defined(AVX512_LEVEL)
 struct Lanes {
   __m512 v;
 };
@@ -28,7 +28,7 @@ inline Lanes bytes(const int8_t* p) {
 }
 constexpr int rows_at_once = 8, columns_at_once = 2;  // as many accumulators as registers hold
 
-#elif defined(__AVX2__)
+#elif defined(AVX256_LEVEL)
 struct Lanes {
   __m256 a, b;
 };
@@ -187,7 +187,7 @@ inline Lanes bytes(const int8_t* p) {
 constexpr int rows_at_once = 1, columns_at_once = 1;
 #endif
 
-#if !defined(__AVX512F__)
+#if !defined(AVX512_LEVEL)
 inline Lanes lanes(const float* p, int n) {
   if (n == 16) return lanes(p);
   float padded[16] = {};
@@ -203,9 +203,9 @@ inline void put(float* p, Lanes x, int n) {
 #endif
 
 // Sixteen become eight, four, two and one: lane i with lane i + half.
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
 inline __m256 fold(Lanes x, bool add) {
-#if defined(__AVX512F__)
+#if defined(AVX512_LEVEL)
   __m256 a = _mm512_castps512_ps256(x.v), b = _mm512_extractf32x8_ps(x.v, 1);
 #else
   __m256 a = x.a, b = x.b;

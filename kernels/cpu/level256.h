@@ -1,4 +1,6 @@
 // What the levels with registers of 32 bytes are made of.
+#define AVX256_LEVEL
+
 #include "bits.h"
 #include "round.h"
 #include "gates.h"

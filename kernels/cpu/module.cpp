@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
-#include <cstdlib>
 #include <string>
 #include <vector>
 

@@ -22,7 +22,7 @@ inline Sixteen numbers(const uint8_t* p) {  // sixteen
     if (__is_same(F, F16)) return {_mm512_cvtph_ps(bits)};
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
-#elif defined(__F16C__)
+#elif defined(AVX256_LEVEL)
   if (F::bytes == 2) {
     const __m128i low = _mm_loadu_si128((const __m128i*)p), high = _mm_loadu_si128((const __m128i*)p + 1);
     if (__is_same(F, F16)) return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};

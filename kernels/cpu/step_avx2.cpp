@@ -5,6 +5,9 @@
 #include <cstring>
 
 #include "step.h"
+#include "features.h"
+
+#define AVX256_LEVEL
 
 namespace gmoe {
 namespace {
@@ -12,7 +15,7 @@ namespace {
 const char* const level_name = "avx2";
 
 bool here() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 #include "step_level.h"

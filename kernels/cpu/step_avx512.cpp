@@ -6,6 +6,8 @@
 
 #include "step.h"
 
+#define AVX512_LEVEL
+
 namespace gmoe {
 namespace {
 

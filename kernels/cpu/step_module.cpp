@@ -74,11 +74,14 @@ class Linears {
 void bind_step(nb::module_& m) {
   m.def("step_levels", [] {
     std::vector<std::string> names;
-    for (const char* name : {"portable", "avx2", "avx512", "neon"}) try {
+    for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
+      if (!usable(name)) continue;
+      try {
         step_named(name);
-        if (usable(name)) names.push_back(name);
+        names.push_back(name);
       } catch (const std::invalid_argument&) {
       }
+    }
     return names;
   });
   nb::class_<Linears>(m, "Linears")

@@ -1,5 +1,5 @@
-// Every block layout, once: a block of weights as unsigned codes, integer scales and float scales.
-// Included by each level's source inside its own namespace, so that no code is shared between instruction sets.
+// Every block layout in plain C++: a block of weights as unsigned codes, integer scales and float scales. The portable level
+// computes with it; the other levels that include it read blocks in registers of their own and take sizes and biases from it.
 
 // The bit fields of `formats.py`'s Plane, N elements; ORed in, shifted, where they lie above other bits.
 template <int BITS, int RUN, int N, int UP = 0>
