@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +36,7 @@ from gmoe.experts.expert import Hidden, Routing
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
-from gmoe.experts.store import ExpertStore
+from gmoe.experts.store import ExpertStore, kept
 from gmoe.experts.transfer import TransferError
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
@@ -102,10 +101,7 @@ class TextStream:
 
 
 class LLM:
-    """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said.
-
-    `load` decides what device="auto" is; made from a file directly, it is the CPU.
-    """
+    """A loaded model; use it as a context manager. `notices` holds what was decided for the user and should be said."""
 
     def __init__(
         self,
@@ -154,9 +150,8 @@ class LLM:
         if slow and activations == "q8":
             self.notices.append(f"{', '.join(sorted(slow))} has no compiled kernel: torch multiplies, and is slow")
         if self.model.n_vocab < self.tokenizer.n_vocab:
-            weights.refuse(
-                "tokenizer.ggml.tokens", f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
-            )
+            many = f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
+            weights.refuse("tokenizer.ggml.tokens", many)
         self.context = options.context or self._context_that_fits(budget)
         n_blocks = options.max_sequences * -(-self.context // BLOCK_SIZE)
         block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
@@ -165,7 +160,7 @@ class LLM:
         self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
-        try:
+        with kept(self.store):
             self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
             with speaks(device, "taking the KV cache"):
                 engine = Engine(
@@ -183,10 +178,6 @@ class LLM:
             engine.runner.observers.append(self.steps)
             if device is not None and device.compiles:
                 prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
-        except BaseException:  # readers and what they have open would outlive a model that never was
-            with suppress(Exception):
-                self.store.close()
-            raise
         self._loop = EngineLoop(engine)
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 

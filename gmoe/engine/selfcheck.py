@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -39,19 +38,14 @@ def prepare(
     notices: list[str],
     progress: Callable[[str], None],
 ) -> None:
-    """`check` and `rehearse`; what goes wrong is a `DeviceError`, and the store is closed then."""
+    """`check` and `rehearse`; what goes wrong is a `DeviceError`."""
     dispatch = cast(Replay, engine.runner.model).model.dispatch
     assert isinstance(dispatch, DeviceDispatch)
     device = dispatch.device
-    try:
-        with kernels_work(device):
-            progress(f"checking kernels for {device.name}")
-            check(engine, weights, layout, kv_type)
-            rehearse(engine, device, notices, progress)
-    except BaseException:
-        with suppress(Exception):  # what went wrong first is what counts
-            dispatch.store.close()
-        raise
+    with kernels_work(device):
+        progress(f"checking kernels for {device.name}")
+        check(engine, weights, layout, kv_type)
+        rehearse(engine, device, notices, progress)
 
 
 def check(engine: Engine, weights: Weights, layout: ExpertLayout, kv_type: KvType) -> None:

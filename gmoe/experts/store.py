@@ -5,7 +5,8 @@ Either all experts are used straight from the map of the file, or they come and 
 
 import ctypes
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -322,3 +323,14 @@ def _slotted(table: ExpertTable, arena: Arena) -> ExpertTable:
         return replace(matrix, address=address, owner=arena, data=data)
 
     return ExpertTable(None if table.gate is None else empty(table.gate), empty(table.up), empty(table.down))
+
+
+@contextmanager
+def kept(store: ExpertStore) -> Iterator[None]:
+    """Where what is done inside fails, the store is closed: its readers would outlive a model that never was."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what went wrong first is what counts
+            store.close()
+        raise
