@@ -111,7 +111,7 @@ def requests(llm: gmoe.LLM) -> None:
                 pass
 
 
-@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "deepseek2", "llama4"])
+@pytest.mark.parametrize("architecture", ["gpt-oss", "deepseek2", "llama4"])  # qwen3moe: below
 def test_no_request_compiles(architecture: str, tmp_path: Path, compiling: FakeDevice, compiled: Compiled) -> None:
     with load(write_model(tmp_path / "m.gguf", architecture)) as llm:
         before = set(compiled.variants)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ SHAPE = Shape(layer=2, expert=16, used=4, embd=64, ff_exp=64)
 ONE, MORE = 1e-3, 1e-4  # seconds of the CPU for an expert's row, and for each row more
 GREEDY = gmoe.SamplingParams(max_tokens=6, temperature=0)
 BUDGETS = ("one", "half", "all but one")
-LINKS = (0.1, 1.3, 5.0, 30.0)  # copies of an expert, in the CPU's time for one
+LINKS = (1.3, 5.0)  # copies of an expert, in the CPU's time for one
 
 
 class Clock:
@@ -123,10 +124,9 @@ def test_never_slower_than_the_cpu_alone(load: Any, clock: Clock) -> None:
         alone = seconds(llm, clock)
         assert llm.cache.worth.way == COMPUTE and llm.stats["gpu"]["misses"] == 0
     found = {}
-    for times in LINKS:
-        for capacity in BUDGETS:
-            with load(times, capacity) as llm:
-                found[times, capacity] = seconds(llm, clock)
+    for times, capacity in [(0.1, "one"), *product(LINKS, BUDGETS), (30.0, "all but one")]:
+        with load(times, capacity) as llm:
+            found[times, capacity] = seconds(llm, clock)
     slower = {where: taken / alone for where, taken in found.items() if taken > 1.01 * alone}
     assert not slower
     assert found[0.1, "one"] < 0.2 * alone and found[1.3, "half"] < 0.9 * alone, found
