@@ -48,25 +48,25 @@ struct Block<Q3_K> : Lying {
     return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, k % 4 * 2), byte32(3)), _mm256_and_si256(high, byte32(4)));
   }
 };
-template <>
-struct Block<Q4_K> : Lying {
+struct SixBits : Lying {  // d, m and eight pairs of six bits before the codes
   using Lying::Lying;
   static constexpr bool eight = true;
   Scales scales() const { return six_bits(s + 4); }
   float d() const { return half(s); }
   float m() const { return half(s + 2); }
+};
+
+template <>
+struct Block<Q4_K> : SixBits {
+  using SixBits::SixBits;
   __m256i q(int k) const {
     __m256i x = loaded(s + 16 + k / 2 * 32);
     return k % 2 ? highs4(x) : lows4(x);
   }
 };
 template <>
-struct Block<Q5_K> : Lying {
-  using Lying::Lying;
-  static constexpr bool eight = true;
-  Scales scales() const { return six_bits(s + 4); }
-  float d() const { return half(s); }
-  float m() const { return half(s + 2); }
+struct Block<Q5_K> : SixBits {
+  using SixBits::SixBits;
   __m256i q(int k) const {
     __m256i x = loaded(s + 48 + k / 2 * 32), high = loaded(s + 16);
     high = k < 4 ? _mm256_slli_epi16(high, k < 4 ? 4 - k : 0) : _mm256_srli_epi16(high, k < 4 ? 0 : k - 4);
