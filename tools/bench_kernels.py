@@ -1,7 +1,9 @@
 """Speed of the CPU kernels: bytes a second for one token beside a pure read, GFLOP/s for many, and the experts' call.
 
 `python -m tools.bench_kernels --formats Q4_K,Q6_K --threads 1,2`. Where a ggml shared library is named (`--ggml
-DIRECTORY`, the `lib` folder of llama-cpp-python), its product of the same shape is timed in turn with ours.
+DIRECTORY`, the `lib` folder of llama-cpp-python), its product of the same shape is timed in turn with ours. With
+`--levels avx512,avx2` it is the arithmetic that is timed: one thread, weights that stay in the second-level cache, the
+levels in turn.
 """
 
 import ctypes
@@ -17,10 +19,14 @@ import torch
 from gmoe.kernels import cpu_ops
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import ExpertMatrix, ExpertTable
+from gmoe.kernels.record import Recorder
 
 ROWS, COLS = 8192, 4096
 EXPERTS, CHOSEN, WIDTH, HIDDEN = 64, 8, 2048, 768
 ROTATED = 200 << 20  # bytes of weights in turn, so that no cache holds them
+CACHED = 320 << 10  # bytes of weights that stay in a cache of the second level
+CACHED_COLS, TILE = 2048, 16 * 256  # their columns, and the weights that are unpacked at once
+ROUNDS = 50  # of these
 FIRST = ["Q4_K", "Q6_K", "Q8_0", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "Q5_K", "Q2_K", "Q3_K", "IQ4_NL"]
 
 
@@ -42,15 +48,17 @@ def blocks(form: QuantFormat, nbytes: int) -> np.ndarray:
     return np.resize(data.reshape(-1), nbytes)
 
 
-def medians(calls: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each call, taken in turn."""
+def medians(
+    calls: list[Callable[[], object]], rounds: int, of: Callable[[list[float]], float] = statistics.median
+) -> list[float]:
+    """Median seconds of each call, taken in turn; or another one `of` them."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, kept in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
             kept.append(time.perf_counter() - start)
-    return [statistics.median(kept) for kept in times]
+    return [of(kept) for kept in times]
 
 
 class Ggml:
@@ -174,18 +182,63 @@ def bench_experts(form: QuantFormat, tokens: int, threads: int, level: str | Non
     return ours, reading, nbytes
 
 
+def bench_cached(form: QuantFormat, levels: list[str], rounds: int) -> list[list[float]]:
+    """Of each level, by one thread and without Python between the calls, at best: GB/s of weights at one token,
+    GFLOP/s of 64, ns that a tile of 16 rows x 256 takes for one more token, and ns that it takes before (unpacking)."""
+    row_bytes = form.row_bytes(CACHED_COLS)
+    rows = max(1, CACHED // row_bytes // 16) * 16
+    w = QuantTensor(blocks(form, rows * row_bytes).reshape(rows, row_bytes), form, (rows, CACHED_COLS))
+    repeats = {1: 20, 16: 4, 64: 2}  # by the number of tokens
+
+    def recorded(level: str, tokens: int) -> Callable[[], object]:
+        x = torch.randn(tokens, CACHED_COLS)
+        with Recorder() as tape:
+            for _ in range(repeats[tokens]):
+                cpu_ops.matmul(x, w, threads=1, level=level)
+        return lambda: tape.run() if len(x) else None  # x must stay
+
+    calls = [recorded(level, tokens) for level in levels for tokens in repeats]
+    medians(calls, 2)
+    taken = [t / n for t, n in zip(medians(calls, rounds, min), [*repeats.values()] * len(levels), strict=True)]
+    tiles, found = rows * CACHED_COLS / TILE, []
+    for one, some, many in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+        token = (many - some) / 48
+        speed, flops = rows * row_bytes / one, 2 * rows * CACHED_COLS * 64 / many
+        found.append([speed / 1e9, flops / 1e9, token / tiles * 1e9, (some - 16 * token) / tiles * 1e9])
+    return found
+
+
+def print_cached(names: list[str], levels: list[str]) -> None:
+    """The table of `--levels`."""
+    sizes = f"{CACHED >> 10} KB of weights in {CACHED_COLS} columns"
+    print(f"One thread, {sizes}; {' / '.join(levels)}; the best of {ROUNDS} rounds.\n")
+    print("| type | one token, GB/s | 64 tokens, GFLOP/s | a token of a tile, ns | unpacking it, ns |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in names:
+        found = list(zip(*bench_cached(FORMATS[name], levels, ROUNDS), strict=True))
+        cells = [" / ".join(f"{n:.{d}f}" for n in column) for column, d in zip(found, (1, 0, 1, 0), strict=True)]
+        if FORMATS[name].block_size == 1:
+            cells[2:] = "", ""  # plain numbers are not unpacked
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 @click.command()
 @click.option("--formats", default=",".join(FIRST), help="comma-separated, or 'all'")
 @click.option("--threads", default="1,2")
 @click.option("--tokens", default="1,8,32,64,512")
 @click.option("--level", default=None, help="a kernel level; default: the best here")
+@click.option("--levels", default=None, help="comma-separated, or 'all': these in turn, weights in the cache")
 @click.option(
     "--ggml", type=click.Path(exists=True, path_type=Path), help="folder with libggml-base.so, libggml-cpu.so"
 )
 @click.option("--experts/--no-experts", default=True)
-def main(formats: str, threads: str, tokens: str, level: str | None, ggml: Path | None, experts: bool) -> None:
+def main(
+    formats: str, threads: str, tokens: str, level: str | None, levels: str | None, ggml: Path | None, experts: bool
+) -> None:
     """Print a Markdown table: one row a format, "a/b" for the numbers of threads; ggml's figure behind a bar."""
     names = [n for n in FORMATS if cpu_ops.supported(n)] if formats == "all" else formats.split(",")
+    if levels:
+        return print_cached(names, cpu_ops.levels() if levels == "all" else levels.split(","))
     counts, sizes = [int(n) for n in threads.split(",")], [int(n) for n in tokens.split(",")]
     peer = None if ggml is None else Ggml(ggml)
     heads = ["GB/s (of read)" if n == 1 else f"GFLOP/s M={n}" for n in sizes]
