@@ -57,14 +57,19 @@ def memory_beside(path: Path) -> int:
     """Bytes of the process's peak that are not pages of this file; 0 where the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
-        maps = Path("/proc/self/smaps").read_text().splitlines()
+        mapped = resident(path)
     except OSError:
         return 0
     peak = next(int(row.split()[1]) for row in status.splitlines() if row.startswith("VmHWM"))
+    return peak * 1024 - mapped
+
+
+def resident(path: Path) -> int:
+    """Bytes of this file's pages that the process has mapped; raises OSError where the system does not say."""
     mapped, ours = 0, False
-    for row in maps:
+    for row in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in row.split(" ", 1)[0]:
             ours = row.endswith(str(path.resolve()))
         elif ours and row.startswith("Rss:"):
             mapped += int(row.split()[1])
-    return (peak - mapped) * 1024
+    return mapped * 1024
