@@ -155,6 +155,14 @@ def test_quantized_experts_equal_the_plain_kernel(formats: tuple[str, str, str])
     assert (got[0] - want).abs().max() < 1e-5 * want.abs().max()
 
 
+@pytest.mark.parametrize(("tokens", "parts"), [(1, 2), (20, 1)])
+def test_products_tile_after_tile_give_the_same_bits(tokens: int, parts: int) -> None:
+    w = weights("Q8_0", 72, 288, seed=1)
+    x = torch.randn(tokens, 288, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    want, *others = (matmul(x, w, how=Launch(16, parts, 4, 1, persistent)) for persistent in (0, 1, 4))
+    assert len(want.unique()) > 50 * tokens and all(torch.equal(got, want) for got in others)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 20])
 @pytest.mark.parametrize("activation", ["reglu", "relu2"])
 def test_one_program_after_another_gives_the_same_bits(activation: str, tokens: int) -> None:

@@ -171,7 +171,7 @@ def test_all_that_is_tried_is_told_and_kept(small: None, tmp_path: Path, monkeyp
     path = tmp_path / tuned.FILE
     lines = list(gpu_tune.tuning(Clock(600), path, "card A", ("Q8_0",)))
     kept = json.loads(path.read_text())["cards"]["card A"]["choices"]
-    assert len(kept) == len(lines) - 1 == 6
+    assert len(kept) == len(lines) - 1 == 7
     said = (
         "| gate_up Q8_0/Q8_0 1 32 64 | 5000000.0 | 1000000.0 | n 4, parts 1, num_warps 2, num_stages 1, persistent 0 |"
     )

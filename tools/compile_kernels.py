@@ -74,8 +74,13 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
         if m <= linears.FEW
         else 0,
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
-        "matmul": compiled(matmul._matmul, product | {"PARTS": 1}, how, card),
-        "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4}, how, card) if m == 1 else 0,
+        "matmul": compiled(matmul._matmul, product | {"PARTS": 1, "PERSISTENT": False}, how, card),
+        "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4, "PERSISTENT": False}, how, card)
+        if m == 1
+        else 0,
+        "matmul in turn": compiled(matmul._matmul, product | {"PARTS": 1, "PERSISTENT": True}, how, card)
+        if m > 1
+        else 0,
         "gate_up": compiled(experts._gate_up, gate | {"PERSISTENT": False}, how, card),
         "down": compiled(experts._down, down | {"PERSISTENT": False}, how, card),
         "gate_up in turn": compiled(experts._gate_up, gate | {"PERSISTENT": True}, how, card) if m > 1 else 0,

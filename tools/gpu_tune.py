@@ -30,25 +30,29 @@ class Case:
     run: Callable[[Any], Any]
 
 
-def products(name: str, rows: int, cols: int) -> Case:
-    """One token against weights in turn."""
+def products(name: str, rows: int, cols: int, tokens: int) -> Case:
+    """Tokens against weights in turn."""
     import torch
     from gmoe.kernels.triton import tuned
-    from gmoe.kernels.triton.matmul import Launch, launch, matmul, row, shared_memory
+    from gmoe.kernels.triton.matmul import Launch, launch, matmul, row, shared_memory, tile
 
     one = gpu_kernels.random_weights(name, rows, cols)
     turns = max(1, gpu_kernels.ROTATED // one.data.nbytes)
     weights = [gpu_kernels.random_weights(name, rows, cols) for _ in range(turns)]
-    x = torch.randn(1, cols, device=gpu_kernels.CARD)
+    x, m = torch.randn(tokens, cols, device=gpu_kernels.CARD), tile(tokens)
     draw = random.Random(0)
-    others = [
-        Launch(n, parts, warps, 1) for n, parts, warps in ((8, 2, 4), (8, 4, 4), (4, 1, 4), (16, 1, 4), (4, 1, 2))
-    ]
-    others += [Launch(8, 1, 8, 1), Launch(4, 2, 2, 1), Launch(16, 4, 4, 1)]
-    shipped = launch(1, shared_memory(x.device), row(name))
-    return Case(
-        tuned.key("matmul", name, 1, rows, cols), shipped, others, lambda how: matmul(x, draw.choice(weights), how=how)
-    )
+    shipped = launch(m, shared_memory(x.device), row(name))
+    if m == 1:
+        sizes = ((8, 2, 4), (8, 4, 4), (4, 1, 4), (16, 1, 4), (4, 1, 2), (8, 1, 8), (4, 2, 2), (16, 4, 4))
+        others = [Launch(n, parts, warps, 1) for n, parts, warps in sizes]
+    else:
+        others = [shipped._replace(n=n, num_warps=warps) for n, warps in ((32, 4), (64, 8))]
+        others += [shipped._replace(persistent=n) for n in (1, 2)]
+
+    def run(how: Any) -> Any:
+        return matmul(x, draw.choice(weights), exact=False, how=how)
+
+    return Case(tuned.key("matmul", name, m, rows, cols), shipped, others, run)
 
 
 def experts(name: str, tokens: int) -> Iterator[Case]:
@@ -101,8 +105,9 @@ def cases(formats: tuple[str, ...]) -> Iterator[Callable[[], list[Case]]]:
             for cache in gpu_kernels.CACHES:
                 yield lambda heads=heads, cache=cache: [attending(heads, cache)]
         yield lambda name=name: list(experts(name, gpu_kernels.TOKENS))
-        for rows, cols in gpu_kernels.SHAPES:
-            yield lambda name=name, rows=rows, cols=cols: [products(name, rows, cols)]
+        for tokens in (1, gpu_kernels.TOKENS):
+            for rows, cols in gpu_kernels.SHAPES:
+                yield lambda name=name, rows=rows, cols=cols, n=tokens: [products(name, rows, cols, n)]
 
 
 def tuning(clock: Clock, path: Path, card: str, formats: tuple[str, ...] = FORMATS) -> Iterator[str]:

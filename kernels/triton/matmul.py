@@ -21,7 +21,7 @@ FUSED = {"enable_fp_fusion": True}  # a product and a sum may round once
 class Launch(NamedTuple):
     """What a program takes: rows of W, and of their sum over K one of so many parts; and how it runs.
 
-    `persistent`, of the experts' kernels alone: 0, a program a tile; else so many programs a processor, in turn.
+    `persistent`: 0, a program a tile; else so many programs a processor of the card, each of them tile after tile.
     """
 
     n: int
@@ -59,25 +59,46 @@ def multiply(
     return total
 
 
-@triton.jit(do_not_specialize=["T"])
-def _matmul(
-    x, w, y, T, OUT, row_bytes, table, signs,
+@triton.jit
+def _tile(
+    tile, block, part, x, w, y, T, OUT, row_bytes, table, signs,
     K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(1) * M + tl.arange(0, M)
-    n = tl.program_id(0) * N + tl.arange(0, N)
+    t = block * M + tl.arange(0, M)
+    n = tile * N + tl.arange(0, N)
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
     xs, place = t.to(tl.int64) * K, t[:, None].to(tl.int64) * OUT + n[None, :]
     if PARTS == 1:
         total = multiply(x, rows, table, signs, xs, t < T, 0, K, K, M, N, ROW, PRECISION)
     else:  # a multiple of 256 for each, the last perhaps less or nothing
         SHARE: tl.constexpr = (K + PARTS * SPAN - 1) // (PARTS * SPAN) * SPAN
-        first = tl.program_id(2) * SHARE
+        first = part * SHARE
         past = tl.minimum(first + SHARE, K)
         total = multiply(x, rows, table, signs, xs, t < T, first, past, K, M, N, ROW, PRECISION)
-        place += tl.program_id(2).to(tl.int64) * T * OUT
+        place += part.to(tl.int64) * T * OUT
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < OUT)[None, :])
+
+
+@triton.jit(do_not_specialize=["T"])
+def _matmul(
+    x, w, y, T, OUT, row_bytes, table, signs,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
+    PRECISION: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    if PERSISTENT:
+        tiles, blocks = tl.cdiv(OUT, N), tl.cdiv(T, M)
+        for work in range(tl.program_id(0), tiles * blocks * PARTS, tl.num_programs(0)):
+            number = work // tiles
+            _tile(
+                work % tiles, number % blocks, number // blocks, x, w, y, T, OUT, row_bytes, table, signs,
+                K, M, N, PARTS, ROW, PRECISION,
+            )  # fmt: skip
+    else:
+        _tile(
+            tl.program_id(0), tl.program_id(1), tl.program_id(2), x, w, y, T, OUT, row_bytes, table, signs,
+            K, M, N, PARTS, ROW, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["OUT"])
@@ -156,13 +177,19 @@ def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None 
     if tokens:
         m = tile(tokens)
         how = how or chosen(m, w, x.device)
-        grid = (triton.cdiv(out, how.n), triton.cdiv(tokens, m), how.parts)
+        grid = _grid(how, triton.cdiv(out, how.n), triton.cdiv(tokens, m), x.device)
         parts = y if how.parts == 1 else torch.empty(how.parts, tokens, out, dtype=torch.float32, device=x.device)
         lookups = table(form.name, x.device), signs(x.device)
         data, precision = w.data.reshape(out, -1), "ieee" if exact else "tf32"
         given = x, data, parts, tokens, out, data.stride(0), *lookups
-        sizes = {"K": width, "M": m, "N": how.n, "PARTS": how.parts}
+        sizes = {"K": width, "M": m, "N": how.n, "PARTS": how.parts, "PERSISTENT": how.persistent > 0}
         _matmul[grid](*given, **sizes, ROW=form, PRECISION=precision, **how.options)
         if how.parts > 1:
             y = parts.sum(0).to(x.dtype)
     return y
+
+
+def _grid(how: Launch, tiles: int, blocks: int, device: torch.device) -> tuple[int, ...]:
+    if not how.persistent:
+        return tiles, blocks, how.parts
+    return (min(how.persistent * processors(device), tiles * blocks * how.parts),)
