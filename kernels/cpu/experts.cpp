@@ -19,19 +19,20 @@ constexpr int band_rows = 128;            // outputs of all experts that are the
 constexpr int group_rows = 128;           // tokens of an expert that are computed together
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
-// Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side.
+// Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side, and
+// behind each group three that a product may read while others write the next group.
 // Where the rows are x [rows][n] and need neither rounding nor padding, they are read where they lie.
 class Panels {
  public:
-  Panels(const Level& level, Rounding kind, int n, int rows, const float* x = nullptr)
-      : level_(level), kind_(kind), n_(n), rows_(rows),
+  Panels(const Level& level, Rounding kind, int n, int rows, const float* x = nullptr, int groups = 1)
+      : level_(level), kind_(kind), n_(n), rows_(rows), groups_(groups),
         blocks_(kind == Rounding::wide || kind == Rounding::narrow),
         row_bytes_(blocks_ ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
         given_(x && kind == Rounding::none && n % 16 == 0),
         to_(given_ ? reinterpret_cast<char*>(const_cast<float*>(x)) : nullptr) {}
 
-  size_t bytes() const { return given_ ? 0 : bytes(rows_); }
-  size_t bytes(int rows) const { return row_bytes_ * size_t(rows) + 3 * sizeof(Activation); }
+  size_t bytes() const { return given_ ? 0 : start(groups_, rows_); }
+  size_t bytes(int rows) const { return row_bytes_ * size_t(rows) + behind; }  // of one group
   // Takes its bytes from the front of `memory`.
   void take(char*& memory) {
     if (!given_) to_ = memory;
@@ -39,14 +40,14 @@ class Panels {
   }
 
   // Rounds elements [from, from + n) of row i of the group of `count` rows that begins at row `first`.
-  void round(const float* x, int from, int n, int first, int i, int count) const {
+  void round(const float* x, int from, int n, int group, int first, int i, int count) const {
     if (given_) return;
-    char* group = to_ + row_bytes_ * size_t(first);
+    char* to = to_ + start(group, first);
     if (blocks_) {
       size_t stride = sizeof(Activation) * size_t(count);
-      level_.round(x, n, kind_, group + size_t(from) / 256 * stride + size_t(i) * sizeof(Activation), stride);
+      level_.round(x, n, kind_, to + size_t(from) / 256 * stride + size_t(i) * sizeof(Activation), stride);
     } else {
-      level_.round(x, n, kind_, group + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
+      level_.round(x, n, kind_, to + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
     }
   }
   // These rows of a panel that is one group become a group of their own at `to`, which has `bytes` for them.
@@ -59,7 +60,9 @@ class Panels {
       for (int i = 0; i < count; i++, to += sizeof(Activation))
         std::memcpy(to, to_ + sizeof(Activation) * (size_t(b) * rows_ + rows[i]), sizeof(Activation));
   }
-  void fill(Job& job, int first, int count) const { fill(job, to_ + row_bytes_ * size_t(first), count, count); }
+  void fill(Job& job, int group, int first, int count) const {
+    fill(job, given_ ? to_ + row_bytes_ * size_t(first) : to_ + start(group, first), count, count);
+  }
   // One row of a panel that is one group, or the group of `count` rows that was gathered at `x`.
   void fill_row(Job& job, int row) const {
     fill(job, to_ + (blocks_ ? sizeof(Activation) : row_bytes_) * size_t(row), 1, rows_);
@@ -72,9 +75,12 @@ class Panels {
   }
 
  private:
+  static constexpr size_t behind = 3 * sizeof(Activation);
+  size_t start(int group, int first) const { return row_bytes_ * size_t(first) + behind * size_t(group); }
+
   const Level& level_;
   Rounding kind_;
-  int n_, rows_;
+  int n_, rows_, groups_;
   bool blocks_;
   size_t row_bytes_;
   bool given_;
@@ -89,6 +95,7 @@ Memory& panel_memory() {
 
 struct Group {  // an expert and its tokens, or as many of them as the levels take at once
   int expert, first, count;  // rows [first, first + count) of the places sorted by expert
+  int number;                // of the groups in the order of those rows
 };
 
 // The places of the flattened ids [tokens][k] sorted by expert, absent ones left out; those with most tokens first.
@@ -99,7 +106,8 @@ std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& pl
   std::stable_sort(places.begin(), places.end(), [&](int a, int b) { return ids[a] < ids[b]; });
   std::vector<Group> groups;
   for (int i = 0; i < int(places.size()); i++) {
-    if (groups.empty() || groups.back().expert != ids[places[i]] || groups.back().count == group_rows) groups.push_back({ids[places[i]], i, 0});
+    if (groups.empty() || groups.back().expert != ids[places[i]] || groups.back().count == group_rows)
+      groups.push_back({ids[places[i]], i, 0, int(groups.size())});
     groups.back().count++;
   }
   std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.count > b.count; });
@@ -164,7 +172,7 @@ class Pass {
         other_(gate && gate->format->rounding != up.format->rounding),
         up_x_(level, up.format->rounding, up.cols, tokens, x),
         gate_x_(level, other_ ? gate->format->rounding : up.format->rounding, up.cols, other_ ? tokens : 0, x),
-        down_x_(level, down.format->rounding, up.rows, rows()), hidden_(up.rows),
+        down_x_(level, down.format->rounding, up.rows, rows(), nullptr, experts()), hidden_(up.rows),
         step_(rows_a_step(up.rows, experts(), threads)), parts_((hidden_ + step_ - 1) / step_),
         slices_((hidden_ + slice - 1) / slice), unready_(counters(experts(), slices_)),
         left_(counters(experts() * slices_, slice / step_)) {
@@ -208,14 +216,14 @@ class Pass {
       level_.gate(kind_, gate_ ? gates + at : nullptr, ups + at, end - begin);
     }
     if (left_[e * slices_ + s].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    for (int t = 0; t < g.count; t++) down_x_.round(ups + size_t(t) * slice, from, n, g.first, t, g.count);
+    for (int t = 0; t < g.count; t++) down_x_.round(ups + size_t(t) * slice, from, n, g.number, g.first, t, g.count);
     unready_[e].fetch_sub(1, std::memory_order_release);
   }
 
   void down(int e, int begin, int end, float* const* out) const {
     wait_for(unready_[e]);
     Job job{};
-    down_x_.fill(job, groups_[e].first, groups_[e].count);
+    down_x_.fill(job, groups_[e].number, groups_[e].first, groups_[e].count);
     multiply(down_, job, groups_[e], begin, end, out);
   }
 
@@ -262,8 +270,8 @@ class Pass {
     for (int place : places_) wanted[place / k_] = 1;
     parallel(tokens, rows() < 8 ? 1 : threads_, [&](int t) {
       if (!wanted[t]) return;
-      up_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, t, tokens);
-      if (other_) gate_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, t, tokens);
+      up_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, 0, t, tokens);
+      if (other_) gate_x_.round(x + size_t(t) * up_.cols, 0, up_.cols, 0, 0, t, tokens);
     });
   }
 
@@ -311,7 +319,7 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
       if (p) p->take(memory);
     parallel(tokens, tokens < 8 ? 1 : threads, [&](int t) {
       for (const auto& p : panels)
-        if (p) p->round(x + size_t(t) * cols, 0, cols, 0, t, tokens);
+        if (p) p->round(x + size_t(t) * cols, 0, cols, 0, 0, t, tokens);
     });
   }
   parallel(begins.back(), threads, [&](int i) {
@@ -321,7 +329,7 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
     const int begin = (i - begins[p]) * steps[p], end = std::min(m.rows, begin + steps[p]);
     Job job{m.weights, m.row_bytes, cols, begin, end, nullptr, 0, 0, 0, &to[size_t(p) * tokens],
             m.weights + m.row_bytes * size_t(m.rows)};
-    panels[int(m.format->rounding)]->fill(job, 0, tokens);
+    panels[int(m.format->rounding)]->fill(job, 0, 0, tokens);
     m.format->rows(job);
     for (int t = 0; m.bias && t < tokens; t++)
       for (int r = begin; r < end; r++) m.out[size_t(t) * m.rows + r] += m.bias[r];
@@ -332,14 +340,14 @@ void matmul_by_head(const Level& level, const Product* heads, int count, int col
                     ByHead<float> out, int threads) {
   if (threads <= 0) threads = usable_cores();
   const Product& first = heads[0];
-  Panels panels(level, first.format->rounding, cols, count * tokens);
+  Panels panels(level, first.format->rounding, cols, count * tokens, nullptr, count);
   char* memory = panel_memory().of(panels.bytes());
   panels.take(memory);
   std::vector<float*> to;
   for (int h = 0; h < count; h++)
     for (int t = 0; t < tokens; t++) to.push_back(out.at(t, h));
   parallel(count, tokens < 8 ? 1 : threads, [&](int h) {
-    for (int t = 0; t < tokens; t++) panels.round(x.at(t, h), 0, cols, h * tokens, t, tokens);
+    for (int t = 0; t < tokens; t++) panels.round(x.at(t, h), 0, cols, h, h * tokens, t, tokens);
   });
   const int step = rows_a_task(first.rows, first.rows * count, first.row_bytes, tokens, threads);
   const int parts = (first.rows + step - 1) / step;
@@ -348,7 +356,7 @@ void matmul_by_head(const Level& level, const Product* heads, int count, int col
     const Product& m = heads[h];
     Job job{m.weights, m.row_bytes, cols, begin, std::min(m.rows, begin + step), nullptr, 0, 0, 0,
             &to[size_t(h) * tokens], m.weights + m.row_bytes * size_t(m.rows)};
-    panels.fill(job, h * tokens, tokens);
+    panels.fill(job, h, h * tokens, tokens);
     m.format->rows(job);
   });
 }
