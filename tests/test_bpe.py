@@ -1,6 +1,7 @@
 """Byte pairs in C++ against the `tokenizers` library, on vocabularies and pieces drawn at random."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -36,6 +37,31 @@ def test_ids_are_those_of_the_library(whole: bool, spelled: bool) -> None:
         assert ours.encode(pieces) == [id for piece in pieces for id in ours.encode([piece])]
         assert [ours.find(token) for token in tokens] == list(range(len(tokens)))
         assert ours.find("no token") == ours.find("") == -1
+
+
+def seconds(tokens: list[str]) -> float:
+    """The best of three times that a vocabulary takes to load."""
+    data, taken = packed(tokens), []
+    for _ in range(3):
+        began = time.perf_counter()
+        bpe = Bpe(data, packed([]), False, False)
+        taken.append(time.perf_counter() - began)
+        assert bpe.find(tokens[5]) == 5
+    return min(taken)
+
+
+def test_strings_that_are_made_to_collide_load_as_fast_as_others() -> None:
+    """They collide in the hash as it was without a seed: FNV-1a, mixed; in a table of 8192 places, within 128."""
+    letters = np.frombuffer(b"0123456789abcdef", np.uint8)
+    names = letters[np.arange(1 << 19)[:, None] >> np.arange(0, 32, 4) & 15]  # [names, 8]
+    h = np.full(len(names), 0xCBF29CE484222325, np.uint64)
+    for letter in names.T:
+        h = (h ^ letter) * np.uint64(0x100000001B3)
+    h = (h ^ (h >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    place = (h ^ (h >> np.uint64(29))) & np.uint64(8191)
+    built, others = names[place < 128][:5000], names[:5000]
+    assert len(built) == 5000
+    assert seconds([bytes(name).decode() for name in built]) < 20 * seconds([bytes(name).decode() for name in others])
 
 
 def test_the_last_of_equal_tokens_counts() -> None:

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <queue>
+#include <random>
 #include <stdexcept>
 
 namespace gmoe {
@@ -23,9 +24,17 @@ size_t room_for(size_t count) {
   return size;
 }
 
-uint64_t mixed(uint64_t x) {
+// Of each table another one: a file cannot choose strings that meet in one place.
+uint64_t drawn_seed() {
+  std::random_device source;
+  return uint64_t(source()) << 32 | source();
+}
+
+uint64_t mixed(uint64_t x, uint64_t seed) {
+  x ^= seed;
   x = (x ^ (x >> 32)) * 0x9e3779b97f4a7c15u;
-  return x ^ (x >> 29);
+  x = (x ^ (x >> 29)) * 0xd6e8feb86659fd93u;
+  return x ^ (x >> 32);
 }
 
 uint64_t hashed(std::string_view text, uint64_t h) {
@@ -56,7 +65,7 @@ bool find_places(PackedStrings s, int64_t* places) {
 }
 
 Bpe::Bpe(PackedStrings tokens, PackedStrings merges, bool whole, bool bytes)
-    : whole_(whole), bytes_(bytes), tokens_(unpacked(tokens)), places_(room_for(tokens.count), none) {
+    : seed_(drawn_seed()), whole_(whole), bytes_(bytes), tokens_(unpacked(tokens)), places_(room_for(tokens.count), none) {
   for (size_t id = 0; id < tokens_.size(); id++)
     if (!tokens_[id].empty()) places_[place(tokens_[id], {})] = uint32_t(id);
   for (int b = 0; b < 256; b++) {
@@ -79,7 +88,7 @@ Bpe::Bpe(PackedStrings tokens, PackedStrings merges, bool whole, bool bytes)
 
 size_t Bpe::place(std::string_view first, std::string_view second) const {
   const size_t size = first.size() + second.size(), last = places_.size() - 1;
-  size_t at = mixed(hashed(second, hashed(first, 0xcbf29ce484222325u))) & last;
+  size_t at = mixed(hashed(second, hashed(first, seed_)), seed_) & last;
   for (; places_[at] != none; at = (at + 1) & last) {
     const std::string_view text = tokens_[places_[at]];
     if (text.size() == size && text.substr(0, first.size()) == first && text.substr(first.size()) == second) break;
@@ -95,7 +104,7 @@ int64_t Bpe::find(std::string_view first, std::string_view second) const {
 
 Bpe::Merge& Bpe::merge(uint32_t left, uint32_t right) {
   const size_t last = merges_.size() - 1;
-  size_t at = mixed(uint64_t(left) << 32 | right) & last;
+  size_t at = mixed(uint64_t(left) << 32 | right, seed_) & last;
   while (merges_[at].rank != none && (merges_[at].left != left || merges_[at].right != right)) at = (at + 1) & last;
   return merges_[at];
 }

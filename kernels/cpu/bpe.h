@@ -25,8 +25,9 @@ class Bpe {
   // The id of a token, the last of equals; -1 where there is none.
   int64_t find(std::string_view text) const { return find(text, {}); }
 
-  // Appends the ids of a piece of UTF-8: pairs of lowest rank are merged first, the leftmost of equals. A character that
-  // is no token becomes its bytes' tokens, if `bytes`, or nothing; a piece that is a token stays `whole`, if that is set.
+  // Appends the ids of a piece of UTF-8: pairs of lowest rank are merged first, the leftmost of equals. A character
+  // that is no token becomes its bytes' tokens, if `bytes`, or nothing; a piece that is a token stays `whole`, if that
+  // is set.
   void encode(std::string_view piece, std::vector<uint32_t>& ids) const;
 
  private:
@@ -46,6 +47,7 @@ class Bpe {
   const Merge* merge(uint32_t left, uint32_t right) const;
   void merge_all(std::vector<Symbol>& word) const;
 
+  uint64_t seed_;  // of both tables' hashes
   bool whole_, bytes_;
   std::vector<std::string_view> tokens_;
   std::vector<uint32_t> places_;  // ids by hash, none where free; a power of two
