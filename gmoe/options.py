@@ -18,6 +18,7 @@ QUALITIES = ("exact", "high", "balanced", "fast")
 ACTIVATIONS = ("q8", "float")
 POLICY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+MOST_THREADS = 512  # many more and the system has none left for the rest of the process
 MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)")
 
 
@@ -52,6 +53,8 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         for name, low in (("threads", 0), ("context", 0), ("max_sequences", 1)):
             _require_int(name, getattr(self, name), low)
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; it must be at most {MOST_THREADS}")
         if self.seed is not None:
             _require_int("seed", self.seed, None)
         strings = ("device", "host_memory", "gpu_memory", "reader", "kv_type", "activations", "admission")

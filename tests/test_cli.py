@@ -319,6 +319,7 @@ def test_memory_that_means_nothing_is_refused(text: str) -> None:
         ("device", "tpu"),
         ("threads", -1),
         ("threads", 1.5),
+        ("threads", 100_000),
         ("context", True),
         ("max_sequences", 0),
         ("kv_type", "q4_0"),
