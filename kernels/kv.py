@@ -1,5 +1,6 @@
 """One layer of the KV cache as the kernels see it, and how it is written and read in plain torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,8 +71,15 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
     """Zeros that take no memory on the CPU before they are written."""
     if device is not None and torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    count = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
+    count = math.prod(shape) * dtype.itemsize
+    try:
+        return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
+    except (MemoryError, ValueError):  # numpy's, whose words are not for those who chose a context
+        gib = count / (1 << 30)
+        raise MemoryError(
+            f"{shape[0] * BLOCK} tokens of KV cache do not fit into memory: a layer's would take {gib:.0f} GiB; "
+            "a smaller context or fewer sequences would help"
+        ) from None
 
 
 def _to_q8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from gmoe.experts.budget import Budget, TooSmall
 from gmoe.experts.memory import Limit, available, limits
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.kernels.kv import BLOCK, KvLayer, KvShape
 from tests.factory import write_model
 
 MEMINFO = "MemTotal:       16000 kB\nMemFree: 10 kB\nMemAvailable:   8000 kB\n"
@@ -124,3 +125,9 @@ def test_a_chunk_takes_no_more_than_half_of_the_slots(layout: ExpertLayout) -> N
         assert budget(kept + (free << 20)).chunk(0) == chunk
     assert budget(kept).lent(8) == 0 and budget(kept).lent(16) == 8 << 20
     assert budget(kept, asked=1 << 20).lent(512) == 0
+
+
+@pytest.mark.parametrize("n_blocks", [1 << 45, 1 << 60])
+def test_a_context_that_does_not_fit_is_said_in_tokens(n_blocks: int) -> None:
+    with pytest.raises(MemoryError, match=f"^{n_blocks * BLOCK} tokens of KV cache .* a smaller context"):
+        KvLayer(KvShape(2, 8, 8), n_blocks, "f16")
