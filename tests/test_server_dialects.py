@@ -168,6 +168,11 @@ def test_prompts_that_are_not_supported_are_refused() -> None:
         openai_text.parse_completion({"model": "m", "prompt": ["a", "b"]})
     with pytest.raises(Refused, match="text and token ids in one prompt"):
         llama.parse_completion({"prompt": ["a", 1]}, "m")
+    with pytest.raises(Refused, match="more than one prompt"):
+        llama.parse_completion({"prompt": ["a", "b"]}, "m")
+    assert llama.parse_completion({"prompt": ["a"]}, "m").prompt == "a"
+    with pytest.raises(Refused, match="there are no tools"):
+        openai.parse_chat(SAID | {"tool_choice": "required"})
     with pytest.raises(Refused, match="tool_choice: there is no tool 'f'"):
         openai.parse_chat(SAID | {"tool_choice": {"type": "function", "function": {"name": "f"}}})
 
@@ -196,6 +201,10 @@ def test_llama_servers_routes(live: Live) -> None:
     lines = post("/completion", json={"prompt": "hello", "n_predict": 3, "stream": True}).text.split("\n\n")[:-1]
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert [chunk["stop"] for chunk in chunks] == [False] * 3 + [True]
+    for path, body in (("/completion", {"n_predict": 0}), ("/v1/completions", {"model": "tiny", "max_tokens": 0})):
+        answer = post(path, json={"prompt": "hello"} | body).json()  # the prompt is computed, and nothing is said
+        assert answer["timings"]["predicted_n"] == 0 and answer["timings"]["prompt_n"] > 0
+        assert answer.get("content", "") == "" and answer.get("choices", [{"text": ""}])[0]["text"] == ""
     props = live.http.get("/props").json()
     assert props["total_slots"] == 4 and "im_start" in props["chat_template"]
     assert len(live.http.get("/slots").json()) == 4

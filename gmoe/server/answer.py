@@ -68,11 +68,14 @@ class Answer:
             given = parser.push(event.text) + (parser.close() if reason else [])
             piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
             called = called or bool(piece.tool_calls)
-            yield piece
+            if not ask.mute:
+                yield piece
         if reason is None:
             if self._cancelled:
                 return
             raise RuntimeError("the model was closed")
+        if ask.mute:
+            ids, reason, called = [], "length", False
         usage = Usage(
             prompt_tokens=len(prompt.ids),
             cached_tokens=stream.n_reused,
@@ -108,6 +111,8 @@ class Answer:
         sampling |= ask.sampling
         if prompt.room < (sampling.get("max_tokens") or prompt.room + 1):
             sampling["max_tokens"] = prompt.room
+        if ask.mute:
+            sampling["max_tokens"] = 1
         sampling["stop"] = tuple(sampling.get("stop") or ())
         if forced:
             sampling["json_schema"] = call_schema(ask.tools)

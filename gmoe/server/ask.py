@@ -40,6 +40,7 @@ class Ask:
     special_tokens: bool = True  # control tokens are found in the prompt's text, and bos is added
     echo: bool = False
     ignore_end: bool = False
+    mute: bool = False  # the prompt is computed, and nothing is said
     num_ctx: int | None = None
     num_thread: int | None = None
     num_keep: int = 4

@@ -98,7 +98,7 @@ def parse_completion(body: Any, model: str) -> Ask:
         sampling["logit_bias"] = _biases(given.logit_bias)
     prompt = given.prompt
     if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt):
-        prompt = "".join(part if isinstance(part, str) else _no_mix() for part in prompt)
+        prompt = _only_text(prompt)
     return Ask(
         model=model,
         prompt=prompt,  # type: ignore[arg-type]
@@ -106,6 +106,7 @@ def parse_completion(body: Any, model: str) -> Ask:
         defaults=DEFAULTS,
         stream=bool(given.stream),
         ignore_end=bool(given.ignore_eos),
+        mute=given.n_predict == 0,
         task=given.task,
         target_seconds=given.target_seconds,
         extra={"tokens": bool(given.return_tokens)},
@@ -223,5 +224,10 @@ def _biases(given: Sequence[Sequence[Any]] | Mapping[str, float]) -> dict[int, f
         raise Refused(400, "logit_bias: it must map token ids to numbers") from None
 
 
-def _no_mix() -> str:
-    raise Refused(400, "prompt: text and token ids in one prompt are not supported")
+def _only_text(parts: Sequence[str | int]) -> str:
+    """The text of a list of one; several are several prompts to llama-server, which are not supported."""
+    if not all(isinstance(part, str) for part in parts):
+        raise Refused(400, "prompt: text and token ids in one prompt are not supported")
+    if len(parts) > 1:
+        raise Refused(400, "more than one prompt in a request is not supported")
+    return str(parts[0])

@@ -81,9 +81,9 @@ def parse_chat(body: Any) -> Ask:
     if not given.messages:
         raise Refused(400, "[] is too short - 'messages'")
     tools, choice = chosen_tools(given.tools or [], given.tool_choice)
-    wanted = sampling(given)
     if given.max_completion_tokens is not None:
-        wanted["max_tokens"] = given.max_completion_tokens
+        given.max_tokens = given.max_completion_tokens
+    wanted = sampling(given)
     if given.logprobs:
         if not 0 <= (given.top_logprobs or 0) <= 20:
             raise Refused(400, "top_logprobs must be between 0 and 20")
@@ -197,6 +197,8 @@ def chosen_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[st
         return tools, str(name)
     if choice not in (None, "none", "auto", "required"):
         raise Refused(400, f"tool_choice is {choice!r}; it must be none, auto, required or a function")
+    if choice == "required" and not tools:
+        raise Refused(400, "tool_choice is 'required', and there are no tools")
     return ([] if choice == "none" else tools), choice or "auto"
 
 
@@ -250,6 +252,7 @@ def common(given: Sampled, sampling: Mapping[str, Any]) -> dict[str, Any]:
         "defaults": DEFAULTS,
         "keep_alive": keep_alive_of(given.keep_alive),
         "stream": bool(given.stream),
+        "mute": given.max_tokens == 0,
         "think_strict": False,
         "task": given.task,
         "target_seconds": given.target_seconds,
