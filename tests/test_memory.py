@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from gmoe.kernels.kv import BLOCK, KvLayer, KvShape
 
 from gmoe.experts import memory
 from gmoe.experts.budget import Budget, TooSmall
 from gmoe.experts.memory import Limit, available, limits
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
-from gmoe.kernels.kv import BLOCK, KvLayer, KvShape
 from tests.factory import write_model
 
 MEMINFO = "MemTotal:       16000 kB\nMemFree: 10 kB\nMemAvailable:   8000 kB\n"
