@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,25 +26,23 @@ from gmoe.engine.steps import Steps
 from gmoe.experts import calibration
 from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
-from gmoe.experts.device import Device, open_device, out_of_memory, speaks
+from gmoe.experts.device import open_device, out_of_memory, speaks
 from gmoe.experts.device_auto import on_best
 from gmoe.experts.device_budget import KV_SHARE
 from gmoe.experts.device_cache import DeviceCache
-from gmoe.experts.device_dispatch import DeviceDispatch
+from gmoe.experts.device_dispatch import tiers
 from gmoe.experts.device_store import DeviceStore
-from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Hidden, Routing
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
-from gmoe.experts.store import ExpertStore, kept
+from gmoe.experts.store import kept
 from gmoe.experts.transfer import TransferError
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
 from gmoe.kernels.cpu_ops import Guard
-from gmoe.kernels.ops import Activations
 from gmoe.kernels.triton import tuned
 from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
@@ -126,7 +125,10 @@ class LLM:
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
         self.device = device = open_device(options.device)  # None: the CPU
-        self.notices += [] if device is None else tuned.use(home() / tuned.FILE, device.name)
+        choices, said = (tuned.SHIPPED, []) if device is None else tuned.read(home() / tuned.FILE, device.name)
+        self.notices += said
+        on = None if device is None else device.kernels(choices)
+        at_work = nullcontext if device is None else device.turns.at_work
         self.layout = layout = ExpertLayout(file, self.hparams.n_layer, self.hparams.n_expert)
         budget = budget_of(file, layout, self.hparams, options.host_memory)
         if not budget.whole:
@@ -139,11 +141,10 @@ class LLM:
         self._guards = [(Guard(data), path) for data, path in zip(file.maps, file.parts, strict=True)]
         self.steps = Steps()
         n_ctx = options.context or self.hparams.n_ctx_train
-        with speaks(device, "loading the weights that are no experts"):
-            self.store, self.dispatch = _tiers(layout, device, activations)
-            weights = Weights(
-                file, self.hparams, n_ctx, activations, device=torch.device("cpu") if device is None else device.torch
-            )
+        with at_work(True), speaks(device, "loading the weights that are no experts"):
+            self.store, self.dispatch = tiers(layout, device, activations, on)
+            place = torch.device("cpu") if device is None else device.torch
+            weights = Weights(file, self.hparams, n_ctx, activations, device=place, on=on)
             self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
         slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
@@ -160,11 +161,13 @@ class LLM:
         self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
-        with kept(self.store):
+        with kept(self.store), at_work(True):
             self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
             with speaks(device, "taking the KV cache"):
                 engine = Engine(
-                    Replay(self.model) if device is None else Replay(self.model, device.record, self.notices),
+                    Replay(self.model)
+                    if device is None
+                    else Replay(self.model, device.record, self.notices, device.turns.alone),
                     self.context,
                     options.max_sequences,
                     kv_type,
@@ -173,7 +176,7 @@ class LLM:
                     admission=options.admission,
                     way=lambda: self.dispatch.way,
                 )
-            engine.runner.rescue = self._make_room
+            engine.runner.rescue, engine.runner.turn = self._make_room, at_work
             engine.runner.checks += [self._check_file, self.store.check]
             engine.runner.observers.append(self.steps)
             if device is not None and device.compiles:
@@ -321,8 +324,9 @@ class LLM:
     def close(self) -> None:
         """End the engine and forget the file."""
         self._loop.close()
-        self.cache.close()
-        self.store.close()
+        with nullcontext() if self.device is None else self.device.turns.at_work():
+            self.cache.close()
+            self.store.close()
         for guard, _ in self._guards:
             guard.close()
         self.file.close()
@@ -389,12 +393,3 @@ class LLM:
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
-
-
-def _tiers(layout: ExpertLayout, device: Device | None, activations: Activations) -> tuple[ExpertStore, ExpertDispatch]:
-    """Where the experts are and what runs them: the map or host memory, with a device above it where there is one."""
-    host = ExpertStore(layout)
-    if device is None:
-        return host, ExpertDispatch(host, activations)
-    store = DeviceStore(host, device)
-    return store, DeviceDispatch(store, activations)

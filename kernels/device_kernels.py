@@ -1,10 +1,8 @@
-"""Which kernels serve a device that is not the CPU: Triton's, unless its type was given others."""
+"""What serves a device that is not the CPU: one object a loaded model, which holds how its kernels are launched."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Protocol
 
-import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
@@ -61,18 +59,3 @@ class DeviceKernels(Protocol):
 
     def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
         """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits without a value."""
-
-
-_given: dict[str, DeviceKernels] = {}
-
-
-def give(device_type: str, kernels: DeviceKernels) -> None:
-    """From now on these serve all devices of a type."""
-    _given[device_type] = kernels
-
-
-def kernels_of(device: torch.device) -> DeviceKernels:
-    """Those that serve a device; ImportError where they are Triton's and it is not installed."""
-    if device.type not in _given:
-        give(device.type, import_module("gmoe.kernels.triton.kernels"))  # type: ignore[arg-type]
-    return _given[device.type]

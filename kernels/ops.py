@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gmoe.kernels import cpu_ops, cpu_step, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.device_kernels import kernels_of
+from gmoe.kernels.device_kernels import DeviceKernels
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.lend import lender
@@ -20,13 +20,14 @@ from gmoe.kernels.rounding import round_activations
 from torch import Tensor
 
 __all__ = [
-    "Activations", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads", "Linears", "Mask",
-    "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate", "attention",
-    "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay", "matmul",
-    "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "store",
+    "Activations", "DeviceKernels", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads",
+    "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate",
+    "attention", "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay",
+    "matmul", "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "store",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
+On = DeviceKernels | None  # what computes where the tensors are; None: on the CPU
 AT_ONCE = 32  # rows that torch dequantizes together: it takes thirty times their bytes
 
 
@@ -62,22 +63,22 @@ class ExpertTable:
         return cpu_ops.Experts(self) if all(cpu_ops.supported(m.format.name) for m in matrices) else None
 
 
-def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32, on: On = None) -> Tensor:
     """The values of `w`, of `w.shape` and where its bytes are; computed in float32 and then converted to `dtype`."""
     if _on_cpu(w) and len(w.shape) == 2 and dtype == torch.float32 and cpu_ops.has_values(w.format.name):
         return cpu_ops.Rows(w)(torch.arange(w.shape[0]), threads=torch.get_num_threads())
     if _on_cpu(w) or w.format.block_size == 1:
         return reference.dequantize(w, dtype)
-    assert isinstance(w.data, Tensor)
+    assert on is not None
     flat = QuantTensor(w.data, w.format, (int(np.prod(w.shape[:-1])), w.shape[-1]))
-    return kernels_of(w.data.device).dequantize(flat).view(w.shape).to(dtype)
+    return on.dequantize(flat).view(w.shape).to(dtype)
 
 
 class Rows:
     """Rows of a matrix [V, D] on the CPU, as floats on `device`, dequantized there and exactly."""
 
-    def __init__(self, w: QuantTensor, device: torch.device):
-        self.weight, self.device = w, device
+    def __init__(self, w: QuantTensor, device: torch.device, on: On = None):
+        self.weight, self.device, self.on = w, device, on
         here = device.type == "cpu" and cpu_ops.has_values(w.format.name)
         self._native = cpu_ops.Rows(w) if here else None
 
@@ -89,17 +90,17 @@ class Rows:
         data, out = as_tensor(w.data), torch.empty(len(ids), w.shape[1], device=self.device)
         for at in range(0, len(ids), AT_ONCE):
             part = data.index_select(0, ids[at : at + AT_ONCE]).to(self.device)
-            out[at : at + AT_ONCE] = dequantize(QuantTensor(part, w.format, (len(part), w.shape[1])))
+            out[at : at + AT_ONCE] = dequantize(QuantTensor(part, w.format, (len(part), w.shape[1])), on=self.on)
         return out
 
 
-def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8") -> Tensor:
+def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8", on: On = None) -> Tensor:
     """`x @ w.T`: x [T, in] float32 -> [T, out] float32, both where x is.
 
     On the CPU "q8" rounds x to 8-bit blocks as llama.cpp does; "float" multiplies with the exactly dequantized weights.
     """
-    if x.device.type != "cpu":
-        return kernels_of(x.device).matmul(x, w, activations == "float")
+    if on is not None:
+        return on.matmul(x, w, activations == "float")
     if activations == "q8":
         if cpu_ops.supported(w.format.name):
             return cpu_ops.matmul(x, w, threads=torch.get_num_threads())
@@ -121,17 +122,24 @@ def expert_rows(
 
 
 def bank_rows(
-    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, activations: Activations, out: Tensor
+    x: Tensor,
+    slots: Tensor,
+    ids: Tensor,
+    bank: ExpertBank,
+    activation: str,
+    activations: Activations,
+    out: Tensor,
+    on: DeviceKernels,
 ) -> None:
     """`expert_rows` of experts in slots on a device: slots [T, k], or [E] by id; one of -1 leaves its row alone."""
-    kernels_of(x.device).expert_rows(x, slots, ids, bank, activation, out, activations == "float")
+    on.expert_rows(x, slots, ids, bank, activation, out, activations == "float")
 
 
-def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
+def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, on: On = None) -> Tensor:
     """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
-    if out.device.type == "cpu":
+    if on is None:
         return cpu_ops.combine(out, topk_weights, topk_ids, threads=torch.get_num_threads())
-    return kernels_of(out.device).combine(out, topk_weights, topk_ids)
+    return on.combine(out, topk_weights, topk_ids)
 
 
 def expert_mlp(
@@ -154,9 +162,8 @@ def expert_mlp(
 class Linears:
     """Maps of the same rows, each with its bias or None; one call gives the results of all."""
 
-    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], activations: Activations):
-        self.weights = list(weights)
-        self.activations = activations
+    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], activations: Activations, on: On = None):
+        self.weights, self.activations, self.on = list(weights), activations, on
         here = all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w, _ in self.weights)
         self._compiled = cpu_step.Linears(self.weights) if activations == "q8" and here else None
 
@@ -172,8 +179,8 @@ class Linears:
         """
         if self._compiled is not None:
             return self._compiled(x, torch.get_num_threads(), out)
-        if x.device.type != "cpu":
-            return kernels_of(x.device).linears(x, self.weights, self.activations == "float")
+        if self.on is not None:
+            return self.on.linears(x, self.weights, self.activations == "float")
         results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
         results = [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
         if out is None:
@@ -185,8 +192,8 @@ class Linears:
 class HeadMaps:
     """A map of each head's own, of one format and shape."""
 
-    def __init__(self, maps: Sequence[QuantTensor], activations: Activations):
-        self.maps, self.activations = list(maps), activations
+    def __init__(self, maps: Sequence[QuantTensor], activations: Activations, on: On = None):
+        self.maps, self.activations, self.on = list(maps), activations, on
         here = activations == "q8" and all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w in maps)
         self._compiled = cpu_step.HeadMaps(self.maps) if here else None
 
@@ -197,22 +204,22 @@ class HeadMaps:
             self._compiled(x, out, torch.get_num_threads())
         else:
             for h, w in enumerate(self.maps):
-                out[:, h] = matmul(x[:, h].contiguous(), w, activations=self.activations)
+                out[:, h] = matmul(x[:, h].contiguous(), w, activations=self.activations, on=self.on)
         return out
 
 
 class Router:
     """From a router's logits [T, E] to the ids [T, k] int32 and weights [T, k] of the chosen experts."""
 
-    def __init__(self, rule: RouterRule):
-        self.rule = rule
+    def __init__(self, rule: RouterRule, on: On = None):
+        self.rule, self.on = rule, on
         here = rule.bias is None or rule.bias.device.type == "cpu"
         self._compiled = cpu_step.Router(rule if here else rule._replace(bias=None))  # elsewhere it only checks
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        if logits.device.type == "cpu":
+        if self.on is None:
             return self._compiled(logits, torch.get_num_threads())
-        return kernels_of(logits.device).choose(logits, self.rule)
+        return self.on.choose(logits, self.rule)
 
     def thoughts(self, logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Of all experts: what they are chosen by and their probabilities [T, E]; and the weights of any ids [T, k]."""
@@ -223,11 +230,11 @@ class Router:
         return selection, probabilities, lambda ids: reference_step.weigh(scores, ids, rule)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, on: On = None) -> Tensor:
     """x [..., n] / rms(x) * weight [n] + bias [n]."""
-    if x.device.type == "cpu":
+    if on is None:
         return cpu_step.rms_norm(x, weight, bias, eps, torch.get_num_threads())
-    return kernels_of(x.device).rms_norm(x, weight, bias, eps)
+    return on.rms_norm(x, weight, bias, eps)
 
 
 def lay(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -249,11 +256,11 @@ def residual(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def residual_norm(
-    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float, on: On = None
 ) -> tuple[Tensor, Tensor]:
     """`residual`, and its `rms_norm`, on the CPU in the memory of x."""
-    if x.device.type != "cpu":
-        return kernels_of(x.device).residual_norm(x, y, scale, weight, bias, eps)
+    if on is not None:
+        return on.residual_norm(x, y, scale, weight, bias, eps)
     x = x.contiguous()
     y = residual(x, y, scale)
     return y, cpu_step.rms_norm(y, weight, bias, eps, torch.get_num_threads(), out=x)
@@ -267,14 +274,14 @@ def reach(n_ctx: int) -> int:
 class Rotation:
     """Rotates heads by position: `frequencies` [n_rot / 2] radians a position; neox pairs halves, else neighbours."""
 
-    def __init__(self, frequencies: Tensor, magnitude: float, neox: bool):
-        self.frequencies, self.magnitude, self.neox = frequencies, magnitude, neox
+    def __init__(self, frequencies: Tensor, magnitude: float, neox: bool, on: On = None):
+        self.frequencies, self.magnitude, self.neox, self.on = frequencies, magnitude, neox, on
         self._tables = [self._cos_sin(torch.arange(0, device=frequencies.device))]  # a recorded step reads an old one
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [T, H, d], positions [T] -> rotated copy of x; what is past n_rot stays."""
-        if x.device.type != "cpu":  # how far a table must reach is not known without waiting for the device
-            return kernels_of(x.device).rotate(x, positions, self.frequencies, self.magnitude, self.neox)
+        if self.on is not None:  # how far a table must reach is not known without waiting for the device
+            return self.on.rotate(x, positions, self.frequencies, self.magnitude, self.neox)
         return cpu_step.rotate(x, positions, *self.table(positions), self.neox, torch.get_num_threads())
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,21 +296,21 @@ class Rotation:
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
 
-def head_norm(x: Tensor, rule: HeadRule) -> Tensor:
+def head_norm(x: Tensor, rule: HeadRule, on: On = None) -> Tensor:
     """Queries or keys [T, H, d] normed as the rule says."""
-    return rms_norm(x.reshape(len(x), -1, len(rule.weight)), rule.weight, rule.bias, rule.eps).view(x.shape)
+    return rms_norm(x.reshape(len(x), -1, len(rule.weight)), rule.weight, rule.bias, rule.eps, on).view(x.shape)
 
 
 class Heads:
     """What is done to queries and keys before the attention: norms, then rotation; None leaves one out."""
 
-    def __init__(self, q_norm: HeadRule | None, k_norm: HeadRule | None, rotation: Rotation | None):
-        self.norms, self.rotation = (q_norm, k_norm), rotation
+    def __init__(self, q_norm: HeadRule | None, k_norm: HeadRule | None, rotation: Rotation | None, on: On = None):
+        self.norms, self.rotation, self.on = (q_norm, k_norm), rotation, on
         self._compiled = cpu_step.Heads(q_norm, k_norm)
 
     def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """q [T, H, d], k [T, Hkv, d], positions [T] -> both prepared; on the CPU in the memory of the given ones."""
-        if q.device.type == "cpu":
+        if self.on is None:
             q, k = q.contiguous(), k.contiguous()
             table = None if self.rotation is None else self.rotation.table(positions)
             neox = self.rotation is not None and self.rotation.neox
@@ -311,53 +318,60 @@ class Heads:
             return q, k
         q_norm, k_norm = self.norms
         if q_norm is not None and len(q_norm.weight) != q.shape[2]:  # over all heads at once
-            q, q_norm = head_norm(q, q_norm), None
+            q, q_norm = head_norm(q, q_norm, self.on), None
         if k_norm is not None and len(k_norm.weight) != k.shape[2]:
-            k, k_norm = head_norm(k, k_norm), None
+            k, k_norm = head_norm(k, k_norm, self.on), None
         r = self.rotation
         turn = None if r is None else Turn(r.frequencies, r.magnitude, r.neox)
-        return kernels_of(q.device).heads(q, k, (q_norm, k_norm), positions, turn)
+        return self.on.heads(q, k, (q_norm, k_norm), positions, turn)
 
 
-def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tensor:
     """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai.
 
     On the CPU in the memory of up.
     """
-    if up.device.type == "cpu":
+    if on is None:
         up = up.contiguous()
         return cpu_step.activate(name, gate, up, torch.get_num_threads(), out=up)
-    return kernels_of(up.device).activate(name, gate, up)
+    return on.activate(name, gate, up)
 
 
-def gated(gate: Tensor, y: Tensor) -> Tensor:
+def gated(gate: Tensor, y: Tensor, on: On = None) -> Tensor:
     """y [T, n] * sigmoid(gate [T, 1]); on the CPU in the memory of y."""
-    if y.device.type == "cpu":
+    if on is None:
         y = y.contiguous()
         return cpu_step.gated(gate, y, torch.get_num_threads(), out=y)
-    return kernels_of(y.device).activate("gated", gate, y)
+    return on.activate("gated", gate, y)
 
 
-def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, on: On = None) -> None:
     """Write keys [T, heads, dk] and values [T, heads, dv] of this step at slots [T]."""
-    if keys.device.type == "cpu":
+    if on is None:
         cpu_step.store(kv, slots, keys, values, torch.get_num_threads())
     else:
-        kernels_of(keys.device).store(kv, slots, keys, values)
+        on.store(kv, slots, keys, values)
 
 
 def attention(
-    q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, out: Tensor | None = None
+    q: Tensor,
+    kv: KvLayer,
+    turns: Turns,
+    scale: float,
+    mask: Mask,
+    sinks: Tensor | None,
+    out: Tensor | None = None,
+    on: On = None,
 ) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
 
     On the CPU in `out` if given, which may be a part of q, or in the memory of q where dk = dv.
     """
-    if q.device.type == "cpu":
+    if on is None:
         q = q.contiguous()
         out = q if out is None and q.shape[2] == kv.shape.dv else out
         return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads(), out=out)
-    return kernels_of(q.device).attention(q, kv, turns, scale, mask, sinks)
+    return on.attention(q, kv, turns, scale, mask, sinks)
 
 
 def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:

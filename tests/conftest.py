@@ -24,13 +24,9 @@ def card(monkeypatch):
 
 
 @pytest.fixture
-def triton():
+def triton(monkeypatch):
     """The fake device's kernels are Triton's, interpreted."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from gmoe.kernels import device_kernels
-
     from tests import fake_device
 
-    device_kernels.give("fake", fake_device.interpreted())
-    yield
-    device_kernels.give("fake", fake_device.kernels)
+    monkeypatch.setattr(fake_device.FakeDevice, "computes", staticmethod(fake_device.interpreted))

@@ -8,26 +8,30 @@ import random
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import count
+from threading import get_ident
 from typing import Any
 from weakref import finalize
 
 import numpy as np
 import torch
-from gmoe.kernels import device_kernels, reference, reference_step
+from gmoe.kernels import reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
+from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from gmoe.experts.device import DeviceError
+from gmoe.experts.device_turns import Turns as Threads
 
 GARBAGE = 0x7F
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal", "is_nonzero")
 syncs: list[str] = []  # what made the host wait, since somebody cleared it
 recording: list["FakeGraph"] = []  # the graph that takes what is launched, if any
+spoiled: list[str] = []  # what another thread did while one recorded
 refused: list[int] = []  # in how many allocations memory will be found short
 clock = count()
 last_use: dict[int, int] = {}  # address of a slot -> when a kernel that reads it was launched
@@ -65,6 +69,7 @@ class FakeGraph:
     def __init__(self) -> None:
         self.launches: list[Callable[[], object]] = []
         self.inside = False  # a kernel may be made of others
+        self.thread = get_ident()
         self.runs = 0
 
     def run(self) -> None:
@@ -76,6 +81,9 @@ class FakeGraph:
 
 def launched(kernel: Callable[..., Any], args: Any, later: Callable[..., Any]) -> Any:
     """Run a kernel, and keep it where a graph is recorded: `later` gives the same, for the results of now."""
+    if recording and recording[0].thread != get_ident():
+        spoiled.append("launched while another thread records")
+        return kernel(*args)
     if not recording or recording[0].inside:
         return kernel(*args)
     graph, waits = recording[0], len(syncs)
@@ -100,10 +108,10 @@ def launched(kernel: Callable[..., Any], args: Any, later: Callable[..., Any]) -
 
 
 class Recorded:
-    """Kernels whose launches a graph takes."""
+    """Kernels whose launches a graph takes, and what they were told of how to launch them."""
 
-    def __init__(self, kernels: Any):
-        self.kernels = kernels
+    def __init__(self, kernels: Any, choices: Choices = SHIPPED):
+        self.kernels, self.choices = kernels, choices
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self.kernels, name)
@@ -311,9 +319,11 @@ class FakeEvent:
 class FakeDevice:
     """`experts/device.Device` without a device; `memory` bytes, of which `empty` takes."""
 
-    def __init__(self, memory: int = 1 << 30, seed: int = 0, hurry: float = 0.3):
+    computes: Callable[[Choices], Any] = staticmethod(lambda choices: kernels)
+
+    def __init__(self, memory: int = 1 << 30, seed: int = 0, hurry: float = 0.3, turns: Threads | None = None):
         self.torch = torch.device("fake", 0)
-        self.name = "a fake card"
+        self.name, self.turns = "a fake card", turns or Threads()
         self.compiles = False
         self.random = random.Random(seed)
         self.hurry = hurry  # the chance that a copy is found done where nobody waits for it
@@ -324,6 +334,9 @@ class FakeDevice:
         self.uploads = 0
         self.copy_errors = 0.0  # the chance that a copy is refused
         self.most = 0
+
+    def kernels(self, choices: Choices) -> Any:
+        return Recorded(self.computes(choices), choices)
 
     def empty(self, nbytes: int) -> Tensor:
         if nbytes > self.free():
@@ -385,9 +398,8 @@ class FakeDevice:
         event.reach()
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, FakeGraph]:
-        graph, before = FakeGraph(), device_kernels.kernels_of(self.torch)
+        graph = FakeGraph()
         recording.append(graph)
-        device_kernels.give("fake", Recorded(before))
         try:
             work()
             graph.launches.clear()  # a card runs it once before it records
@@ -395,7 +407,6 @@ class FakeDevice:
         except RuntimeError as error:
             raise DeviceError(str(error).partition("\n")[0]) from None
         finally:
-            device_kernels.give("fake", before)
             recording.clear()
         return result, graph
 
@@ -410,11 +421,13 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         syncs.append("device")
+        if recording:
+            spoiled.append("waited while a graph is recorded")
         while self.flying:
             self.flying[0].reach()
 
 
-def interpreted() -> Any:
+def interpreted(choices: Choices = SHIPPED) -> Any:
     """Triton's kernels in its interpreter, launched on the bytes of tensors of the fake device."""
     from triton.runtime import interpreter
 
@@ -426,9 +439,8 @@ def interpreted() -> Any:
                 launch(self, *map(inner, args), **{name: inner(value) for name, value in kwargs.items()})
 
         interpreter.GridExecutor.__call__ = on_fake
-    return import_module("gmoe.kernels.triton.kernels")
+    return import_module("gmoe.kernels.triton.kernels").Kernels(choices)
 
 
 _library = _setup()
 kernels = ReferenceKernels()
-device_kernels.give("fake", kernels)

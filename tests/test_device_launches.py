@@ -1,7 +1,6 @@
 """How many launches a layer of a decode step takes where every expert is on the device; nothing else is on its way."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from gmoe.kernels import device_kernels
 from triton.runtime import interpreter
 
 import gmoe
@@ -26,11 +24,11 @@ KERNELS += ["_matmul", "_choose", "_gate_up", "_down", "_combine", "_norm"]  # a
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all kernels, Triton's and torch's, in order."""
     names: list[str] = []
     monkeypatch.setattr("gmoe.llm.open_device", lambda name: FakeDevice() if name.startswith("cuda") else None)
-    device_kernels.give("fake", fake_device.interpreted())
+    monkeypatch.setattr(FakeDevice, "computes", staticmethod(fake_device.interpreted))
     launch, run = interpreter.GridExecutor.__call__, fake_device._run
 
     def of_triton(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,8 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", of_triton)
     monkeypatch.setattr(fake_device, "_run", of_torch)
-    yield names
-    device_kernels.give("fake", fake_device.kernels)
+    return names
 
 
 def test_a_layer_of_qwen3moe_is_thirteen_launches(launched: list[str], tmp_path: Path) -> None:

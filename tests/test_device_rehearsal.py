@@ -2,7 +2,6 @@
 
 import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from gmoe.kernels import device_kernels
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from triton.runtime import interpreter
@@ -70,16 +68,15 @@ def _copied(x: Any) -> Any:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Compiled:
     made = Compiled()
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         made.variants.add(variant(self, args, kwargs))
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", run)
-    device_kernels.give("fake", made)  # type: ignore[arg-type]
-    yield made
-    device_kernels.give("fake", fake_device.kernels)
+    monkeypatch.setattr(FakeDevice, "computes", staticmethod(lambda choices: made))
+    return made
 
 
 @pytest.fixture

@@ -132,13 +132,15 @@ def test_attention_compiles_for_a_card_that_is_not_here() -> None:
 def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, at small sizes, each once: only what the clock says is not there."""
     pytest.importorskip("triton", reason="triton is not installed")
+    from gmoe.kernels.triton.tuned import SHIPPED
+
     sizes = {"CARD": "cpu", "MATRICES": ("Q8_0",), "SHAPES": ((8, 256),), "ROTATED": 1 << 12, "N_EXPERT": 4}
     sizes |= {"N_EXPERT_USED": 2, "N_EMBD": 32, "N_FF_EXP": 32, "TOKENS": 3, "CONTEXTS": (64,), "PROMPT": 32}
     sizes |= {"HEADS": {"mla": (3, 1, 24, 16)}, "QKV": (16, 8, 8)}
     for name, value in sizes.items():
         monkeypatch.setattr(gpu_kernels, name, value)
     monkeypatch.setattr(gpu_kernels, "seconds", lambda step, turns: 1e-3 if step(0) is None else 2e-3)
-    text = "\n".join(gpu_kernels.kernels(Clock(60)))
+    text = "\n".join(gpu_kernels.kernels(Clock(60), SHIPPED))
     for begin in (
         "| Q8_0 | 8 x 256 |",
         "| mla | q8_0 | 64 | 2000 |",

@@ -34,7 +34,12 @@ def hparams(k: int = 2, groups: int = 1, scale: float = 0.0) -> Any:
 
 def routed(logits: list[list[float]], **router: Any) -> tuple[np.ndarray, np.ndarray, Scores]:
     hp = hparams(router.pop("k", 2), router.pop("groups", 1), router.pop("scale", 0.0))
-    route = topk(hp, router.pop("gating", Gating.SOFTMAX), renormalize=router.pop("renormalize", True), **router)
+    route = topk(
+        SimpleNamespace(hparams=hp, on=None),
+        router.pop("gating", Gating.SOFTMAX),
+        renormalize=router.pop("renormalize", True),
+        **router,
+    )
     routing = route(torch.tensor(logits))
     assert routing.scores is not None
     return routing.topk_ids.numpy(), routing.topk_weights.numpy(), routing.scores()

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +34,6 @@ SHIPPED, FASTER = Pair(8, 1), Pair(16, 3)
 KEY = tuned.key("matmul", "Q4_K", 1, 4096, 2049)
 
 
-@pytest.fixture(autouse=True)
-def shipped() -> Iterator[None]:
-    yield
-    tuned.forget()
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "home" / tuned.FILE
@@ -54,31 +47,29 @@ def test_shapes_of_a_class_share_a_key() -> None:
 
 
 def test_what_was_kept_is_used_on_that_card_alone(file: Path) -> None:
-    assert tuned.choice(KEY, SHIPPED) == SHIPPED, "nothing is used before it is asked for"
-    assert tuned.use(file, "card A") == [] and tuned.choice(KEY, SHIPPED) == FASTER
-    assert tuned.choice("another", SHIPPED) == SHIPPED
-    assert (
-        tuned.use(file, "card B") == [f"{file} is not used, kernels are launched as shipped: it knows no card B"]
-        and tuned.choice(KEY, SHIPPED) == SHIPPED
-    )
+    first, said = tuned.read(file, "card A")
+    assert said == [] and first.of(KEY, SHIPPED) == FASTER and first.of("another", SHIPPED) == SHIPPED
+    said = [f"{file} is not used, kernels are launched as shipped: it knows no card B"]
+    assert tuned.read(file, "card B") == (tuned.SHIPPED, said)
     tuned.keep(file, "card B", {KEY: Pair(32, 2)})
     tuned.keep(file, "card B", {"another": Pair(4, 1)})
     for card, want in (("card A", FASTER), ("card B", Pair(32, 2))):
-        assert tuned.use(file, card) == [] and tuned.choice(KEY, SHIPPED) == want
-    assert tuned.choice("another", SHIPPED) == Pair(4, 1) and list(file.parent.iterdir()) == [file]
+        choices, said = tuned.read(file, card)
+        assert said == [] and choices.of(KEY, SHIPPED) == want
+    assert choices.of("another", SHIPPED) == Pair(4, 1) and list(file.parent.iterdir()) == [file]
 
 
 def test_no_file_is_nothing_to_speak_of(tmp_path: Path) -> None:
-    assert tuned.use(tmp_path / tuned.FILE, "card A") == []
+    assert tuned.read(tmp_path / tuned.FILE, "card A") == (tuned.SHIPPED, [])
 
 
 def test_other_versions_are_not_believed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "version", lambda name: "0.1")
-    (said,) = tuned.use(file, "card A")
-    assert f"it was measured with form {tuned.FORM}, triton" in said and tuned.choice(KEY, SHIPPED) == SHIPPED
+    choices, (said,) = tuned.read(file, "card A")
+    assert f"it was measured with form {tuned.FORM}, triton" in said and choices == tuned.SHIPPED
     tuned.keep(file, "card A", {"another": FASTER})
-    assert tuned.use(file, "card A") == []
-    assert tuned.choice(KEY, SHIPPED) == SHIPPED and tuned.choice("another", SHIPPED) == FASTER
+    choices, none = tuned.read(file, "card A")
+    assert none == [] and choices.of(KEY, SHIPPED) == SHIPPED and choices.of("another", SHIPPED) == FASTER
 
 
 def changed(file: Path, change: Any) -> str:
@@ -106,10 +97,11 @@ def changed(file: Path, change: Any) -> str:
 )
 def test_a_damaged_file_is_ignored_in_a_sentence(file: Path, change: Any) -> None:
     file.write_text(changed(file, change))
-    assert tuned.use(file, "card A") == [f"{file} is not used, kernels are launched as shipped: it is damaged"]
-    assert tuned.choice(KEY, SHIPPED) == SHIPPED
+    said = [f"{file} is not used, kernels are launched as shipped: it is damaged"]
+    assert tuned.read(file, "card A") == (tuned.SHIPPED, said)
     tuned.keep(file, "card A", {KEY: FASTER})
-    assert tuned.use(file, "card A") == [] and tuned.choice(KEY, SHIPPED) == FASTER
+    choices, none = tuned.read(file, "card A")
+    assert none == [] and choices.of(KEY, SHIPPED) == FASTER
 
 
 @pytest.mark.parametrize("bytes", [b"", b"\xff\xfe", b"[1, 2]", b"{", b'{"form": {}}'])
@@ -117,18 +109,19 @@ def test_a_file_that_is_none_of_ours(file: Path, bytes: bytes) -> None:
     whole = file.read_bytes()
     for content in (bytes, whole[: len(whole) // 2]):
         file.write_bytes(content)
-        (said,) = tuned.use(file, "card A")
+        _, (said,) = tuned.read(file, "card A")
         assert said.startswith(f"{file} is not used, kernels are launched as shipped: it ") and "\n" not in said
 
 
 def test_a_folder_in_its_place(tmp_path: Path) -> None:
-    (said,) = tuned.use(tmp_path, "card A")
+    _, (said,) = tuned.read(tmp_path, "card A")
     assert "Is a directory" in said
 
 
 def test_another_kernel_has_other_numbers(file: Path) -> None:
     tuned.keep(file, "card A", {"another": Other(4)})
-    assert tuned.use(file, "card A") == [] and tuned.choice("another", SHIPPED) == SHIPPED
+    choices, said = tuned.read(file, "card A")
+    assert said == [] and choices.of("another", SHIPPED) == SHIPPED
 
 
 def test_the_fastest_is_clearly_faster_and_runs() -> None:

@@ -63,7 +63,7 @@ def random_bank(name: str) -> Any:
     return ExpertBank(torch.randint(0, 256, (N_EXPERT, at), dtype=torch.uint8, device=CARD), *matrices)
 
 
-def gemv(bandwidth: float) -> Iterator[str]:
+def gemv(bandwidth: float, choices: Any) -> Iterator[str]:
     """One token against weights in turn."""
     import torch
     from gmoe.kernels.triton.matmul import matmul
@@ -74,11 +74,11 @@ def gemv(bandwidth: float) -> Iterator[str]:
             one = random_weights(name, rows, cols)
             weights = [random_weights(name, rows, cols) for _ in range(max(1, ROTATED // one.data.nbytes))]
             x = torch.randn(1, cols, dtype=torch.float16, device=CARD)
-            rate = one.data.nbytes / seconds(lambda n, x=x, w=weights: matmul(x, w[n % len(w)]), 50)
+            rate = one.data.nbytes / seconds(lambda n, x=x, w=weights: matmul(x, w[n % len(w)], choices=choices), 50)
             yield f"| {name} | {rows} x {cols} | {rate / 1e9:.0f} | {rate / bandwidth:.0%} |"
 
 
-def grouped() -> Iterator[str]:
+def grouped(choices: Any) -> Iterator[str]:
     """Many tokens through routed experts, beside torch's dense product of as many operations."""
     import torch
     from gmoe.kernels.triton.experts import expert_mlp
@@ -96,23 +96,23 @@ def grouped() -> Iterator[str]:
     yield "| format | TFLOP/s | of torch's bf16 |\n|---|---|---|"
     for name in MATRICES:
         bank = random_bank(name)
-        took = seconds(lambda _, bank=bank: expert_mlp(x, ids, ids, weights, bank), 20)
+        took = seconds(lambda _, bank=bank: expert_mlp(x, ids, ids, weights, bank, choices=choices), 20)
         yield f"| {name} | {operations / took / 1e12:.1f} | {torch_seconds / took:.0%} |"
 
 
-def decode_attention(bandwidth: float) -> Iterator[str]:
+def decode_attention(bandwidth: float, choices: Any) -> Iterator[str]:
     """One token of one sequence against its whole context, whose bytes are all that must move."""
     yield "| heads | cache | context | us | GB/s | share of the copy's |\n|---|---|---|---|---|---|"
     for name, heads in HEADS.items():
         for cache in CACHES:
             for context in CONTEXTS:
-                attend, nbytes = attention_of(heads, cache, context, 1)
+                attend, nbytes = attention_of(heads, cache, context, 1, choices)
                 took = seconds(attend, 50)
                 rate = nbytes / took
                 yield f"| {name} | {cache} | {context} | {1e6 * took:.0f} | {rate / 1e9:.0f} | {rate / bandwidth:.0%} |"
 
 
-def prompt_attention() -> Iterator[str]:
+def prompt_attention(choices: Any) -> Iterator[str]:
     """A prompt against itself, beside torch's own attention of float16 without pages."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -123,12 +123,14 @@ def prompt_attention() -> Iterator[str]:
         q, k, v = (torch.randn(1, n, PROMPT, d, dtype=torch.float16, device=CARD) for n, d in sizes)
         theirs = seconds(lambda _, a=(q, k, v): scaled_dot_product_attention(*a, is_causal=True, enable_gqa=True), 10)
         for cache in CACHES:
-            took = seconds(attention_of((heads, kv_heads, dk, dv), cache, PROMPT, PROMPT)[0], 5)
+            took = seconds(attention_of((heads, kv_heads, dk, dv), cache, PROMPT, PROMPT, choices)[0], 5)
             rate = PROMPT * PROMPT * heads * (dk + dv) / took  # half of the square, two operations a product
             yield f"| {name} | {cache} | {rate / 1e12:.1f} | {theirs / took:.0%} |"
 
 
-def attention_of(heads: tuple[int, int, int, int], cache: Any, context: int, rows: int) -> tuple[Any, int]:
+def attention_of(
+    heads: tuple[int, int, int, int], cache: Any, context: int, rows: int, choices: Any
+) -> tuple[Any, int]:
     """Attention of a sequence's last `rows` to its cache in scattered blocks, and the cache's bytes."""
     import torch
     from gmoe.kernels.kv import BLOCK, KvLayer, KvShape
@@ -142,11 +144,11 @@ def attention_of(heads: tuple[int, int, int, int], cache: Any, context: int, row
     lengths, starts = torch.tensor([context]).int(), torch.tensor([0, rows]).int()
     turns = Turns(torch.arange(context - rows, context, device=CARD), table, lengths, starts)
     q = torch.randn(rows, n_head, dk, device=CARD)
-    attend = lambda _, how=None: attention(q, kv, turns, dk**-0.5, Mask("causal"), None, how)  # noqa: E731
+    attend = lambda _, how=None: attention(q, kv, turns, dk**-0.5, Mask("causal"), None, how, choices)  # noqa: E731
     return attend, context * shape.nbytes(cache)
 
 
-def launches() -> Iterator[str]:
+def launches(choices: Any) -> Iterator[str]:
     """What a decode step does between its products, beside the chains of torch that say the same."""
     import torch
     from gmoe.kernels import reference_step
@@ -181,8 +183,8 @@ def launches() -> Iterator[str]:
         "router, 8 of 64": (lambda _: router.choose(logits, rule), lambda _: reference_step.choose(logits, rule)),
         "store, q8_0": (lambda _: step.store(kv, slot, key, key), lambda _: kv.write(slot, key, key)),
         "q, k, v; one by one": (
-            lambda _: linears.linears(x, maps, False),
-            lambda _: [matmul.matmul(x, w, exact=False) for w, _ in maps],
+            lambda _: linears.linears(x, maps, False, choices),
+            lambda _: [matmul.matmul(x, w, exact=False, choices=choices) for w, _ in maps],
         ),
     }
     yield "| one token | us | torch: us |\n|---|---|---|"
@@ -191,16 +193,16 @@ def launches() -> Iterator[str]:
         yield f"| {name} | {ours:.0f} | {theirs:.0f} |"
 
 
-def kernels(clock: Clock) -> Iterator[str]:
-    """The kernels' tables."""
+def kernels(clock: Clock, choices: Any) -> Iterator[str]:
+    """The kernels' tables, launched by `choices` (`tuned.Choices`)."""
     bandwidth = bandwidth_of_a_copy()
     yield f"\n## One token\n\nA copy moves {bandwidth / 1e9:.0f} GB/s, reads and writes together.\n"
-    yield from gemv(bandwidth)
+    yield from gemv(bandwidth, choices)
     yield f"\n## {TOKENS} tokens, {N_EXPERT} experts, top-{N_EXPERT_USED}, {N_EMBD} / {N_FF_EXP}\n"
-    yield from grouped()
+    yield from grouped(choices)
     yield "\n## Attention\n"
-    yield from decode_attention(bandwidth)
+    yield from decode_attention(bandwidth, choices)
     yield ""
-    yield from prompt_attention()
+    yield from prompt_attention(choices)
     yield "\n## Launches\n"
-    yield from launches()
+    yield from launches(choices)

@@ -105,7 +105,19 @@ def models(clock: Clock) -> Iterator[str]:
         yield from tables(path, Sizes(), clock, link(device), SHAPE.layer)
 
 
-PARTS = {"tune": tune, "kernels": kernels, "models": models}
+def timed(clock: Clock) -> Iterator[str]:
+    """The kernels' tables, launched as was found best."""
+    import torch
+    from gmoe.kernels.triton import tuned
+
+    from gmoe.library.home import home
+
+    choices, said = tuned.read(home() / tuned.FILE, torch.cuda.get_device_name())
+    yield from (f"\n{notice}." for notice in said)
+    yield from kernels(clock, choices)
+
+
+PARTS = {"tune": tune, "kernels": timed, "models": models}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -86,6 +86,7 @@ def experts(name: str, tokens: int) -> Iterator[Case]:
 
 def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
     """One token of a sequence against its whole context."""
+    from gmoe.kernels.triton import tuned
     from gmoe.kernels.triton.attention import key_of, tiles
 
     n_head, n_kv, dk, dv = heads
@@ -93,7 +94,9 @@ def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
     changes: list[dict[str, int]] = [{"split": 128}, {"split": 512}, {"num_stages": 1}, {"num_stages": 3}]
     changes += [{"keys": 64}, {"keys": 64, "split": 512}, {"num_warps": 8}, {"num_warps": 2}]
     others = [shipped._replace(**change) for change in changes]
-    attend = gpu_kernels.attention_of(heads, cache, gpu_kernels.CONTEXTS[1 % len(gpu_kernels.CONTEXTS)], 1)[0]
+    attend = gpu_kernels.attention_of(
+        heads, cache, gpu_kernels.CONTEXTS[1 % len(gpu_kernels.CONTEXTS)], 1, tuned.SHIPPED
+    )[0]
     return Case(key_of(cache, n_head // n_kv, dk, dv, 1, True), shipped, others, lambda how: attend(0, how))
 
 
@@ -111,11 +114,10 @@ def cases(formats: tuple[str, ...]) -> Iterator[Callable[[], list[Case]]]:
 
 
 def tuning(clock: Clock, path: Path, card: str, formats: tuple[str, ...] = FORMATS) -> Iterator[str]:
-    """Measures, keeps what was found in the file and uses it from now on; Markdown as it comes."""
+    """Measures, and keeps in the file what was found; Markdown as it comes."""
     from gmoe.kernels.triton import tuned
 
     yield "| kernel, format, class of shape | shipped us | best us | choice |\n|---|---|---|---|"
-    tuned.forget()  # what is shipped is the measure
     found: dict[str, Any] = {}
     for build in cases(formats):
         if clock.left() < LEAST:
@@ -129,7 +131,7 @@ def tuning(clock: Clock, path: Path, card: str, formats: tuple[str, ...] = FORMA
             said = "as shipped" if best == case.shipped else ", ".join(f"{k} {v}" for k, v in best._asdict().items())
             yield f"| {case.key} | {1e6 * base:.1f} | {1e6 * took:.1f} | {said} |"
     tuned.keep(path, card, found)
-    yield from (f"\n{notice}." for notice in tuned.use(path, card))
+    yield from (f"\n{notice}." for notice in tuned.read(path, card)[1])
 
 
 def _while(clock: Clock, others: list[Any]) -> Iterator[Any]:

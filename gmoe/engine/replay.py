@@ -1,6 +1,7 @@
 """Replay: a step of a token a sequence is recorded once for each reach of the context, and then runs without Python."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ class Tape(Protocol):
 
 
 TOGETHER = 16  # sequences whose step a device records: kernels and the cuts of attention are the same up to here
+LATER = 16  # steps until it is tried again to record, where others were at work on the device
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
 
 
@@ -31,12 +33,19 @@ class Replay:
     Recorded, by the kernels of the CPU or as `Device.record` does, are steps of one row while every expert is at hand
     and nothing hears of routings; on a device also those of a few sequences, a row each, for each number of them. An
     architecture that computes with torch between the CPU's kernels never is. `notices` are told where a device does
-    not record.
+    not record. While it does nobody else may be at work there, which `alone` sees to; else it is put off.
     """
 
-    def __init__(self, model: Decoder, record: Record = record, notices: list[str] | None = None):
+    def __init__(
+        self,
+        model: Decoder,
+        record: Record = record,
+        notices: list[str] | None = None,
+        alone: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
+    ):
         self.model, self.record, self.notices = model, record, [] if notices is None else notices
         self._steps: dict[_Key, _Step | None] = {}  # None: has run once, unrecorded
+        self._alone, self._later = alone, 0
         self._most = 1 if model.device.type == "cpu" else TOGETHER  # sequences whose step is recorded
         model.dispatch.store.moving.append(self._steps.clear)
 
@@ -58,7 +67,16 @@ class Replay:
             return self.model.hidden(batch)
         with torch.inference_mode():
             step = self._steps[key]
-            return self._recorded(key, batch) if step is None else step.run(batch)
+            if step is not None:
+                return step.run(batch)
+            if self._later:
+                self._later -= 1
+                return self.model.hidden(batch)
+            with self._alone() as alone:
+                if alone:
+                    return self._recorded(key, batch)
+            self._later = LATER
+            return self.model.hidden(batch)
 
     def new_cache(self, *args: Any) -> Any:
         """An empty cache for this model."""

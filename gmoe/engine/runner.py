@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, chain
 from typing import Any, Protocol
 
@@ -32,15 +33,18 @@ class Runner:
         self.kv = model.new_cache(n_blocks, block_size, kv_type)
         self.observers: list[Callable[[Ids[Turn]], None]] = []
         self.checks: list[Callable[[], None]] = []  # after a pass: raise where its numbers are worth nothing
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext  # to be had for a pass
         self.rescue: Callable[[], None] = _give_up  # makes room where a pass found none, or raises
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows."""
-        return self._run(self.model, self._batch(turns, rows))
+        with self.turn():
+            return self._run(self.model, self._batch(turns, rows))
 
     def hidden(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
         """The same, but the final hidden states [len(rows), n_embd] float32."""
-        return self._run(self.model.hidden, self._batch(turns, rows))
+        with self.turn():
+            return self._run(self.model.hidden, self._batch(turns, rows))
 
     def _run(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> np.ndarray:
         """A pass that finds too little memory is run again after `rescue`: it writes the same rows into the cache."""

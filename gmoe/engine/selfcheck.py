@@ -137,9 +137,11 @@ class _Meeting:
         slots = torch.full((len(table.up.address),), -1, dtype=torch.int32)
         slots[experts] = torch.arange(len(experts), dtype=torch.int32)
         chosen, out = device.send(ids), x.new_empty(*ids.shape, bank.down.rows)
-        bank_rows(x, device.send(slots), chosen, bank, activation, self.dispatch.activations, out)
+        bank_rows(
+            x, device.send(slots), chosen, bank, activation, self.dispatch.activations, out, self.dispatch.kernels
+        )
         beside()
-        return combine(out, device.send(weights), chosen)
+        return combine(out, device.send(weights), chosen, self.dispatch.kernels)
 
     def compare(self, what: str) -> None:
         """The routers' choices; of experts that are as good as each other either may win, but seldom."""

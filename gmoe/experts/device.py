@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from gmoe.experts.device_turns import Turns, turns_of
+from gmoe.kernels.device_kernels import DeviceKernels
+from gmoe.kernels.triton.tuned import Choices
 
 LEAST_CAPABILITY = (8, 0)  # what Triton compiles for
 RESERVED = 64 << 20  # bytes of the driver's own that no counter shows
@@ -31,7 +36,11 @@ class Device(Protocol):
 
     torch: torch.device
     name: str  # the card's
+    turns: Turns  # of all that use the card
     compiles: bool  # kernels at their first launch: they are checked and rehearsed before they answer
+
+    def kernels(self, choices: Choices) -> DeviceKernels:
+        """For one model, launched as these choices say."""
 
     def empty(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] on the device."""
@@ -57,7 +66,8 @@ class Device(Protocol):
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Any]:
         """Do `work`, which only launches kernels: its result, and what launches all of them at once on each `run`.
 
-        They find their tensors, the result too, where these were. `DeviceError` where they cannot be kept.
+        They find their tensors, the result too, where these were. `DeviceError` where they cannot be kept. Whoever
+        calls this is `turns.alone`.
         """
 
     def free(self) -> int:
@@ -80,10 +90,14 @@ class Cuda:
 
     def __init__(self, device: torch.device):
         self.torch = device
-        self.name = torch.cuda.get_device_name(device)
+        self.name, self.turns = torch.cuda.get_device_name(device), turns_of(device)
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recorder = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None  # of memory, which graphs share: they run one after the other
+
+    def kernels(self, choices: Choices) -> DeviceKernels:
+        made: DeviceKernels = import_module("gmoe.kernels.triton.kernels").Kernels(choices)
+        return made
 
     def empty(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gmoe.experts.device import Device
 from gmoe.experts.device_slots import bank_of
 from gmoe.experts.device_store import DeviceStore
 from gmoe.experts.dispatch import Beside, ExpertDispatch, Rows
@@ -18,7 +19,8 @@ from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
-from gmoe.kernels.ops import Activations, ExpertBank, bank_rows, combine, expert_rows
+from gmoe.gguf.layout import ExpertLayout
+from gmoe.kernels.ops import Activations, DeviceKernels, ExpertBank, bank_rows, combine, expert_rows
 
 ALIGNED = 4  # int32 numbers: pointers that are not 16 bytes apart want kernels of their own
 
@@ -28,9 +30,9 @@ Experts = Callable[[int, Tensor, Routing, str, Beside], Tensor]
 class DeviceDispatch(ExpertDispatch):
     """Where all experts are on the device nothing waits for it; else a layer's ids are copied to the host, once."""
 
-    def __init__(self, store: DeviceStore, activations: Activations):
+    def __init__(self, store: DeviceStore, activations: Activations, kernels: DeviceKernels):
         super().__init__(store, activations)
-        self.fast = store
+        self.fast, self.kernels = store, kernels
         self.device = store.device
         self.home = ExpertDispatch(store.below, activations)  # by the CPU
         self.aside: NDArray[np.bool_] | None = None  # [T], rows of the next pass whose experts are computed there
@@ -69,7 +71,7 @@ class DeviceDispatch(ExpertDispatch):
         weights, there = self.device.receive(routing.topk_weights)
         begun = None
         if not self.fast.whole:
-            begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations)
+            begun = _Begun(self.fast, layer, x, routing.topk_ids, activation, self.activations, self.kernels)
         beside()
         there.synchronize()
         known = Routing(ids, weights, routing.scores)
@@ -83,8 +85,9 @@ class DeviceDispatch(ExpertDispatch):
         return self._all_here(layer, x, fresh, weighed, activation)
 
     def begin(self, task: str = "") -> None:
-        super().begin(task)
-        self._way = self.begins()
+        with self.device.turns.at_work():
+            super().begin(task)
+            self._way = self.begins()
 
     @property
     def way(self) -> bytes:
@@ -98,11 +101,11 @@ class DeviceDispatch(ExpertDispatch):
             banks.append(twin.bank(layer))
         out = x.new_empty(*ids.shape, banks[0].down.rows)
         nobody, absent = torch.full_like(ids, -1), torch.full_like(self.fast.slots_by_id(layer), -1)
-        bank_rows(x, absent, ids, banks[0], activation, self.activations, out)
+        bank_rows(x, absent, ids, banks[0], activation, self.activations, out, self.kernels)
         for bank in banks:
-            bank_rows(x, nobody, ids, bank, activation, self.activations, out)
+            bank_rows(x, nobody, ids, bank, activation, self.activations, out, self.kernels)
         beside()
-        return combine(out, routing.topk_weights, nobody)
+        return combine(out, routing.topk_weights, nobody, self.kernels)
 
     def _go_on(self, begun: "_Begun", layer: int, x: Tensor, known: Routing, activation: str) -> Tensor:
         """What the host does when it knows the router's choice."""
@@ -131,7 +134,7 @@ class DeviceDispatch(ExpertDispatch):
         if self.fast.whole:
             here = self._all_here(layer, given, chosen, weighed, activation)
         else:
-            begun = _Begun(self.fast, layer, given, chosen, activation, self.activations)
+            begun = _Begun(self.fast, layer, given, chosen, activation, self.activations, self.kernels)
             here = self._go_on(begun, layer, given, Routing(ids[others], weights[others]), activation)
         sent = self.device.send(self._compute(layer, rows, Routing(ids[mine], weights[mine]), activation))
         y = x.new_empty(len(x), here.shape[1])
@@ -150,9 +153,9 @@ class DeviceDispatch(ExpertDispatch):
         """Every expert is on the device: no word between it and the host."""
         bank = self.fast.bank(layer)
         out = x.new_empty(*ids.shape, bank.down.rows)
-        bank_rows(x, self.fast.slots_by_id(layer), ids, bank, activation, self.activations, out)
+        bank_rows(x, self.fast.slots_by_id(layer), ids, bank, activation, self.activations, out, self.kernels)
         self.fast.stats.hits += ids.numel()
-        return combine(out, weights, ids)
+        return combine(out, weights, ids, self.kernels)
 
     def _tiers(self) -> dict[str, Any]:
         host, gpu = self.fast.below.stats, self.fast.stats
@@ -161,12 +164,13 @@ class DeviceDispatch(ExpertDispatch):
     def _rows(self, layer: int, x: Tensor, ids: Ids, activation: str) -> tuple[Rows, Tensor]:
         begun = self._begun
         done = begun.done & (begun.ids == ids)
-        return _DeviceRows(self.fast, layer, x, ids, activation, self.activations, begun.out, done), begun.out
+        given = activation, self.activations, begun.out, self.kernels
+        return _DeviceRows(self.fast, layer, x, ids, given, done), begun.out
 
     def _twins(self, twin: ExpertStore, layer: int, x: Tensor, served: Served, activation: str, out: Tensor) -> Rows:
         assert isinstance(twin, DeviceStore)
         done = np.zeros(served.twins.shape, bool)
-        return _DeviceRows(twin, layer, x, served.twins, activation, self.activations, out, done)
+        return _DeviceRows(twin, layer, x, served.twins, (activation, self.activations, out, self.kernels), done)
 
     def put_means(self) -> int:
         """Copy the layers' mean experts to the device; returns their bytes."""
@@ -175,7 +179,7 @@ class DeviceDispatch(ExpertDispatch):
 
     def _means(self, layer: int, x: Tensor, ids: Ids, activation: str, out: Tensor) -> None:
         there = self.device.send(torch.from_numpy(ids))
-        bank_rows(x, there, there, self.mean_banks[layer], activation, self.activations, out)
+        bank_rows(x, there, there, self.mean_banks[layer], activation, self.activations, out, self.kernels)
 
     def _away(
         self, layer: int, x: Tensor, served: Served, activation: str, out: Tensor
@@ -204,19 +208,26 @@ class DeviceDispatch(ExpertDispatch):
 
     def _sum(self, out: Tensor, served: Served) -> Tensor:
         weights, places = torch.from_numpy(served.weights), torch.from_numpy(served.places)
-        return combine(out, self.device.send(weights), self.device.send(places))
+        return combine(out, self.device.send(weights), self.device.send(places), self.kernels)
 
 
 class _Begun:
     """The resident ones of those that the router chose, launched before the host knows who they are."""
 
     def __init__(
-        self, store: DeviceStore, layer: int, x: Tensor, ids: Tensor, activation: str, activations: Activations
+        self,
+        store: DeviceStore,
+        layer: int,
+        x: Tensor,
+        ids: Tensor,
+        activation: str,
+        activations: Activations,
+        kernels: DeviceKernels,
     ):
         bank = store.bank(layer)
         self.out = x.new_empty(*ids.shape, bank.down.rows)
         self.here = store.here(layer)  # [E]
-        bank_rows(x, store.slots_by_id(layer), ids, bank, activation, activations, self.out)
+        bank_rows(x, store.slots_by_id(layer), ids, bank, activation, activations, self.out, kernels)
         self.store, self.layer = store, layer
 
     def known(self, ids: Ids) -> None:
@@ -234,13 +245,11 @@ class _DeviceRows:
         layer: int,
         x: Tensor,
         ids: Ids,
-        activation: str,
-        activations: Activations,
-        out: Tensor,
+        given: tuple[str, Activations, Tensor, DeviceKernels],  # the last of what `bank_rows` takes
         done: NDArray[np.bool_],  # [T, k], launched already
     ):
         self.store, self.layer, self.x, self.ids = store, layer, x, ids
-        self.given = activation, activations, out
+        self.given = given
         self.done = done
         self.seconds = 0.0  # of launching
 
@@ -259,3 +268,14 @@ class _DeviceRows:
             bank_rows(self.x, there[0], there[1], self.store.bank(self.layer), *self.given)
         self.store.read(self.layer, numbers)
         self.seconds += time.perf_counter() - began
+
+
+def tiers(
+    layout: ExpertLayout, device: Device | None, activations: Activations, on: DeviceKernels | None
+) -> tuple[ExpertStore, ExpertDispatch]:
+    """Where the experts are and what runs them: the map or host memory, with a device above it where there is one."""
+    host = ExpertStore(layout)
+    if device is None or on is None:
+        return host, ExpertDispatch(host, activations)
+    store = DeviceStore(host, device)
+    return store, DeviceDispatch(store, activations, on)

@@ -35,7 +35,7 @@ class GQA:
         sinks: Tensor | None = None,
     ):
         hp = w.hparams
-        self.layer = w.layer
+        self.layer, self.on = w.layer, w.on
         self.n_head, self.n_kv, self.n_head_k, self.n_head_v = hp.n_head, hp.n_kv, hp.n_head_k, hp.n_head_v
         self.rope = rope
         self.mask = mask
@@ -43,7 +43,7 @@ class GQA:
         self.sinks = sinks
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm")
         self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm")
-        self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope)
+        self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope, w.on)
         q, k, v = hp.n_head * hp.n_head_k, hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
         if w.has("attn_qkv"):
             qkv = w.linear("attn_qkv", hp.n_embd, q + k + v)
@@ -63,5 +63,6 @@ class GQA:
         q, k = q.view(-1, self.n_head, self.n_head_k), k.view(-1, self.n_kv, self.n_head_k)
         q, k = self.prepare(q, k, batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
-        y = attention(q, batch.kv.layers[self.layer], batch.turns, self.scale, self.mask, self.sinks)
+        kv = batch.kv.layers[self.layer]
+        y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on)
         return self.output(y.flatten(1), x)

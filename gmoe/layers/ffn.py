@@ -20,7 +20,7 @@ class DenseFFN:
     """gate, up, activation, down; `suffix="_shexp"` makes it the shared expert."""
 
     def __init__(self, w: Weights, suffix: str = "", activation: str = "swiglu"):
-        self.activation = activation
+        self.activation, self.on = activation, w.on
         self.gate_up = beside(w.linear("ffn_gate" + suffix), w.linear("ffn_up" + suffix))
         self.down = w.linear("ffn_down" + suffix)
 
@@ -34,7 +34,7 @@ class DenseFFN:
         return y
 
     def _rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.down(activate(self.activation, *self.gate_up(x)), out)
+        return self.down(activate(self.activation, *self.gate_up(x), self.on), out)
 
 
 class GatedFFN:
@@ -46,7 +46,7 @@ class GatedFFN:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return gated(self.gate(x), self.expert(x))
+        return gated(self.gate(x), self.expert(x), self.gate.on)
 
 
 class MoEFFN:
@@ -64,9 +64,9 @@ class MoEFFN:
         self.layer = w.layer
         weight = w.quant("ffn_gate_inp")  # [E, D]
         if weight.format.name != "F32":  # exact: the choice of experts hangs on it
-            gate_inp = dequantize(weight)
+            gate_inp = dequantize(weight, on=w.on)
             weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
-        self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations)
+        self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations, w.on)
         self.route = route
         self.dispatch = dispatch
         self.shared = shared
@@ -99,5 +99,5 @@ def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseF
     if w.layer < hp.n_layer_dense_lead:
         return DenseFFN(w)
     bias = w.get("exp_probs_b", ".bias")
-    route = topk(hp, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=bias)
+    route = topk(w, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=bias)
     return MoEFFN(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)

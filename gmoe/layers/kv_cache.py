@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import BLOCK, KvLayer, KvShape, KvType
-from gmoe.kernels.ops import store
+from gmoe.kernels.ops import DeviceKernels, store
 
 __all__ = ["KvLayer", "KvShape", "KvType", "PagedKVCache", "bytes_per_slot"]
 
@@ -15,15 +15,22 @@ class PagedKVCache:
     """The layers behind the block tables; slot = block * block_size + offset."""
 
     def __init__(
-        self, shapes: Sequence[KvShape], n_blocks: int, block_size: int, kv_type: KvType, device: torch.device
+        self,
+        shapes: Sequence[KvShape],
+        n_blocks: int,
+        block_size: int,
+        kv_type: KvType,
+        device: torch.device,
+        on: DeviceKernels | None = None,
     ):
         if block_size != BLOCK:
             raise ValueError(f"blocks of {block_size} tokens; the kernels know blocks of {BLOCK}")
+        self.on = on
         self.layers = [KvLayer(shape, n_blocks, kv_type, device) for shape in shapes]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store this step's keys [T, heads, dk] and values [T, heads, dv] float32 at `slots` [T]."""
-        store(self.layers[layer], slots, keys, values)
+        store(self.layers[layer], slots, keys, values, self.on)
 
 
 def bytes_per_slot(shapes: Sequence[KvShape], kv_type: KvType) -> int:

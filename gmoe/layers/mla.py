@@ -20,7 +20,7 @@ class MLA:
 
     def __init__(self, w: Weights):
         hp = w.hparams
-        self.layer = w.layer
+        self.layer, self.on = w.layer, w.on
         self.n_head = hp.n_head
         self.n_lora = hp.kv_lora_rank
         self.n_rot = hp.rope_dimension_count or 0
@@ -45,7 +45,7 @@ class MLA:
             self.q = w.linear("attn_q", hp.n_embd, q_width)
         self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
         self.kv_a_norm = w.norm("attn_kv_a_norm")
-        self.k_b, self.v_b = (HeadMaps(maps, w.activations) for maps in self._heads(w))
+        self.k_b, self.v_b = (HeadMaps(maps, w.activations, w.on) for maps in self._heads(w))
         self.output = w.linear("attn_output", self.n_head * self.n_head_v, hp.n_embd)
         self.kv_shape = KvShape(1, self.n_lora + self.n_rot, self.n_lora)
 
@@ -59,7 +59,7 @@ class MLA:
         heads = [
             QuantTensor(kv.data[h * rows : (h + 1) * rows], kv.format, (rows, self.n_lora)) for h in range(self.n_head)
         ]
-        ks = [_as_f32(dequantize(head)[: self.n_nope].T.contiguous()) for head in heads]
+        ks = [_as_f32(dequantize(head, on=w.on)[: self.n_nope].T.contiguous()) for head in heads]
         vs = [QuantTensor(h.data[self.n_nope :], h.format, (self.n_head_v, self.n_lora)) for h in heads]
         return ks, vs
 
@@ -68,7 +68,7 @@ class MLA:
         batch.kv.write(self.layer, batch.slot_mapping, *self._latent(x, batch.positions))
         query = self._query(x, batch.positions)
         layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
-        mixed = attention(query, layer, batch.turns, self.scale, causal, None, part)
+        mixed = attention(query, layer, batch.turns, self.scale, causal, None, part, self.on)
         return self.output(self.v_b(mixed).flatten(1), x)
 
     def _query(self, x: Tensor, positions: Tensor) -> Tensor:

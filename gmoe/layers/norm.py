@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gmoe.kernels.ops import HeadRule, head_norm, residual, residual_norm, rms_norm
+from gmoe.kernels.ops import DeviceKernels, HeadRule, head_norm, residual, residual_norm, rms_norm
 
 __all__ = ["HeadNorm", "RMSNorm", "residual"]
 
@@ -10,17 +10,15 @@ __all__ = ["HeadNorm", "RMSNorm", "residual"]
 class RMSNorm:
     """x / rms(x) * weight (+ bias) over the last dimension; without a weight, only x / rms(x)."""
 
-    def __init__(self, weight: Tensor | None, eps: float, bias: Tensor | None = None):
-        self.weight = weight
-        self.eps = eps
-        self.bias = bias
+    def __init__(self, weight: Tensor | None, eps: float, bias: Tensor | None = None, on: DeviceKernels | None = None):
+        self.weight, self.eps, self.bias, self.on = weight, eps, bias, on
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.bias, self.eps)
+        return rms_norm(x, self.weight, self.bias, self.eps, self.on)
 
     def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """x + scale * y of [T, n], in the memory of y, and the norm of that, on the CPU in the memory of x."""
-        return residual_norm(x, y, scale, self.weight, self.bias, self.eps)
+        return residual_norm(x, y, scale, self.weight, self.bias, self.eps, self.on)
 
 
 class HeadNorm:
@@ -29,7 +27,7 @@ class HeadNorm:
     def __init__(self, norm: RMSNorm):
         if norm.weight is None:
             raise ValueError("a head norm needs a weight")
-        self.rule = HeadRule(norm.weight, norm.bias, norm.eps)
+        self.rule, self.on = HeadRule(norm.weight, norm.bias, norm.eps), norm.on
 
     def __call__(self, x: Tensor) -> Tensor:
-        return head_norm(x, self.rule)
+        return head_norm(x, self.rule, self.on)

@@ -50,7 +50,7 @@ def _build(w: Weights, style: Style, n_rot: int) -> Rotation:
         frequencies = frequencies / factor * (1 - ramp) + frequencies * ramp
         # DeepSeek puts the growth into the softmax scale instead (its log multiplier says so).
         magnitude *= 1.0 if hp.yarn_log_multiplier else yarn_magnitude(hp)
-    return Rotation(frequencies.float().to(w.device), magnitude, style == "neox")
+    return Rotation(frequencies.float().to(w.device), magnitude, style == "neox", w.on)
 
 
 def _factors(w: Weights, n_rot: int) -> Tensor | None:
@@ -72,7 +72,7 @@ def _anywhere(w: Weights, name: str) -> Tensor | None:
     for layer in range(w.hparams.n_block):
         table = w.block(layer).get(name)
         found = table if found is None else found
-    root = Weights(w.file, w.hparams, w.n_ctx, w.activations, device=w.device)
+    root = Weights(w.file, w.hparams, w.n_ctx, w.activations, device=w.device, on=w.on)
     root.used = w.used
     table = root.get(name)
     return table if table is not None else found

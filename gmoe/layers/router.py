@@ -9,9 +9,10 @@ from torch import Tensor
 from gmoe.experts.expert import Routing
 from gmoe.experts.policy import Scores
 from gmoe.gguf.file import UnsupportedModel
-from gmoe.gguf.hparams import Gating, Hparams
+from gmoe.gguf.hparams import Gating
 from gmoe.kernels.ops import Router as Choice
 from gmoe.kernels.ops import RouterRule, Score
+from gmoe.layers.weights import Weights
 
 __all__ = ["Gating", "Router", "Routing", "topk"]
 
@@ -25,15 +26,16 @@ SCORES = {
 }
 
 
-def topk(hp: Hparams, gating: Gating, *, renormalize: bool, bias: Tensor | None = None) -> Router:
+def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None) -> Router:
     """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights."""
+    hp = w.hparams
     groups, used = (hp.n_expert_groups, hp.n_group_used) if hp.n_expert_groups > 1 else (1, 1)
     if hp.n_expert % groups:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_group_count", "must divide expert_count")
     scale = 1.0 if hp.expert_weights_scale in (0.0, 1.0) else hp.expert_weights_scale
     rule = RouterRule(SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used, bias, renormalize, scale)
     try:
-        choose = Choice(rule)
+        choose = Choice(rule, w.on)
     except ValueError as error:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_count", str(error)) from None
 

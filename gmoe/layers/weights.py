@@ -9,7 +9,7 @@ from torch import Tensor
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.ops import Activations, dequantize
+from gmoe.kernels.ops import Activations, DeviceKernels, dequantize
 from gmoe.kernels.reference import as_tensor
 from gmoe.layers.linear import QuantEmbedding, QuantLinear
 from gmoe.layers.norm import HeadNorm, RMSNorm
@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 class Weights:
     """Tensors by their GGUF name without prefix and `.weight`; a missing one is an error naming file and tensor.
 
-    On the CPU they are views of the file; on another `device` each is copied there when it is first asked for.
+    On the CPU they are views of the file; on another `device` each is copied there when it is first asked for, and `on`
+    has the kernels that read it.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Weights:
         prefix: str = "",
         layer: int = -1,
         device: torch.device = CPU,
+        on: DeviceKernels | None = None,
     ):
         self.file = file
         self.hparams = hparams
@@ -40,13 +42,14 @@ class Weights:
         self.activations = activations
         self.prefix = prefix
         self.layer = layer
-        self.device = device
+        self.device, self.on = device, on
         self.used: set[str] = set()
         self._shared: dict[Any, Any] = {}
 
     def block(self, layer: int) -> "Weights":
         """The scope of `blk.<layer>.`."""
-        scope = Weights(self.file, self.hparams, self.n_ctx, self.activations, f"blk.{layer}.", layer, self.device)
+        given = self.file, self.hparams, self.n_ctx, self.activations
+        scope = Weights(*given, f"blk.{layer}.", layer, self.device, self.on)
         scope.used, scope._shared = self.used, self._shared
         return scope
 
@@ -84,7 +87,7 @@ class Weights:
     def get(self, name: str, suffix: str = ".weight") -> Tensor | None:
         """A small tensor as float32, or None where the file has none."""
         full = self.prefix + name + suffix
-        return dequantize(self.quant(name, suffix)) if full in self.file.tensors else None
+        return dequantize(self.quant(name, suffix), on=self.on) if full in self.file.tensors else None
 
     def linear(self, name: str, n_in: int | None = None, n_out: int | None = None) -> QuantLinear:
         """The map `name`, with its bias where the file has one."""
@@ -96,17 +99,17 @@ class Weights:
                 raise UnsupportedModel(
                     str(self.file.path), self.prefix + name + ".weight", f"has {have} {what}, the metadata says {want}"
                 )
-        return QuantLinear(weight, self.get(name, ".bias"), self.activations)
+        return QuantLinear(weight, self.get(name, ".bias"), self.activations, self.on)
 
     def norm(self, *names: str) -> RMSNorm:
         """The first of these norms that the file has; it must have one."""
         name = next((name for name in names if self.has(name)), names[0])
-        weight = dequantize(self.quant(name))
+        weight = dequantize(self.quant(name), on=self.on)
         eps = self.hparams.rms_eps if self.hparams.rms_eps is not None else self.hparams.norm_eps
         if eps is None:
             key = f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon"
             raise UnsupportedModel(str(self.file.path), key, "required by its norms")
-        return RMSNorm(weight, eps, self.get(name, ".bias"))
+        return RMSNorm(weight, eps, self.get(name, ".bias"), self.on)
 
     def head_norm(self, name: str) -> HeadNorm | None:
         """A norm of queries or keys, where the file has it."""
@@ -114,7 +117,7 @@ class Weights:
 
     def embedding(self, name: str) -> QuantEmbedding:
         """The table `name` of token rows, which stays in the file: a token reads one row."""
-        return QuantEmbedding(self._view(name), self.device)
+        return QuantEmbedding(self._view(name), self.device, self.on)
 
     def refuse(self, key: str, why: str) -> NoReturn:
         """Raise `UnsupportedModel` naming this file, the metadata key or tensor, and why."""

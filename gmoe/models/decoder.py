@@ -32,7 +32,7 @@ class Decoder:
     def __init__(self, weights: Weights, dispatch: ExpertDispatch):
         self.hparams = hp = weights.hparams
         self.dispatch = dispatch
-        self.device = weights.device
+        self.device, self.on = weights.device, weights.on
         self.token_embd = weights.embedding("token_embd")
         self.n_vocab = len(self.token_embd)
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
@@ -88,7 +88,7 @@ class Decoder:
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
-        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type, self.device)
+        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type, self.device, self.on)
 
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""

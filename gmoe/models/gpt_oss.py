@@ -18,5 +18,5 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """The router has a bias; the chosen logits alone make the weights."""
-        route = topk(w.hparams, Gating.SOFTMAX_WEIGHT, renormalize=False)
+        route = topk(w, Gating.SOFTMAX_WEIGHT, renormalize=False)
         return MoEFFN(w, route, self.dispatch, activation="swiglu_oai")

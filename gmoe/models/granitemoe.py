@@ -21,7 +21,7 @@ class Model(Decoder):
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """A shared expert where the file has one."""
         shared = DenseFFN(w, "_shexp") if w.has("ffn_up_shexp") else None
-        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=True), self.dispatch, shared=shared)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch, shared=shared)
 
     def embed(self, batch: Batch) -> Tensor:
         """Token rows, scaled."""

@@ -30,5 +30,5 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Every block routed."""
-        route = topk(w.hparams, Gating.SOFTMAX, renormalize=True)
+        route = topk(w, Gating.SOFTMAX, renormalize=True)
         return MoEFFN(w, route, self.dispatch, shared=DenseFFN(w, "_shexp"))

@@ -19,4 +19,4 @@ class Model(Decoder):
         """Dense where there are no experts."""
         if not w.hparams.n_expert:
             return DenseFFN(w)
-        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=True), self.dispatch)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch)

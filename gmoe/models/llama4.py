@@ -21,7 +21,7 @@ class Chunked(GQA):
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation first."""
         q, k = super().prepare(q, k, positions)
-        norm = RMSNorm(None, self.eps)
+        norm = RMSNorm(None, self.eps, on=self.on)
         return (norm(q), norm(k)) if self.normed else (q, k)
 
     def __init__(self, w: Weights):
@@ -62,5 +62,5 @@ class Model(Decoder):
             return DenseFFN(w)
         if hp.n_expert_used != 1:
             w.refuse("llama4.expert_used_count", f"{hp.n_expert_used}; only 1 is supported")
-        route = topk(hp, Gating.SIGMOID, renormalize=False)
+        route = topk(w, Gating.SIGMOID, renormalize=False)
         return WeightedInput(w, route, self.dispatch, shared=DenseFFN(w, "_shexp"))

@@ -20,4 +20,4 @@ class Model(Decoder):
         hp = w.hparams
         w.quant("exp_probs_b", ".bias")
         bias = w.get("exp_probs_b", ".bias")
-        return MoEFFN(w, topk(hp, hp.gating_or(Gating.SIGMOID), renormalize=True, bias=bias), self.dispatch)
+        return MoEFFN(w, topk(w, hp.gating_or(Gating.SIGMOID), renormalize=True, bias=bias), self.dispatch)

@@ -17,4 +17,4 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Weights stay as the softmax over all experts gives them."""
-        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=False), self.dispatch)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=False), self.dispatch)

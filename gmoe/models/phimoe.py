@@ -17,4 +17,4 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """The model was trained with SparseMixer; at inference llama.cpp renormalises the softmax."""
-        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=True), self.dispatch)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch)

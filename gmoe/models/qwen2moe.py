@@ -17,5 +17,5 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Weights stay as the softmax over all experts gives them."""
-        route = topk(w.hparams, Gating.SOFTMAX, renormalize=False)
+        route = topk(w, Gating.SOFTMAX, renormalize=False)
         return MoEFFN(w, route, self.dispatch, shared=GatedFFN(w))

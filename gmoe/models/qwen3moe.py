@@ -17,4 +17,4 @@ class Model(Decoder):
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Renormalised whatever `expert_weights_norm` says, as llama.cpp does."""
-        return MoEFFN(w, topk(w.hparams, Gating.SOFTMAX, renormalize=True), self.dispatch)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch)

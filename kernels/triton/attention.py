@@ -10,8 +10,8 @@ from gmoe.kernels.kv import BLOCK as _BLOCK
 from gmoe.kernels.kv import GROUP as _GROUP
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import Mask, Turns
-from gmoe.kernels.triton import tuned
 from gmoe.kernels.triton.matmul import FUSED, shared_memory
+from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
 from torch import Tensor
 
 BLOCK, GROUP = tl.constexpr(_BLOCK), tl.constexpr(_GROUP)
@@ -49,7 +49,7 @@ def tiles(group: int, width: int, rows: int, one: bool, floats: bool = False) ->
 
 def key_of(cache: str, group: int, dk: int, dv: int, rows: int, one: bool) -> str:
     """Under which a choice of tiles is kept."""
-    return tuned.key("attention", cache, group, dk, dv, 1 if rows <= FEW else 2 if one else 4)
+    return key("attention", cache, group, dk, dv, 1 if rows <= FEW else 2 if one else 4)
 
 
 @triton.jit
@@ -222,7 +222,14 @@ def widths(dk: int, dv: int) -> dict[str, int]:
 
 
 def attention(
-    q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, how: Tiles | None = None
+    q: Tensor,
+    kv: KvLayer,
+    turns: Turns,
+    scale: float,
+    mask: Mask,
+    sinks: Tensor | None,
+    how: Tiles | None = None,
+    choices: Choices = SHIPPED,
 ) -> Tensor:
     """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
 
@@ -244,8 +251,8 @@ def attention(
         if q.is_cuda and torch.cuda.is_current_stream_capturing():  # what torch does hangs on the context's length
             raise RuntimeError("a float32 cache this wide takes more fast memory than the card has")
         return reference_step.attention(q, kv, turns, scale, mask, sinks)
-    key = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
-    how = how or tuned.choice(key, tiles(per_head, width, rows, one, floats))
+    name = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
+    how = how or choices.of(name, tiles(per_head, width, rows, one, floats))
     queries, parts = how.rows // how.heads, -(-longest // how.split) if how.split else 1
     starts = turns.query_starts if one else turns.query_starts.to(q.device)
     n_tiles = rows if one else rows // queries + n_sequences

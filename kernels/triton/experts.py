@@ -6,10 +6,10 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.triton import tuned
 from gmoe.kernels.triton.activation import ACTIVATIONS, activated
 from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, shared_memory, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
+from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
 from torch import Tensor
 
 
@@ -161,7 +161,13 @@ def blocks_of(slots: Tensor, n_slots: int, m: int, n_used: int = 0) -> tuple[Ten
 
 
 def expert_mlp(
-    x: Tensor, slots: Tensor, topk_ids: Tensor, topk_weights: Tensor, bank: ExpertBank, activation: str = "swiglu"
+    x: Tensor,
+    slots: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    bank: ExpertBank,
+    activation: str = "swiglu",
+    choices: Choices = SHIPPED,
 ) -> Tensor:
     """The routed experts' sum: x [T, D] float32, float16 or bfloat16 -> [T, D] of the same dtype.
 
@@ -169,7 +175,7 @@ def expert_mlp(
     topk_weights [T, k] float32. Sums are float32, over k in order.
     """
     out = torch.empty(*topk_ids.shape, bank.down.rows, dtype=torch.float32, device=x.device)
-    expert_rows(x, slots, topk_ids, bank, activation, out)
+    expert_rows(x, slots, topk_ids, bank, activation, out, choices=choices)
     return combine(out, topk_weights, slots).to(x.dtype)
 
 
@@ -178,26 +184,25 @@ def tokens_a_tile(tokens: int, k: int, bank: ExpertBank) -> int:
     return tile(max(1, tokens * k // max(1, bank.experts or len(bank.data)))) if tokens > 4 else 1
 
 
-def launches(m: int, shared: int, bank: ExpertBank) -> tuple[Launch, Launch]:
+def launches(m: int, shared: int, bank: ExpertBank, choices: Choices = SHIPPED) -> tuple[Launch, Launch]:
     """How gate and up, and how down is launched for tiles of m tokens; their sums have one part each."""
     up, down = bank.up, bank.down
     first, second = _form(bank.gate or up), _form(up)
     keys = gate_up_key(m, bank), down_key(m, bank)
     shipped = launch(m, shared, first, second), launch(m, shared, _form(down))
-    a, b = (tuned.choice(key, given) for key, given in zip(keys, shipped, strict=True))
+    a, b = (choices.of(name, given) for name, given in zip(keys, shipped, strict=True))
     return a, b
 
 
 def gate_up_key(m: int, bank: ExpertBank) -> str:
     """Under which a choice for gate and up is kept."""
-    return tuned.key(
-        "gate_up", f"{(bank.gate or bank.up).format.name}/{bank.up.format.name}", m, bank.up.rows, bank.up.cols
-    )
+    formats = f"{(bank.gate or bank.up).format.name}/{bank.up.format.name}"
+    return key("gate_up", formats, m, bank.up.rows, bank.up.cols)
 
 
 def down_key(m: int, bank: ExpertBank) -> str:
     """Under which a choice for down is kept."""
-    return tuned.key("down", bank.down.format.name, m, bank.down.rows, bank.down.cols)
+    return key("down", bank.down.format.name, m, bank.down.rows, bank.down.cols)
 
 
 def expert_rows(
@@ -209,6 +214,7 @@ def expert_rows(
     out: Tensor,
     exact: bool = True,
     how: tuple[Launch, Launch] | None = None,
+    choices: Choices = SHIPPED,
 ) -> None:
     """Fill out[t, j] float32 with expert ids[t, j] of x[t], which lies in slots[t, j], or by id in slots [E].
 
@@ -238,7 +244,7 @@ def expert_rows(
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
     shared = shared_memory(x.device)
-    how_up, how_down = how or launches(m, shared, bank)
+    how_up, how_down = how or launches(m, shared, bank, choices)
     both: dict[str, Any] = {"M": m, "PRECISION": "ieee" if exact else "tf32", "BY_ID": by_id and m == 1}
     _gate_up[_grid(how_up, up.rows, blocks, x.device)](
         x.contiguous(), bank.data, h, pairs, slots, ids, slot_bytes, up.rows, k,

@@ -14,6 +14,7 @@ from gmoe.kernels.triton import attention as attending
 from gmoe.kernels.triton import experts, router, step
 from gmoe.kernels.triton import linears as maps
 from gmoe.kernels.triton import matmul as products
+from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
 
 
@@ -22,84 +23,78 @@ def _there(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def dequantize(w: QuantTensor) -> Tensor:
-    """The values of `w`, float32 of its shape."""
-    assert isinstance(w.data, Tensor)
-    with _there(w.data):
-        return products.dequantize(w)
+class Kernels:
+    """One a loaded model: `choices` say how its kernels are launched, as long as it lives."""
 
+    def __init__(self, choices: Choices = SHIPPED):
+        self.choices = choices
 
-def matmul(x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
-    """x [T, in] @ w.T -> [T, out]; not `exact`: tiles of several rows are multiplied as TF32."""
-    with _there(x):
-        return products.matmul(x, w, exact=exact)
+    def dequantize(self, w: QuantTensor) -> Tensor:
+        """The values of `w`, float32 of its shape."""
+        assert isinstance(w.data, Tensor)
+        with _there(w.data):
+            return products.dequantize(w)
 
+    def matmul(self, x: Tensor, w: QuantTensor, exact: bool) -> Tensor:
+        """x [T, in] @ w.T -> [T, out]; not `exact`: tiles of several rows are multiplied as TF32."""
+        with _there(x):
+            return products.matmul(x, w, exact=exact, choices=self.choices)
 
-def linears(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
-    """x [T, in] -> for each weight with its bias or None [T, out]; `exact` as in `matmul`."""
-    with _there(x):
-        return maps.linears(x, weights, exact)
+    def linears(self, x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+        """x [T, in] -> for each weight with its bias or None [T, out]; `exact` as in `matmul`."""
+        with _there(x):
+            return maps.linears(x, weights, exact, self.choices)
 
+    def expert_rows(
+        self, x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
+    ) -> None:
+        """Fill out[t, j] with expert ids[t, j] of x[t], in slots[t, j] or by id in slots [E]; `exact`: see `matmul`."""
+        with _there(x):
+            experts.expert_rows(x, slots, ids, bank, activation, out, exact, choices=self.choices)
 
-def expert_rows(
-    x: Tensor, slots: Tensor, ids: Tensor, bank: ExpertBank, activation: str, out: Tensor, exact: bool
-) -> None:
-    """Fill out[t, j] with expert ids[t, j] of x[t], in slots[t, j] or by id in slots [E]; `exact` as in `matmul`."""
-    with _there(x):
-        experts.expert_rows(x, slots, ids, bank, activation, out, exact)
+    def combine(self, out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
+        """Sum out [T, k, D] over k in order, weighted; a place below 0 counts nothing."""
+        with _there(out):
+            return experts.combine(out, weights, places)
 
+    def choose(self, logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
+        """logits [T, E] -> ids [T, k] int32, best first and equals by id, and weights [T, k]."""
+        with _there(logits):
+            return router.choose(logits, rule)
 
-def combine(out: Tensor, weights: Tensor, places: Tensor) -> Tensor:
-    """Sum out [T, k, D] over k in order, weighted; a place below 0 counts nothing."""
-    with _there(out):
-        return experts.combine(out, weights, places)
+    def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """x [..., n] / rms(x) * weight [n] + bias [n]."""
+        with _there(x):
+            return step.rms_norm(x, weight, bias, eps)
 
+    def residual_norm(
+        self, x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x + scale * y of [T, n], in the memory of y, and its norm."""
+        with _there(x):
+            return step.residual_norm(x, y, scale, weight, bias, eps)
 
-def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
-    """logits [T, E] -> ids [T, k] int32, best first and equals by id, and weights [T, k]."""
-    with _there(logits):
-        return router.choose(logits, rule)
+    def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
+        """x [T, H, d] rotated by positions [T] * frequencies [n_rot / 2]; what is past n_rot stays."""
+        with _there(x):
+            return step.rotate(x, positions, frequencies, magnitude, neox)
 
+    def heads(self, q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
+        """q [T, H, d], k [T, Hkv, d], each head normed by its rule's weight [d], then turned by positions [T]."""
+        with _there(q):
+            return step.heads(q, k, norms, positions, turn)
 
-def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """x [..., n] / rms(x) * weight [n] + bias [n]."""
-    with _there(x):
-        return step.rms_norm(x, weight, bias, eps)
+    def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
+        with _there(keys):
+            step.store(kv, slots, keys, values)
 
+    def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
+        """The activation of gate and up [T, n]; "gated": up * sigmoid(gate [T, 1])."""
+        with _there(up):
+            return activations.activate(name, gate, up)
 
-def residual_norm(
-    x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x + scale * y of [T, n], in the memory of y, and its norm."""
-    with _there(x):
-        return step.residual_norm(x, y, scale, weight, bias, eps)
-
-
-def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
-    """x [T, H, d] rotated by positions [T] * frequencies [n_rot / 2]; what is past n_rot stays."""
-    with _there(x):
-        return step.rotate(x, positions, frequencies, magnitude, neox)
-
-
-def heads(q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
-    """q [T, H, d], k [T, Hkv, d], each head normed by its rule's weight [d], then turned by positions [T]."""
-    with _there(q):
-        return step.heads(q, k, norms, positions, turn)
-
-
-def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
-    with _there(keys):
-        step.store(kv, slots, keys, values)
-
-
-def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """The activation of gate and up [T, n]; "gated": up * sigmoid(gate [T, 1])."""
-    with _there(up):
-        return activations.activate(name, gate, up)
-
-
-def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
-    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that carry no value."""
-    with _there(q):
-        return attending.attention(q, kv, turns, scale, mask, sinks)
+    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+        """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that carry no value."""
+        with _there(q):
+            return attending.attention(q, kv, turns, scale, mask, sinks, choices=self.choices)

@@ -9,11 +9,13 @@ import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.triton.matmul import chosen, launch, matmul, multiply, shared_memory, tile
 from gmoe.kernels.triton.row import row, signs, table
+from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
 
 AT_ONCE = 3
 STAGES = 1  # each map would have more of its own, up to 144 KiB of fast memory for three
 FEW = 16  # rows of x; for more, launches do not matter
+Maps = Sequence[tuple[QuantTensor, Tensor | None]]
 
 
 @triton.jit
@@ -52,28 +54,28 @@ def _linears(
             _map(number, x, y, w2, bias2, table2, signs, T, OUT2, bytes2, K, M, N, ROW2, BIAS2, PRECISION)
 
 
-def linears(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+def linears(x: Tensor, weights: Maps, exact: bool, choices: Choices = SHIPPED) -> list[Tensor]:
     """x [T, in] float32 -> for each weight [out, in] with its bias [out] or None: [T, out] float32."""
     if len(x) > FEW:
-        return _one_by_one(x, weights, exact)
+        return _one_by_one(x, weights, exact, choices)
     results: list[Tensor] = []
     for at in range(0, len(weights), AT_ONCE):
-        results += _together(x, weights[at : at + AT_ONCE], exact)
+        results += _together(x, weights[at : at + AT_ONCE], exact, choices)
     return results
 
 
-def _one_by_one(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
-    products = [matmul(x, w, exact=exact) for w, _ in weights]
+def _one_by_one(x: Tensor, weights: Maps, exact: bool, choices: Choices) -> list[Tensor]:
+    products = [matmul(x, w, exact=exact, choices=choices) for w, _ in weights]
     return [y if bias is None else y.add_(bias) for y, (_, bias) in zip(products, weights, strict=True)]
 
 
-def _together(x: Tensor, weights: Sequence[tuple[QuantTensor, Tensor | None]], exact: bool) -> list[Tensor]:
+def _together(x: Tensor, weights: Maps, exact: bool, choices: Choices) -> list[Tensor]:
     tokens, width = x.shape
     m, count = tile(tokens), len(weights)
-    hows = {chosen(m, w, x.device) for w, _ in weights}
+    hows = {chosen(m, w, x.device, choices) for w, _ in weights}
     plain = count == 1 and weights[0][1] is None
     if plain or not tokens or any(how.parts > 1 or w.shape[1] != width for how in hows for w, _ in weights):
-        return _one_by_one(x, weights, exact)
+        return _one_by_one(x, weights, exact, choices)
     forms = [row(w.format.name) for w, _ in weights]
     how = hows.pop() if len(hows) == 1 else launch(m, shared_memory(x.device), *forms)
     how = how._replace(num_stages=STAGES)

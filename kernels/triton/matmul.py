@@ -7,9 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.triton import tuned
 from gmoe.kernels.triton.row import SPAN as _SPAN
 from gmoe.kernels.triton.row import Row, row, signs, table
+from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
 from gmoe.kernels.triton.unpack import values
 from torch import Tensor
 
@@ -157,13 +157,15 @@ def tile(tokens: int) -> int:
     return 16 if tokens <= 16 else 32 if tokens <= 64 else 64
 
 
-def chosen(m: int, w: QuantTensor, device: torch.device) -> Launch:
+def chosen(m: int, w: QuantTensor, device: torch.device, choices: Choices) -> Launch:
     """How tiles of m rows of x meet `w`."""
     form = row(w.format.name)
-    return tuned.choice(tuned.key("matmul", form.name, m, *w.shape), launch(m, shared_memory(device), form))
+    return choices.of(key("matmul", form.name, m, *w.shape), launch(m, shared_memory(device), form))
 
 
-def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None = None) -> Tensor:
+def matmul(
+    x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None = None, choices: Choices = SHIPPED
+) -> Tensor:
     """`x @ w.T`: x [T, in] float32, float16 or bfloat16 -> [T, out] of the same dtype, sums in float32.
 
     `w.data` is a uint8 tensor on x's device; ValueError where shapes do not fit. Not `exact`: tiles of float32 are
@@ -176,7 +178,7 @@ def matmul(x: Tensor, w: QuantTensor, *, exact: bool = True, how: Launch | None 
     x, y = x.contiguous(), torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if tokens:
         m = tile(tokens)
-        how = how or chosen(m, w, x.device)
+        how = how or chosen(m, w, x.device, choices)
         grid = _grid(how, triton.cdiv(out, how.n), triton.cdiv(tokens, m), x.device)
         parts = y if how.parts == 1 else torch.empty(how.parts, tokens, out, dtype=torch.float32, device=x.device)
         lookups = table(form.name, x.device), signs(x.device)

@@ -7,6 +7,7 @@ was measured with, and by kernel, format and class of shape the numbers of a cho
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +17,22 @@ GAIN = 0.97  # of the shipped choice's seconds; what is not that much faster is 
 FORM = 2  # of the file and of the kernels: what was measured for others says nothing
 
 Choice = TypeVar("Choice", bound=Any)  # a NamedTuple of ints
-Found = dict[str, dict[str, int]]
-_found: Found = {}
+Found = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How kernels are launched: by key what was found faster than what is shipped. They never change."""
+
+    found: Found = field(default_factory=dict)
+
+    def of(self, key: str, shipped: Choice) -> Choice:
+        """What was found, or what is shipped."""
+        found = self.found.get(key)
+        return shipped if found is None or found.keys() != set(shipped._fields) else shipped._replace(**found)
+
+
+SHIPPED = Choices()
 
 
 def key(kernel: str, format: str, *sizes: int) -> str:
@@ -25,33 +40,20 @@ def key(kernel: str, format: str, *sizes: int) -> str:
     return " ".join((kernel, format, *(str(1 << max(0, size - 1).bit_length()) for size in sizes)))
 
 
-def choice(key: str, shipped: Choice) -> Choice:
-    """What was found faster on this card than what is shipped, or that."""
-    found = _found.get(key)
-    return shipped if found is None or found.keys() != set(shipped._fields) else shipped._replace(**found)
-
-
-def use(path: Path, card: str) -> list[str]:
-    """From now on the choices that a file has for a card; in a sentence what is wrong with it, and then none."""
-    forget()
+def read(path: Path, card: str) -> tuple[Choices, list[str]]:
+    """The choices that a file has for a card; in a sentence what is wrong with it, and then those that are shipped."""
     try:
         cards = _read(path)
     except FileNotFoundError:
-        return []
+        return SHIPPED, []
     except (OSError, ValueError) as error:
-        return [f"{path} is not used, kernels are launched as shipped: {error}"]
+        return SHIPPED, [f"{path} is not used, kernels are launched as shipped: {error}"]
     if card not in cards:
-        return [f"{path} is not used, kernels are launched as shipped: it knows no {card}"]
+        return SHIPPED, [f"{path} is not used, kernels are launched as shipped: it knows no {card}"]
     measured, found = cards[card]
     if measured != versions():
-        return [f"{path} is not used, kernels are launched as shipped: it was measured with {measured}"]
-    _found.update(found)
-    return []
-
-
-def forget() -> None:
-    """From now on what is shipped."""
-    _found.clear()
+        return SHIPPED, [f"{path} is not used, kernels are launched as shipped: it was measured with {measured}"]
+    return Choices(found), []
 
 
 def keep(path: Path, card: str, found: Mapping[str, Any]) -> None:
@@ -62,7 +64,7 @@ def keep(path: Path, card: str, found: Mapping[str, Any]) -> None:
         cards = {}
     measured, before = cards.get(card, (versions(), {}))
     before = before if measured == versions() else {}
-    cards[card] = versions(), before | {name: dict(value._asdict()) for name, value in found.items()}
+    cards[card] = versions(), dict(before) | {name: dict(value._asdict()) for name, value in found.items()}
     content = {name: {"versions": said, "choices": choices} for name, (said, choices) in cards.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
