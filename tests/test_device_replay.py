@@ -18,7 +18,7 @@ from gmoe.engine.scheduler import Turn
 from gmoe.engine.sequence import Sequence
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_store import DeviceStore
-from tests.factory import ARCHITECTURES, write_model
+from tests.factory import ARCHITECTURES, Shape, write_model
 from tests.fake_device import FakeDevice, FakeGraph
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(40)]
@@ -143,6 +143,30 @@ def test_a_longer_reach_of_one_is_all_of_theirs(
         assert {reach: graph.runs for reach, graph in graphs(llm, 2).items()} == {32: 1, 64: 3}
         replay_of(llm)._most = 0
         assert np.array_equal(got, llm._loop.call(lambda: together(llm, [IDS[:2], IDS[:29]], 8)))
+
+
+def test_only_so_many_steps_are_kept(tmp_path: Path, card: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ones that were wanted last; those that come again are recorded again."""
+    monkeypatch.setattr("gmoe.engine.replay.reach", lambda n: 32 if n <= 32 else 64)
+    monkeypatch.setattr("gmoe.engine.replay.KEPT", 4)
+    most, recorded, record = 0, list[int](), card.record
+
+    def counted(work: Any) -> Any:
+        nonlocal most
+        made = record(work)
+        most = max(most, 1 + sum(step is not None for step in replay_of(llm)._steps.values()))
+        recorded.append(len(made[0]))
+        return made
+
+    monkeypatch.setattr(card, "record", counted)
+    with load(write_model(tmp_path / "m.gguf", "qwen3moe", shape=Shape(layer=1)), max_sequences=3) as llm:
+        some = [[IDS[:2]] * n for n in (1, 2, 3, 1)] + [[IDS[:33], *[IDS[:2]] * n] for n in (0, 1, 2)]
+        got = [llm._loop.call(lambda n=n: together(llm, n, 4)) for n in (*some, some[1])]
+        assert most == 4 == len(replay_of(llm)._steps) and recorded == [1, 2, 3, 1, 2, 3, 2]
+        assert list(graphs(llm, 2)) == [64, 32] and not graphs(llm, 3).keys() - {64} and list(graphs(llm)) == [64]
+        replay_of(llm)._most = 0
+        want = [llm._loop.call(lambda n=n: together(llm, n, 4)) for n in (*some, some[1])]
+    assert all(np.array_equal(*both) for both in zip(got, want, strict=True))
 
 
 def test_answers_together_are_what_they_are_alone(tmp_path: Path, card: FakeDevice) -> None:

@@ -23,6 +23,7 @@ class Tape(Protocol):
 
 
 TOGETHER = 16  # sequences whose step a device records: kernels and the cuts of attention are the same up to here
+KEPT = 32  # steps that are kept; each is some hundred launches, and their memory is one for all
 LATER = 16  # steps until it is tried again to record, where others were at work on the device
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
 
@@ -31,9 +32,10 @@ class Replay:
     """A model of the engine's that answers bit for bit as its decoder does.
 
     Recorded, by the kernels of the CPU or as `Device.record` does, are steps of one row while every expert is at hand
-    and nothing hears of routings; on a device also those of a few sequences, a row each, for each number of them. An
-    architecture that computes with torch between the CPU's kernels never is. `notices` are told where a device does
-    not record. While it does nobody else may be at work there, which `alone` sees to; else it is put off.
+    and nothing hears of routings; on a device also those of a few sequences, a row each, for each number of them. The
+    last `KEPT` that were wanted are kept. An architecture that computes with torch between the CPU's kernels never is
+    recorded. `notices` are told where a device does not record. While it does nobody else may be at work there, which
+    `alone` sees to; else it is put off.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Replay:
         alone: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
     ):
         self.model, self.record, self.notices = model, record, [] if notices is None else notices
-        self._steps: dict[_Key, _Step | None] = {}  # None: has run once, unrecorded
+        self._steps: dict[_Key, _Step | None] = {}  # in the order in which they were wanted; None: ran once, unrecorded
         self._alone, self._later = alone, 0
         self._most = 1 if model.device.type == "cpu" else TOGETHER  # sequences whose step is recorded
         model.dispatch.store.moving.append(self._steps.clear)
@@ -63,10 +65,12 @@ class Replay:
                 return self.model.hidden(batch)
         key = rows, reach(max(batch.context_lens.tolist())), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
+            while len(self._steps) >= KEPT:
+                del self._steps[next(iter(self._steps))]
             self._steps[key] = None
             return self.model.hidden(batch)
         with torch.inference_mode():
-            step = self._steps[key]
+            step = self._steps[key] = self._steps.pop(key)  # now the last that was wanted
             if step is not None:
                 return step.run(batch)
             if self._later:
