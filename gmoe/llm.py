@@ -226,6 +226,12 @@ class LLM:
         pooled: np.ndarray = states.mean(axis=0) if pooling == "mean" else states[-1]
         return pooled
 
+    def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[Logprobs]:
+        """Of each of `ids` but the first: how probable it was behind those before it, and the `top` likeliest there."""
+        self._check(ids)
+        found: list[Logprobs] = self._loop.call(lambda: self._engine.prompt_logprobs(ids, top))
+        return found
+
     def generate(self, prompt: str, params: SamplingParams | None = None) -> TextStream:
         """Continue a text; the events of its answer as they come."""
         return self.run(self.tokenizer.encode(prompt, add_special=True, parse_special=True), params)

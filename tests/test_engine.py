@@ -123,6 +123,22 @@ def test_logprobs_come_with_the_token():
     assert output.logprobs.top[0] == (output.token_id, output.logprobs.chosen)
 
 
+def test_prompt_logprobs_are_those_of_the_same_tokens_when_they_are_generated():
+    engine = make()
+    seq = Sequence([7] * 150, SamplingParams(temperature=1, seed=1, max_tokens=50, logprobs=3))
+    engine.add(seq)
+    given = []
+    while not seq.finish_reason:
+        given += [output.logprobs for output in engine.step()]
+    found = engine.prompt_logprobs(seq.ids, 3)
+    assert len(found) == 199 and found[149:] == given
+    assert engine.scheduler.blocks.n_free == len(engine.scheduler.blocks.users)
+    again = Sequence(seq.ids, GREEDY)
+    engine.add(again)
+    engine.step()
+    assert again.n_reused == 192 and engine.prompt_logprobs([5], 0) == []
+
+
 def test_a_thousand_random_steps_leak_nothing():
     rng, engine, live = random.Random(3), make(context=100, n_blocks=9, chunk=16), []
     finished = 0

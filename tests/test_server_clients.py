@@ -212,7 +212,7 @@ def test_openai_formats(client: openai.OpenAI) -> None:
 def test_openai_completes_embeds_and_lists(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0, echo=True, logprobs=1)
     assert answer.choices[0].text.startswith("hello") and answer.choices[0].logprobs is not None
-    assert len(answer.choices[0].logprobs.tokens or ()) == 4
+    assert len(answer.choices[0].logprobs.tokens or ()) == len(["he", "ll", "o"]) + 4
     chunks = list(client.completions.create(model="tiny", prompt=[1, 2], max_tokens=4, temperature=0, stream=True))
     assert chunks[-1].choices[0].finish_reason in ("length", "stop")
     for encoding in ("float", "base64"):
@@ -221,6 +221,39 @@ def test_openai_completes_embeds_and_lists(client: openai.OpenAI) -> None:
     assert len(client.embeddings.create(model="tiny", input="a", dimensions=4).data[0].embedding) == 4
     assert "tiny:latest" in [model.id for model in client.models.list()]
     assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_several_answers_to_one_request(client: openai.OpenAI) -> None:
+    alone = [chat(client, temperature=1, seed=seed).choices[0].message.content for seed in (3, 4, 5)]
+    assert len(set(alone)) > 1
+    together = chat(client, temperature=1, seed=3, n=3)
+    assert [choice.message.content for choice in together.choices] == alone and together.usage.completion_tokens == 15
+    asked: dict[str, Any] = {"model": "tiny", "prompt": ["hello", "you", "a"], "max_tokens": 4, "temperature": 0}
+    texts = [client.completions.create(**asked | {"prompt": one}).choices[0].text for one in asked["prompt"]]
+    assert [choice.text for choice in client.completions.create(**asked).choices] == texts
+    streamed = ["", "", ""]
+    for chunk in client.completions.create(**asked, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == texts
+    with pytest.raises(openai.BadRequestError, match="the context holds"):  # one that fails ends all
+        long = [5] * 3000
+        client.completions.create(**asked | {"prompt": [[5], long]}, echo=True, logprobs=1)
+
+
+def test_the_probabilities_of_a_prompt_are_those_of_its_tokens_when_they_are_generated(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "temperature": 0, "logprobs": 2}
+    first = client.completions.create(**asked, prompt=[5, 6, 7], max_tokens=6).choices[0]
+    said = client.completions.create(**asked, prompt=[5, 6, 7], max_tokens=6, echo=True).choices[0]
+    assert said.text.endswith(first.text) and first.logprobs and said.logprobs and said.logprobs.token_logprobs
+    assert said.logprobs.token_logprobs[0] is None and said.logprobs.top_logprobs and not said.logprobs.top_logprobs[0]
+    assert said.logprobs.tokens and len(said.logprobs.tokens) == len(said.logprobs.text_offset or ()) == 9
+    assert said.logprobs.token_logprobs[3:] == first.logprobs.token_logprobs
+    only = {str(n): -100 for n in range(272)} | {"65": 100}
+    text = client.completions.create(**asked, prompt="hello", max_tokens=6, logit_bias=only).choices[0]
+    assert text.logprobs and text.logprobs.token_logprobs
+    whole = client.completions.create(**asked, prompt="hello" + text.text, max_tokens=0, echo=True).choices[0]
+    assert whole.text == "hello" + text.text and whole.logprobs and whole.finish_reason == "length"
+    assert (whole.logprobs.token_logprobs or [])[-6:] == text.logprobs.token_logprobs
 
 
 def test_openai_responses(client: openai.OpenAI) -> None:
@@ -250,8 +283,8 @@ def test_openai_errors_have_their_types(client: openai.OpenAI) -> None:
     assert missing.value.body == {
         "message": "model 'none' not found", "type": "not_found_error", "param": None, "code": None,
     }  # fmt: skip
-    with pytest.raises(openai.BadRequestError, match="n must be 1"):
-        chat(client, n=2)
+    with pytest.raises(openai.BadRequestError, match="n: .*greater than or equal to 1"):
+        chat(client, n=0)
     with pytest.raises(openai.BadRequestError, match="does not support image input"):
         image = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
         chat(client, messages=[{"role": "user", "content": [image]}])

@@ -9,7 +9,7 @@ import pytest
 
 from gmoe.options import RuntimeOptions
 from gmoe.server import anthropic, llama, ollama, openai, openai_text, responses
-from gmoe.server.ask import Chosen, End, Event, Piece, Refused, ToolCall, Usage
+from gmoe.server.ask import Chosen, End, Event, Loading, Piece, Refused, ToolCall, Usage
 from gmoe.server.stream import to_bytes
 from tests.factory import write_model
 from tests.live_server import Live, live_server
@@ -164,8 +164,8 @@ def test_llama_servers_object() -> None:
 
 
 def test_prompts_that_are_not_supported_are_refused() -> None:
-    with pytest.raises(Refused, match="more than one prompt"):
-        openai_text.parse_completion({"model": "m", "prompt": ["a", "b"]})
+    with pytest.raises(Refused, match="600 answers are asked for; one request may have 512"):
+        openai_text.parse_completion({"model": "m", "prompt": ["a", "b"], "n": 300})
     with pytest.raises(Refused, match="text and token ids in one prompt"):
         llama.parse_completion({"prompt": ["a", 1]}, "m")
     with pytest.raises(Refused, match="more than one prompt"):
@@ -175,6 +175,31 @@ def test_prompts_that_are_not_supported_are_refused() -> None:
         openai.parse_chat(SAID | {"tool_choice": "required"})
     with pytest.raises(Refused, match="tool_choice: there is no tool 'f'"):
         openai.parse_chat(SAID | {"tool_choice": {"type": "function", "function": {"name": "f"}}})
+
+
+def test_answers_to_one_request_come_with_their_numbers_and_its_prompt_counts_once() -> None:
+    both = [
+        event._replace(choice=choice) for event in EVENTS[1:] for choice in (1, 0) if not isinstance(event, Loading)
+    ]
+    asked = SAID | {"n": 2, "seed": 5}
+    ask = openai.parse_chat(asked)
+    assert [(part.copy, part.sampling["seed"]) for part in ask.parts] == [(0, 5), (1, 5)]
+    (whole,) = openai.render_chat(ask, iter(both))
+    assert isinstance(whole, dict) and [choice["index"] for choice in whole["choices"]] == [0, 1]
+    assert [choice["message"]["content"] for choice in whole["choices"]] == ["Héllo"] * 2
+    assert whole["usage"]["prompt_tokens"] == 7 and whole["usage"]["completion_tokens"] == 8
+    *chunks, last = openai.render_chat(openai.parse_chat(asked | {"stream": True}), iter(both))
+    assert last == openai.DONE and chunks[-1] != last
+    choices = [chunk["choices"][0] for chunk in chunks if isinstance(chunk, dict)]
+    for n in (0, 1):
+        of = [choice for choice in choices if choice["index"] == n]
+        assert of[0]["delta"]["role"] == "assistant" and of[-1]["finish_reason"] == "tool_calls"
+        assert "".join(choice["delta"].get("content", "") for choice in of) == "Héllo"
+    text = openai_text.parse_completion({"model": "m", "prompt": [[1], [2, 3]], "n": 2, "max_tokens": 3})
+    assert [(part.prompt, part.copy) for part in text.parts] == [([1], 0), ([1], 1), ([2, 3], 0), ([2, 3], 1)]
+    ends = [End("length", USAGE, choice=n) for n in range(4)]
+    (whole,) = openai_text.render_completion(text, iter(ends))
+    assert isinstance(whole, dict) and whole["usage"]["prompt_tokens"] == 14 and len(whole["choices"]) == 4
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Engine: add, abort, step; it knows token ids only."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from itertools import accumulate
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from gmoe.engine.waiting import load
 from gmoe.layers.kv_cache import KvType
 
 BLOCK_SIZE = 32
+SCORED_AT_ONCE = 128  # tokens whose logits are in memory together
 
 
 class StepOutput(NamedTuple):
@@ -92,17 +93,34 @@ class Engine:
         return self._whole(ids, self.runner.hidden)
 
     def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int = 0) -> np.ndarray:
-        self._check(ids)
-        seq, parts = Sequence(list(ids), SamplingParams()), []
+        return np.concatenate(list(self._passes(Sequence(list(ids), SamplingParams()), forward, step)))
+
+    def _passes(
+        self, seq: Sequence, forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int
+    ) -> Iterator[np.ndarray]:
+        """What `forward` gives for all positions of a fresh sequence, pass by pass."""
+        self._check(seq.ids)
         try:
             while seq.pending:
                 count = min(step or self.scheduler.chunk, seq.pending)
                 self.scheduler.make_room(seq, seq.n_cached + count, keep=[])
-                parts.append(forward([Turn(seq, count)], range(count)))
+                found = forward([Turn(seq, count)], range(count))
                 seq.n_cached += count
+                yield found
         finally:
             self.scheduler.blocks.release(seq)
-        return np.concatenate(parts)
+
+    def prompt_logprobs(self, ids: Ids[int], top: int) -> list[Logprobs]:
+        """Of each of `ids` but the first: how probable it was behind those before it, and the `top` best there.
+
+        Others may have to wait; who continues `ids` finds them computed.
+        """
+        seq, found = Sequence(list(ids), SamplingParams(logprobs=top)), list[Logprobs]()
+        seq.way = self.scheduler.way()
+        for logits in self._passes(seq, self.runner.forward, SCORED_AT_ONCE):
+            self.scheduler.blocks.publish(seq)
+            found += filter(None, map(seq.sampler.logprobs, logits, ids[len(found) + 1 :]))
+        return found
 
     def read(self, ids: Ids[int], n_prompt: int) -> None:
         """Compute ids as if the first `n_prompt` were a prompt and the rest had been generated, one by one."""

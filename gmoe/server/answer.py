@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.llm import LLM, TextEvent, TextStream
 from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Refused, ToolCall, Usage
@@ -48,6 +49,11 @@ class Answer:
         forced = spoken and bool(ask.tools) and ask.tool_choice not in (None, "auto", "none")
         parser = _Forced() if forced else parser_for(dialect, ask.tools, prompt.text or "")
         params = self._params(prompt, dialect, forced)
+        if ask.echo:
+            yield self._echo(prompt, params)
+        if not ask.generate:
+            yield End("length", Usage(prompt_tokens=len(prompt.ids), total_seconds=time.perf_counter() - began))
+            return
         before = expert_counters(llm)
         spelled = marks_of(dialect)
         stream = self._stream = llm.run(
@@ -114,6 +120,8 @@ class Answer:
         if ask.mute:
             sampling["max_tokens"] = 1
         sampling["stop"] = tuple(sampling.get("stop") or ())
+        if ask.copy and (seed := sampling.get("seed", self.llm.options.seed)) is not None:
+            sampling["seed"] = seed + ask.copy
         if forced:
             sampling["json_schema"] = call_schema(ask.tools)
         elif sampling.get("json_schema") is not None or sampling.get("grammar") is not None:
@@ -134,11 +142,27 @@ class Answer:
             return "<|channel|>final<|message|>"
         return THINK[1] if set(THINK) <= set(marks) else None
 
+    def _echo(self, prompt: Prompt, params: SamplingParams) -> Piece:
+        """The prompt, and where probabilities are asked for those of its tokens."""
+        tokenizer, ids = self.llm.tokenizer, prompt.ids
+        given = self.ask.prompt if isinstance(self.ask.prompt, str) else None
+        text = tokenizer.decode(ids) if given is None else given
+        if params.logprobs is None:
+            return Piece(text)
+        found = self.llm.prompt_logprobs(ids, params.logprobs)
+        chosen = [self._chosen(ids[0], 0.0)._replace(logprob=None)]
+        chosen += [self._told(id, logprobs) for id, logprobs in zip(ids[1:], found, strict=True)]
+        added = given is not None and ids[0] == tokenizer.bos_id and not given.startswith(tokenizer.text(ids[0]))
+        return Piece(text, logprobs=tuple(chosen[1:] if added else chosen))
+
     def _logprobs(self, event: TextEvent) -> tuple[Chosen, ...]:
         if event.logprobs is None or event.token_id is None:
             return ()
-        top = tuple(self._chosen(id, logprob) for id, logprob in event.logprobs.top)
-        return (self._chosen(event.token_id, event.logprobs.chosen)._replace(top=top),)
+        return (self._told(event.token_id, event.logprobs),)
+
+    def _told(self, id: int, logprobs: Logprobs) -> Chosen:
+        top = tuple(self._chosen(id, logprob) for id, logprob in logprobs.top)
+        return self._chosen(id, logprobs.chosen)._replace(top=top)
 
     def _chosen(self, id: int, logprob: float) -> Chosen:
         tokenizer = self.llm.tokenizer

@@ -1,6 +1,6 @@
 """Ask: what a client wants of a model, whichever dialect said it, and the events of the answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,7 +38,10 @@ class Ask:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: bool = True  # control tokens are found in the prompt's text, and bos is added
-    echo: bool = False
+    echo: bool = False  # the answer begins with the prompt
+    generate: bool = True  # False: and ends with it
+    parts: Sequence["Ask"] = ()  # several requests that are answered together, instead of this one
+    copy: int = 0  # which of several like ones this is
     ignore_end: bool = False
     mute: bool = False  # the prompt is computed, and nothing is said
     num_ctx: int | None = None
@@ -62,10 +65,10 @@ class Ask:
 
 
 class Chosen(NamedTuple):
-    """One token and how probable it was; `top` are the likeliest, likeliest first."""
+    """One token and how probable it was (None: nothing stood before it); `top` are the likeliest, likeliest first."""
 
     token: str
-    logprob: float
+    logprob: float | None
     raw: bytes
     id: int
     top: tuple["Chosen", ...] = ()
@@ -108,6 +111,7 @@ class Piece(NamedTuple):
     tool_calls: tuple[ToolCall, ...] = ()
     ids: tuple[int, ...] = ()
     logprobs: tuple[Chosen, ...] = ()
+    choice: int = 0  # of the answers to a request for several
 
 
 class End(NamedTuple):
@@ -118,6 +122,7 @@ class End(NamedTuple):
     context: tuple[int, ...] = ()
     stop: str | None = None  # the stop text that ended it
     prompt: str | None = None  # the text, where only that was asked for
+    choice: int = 0
 
 
 Event = Loading | Piece | End
@@ -133,18 +138,48 @@ class Whole(NamedTuple):
 
 def whole(events: Events) -> Whole:
     """Wait for the end and join the pieces."""
-    content, thinking = [], []
-    calls: list[ToolCall] = []
-    ids: list[int] = []
-    logprobs: list[Chosen] = []
+    pieces: list[Piece] = []
     end = End("stop")
     for event in events:
         if isinstance(event, Piece):
-            content.append(event.content)
-            thinking.append(event.thinking)
-            calls += event.tool_calls
-            ids += event.ids
-            logprobs += event.logprobs
+            pieces.append(event)
         elif isinstance(event, End):
             end = event
-    return Whole(Piece("".join(content), "".join(thinking), tuple(calls), tuple(ids), tuple(logprobs)), end)
+    return Whole(joined(pieces), end)
+
+
+def wholes(events: Events) -> list[Whole]:
+    """Wait for the ends of all answers and join the pieces of each, in the order of the choices."""
+    by_choice: dict[int, list[Event]] = {}
+    for event in events:
+        if not isinstance(event, Loading):
+            by_choice.setdefault(event.choice, []).append(event)
+    return [whole(iter(by_choice[choice])) for choice in sorted(by_choice)]
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one answer as one."""
+    return Piece(
+        "".join(piece.content for piece in pieces),
+        "".join(piece.thinking for piece in pieces),
+        tuple(call for piece in pieces for call in piece.tool_calls),
+        tuple(id for piece in pieces for id in piece.ids),
+        tuple(chosen for piece in pieces for chosen in piece.logprobs),
+    )
+
+
+def together(ends: Iterable[End], ask: Ask) -> Usage:
+    """What several answers took; a prompt that has several answers counts once."""
+    all = {end.choice: end.usage for end in ends}
+    prompts = [usage for choice, usage in all.items() if not ask.parts or not ask.parts[choice].copy]
+    first = next(iter(all.values()), Usage())
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
+        cached_tokens=sum(usage.cached_tokens for usage in prompts),
+        tokens=sum(usage.tokens for usage in all.values()),
+        load_seconds=first.load_seconds,
+        prompt_seconds=max((usage.prompt_seconds for usage in all.values()), default=0.0),
+        decode_seconds=max((usage.decode_seconds for usage in all.values()), default=0.0),
+        total_seconds=max((usage.total_seconds for usage in all.values()), default=0.0),
+        experts=first.experts,
+    )

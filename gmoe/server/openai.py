@@ -3,12 +3,13 @@
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
-from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, ToolCall, Usage, whole
+from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, ToolCall, Usage, Whole, together, wholes
 from gmoe.server.body import Body, read
 from gmoe.server.catalog import Entry
 from gmoe.server.ollama import keep_alive_of
@@ -17,6 +18,7 @@ from gmoe.server.stream import Chunk, to_bytes
 media = "text/event-stream"
 DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 DONE = "[DONE]"
+MOST_ANSWERS = 512
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
 EXTRA = ("top_k", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "grammar", "json_schema")
 
@@ -35,7 +37,7 @@ class Sampled(Body):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    n: int | None = None
+    n: int | None = Field(None, ge=1)
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
@@ -90,7 +92,7 @@ def parse_chat(body: Any) -> Ask:
         wanted["logprobs"] = given.top_logprobs or 0
     wanted |= response_format(given.response_format)
     effort = given.reasoning_effort or (given.reasoning or {}).get("effort")
-    return Ask(
+    ask = Ask(
         messages=[message_of(given.model, message) for message in given.messages],
         tools=tools,
         tool_choice=choice,
@@ -98,41 +100,42 @@ def parse_chat(body: Any) -> Ask:
         template_values=given.chat_template_kwargs or {},
         **common(given, wanted),
     )
+    return several([ask], given.n)
 
 
 def render_chat(ask: Ask, events: Events) -> Iterator[Chunk]:
     """Chunks of a chat completion, or the whole of it."""
     first = head("chatcmpl", ask)
     if not ask.stream:
-        piece, end = whole(events)
-        message: dict[str, Any] = {"role": "assistant", "content": piece.content or None, **_thinking(piece)}
-        message["content"] = piece.content if piece.content or not piece.tool_calls else None
-        if piece.tool_calls:
-            message["tool_calls"] = [_call(call) for call in piece.tool_calls]
-        choice = {"index": 0, "message": message, "logprobs": _chat_logprobs(piece), "finish_reason": end.reason}
-        yield first | {"object": "chat.completion", "choices": [choice], **usage(end.usage)}
+        answers = wholes(events)
+        choices = [_choice(n, answer) for n, answer in enumerate(answers)]
+        taken = together([end for _, end in answers], ask)
+        yield first | {"object": "chat.completion", "choices": choices, **usage(taken)}
         return
     first["object"] = "chat.completion.chunk"
-    begun, number = False, 0
+    calls: dict[int, int] = {}  # of each answer that has begun
+    ends: list[End] = []
     for event in events:
         if isinstance(event, Loading):
             continue
-        if not begun:
-            begun = True
-            yield first | {"choices": [_delta({"role": "assistant", "content": ""})], **no_usage(ask)}
+        n = event.choice
+        if n not in calls:
+            calls[n] = 0
+            yield first | {"choices": [_delta(n, {"role": "assistant", "content": ""})], **no_usage(ask)}
         if isinstance(event, End):
-            yield first | {"choices": [_delta({}, event.reason)], **no_usage(ask)}
-            if wants_usage(ask):
-                yield first | {"choices": [], **usage(event.usage)}
-            yield DONE
-            return
+            ends.append(event)
+            yield first | {"choices": [_delta(n, {}, event.reason)], **no_usage(ask)}
+            continue
         delta: dict[str, Any] = {"content": event.content} if event.content else {}
         delta |= _thinking(event)
         if event.tool_calls:
-            delta["tool_calls"] = [{"index": number + n, **_call(call)} for n, call in enumerate(event.tool_calls)]
-            number += len(event.tool_calls)
+            delta["tool_calls"] = [{"index": calls[n] + i, **_call(call)} for i, call in enumerate(event.tool_calls)]
+            calls[n] += len(event.tool_calls)
         if delta or event.logprobs:
-            yield first | {"choices": [_delta(delta, logprobs=_chat_logprobs(event))], **no_usage(ask)}
+            yield first | {"choices": [_delta(n, delta, logprobs=_chat_logprobs(event))], **no_usage(ask)}
+    if wants_usage(ask):
+        yield first | {"choices": [], **usage(together(ends, ask))}
+    yield DONE
 
 
 def encode(chunk: Chunk) -> bytes:
@@ -228,8 +231,6 @@ def think_of(effort: Any) -> bool | str | None:
 
 def sampling(given: Sampled) -> dict[str, Any]:
     """Fields of `SamplingParams`."""
-    if given.n not in (None, 1):
-        raise Refused(400, "n must be 1: one answer a request")
     names = ("temperature", "top_p", "max_tokens", "seed", "frequency_penalty", "presence_penalty", *EXTRA)
     wanted = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if wanted.get("max_tokens", 1) < 1:
@@ -260,6 +261,14 @@ def common(given: Sampled, sampling: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def several(asks: Sequence[Ask], n: int | None) -> Ask:
+    """One request for `n` answers to each of these."""
+    parts = [replace(ask, copy=copy) for ask in asks for copy in range(n or 1)]
+    if len(parts) > MOST_ANSWERS:
+        raise Refused(400, f"{len(parts)} answers are asked for; one request may have {MOST_ANSWERS}")
+    return parts[0] if len(parts) == 1 else replace(parts[0], parts=parts)
+
+
 def head(prefix: str, ask: Ask) -> dict[str, Any]:
     """What every body begins with."""
     id = f"{prefix}-{secrets.token_hex(12)}"
@@ -276,8 +285,17 @@ def no_usage(ask: Ask) -> dict[str, Any]:
     return {"usage": None} if wants_usage(ask) else {}
 
 
-def _delta(delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+def _choice(index: int, answer: Whole) -> dict[str, Any]:
+    piece, end = answer
+    message: dict[str, Any] = {"role": "assistant", "content": piece.content or None, **_thinking(piece)}
+    message["content"] = piece.content if piece.content or not piece.tool_calls else None
+    if piece.tool_calls:
+        message["tool_calls"] = [_call(call) for call in piece.tool_calls]
+    return {"index": index, "message": message, "logprobs": _chat_logprobs(piece), "finish_reason": end.reason}
+
+
+def _delta(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _thinking(piece: Piece) -> dict[str, str]:

@@ -1,15 +1,17 @@
 """OpenAI's dialect: /v1/completions and /v1/embeddings."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from gmoe.server.ask import Ask, End, Events, Piece, Refused, whole
+from gmoe.server.ask import Ask, Chosen, End, Events, Piece, together, wholes
 from gmoe.server.body import Body, read
-from gmoe.server.openai import DONE, Sampled, common, head, no_usage, sampling, usage, wants_usage
+from gmoe.server.openai import DONE, Sampled, common, head, no_usage, sampling, several, usage, wants_usage
 from gmoe.server.stream import Chunk
 
 
@@ -34,43 +36,45 @@ class EmbeddingsBody(Body):
 def parse_completion(body: Any) -> Ask:
     """POST /v1/completions."""
     given = read(CompletionBody, body)
-    prompt = given.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise Refused(400, "more than one prompt in a request is not supported")
-        prompt = prompt[0]
     wanted = sampling(given)
     if given.logprobs is not None:
         wanted["logprobs"] = given.logprobs
-    return Ask(
-        prompt=prompt if prompt is not None else "",  # type: ignore[arg-type]
+    echo = bool(given.echo)
+    prompts = _prompts(given.prompt)
+    one = Ask(
+        prompt=prompts[0],
         suffix=given.suffix or None,
-        echo=bool(given.echo),
+        echo=echo,
+        generate=not (echo and given.max_tokens == 0),
+        shift=not (echo and given.logprobs is not None),  # all of its tokens, or none
         **common(given, wanted),
     )
+    return several([replace(one, prompt=prompt) for prompt in prompts], given.n)
 
 
 def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
     """Chunks of a text completion, or the whole of it."""
     first = head("cmpl", ask) | {"object": "text_completion"}
-    said = ask.prompt if ask.echo and isinstance(ask.prompt, str) else ""
     if not ask.stream:
-        piece, end = whole(events)
-        choice = _text(said + piece.content, _text_logprobs(piece, len(said)), end.reason)
-        yield first | {"choices": [choice], **usage(end.usage)}
+        answers = wholes(events)
+        choices = [
+            _text(n, piece.content, _text_logprobs(piece, 0), end.reason) for n, (piece, end) in enumerate(answers)
+        ]
+        yield first | {"choices": choices, **usage(together([end for _, end in answers], ask))}
         return
-    if said:
-        yield first | {"choices": [_text(said)], **no_usage(ask)}
-    at = len(said)
+    at: Counter[int] = Counter()
+    ends: list[End] = []
     for event in events:
         if isinstance(event, End):
-            yield first | {"choices": [_text("", None, event.reason)], **no_usage(ask)}
-            if wants_usage(ask):
-                yield first | {"choices": [], **usage(event.usage)}
-            yield DONE
+            ends.append(event)
+            yield first | {"choices": [_text(event.choice, "", None, event.reason)], **no_usage(ask)}
         elif isinstance(event, Piece) and (event.content or event.logprobs):
-            yield first | {"choices": [_text(event.content, _text_logprobs(event, at))], **no_usage(ask)}
-            at += len(event.content)
+            said = _text(event.choice, event.content, _text_logprobs(event, at[event.choice]))
+            yield first | {"choices": [said], **no_usage(ask)}
+            at[event.choice] += len(event.content)
+    if wants_usage(ask):
+        yield first | {"choices": [], **usage(together(ends, ask))}
+    yield DONE
 
 
 def embeddings(given: EmbeddingsBody, vectors: Sequence[np.ndarray], n_tokens: int) -> dict[str, Any]:
@@ -84,8 +88,15 @@ def embeddings(given: EmbeddingsBody, vectors: Sequence[np.ndarray], n_tokens: i
     return {"object": "list", "data": data, "model": given.model, "usage": usage}
 
 
-def _text(text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-    return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": reason}
+def _prompts(given: Any) -> list[Any]:
+    """One prompt is a text or ids."""
+    if isinstance(given, list) and given and not isinstance(given[0], int):
+        return given
+    return ["" if given is None else given]
+
+
+def _text(index: int, text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _text_logprobs(piece: Piece, at: int) -> dict[str, Any] | None:
@@ -98,6 +109,11 @@ def _text_logprobs(piece: Piece, at: int) -> dict[str, Any] | None:
     return {
         "tokens": [token.token for token in piece.logprobs],
         "token_logprobs": [token.logprob for token in piece.logprobs],
-        "top_logprobs": [{top.token: top.logprob for top in token.top} for token in piece.logprobs],
+        "top_logprobs": [_top(token) for token in piece.logprobs],
         "text_offset": offsets,
     }
+
+
+def _top(token: Chosen) -> dict[str, float | None] | None:
+    """The likeliest by their text; of those with the same one the first."""
+    return None if token.logprob is None else {top.token: top.logprob for top in reversed(token.top)}

@@ -20,6 +20,7 @@ from gmoe.server.answer import Answer
 from gmoe.server.ask import Ask, End, Events, Loading, Refused
 from gmoe.server.catalog import Catalog
 from gmoe.server.host import ModelHost, Running
+from gmoe.server.several import Several
 from gmoe.server.stream import Chunk, Dialect, Source, Streamed, Threads, log, refused_of, to_bytes
 from gmoe.server.watch import PATIENCE, Watch
 
@@ -101,7 +102,9 @@ class Service:
     def _answer(self, running: Running, ask: Ask, render: Render, began: float) -> Any:
         if ask.empty:
             return _given(render(ask, iter([End("load")])))
-        answer = Answer(running.llm, running.entry, ask, time.perf_counter() - began)
+        waited = time.perf_counter() - began
+        answers = [Answer(running.llm, running.entry, part, waited) for part in ask.parts or [ask]]
+        answer = Several(answers) if ask.parts else answers[0]
         return self.threads.iterate(Source.of(lambda: render(ask, iter(answer)), answer.cancel))
 
     async def _with_progress(self, ask: Ask, render: Render, began: float) -> AsyncIterator[Chunk]:
