@@ -223,8 +223,7 @@ class LLM:
         """The final hidden states of one fresh sequence, pooled: float32 [n_embd], of no particular length."""
         self._check(ids)
         states: np.ndarray = self._loop.call(lambda: self._engine.hidden(ids))
-        pooled: np.ndarray = states.mean(axis=0) if pooling == "mean" else states[-1]
-        return pooled
+        return np.asarray(states.mean(axis=0) if pooling == "mean" else states[-1])
 
     def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[Logprobs]:
         """Of each of `ids` but the first: how probable it was behind those before it, and the `top` likeliest there."""

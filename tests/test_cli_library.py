@@ -151,4 +151,4 @@ def test_create_quantizes(home: Path) -> None:
     assert library.json(small.config)["file_type"] == "Q8_0"
     assert not list(library.root.glob(".join-*"))
     refused = gmoe("create", "x", "-q", "q99")
-    assert refused.exit_code == 1 and "Q99" in refused.stderr
+    assert refused.exit_code == 1 and "q99" in refused.stderr

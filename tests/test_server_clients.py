@@ -88,7 +88,7 @@ def test_ollama_keeps_a_library(llama: ollama.Client, tmp_path: Path) -> None:
         "mine",
         files={"new.gguf": digest},
         system="Be brief.",
-        parameters={"num_predict": 4, "stop": ["x"]},
+        parameters={"num_predict": 4, "stop": ["x"], "seed": 1},
         stream=True,
     )
     assert [step.status for step in steps][-2:] == ["writing manifest", "success"]
@@ -107,6 +107,29 @@ def test_ollama_keeps_a_library(llama: ollama.Client, tmp_path: Path) -> None:
         llama.delete("mine")
     assert raised.value.status_code == 404
     assert {model.model for model in llama.list().models} >= {"tiny:latest"}
+
+
+def test_ollama_quantizes(llama: ollama.Client, tmp_path: Path) -> None:
+    digest = llama.create_blob(write_model(tmp_path / "new.gguf", seed=5))
+    llama.create(
+        "plain", files={"new.gguf": digest}, system="Be brief.", parameters={"num_predict": 2, "seed": 1}, stream=False
+    )
+    steps = list(llama.create("small", from_="plain", quantize="q8_0", parameters={"top_k": 3}, stream=True))
+    quantizing = [step for step in steps if step.status == "quantizing F32 model to Q8_0"]
+    assert quantizing[0].completed == 0 and quantizing[-1].completed == quantizing[-1].total and len(quantizing) > 9
+    assert steps[-1].status == "success"
+    shown = llama.show("small")
+    assert shown.details and shown.details.quantization_level == "Q8_0" and "Be brief." in (shown.modelfile or "")
+    assert llama.chat("small", HELLO).eval_count == 2
+    assert llama.create("same", files={"new.gguf": digest}, quantize="Q8_0", stream=False).status == "success"
+    models = {model.model: model for model in llama.list().models}
+    assert models["same:latest"].size < models["plain:latest"].size
+    for wrong, error in (("q99", "q99 is not a type that can be written"), ("Q4_0", "is Q8_0 already")):
+        with pytest.raises(ollama.ResponseError, match=error) as raised:
+            llama.create("again", from_="small", quantize=wrong, stream=False)
+        assert raised.value.status_code == 400
+    for name in ("plain", "small", "same"):
+        llama.delete(name)
 
 
 def test_ollama_embeds(llama: ollama.Client) -> None:

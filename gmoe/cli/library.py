@@ -1,9 +1,8 @@
 """The commands about models that are here: create, list, cp, rm, pull, push."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -12,10 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 
 from gmoe.library.create import create as create_model
-from gmoe.library.describe import describe
-from gmoe.library.find import find
-from gmoe.library.manifest import JOINING, Library
-from gmoe.library.modelfile import Command, Modelfile, parse_modelfile
+from gmoe.library.manifest import Library
+from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
 from gmoe.library.pull import pull as pull_model
 from gmoe.library.push import push as push_model
@@ -34,31 +31,17 @@ def create(name: str, file: Path | None, type_name: str | None) -> None:
     modelfile = parse_modelfile(path.read_bytes())
     for warning in modelfile.warnings:
         click.echo(f"warning: {warning}", err=True)
-    with _quantized(library, modelfile, path.parent, type_name) as modelfile:
+    with ExitStack() as stack:
+        if type_name is not None:
+            from gmoe.passes.quantized import quantized
+
+            modelfile = stack.enter_context(quantized(library, modelfile, path.parent, type_name, _first))
         create_model(library, target, modelfile, path.parent, lambda status: click.echo(status, err=True))
 
 
-@contextmanager
-def _quantized(library: Library, modelfile: Modelfile, folder: Path, type_name: str | None) -> Iterator[Modelfile]:
-    """The Modelfile with another FROM, a file of this type that is gone afterwards; itself without a type."""
-    if type_name is None:
-        yield modelfile
-        return
-    from gmoe.passes.mixes import mix_named
-    from gmoe.passes.quantize import quantize
-
-    mix_named(type_name.upper())
-    source = modelfile.last("from") or ""
-    package = find(folder / source if (folder / source).is_file() else source)
-    own = {command.name for command in modelfile.commands} - {"parameter"}
-    kept = tuple(command for command in package.modelfile.commands if command.name not in own)
-    with library.adding(), tempfile.TemporaryDirectory(dir=library.root, prefix=JOINING) as scratch:
-        target = Path(scratch) / "model.gguf"
-        click.echo(f"quantizing {describe(package.path)['file_type']} model to {type_name.upper()}", err=True)
-        quantize(package.path, target, type_name.upper())
-        rest = tuple(command for command in modelfile.commands if command.name != "from")
-        commands = (Command("from", str(target.absolute())), *kept, *rest)
-        yield Modelfile(commands, modelfile.settings)
+def _first(step: Progress) -> None:
+    if not step.completed:
+        click.echo(step.status, err=True)
 
 
 @click.command(name="list")

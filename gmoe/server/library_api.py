@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, BinaryIO, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gmoe.gguf.file import UnsupportedModel
 from gmoe.library.create import create
 from gmoe.library.manifest import Library, LibraryError, ModelNotFound
 from gmoe.library.pull import pull
 from gmoe.library.push import push
+from gmoe.passes.quantized import quantized
 from gmoe.server import ollama
 from gmoe.server.ask import Refused
 from gmoe.server.body import read
@@ -86,10 +88,15 @@ class LibraryApi:
 
         def run(put: Put) -> None:
             try:
-                create(self.library, name, modelfile, None, lambda status: put({"status": status}))
+                with ExitStack() as stack:
+                    recipe = modelfile
+                    if given.quantize:
+                        say = lambda step: put(progress_line(step))  # noqa: E731
+                        recipe = stack.enter_context(quantized(self.library, recipe, None, given.quantize, say))
+                    create(self.library, name, recipe, None, lambda status: put({"status": status}))
             except ModelNotFound as error:
                 raise Refused(404, str(error)) from None
-            except LibraryError as error:
+            except (LibraryError, UnsupportedModel) as error:
                 raise Refused(400, str(error)) from None
 
         return self._reporting(run, given.stream)

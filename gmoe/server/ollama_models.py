@@ -191,8 +191,6 @@ def recipe(body: CreateBody) -> Modelfile:
     """The Modelfile that a create request means; FROM is another model or the digest of a blob, never a path."""
     if body.adapters:
         raise Refused(400, "adapters are not supported: gmoe runs a single GGUF file")
-    if body.quantize:
-        raise Refused(400, "quantize is not supported here; use the command gmoe quantize")
     if body.from_:
         source = str(name_of(body.from_)) if not body.from_.startswith("sha256:") else body.from_
     elif body.files:
