@@ -71,6 +71,28 @@ def test_matmul(name: str, level: str) -> None:
             assert torch.equal(cpu_ops.matmul(x[:tokens], w, level=level, threads=1), whole[:tokens])
 
 
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("name", [name for name in NAMES if FORMATS[name].block_size > 1])
+def test_the_largest_codes_and_activations_do_not_overflow(name: str, level: str) -> None:
+    w = random_rows(name, 256, 256)
+    codes = w.data.reshape(256, -1).copy()
+    scales = codes.copy()
+    codes[:] = np.arange(256, dtype=np.uint8)[:, None]  # every byte of a row is its number
+    form = w.format
+    for block in range(0, codes.shape[1], form.type_size):
+        for field in form.fields:
+            if field.dtype == "f2" or (name, field.name) in {("MXFP4", "e"), ("IQ1_M", "scales")}:
+                at = slice(block + form.offset(field.name), block + form.offset(field.name) + field.nbytes)
+                codes[:, at] = scales[:, at]
+    w = QuantTensor(np.concatenate([codes, scales[:16]]), form, (272, 256))
+    x = dequantize(w)[::8].sign()  # that a row's products all have one sign, and are as large as they can be
+    x = torch.cat([x, -x])
+    whole = cpu_ops.matmul(x, w, level=level)
+    assert_near(whole, x, w)
+    assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))
+    assert torch.equal(whole[:1], cpu_ops.matmul(x[:1], w, level=level))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if cpu_ops.has_values(name)])
 def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     w, ids = random_rows(name, 9, 512), torch.tensor([8, 0, 3, 3, 7])

@@ -139,6 +139,11 @@ inline __m256i codes_of(const uint8_t* s) {
   else return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
 }
 
+template <class F>
+inline __m256i tile_codes_of(const uint8_t* s) {
+  return F::bias && F::bias != 128 ? _mm256_sub_epi8(codes_of<F>(s), byte32(F::bias)) : codes_of<F>(s);
+}
+
 // Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last.
 template <class F>
 inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
@@ -197,9 +202,3 @@ inline __m256i two_products(__m256i q, __m256i y) {
   if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
   return _mm256_maddubs_epi16(q, y);
 }
-
-// The largest code of a type.
-template <class F>
-constexpr int largest = F::bias == 128 ? 128 : F::bias == 64 ? 126 : __is_same(F, Q6_K) ? 63 :
-    __is_same(F, Q5_0) || __is_same(F, Q5_1) || __is_same(F, Q5_K) || __is_same(F, IQ3_S) ? 31 :
-    __is_same(F, MXFP4) || F::bias == 9 ? 24 : 15;

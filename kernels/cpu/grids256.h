@@ -235,14 +235,14 @@ struct Block<TQ1_0> {
   __m256i q(int k) const { return codes[k]; }
 };
 
-// What the loops ask of a block: register k's codes, and two products each with y.
+// What the loops ask of a block: register k's codes, signed where they have a bias, and two products each with y.
 template <class F>
-inline __m256i codes(const Block<F>& b, int k) {
+inline __m256i tile_codes(const Block<F>& b, int k) {
   if constexpr (Block<F>::centered) {
     const __m256i mask = b.mask(k);
-    return _mm256_add_epi8(_mm256_sub_epi8(_mm256_xor_si256(b.points(k), mask), mask), byte32(F::bias));
+    return _mm256_sub_epi8(_mm256_xor_si256(b.points(k), mask), mask);
   } else {
-    return b.q(k);
+    return F::bias && F::bias != 128 ? _mm256_sub_epi8(b.q(k), byte32(F::bias)) : b.q(k);
   }
 }
 template <class F>

@@ -86,7 +86,7 @@ inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const
     codes_of_two<F>(s + 2 * i * F::bytes, s + (2 * i + 1) * F::bytes, q);
     const __m256i first = two_products<F::bias>(q[0], _mm256_load_si256((const __m256i*)(y + 64 * i)));
     const __m256i last = two_products<F::bias>(q[1], _mm256_load_si256((const __m256i*)(y + 64 * i + 32)));
-    if (2 * 254 * largest<F> <= 32767) return _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
+    if (F::bias != 128) return _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
     return _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones));
   };
   __m256i sum = pairs_added(pairs_added(dots(0), dots(1)), pairs_added(dots(2), dots(3)));  // even blocks, odd blocks

@@ -1,8 +1,9 @@
 // Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, in two halves of 8 rows; then 4 tokens share
-// each load. Products are added in 16 bits as long as they fit.
+// each load.
 
 struct Tile {
-  __m256i q[64][2];      // four neighbouring codes of 8 rows
+  __m256i q[128][2];     // four neighbouring codes of 8 rows, or two as words
+  __m256i start[64][2];  // what sums of signed codes and unsigned activations start from
   __m256i scale[16][2];  // int16, twice, of each group, or of each pair
   __m256i two[8][2];     // int16 of two neighbouring groups or pairs: low, or the scales where there is a bias
   __m256 d[8][2], m[8][2];  // by place
@@ -32,42 +33,30 @@ struct alignas(64) Unpacked {  // 16 rows of one block
   float d[16][8], m[16][8];
 };
 
-#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
-constexpr bool vnni = true;
-inline __m256i four_products(__m256i sum, __m256i q, __m256i y) {
-#if defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(sum, q, y);
-#else
-  return _mm256_dpbusd_epi32(sum, q, y);
-#endif
-}
-#else
-constexpr bool vnni = false;
-inline __m256i four_products(__m256i sum, __m256i, __m256i) { return sum; }
-#endif
+#include "dots256.h"
 
-// Codes as a tile has them: VNNI takes unsigned ones, so that those of a bias of 128 keep it.
-template <class F>
-inline __m256i kept(__m256i q) {
-  return vnni && F::bias == 128 ? _mm256_xor_si256(q, byte32(128)) : q;
+template <class F, int GROUP>
+inline void pack_codes(const Unpacked& u, Tile& tile) {
+  for (int c = 0; c < 64; c += 4) {
+    __m256i q[4][2];
+    columns4(u.q[0] + 4 * c, 256, F::bias ? q : tile.q + c);
+    if constexpr (words<F>) put_words(q, c, F::wide ? tile.scale[c / 8] : nullptr, tile);
+    else if constexpr (F::bias != 0) put_signed<vnni ? GROUP : run<F, GROUP>>(q, c, tile);
+  }
 }
-
-template <class F>
-constexpr bool weighs_sums = F::lows || (F::bias && F::bias != 128);
 
 template <class F>
 void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
   constexpr bool eight = Block<F>::eight;
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const Block<F> block(s);
-    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, kept<F>(codes(block, k)));
+    for (int k = 0; k < 8; k++) _mm256_store_si256((__m256i*)u.q[r] + k, tile_codes(block, k));
     const Scales sc = block.scales();
     _mm256_store_si256((__m256i*)u.scale[r], sc.scale);
     if (F::lows) _mm256_store_si256((__m256i*)u.low[r], sc.low);
     u.d[r][0] = block.d();
     if (F::lows) u.m[r][0] = block.m();
   }
-  for (int i = 0; i < 16; i++) columns4(u.q[0] + 16 * i, 256, tile.q + 4 * i);
   for (int n = 0; n < (eight ? 1 : 2); n++) {
     __m256i both[4][2];
     columns4(u.scale[0] + 8 * n, 32, both);
@@ -80,6 +69,7 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
       }
     if (F::lows) columns4(u.low[0] + 8 * n, 32, tile.two + 4 * n);
   }
+  pack_codes<F, F::pairs ? 8 : 4>(u, tile);
   for (int r = 0; r < 16; r++) {
     reinterpret_cast<float*>(tile.d[0])[r] = u.d[r][0];
     if (F::lows) reinterpret_cast<float*>(tile.m[0])[r] = u.m[r][0];
@@ -96,90 +86,49 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
       __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
       from = end;
     }
-    for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, kept<F>(codes_of<F>(from + j * F::bytes)));
+    for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, tile_codes_of<F>(from + j * F::bytes));
     _mm256_store_ps(u.d[r], scales_of<F>(from, 0));
     if (F::lows) _mm256_store_ps(u.m[r], scales_of<F>(from, 2));
   }
-  for (int i = 0; i < 16; i++) columns4(u.q[0] + 16 * i, 256, tile.q + 4 * i);
+  pack_codes<F, 8>(u, tile);
   for (int n = 0; n < 2; n++) {
     columns4(u.d[0] + 4 * n, 32, (__m256i(*)[2])(tile.d + 4 * n));
     if (F::lows) columns4(u.m[0] + 4 * n, 32, (__m256i(*)[2])(tile.m + 4 * n));
   }
 }
 
-inline __m256i word(const void* p) { return _mm256_set1_epi32(load<int32_t>(p)); }
-
-// total[u] += by times the sums of code * y over 4 * COLUMNS elements from column c.
-template <class F, int COLUMNS, int T>
-inline __attribute__((always_inline)) void add_dots(const Tile& tile, const Activation* a, int c, const __m256i* by,
-                                                    __m256i (*total)[2]) {
-  constexpr int fit = 32767 / (254 * largest<F>), run = fit < COLUMNS ? fit : COLUMNS;
-#pragma GCC unroll 8
-  for (int i = 0; i < COLUMNS; i += run) {
-    __m256i sum[T][2];
-#pragma GCC unroll 8
-    for (int n = 0; n < run; n++) {
-      const int k = i + n;
-      if (k >= COLUMNS) continue;
-      const __m256i* q = tile.q[c + k];
-#pragma GCC unroll 8
-      for (int u = 0; u < T; u++) {
-        const __m256i y = word(a[u].q + 4 * (c + k));
-        for (int h = 0; h < 2; h++) {
-          const __m256i x = two_products<F::bias>(q[h], y);
-          sum[u][h] = n == 0 ? x : _mm256_add_epi16(sum[u][h], x);
-          asm("" : "+x"(sum[u][h]));  // or a compiler adds in another order, which takes more registers than there are
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int u = 0; u < T; u++)
-      for (int h = 0; h < 2; h++) total[u][h] = _mm256_add_epi32(total[u][h], _mm256_madd_epi16(sum[u][h], by[h]));
-  }
-}
-
-// dot[u] += the sums of code * y over 4 * COLUMNS elements from column c.
-template <int COLUMNS, int T>
-inline __attribute__((always_inline)) void dots(const Tile& tile, const Activation* a, int c, __m256i (*dot)[2]) {
-#pragma GCC unroll 8
-  for (int k = 0; k < COLUMNS; k++) {
-#pragma GCC unroll 8
-    for (int u = 0; u < T; u++) {
-      const __m256i y = word(a[u].q + 4 * (c + k));
-      for (int h = 0; h < 2; h++) dot[u][h] = four_products(dot[u][h], tile.q[c + k][h], y);
-    }
-  }
-}
-
 template <class F, int T>
-__attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
+__attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
   constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
   constexpr bool eight = Block<F>::eight;
   __m256i total[T][2] = {};
+  if constexpr (words<F>) {
 #pragma GCC unroll 1
-  for (int g = 0; g < groups; g++) {
-    const __m256i* by = tile.scale[eight || !F::pairs ? g : 2 * g];
-    if constexpr (vnni) {
-      __m256i dot[T][2];
-      for (int u = 0; u < T; u++)
-        dot[u][0] = dot[u][1] = F::bias == 128 ? word(F::pairs ? &a[u].low32[place(g)] : &a[u].low16[g]) : _mm256_setzero_si256();
-      dots<columns, T>(tile, a, columns * g, dot);
-      for (int u = 0; u < T; u++)
-        for (int h = 0; h < 2; h++)
-          total[u][h] = _mm256_add_epi32(total[u][h], _mm256_mullo_epi32(dot[u][h], _mm256_srai_epi32(by[h], 16)));
-    } else {
-      add_dots<F, columns, T>(tile, a, columns * g, by, total);
+    for (int c = 0; c < 128; c += 16) dots<F, 16, T>(tile, y, c, total);
+  } else {
+#pragma GCC unroll 1
+    for (int g = 0; g < groups; g++) {
+      const __m256i* by = tile.scale[eight || !F::pairs ? g : 2 * g];
+      if constexpr (vnni) {
+        __m256i dot[T][2];
+        for (int u = 0; u < T; u++)
+          for (int h = 0; h < 2; h++) dot[u][h] = F::bias ? tile.start[g][h] : _mm256_setzero_si256();
+        dots<F, columns, T>(tile, y, columns * g, dot);
+        for (int u = 0; u < T; u++)
+          for (int h = 0; h < 2; h++)
+            total[u][h] = _mm256_add_epi32(total[u][h], _mm256_mullo_epi32(dot[u][h], _mm256_srai_epi32(by[h], 16)));
+      } else {
+        add_dots<F, columns, T>(tile, y, columns * g, by, total);
+      }
     }
   }
 #pragma GCC unroll 4
   for (int u = 0; u < T; u++)
     for (int h = 0; h < 2; h++) {
       __m256i sums = _mm256_setzero_si256();
-      if (weighs_sums<F>)
+      if (F::lows)
         for (int i = 0; i < (eight ? 4 : 8); i++)
           sums = _mm256_add_epi32(sums, _mm256_madd_epi16(tile.two[i][h], word(eight ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i)));
-      if (weighs_sums<F> && !F::lows)
-        total[u][h] = _mm256_sub_epi32(total[u][h], _mm256_mullo_epi32(sums, _mm256_set1_epi32(F::bias)));
       __m256 value = _mm256_mul_ps(tile.d[0][h], _mm256_cvtepi32_ps(total[u][h]));
       if (F::lows) value = _mm256_fnmadd_ps(tile.m[0][h], _mm256_cvtepi32_ps(sums), value);
       acc[u][h] = _mm256_fmadd_ps(_mm256_set1_ps(a[u].d[0]), value, acc[u][h]);
@@ -187,7 +136,7 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
 }
 
 template <class F, int T>
-__attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
+__attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
   const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
   __m256 value[T][2];
   for (int n = 0; n < 2; n++) {    // q[n] + q[n + 2]
@@ -197,14 +146,11 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
       for (int odd = 0; odd < 2; odd++) {
         const int at = n + 2 * k + 4 * odd, j = 2 * (n + 2 * k) + odd;  // place(j) == at
         __m256i dot[T][2];
-        for (int u = 0; u < T; u++) {
-          __m256i moved = _mm256_setzero_si256();
-          if (F::bias && (vnni || F::bias != 128))
-            moved = _mm256_srai_epi32(_mm256_mullo_epi32(word(&a[u].low32[at]), _mm256_set1_epi32(F::bias)), 7);
-          dot[u][0] = dot[u][1] = moved;
-        }
-        if constexpr (vnni) dots<8, T>(tile, a, 8 * j, dot);
-        else add_dots<F, 8, T>(tile, a, 8 * j, ones, dot);
+        for (int u = 0; u < T; u++)
+          for (int h = 0; h < 2; h++) dot[u][h] = vnni && F::bias ? tile.start[j][h] : _mm256_setzero_si256();
+        if constexpr (vnni) dots<F, 8, T>(tile, y, 8 * j, dot);
+        else if constexpr (words<F>) dots<F, 16, T>(tile, y, 16 * j, dot);
+        else add_dots<F, 8, T>(tile, y, 8 * j, ones, dot);
         for (int u = 0; u < T; u++)
           for (int h = 0; h < 2; h++) {
             const __m256 d = _mm256_set1_ps(a[u].d[at]);
@@ -224,9 +170,9 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
 }
 
 template <class F, int T>
-inline void tile_tokens(const Tile& tile, const Activation* a, __m256 (*acc)[2]) {
-  if constexpr (F::wide) wide_tile<F, T>(tile, a, acc);
-  else narrow_tile<F, T>(tile, a, acc);
+inline void tile_tokens(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
+  if constexpr (F::wide) wide_tile<F, T>(tile, a, y, acc);
+  else narrow_tile<F, T>(tile, a, y, acc);
 }
 
 constexpr int tokens_at_once = 128;
@@ -241,6 +187,7 @@ void quantized_rows(const Job& job) {
   __m256 acc[tokens_at_once + 3][2];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
+    const Met<F> met(job, from, tokens);
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       for (int t = 0; t < tokens + 3; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
@@ -249,8 +196,8 @@ void quantized_rows(const Job& job) {
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
-        for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
-        if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+        for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+        if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
       }
       for (int t = 0; t < tokens; t++)
         for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r + 8 * h, acc[t][h]);

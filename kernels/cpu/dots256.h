@@ -1,0 +1,154 @@
+// Products of a tile's codes with T tokens, in 16 registers. Codes that have a bias in the file are signed in a tile and
+// meet activations + 128 as unsigned bytes: sums start from -128 times the codes, which all tokens share. Two products add
+// up to 16 bits, where sums may wrap as long as what they mean fits; with VNNI four add up to 32. Without it codes of
+// eight bits are words, times their scales where those are integers.
+
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+constexpr bool vnni = true;
+inline __m256i four_products(__m256i sum, __m256i x, __m256i y) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(sum, x, y);
+#else
+  return _mm256_dpbusd_epi32(sum, x, y);
+#endif
+}
+#else
+constexpr bool vnni = false;
+inline __m256i four_products(__m256i sum, __m256i, __m256i) { return sum; }
+#endif
+
+template <class F>
+constexpr bool words = !vnni && F::bias == 128;
+
+// The size of a tile's largest code.
+template <class F>
+constexpr int largest = __is_same(F, IQ3_XXS) ? 62 : F::bias == 64 ? 43 : F::bias ? F::bias :
+    __is_same(F, Q5_K) || __is_same(F, Q5_1) ? 31 : 15;
+
+// Of COLUMNS columns those whose products are added in 16 bits.
+template <class F, int COLUMNS>
+constexpr int run = 32767 / (254 * largest<F>) >= COLUMNS ? COLUMNS : run<F, COLUMNS / 2>;
+template <class F>
+constexpr int run<F, 0> = 1;
+
+inline __m256i word(const void* p) { return _mm256_set1_epi32(load<int32_t>(p)); }
+
+template <class F>
+constexpr int met_bytes = !F::bias ? int(sizeof(Activation)) : words<F> ? 512 : 256;  // from a token to the next
+
+// The activations of `tokens` tokens from `from` as codes of F meet them, block by block.
+template <class F>
+class Met {
+ public:
+  Met(const Job& job, int from, int tokens) : job_(job), from_(from), tokens_(tokens) {
+    if (!F::bias) return;
+    const int blocks = (job.cols + 255) / 256;
+    to_ = reinterpret_cast<uint8_t*>(scratch(size_t(tokens + 3) * blocks * met_bytes<F>));
+    for (int n = 0; n < blocks; n++)
+      for (int t = 0; t < tokens; t++) put(job.at(from + t, n).q, (__m256i*)(to_ + (size_t(n) * tokens + t) * met_bytes<F>));
+  }
+  const uint8_t* at(int t, int n) const {
+    return F::bias ? to_ + (size_t(n) * tokens_ + t) * met_bytes<F> : (const uint8_t*)job_.at(from_ + t, n).q;
+  }
+
+ private:
+  static void put(const int8_t* q, __m256i* to) {
+    for (int k = 0; k < 8; k++) {
+      const __m256i y = _mm256_load_si256((const __m256i*)q + k);
+      if (words<F>) {
+        to[2 * k] = _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8);
+        to[2 * k + 1] = _mm256_srai_epi16(y, 8);
+      } else {
+        to[k] = _mm256_xor_si256(y, byte32(128));
+      }
+    }
+  }
+  const Job& job_;
+  int from_, tokens_;
+  uint8_t* to_ = nullptr;
+};
+
+template <class F>
+inline __m256i column(const uint8_t* y, int u, int c) {  // of token u
+  return word(y + u * met_bytes<F> + 4 * c);
+}
+
+template <class F>
+inline __m256i two_dots(__m256i q, __m256i y) {
+  if (words<F>) return _mm256_madd_epi16(q, y);
+  return F::bias ? _mm256_maddubs_epi16(y, q) : _mm256_maddubs_epi16(q, y);
+}
+
+// total[u] += by times the sums of code * y over columns [c, c + COLUMNS).
+template <class F, int COLUMNS, int T>
+inline __attribute__((always_inline)) void add_dots(const Tile& tile, const uint8_t* y, int c, const __m256i* by,
+                                                    __m256i (*total)[2]) {
+  constexpr int here = run<F, COLUMNS>;
+#pragma GCC unroll 8
+  for (int i = 0; i < COLUMNS; i += here) {
+    __m256i sum[T][2];
+#pragma GCC unroll 8
+    for (int k = 0; k < here; k++) {
+      const __m256i* q = tile.q[c + i + k];
+#pragma GCC unroll 8
+      for (int u = 0; u < T; u++) {
+        const __m256i at = column<F>(y, u, c + i + k);
+        for (int h = 0; h < 2; h++) {
+          const __m256i x = two_dots<F>(q[h], at);
+          if (k) sum[u][h] = _mm256_add_epi16(sum[u][h], x);
+          else sum[u][h] = F::bias ? _mm256_add_epi16(x, tile.start[(c + i) / here][h]) : x;
+          asm("" : "+x"(sum[u][h]));  // or a compiler adds in another order, which takes more registers than there are
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++)
+      for (int h = 0; h < 2; h++) total[u][h] = _mm256_add_epi32(total[u][h], _mm256_madd_epi16(sum[u][h], by[h]));
+  }
+}
+
+// dot[u] += the sums of code * y over columns [c, c + COLUMNS): words, or bytes with VNNI.
+template <class F, int COLUMNS, int T>
+inline __attribute__((always_inline)) void dots(const Tile& tile, const uint8_t* y, int c, __m256i (*dot)[2]) {
+#pragma GCC unroll 16
+  for (int k = c; k < c + COLUMNS; k++) {
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) {
+      const __m256i at = column<F>(y, u, k);
+      for (int h = 0; h < 2; h++) {
+        if constexpr (words<F>) dot[u][h] = _mm256_add_epi32(dot[u][h], two_dots<F>(tile.q[k][h], at));
+        else dot[u][h] = F::bias ? four_products(dot[u][h], at, tile.q[k][h]) : four_products(dot[u][h], tile.q[k][h], at);
+        asm("" : "+x"(dot[u][h]));
+      }
+    }
+  }
+}
+
+// Columns [c, c + 4) of bytes as words, times `scale` where there is one.
+inline void put_words(const __m256i (*q)[2], int c, const __m256i* scale, Tile& tile) {
+  __m256i(*to)[2] = tile.q + c / 8 * 16 + c % 8;
+  for (int k = 0; k < 4; k++)
+    for (int h = 0; h < 2; h++) {
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(q[k][h], 8), 8), odd = _mm256_srai_epi16(q[k][h], 8);
+      to[k][h] = scale ? _mm256_mullo_epi16(even, scale[h]) : even;
+      to[k + 8][h] = scale ? _mm256_mullo_epi16(odd, scale[h]) : odd;
+    }
+}
+
+// Columns [c, c + 4) of signed bytes, and what sums of RUN columns start from.
+template <int RUN>
+inline void put_signed(const __m256i (*q)[2], int c, Tile& tile) {
+  constexpr int here = RUN < 4 ? RUN : 4;
+  const __m256i shift = byte32(128);
+  for (int h = 0; h < 2; h++)
+    for (int i = 0; i < 4; i += here) {
+      __m256i& start = tile.start[(c + i) / RUN][h];
+      __m256i sum = c % RUN ? start : _mm256_setzero_si256();
+      for (int k = i; k < i + here; k++) {
+        tile.q[c + k][h] = q[k][h];
+        sum = vnni ? _mm256_sub_epi32(sum, four_products(_mm256_setzero_si256(), shift, q[k][h]))
+                   : _mm256_sub_epi16(sum, _mm256_maddubs_epi16(shift, q[k][h]));
+      }
+      start = sum;
+    }
+}
