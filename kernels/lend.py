@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 EMPTY = {"empty", "empty_like", "new_empty"}  # what makes a tensor without numbers
 PIECE = 64 << 20  # bytes taken from the system at once; it hands out pages as they are written
 LEAST = 1 << 20  # bytes of a tensor that is worth it
-ROWS = 64  # and of a pass: listening to every call of torch takes its time
+ROWS = 128  # and of a pass: listening to every call of torch takes its time
 _LINE = 64  # every tensor begins at a line of the cache
 
 

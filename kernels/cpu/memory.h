@@ -18,7 +18,8 @@ class Memory {
 
   // At least `bytes`, 64-byte aligned; what was there before is lost.
   char* of(size_t bytes) {
-    if (bytes > size_ || (size_ >= large && bytes < large / 4)) {
+    little_ = size_ >= large && bytes < large / 4 ? little_ + 1 : 0;
+    if (bytes > size_ || little_ == patience) {
       release();
       data_ = take(bytes);
       size_ = bytes;
@@ -29,8 +30,9 @@ class Memory {
 
  private:
   // Bytes that a prompt wants and one token does not: they come from the system, without holes, and go back once little
-  // is asked for.
+  // has been asked for so many times, which is more often than within a layer.
   static constexpr size_t large = 1 << 20;
+  static constexpr int patience = 16;
 
   static char* take(size_t bytes) {
 #if defined(__unix__) || defined(__APPLE__)
@@ -51,9 +53,11 @@ class Memory {
       ::operator delete(data_, std::align_val_t(64));
     data_ = nullptr;
     size_ = 0;
+    little_ = 0;
   }
   char* data_ = nullptr;
   size_t size_ = 0;
+  int little_ = 0;  // times in a row that little was asked for
 };
 
 }  // namespace gmoe
