@@ -3,7 +3,8 @@
     python -m tools.compare_llamacpp model.gguf [more.gguf ...] --rows tg@0 tg@512 pp512 load --rounds 5 -t 2
 
 Both stay loaded in processes of their own and take turns. llama.cpp runs with and without repacking its weights, and
-the better counts for each row. It comes from `pip install llama-cpp-python`; this tool installs nothing.
+the better counts for each row; "load" begins behind Python's imports, "start" with the process. llama.cpp comes from
+`pip install llama-cpp-python`; this tool installs nothing.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from typing import Any
 from gmoe.cli.lean import leave_out_meta
 
 GENERATED = 16  # tokens of a decode row
-ROWS = ("tg@0", "tg@512", "tg@4096", "pp512", "pp2048", "load", "memory")
+ROWS = ("tg@0", "tg@512", "tg@4096", "pp512", "pp2048", "start", "load", "memory")
+FIRST = {"start": "process to first token", "load": "load to first token"}  # with and without Python's imports
 PEERS = ("gmoe", "llama.cpp repack", "llama.cpp")
 
 
@@ -93,8 +95,9 @@ def work(peer: str, path: Path, threads: int, context: int) -> None:
     """A worker: says how long loading to the first token took, then one time for each line of standard input."""
     if peer == "gmoe":  # as its program does
         leave_out_meta()
-    from gmoe.machine import memory_beside
-
+        import gmoe.llm  # noqa: F401  counted in "start", as what the peer imports is
+    else:
+        import llama_cpp  # noqa: F401
     began = time.perf_counter()
     side: Any = Gmoe(path, threads, context) if peer == "gmoe" else LlamaCpp(path, threads, context, "repack" in peer)
     side.seconds([1], 0, True)
@@ -102,6 +105,8 @@ def work(peer: str, path: Path, threads: int, context: int) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if order == "memory":
+            from gmoe.machine import memory_beside
+
             print(json.dumps(memory_beside(path)), flush=True)
         else:
             print(json.dumps(side.seconds(*order)), flush=True)
@@ -113,8 +118,10 @@ class Worker:
     def __init__(self, peer: str, path: Path, threads: int, context: int):
         command = [sys.executable, "-m", "tools.compare_llamacpp", str(path), "--worker", peer]
         command += ["-t", str(threads), "--context", str(context)]
+        began = time.perf_counter()
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.load = self._read()["load"]
+        self.start = time.perf_counter() - began
 
     def _read(self) -> Any:
         assert self.process.stdout
@@ -146,16 +153,17 @@ def order_of(row: str, vocabulary: int) -> tuple[list[int], int, bool, int]:
 
 def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[str]) -> Iterator[str]:
     """Markdown rows of one file, as they come."""
-    speeds = [row for row in rows if row not in ("load", "memory")]
+    speeds = [row for row in rows if row not in (*FIRST, "memory")]
     context = max([256, *(int(row[3:]) + GENERATED if "@" in row else int(row[2:]) for row in speeds)])
-    loads: dict[str, list[float]] = {peer: [] for peer in peers}
+    firsts: dict[str, dict[str, list[float]]] = {row: {peer: [] for peer in peers} for row in FIRST}
     workers: dict[str, Worker] = {}
-    for _ in range(rounds if "load" in rows else 1):
+    for _ in range(rounds if set(FIRST) & set(rows) else 1):
         for peer in peers:
             if peer in workers:
                 workers[peer].close()
-            workers[peer] = Worker(peer, path, threads, context)
-            loads[peer].append(workers[peer].load)
+            worker = workers[peer] = Worker(peer, path, threads, context)
+            firsts["start"][peer].append(worker.start)
+            firsts["load"][peer].append(worker.load)
     vocabulary = 30000
     for row in speeds:
         ids, depth, one_by_one, count = order_of(row, vocabulary)
@@ -164,9 +172,10 @@ def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[
             for peer in peers:
                 rates[peer].append(count / workers[peer].ask([ids, depth, one_by_one]))
         yield _line(path, row, {peer: statistics.median(r) for peer, r in rates.items()}, "tok/s", best=max)
-    if "load" in rows:
-        medians = {peer: statistics.median(times) for peer, times in loads.items()}
-        yield _line(path, "load to first token", medians, "s", best=min)
+    for row, name in FIRST.items():
+        if row in rows:
+            medians = {peer: statistics.median(times) for peer, times in firsts[row].items()}
+            yield _line(path, name, medians, "s", best=min)
     if "memory" in rows:
         memory = {peer: workers[peer].ask("memory") / 2**20 for peer in peers}
         yield _line(path, "peak memory beside the file", memory, "MiB", best=min)
