@@ -110,3 +110,18 @@ def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monk
         rendered(source)
     assert str(refusal.value).startswith("toy: ") and "\n" not in str(refusal.value)
     assert isinstance(refusal.value, ValueError)
+
+
+def test_waiting_for_others_is_not_the_template_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    slow = "{% for m in messages %}{{ strftime_now('') }}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(chat.time, "strftime", lambda form: time.sleep(0.3))
+    assert rendered(slow).startswith("None")
+
+
+def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = byte_level() | {KEY: "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    template = ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata, "toy"), "toy")
+    assert template.render(USER) == "Hi"
+    monkeypatch.setattr(template._environment, "from_string", None)
+    assert template.render([*USER, *USER]) == "HiHi"

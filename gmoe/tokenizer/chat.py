@@ -1,7 +1,9 @@
 """Chat templates: messages -> prompt text by the file's own jinja template, in a sandbox."""
 
 import json
+import math
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,10 +41,22 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Clock(threading.local):
+    """When the rendering of this thread must have ended, in seconds of its own work: others may keep it waiting."""
+
+    end = math.inf
+
+    def start(self) -> None:
+        self.end = time.thread_time() + SECONDS
+
+    def late(self) -> bool:
+        return time.thread_time() > self.end
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """No attributes that begin with an underscore, no mutation, an end to every loop, and no operation that is huge."""
 
-    deadline = 0.0
+    clock = _Clock()
     intercepted_binops = frozenset(("*", "**", "%"))
     padding = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs"))
 
@@ -80,7 +94,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **kwargs)
 
     def _tick(self) -> None:
-        if self.deadline and time.monotonic() > self.deadline:
+        if self.clock.late():
             raise jinja2.TemplateError(f"it ran longer than {SECONDS:g} seconds")
 
 
@@ -93,6 +107,7 @@ class ChatTemplate:
         self.source = CHATML if source is None else source
         self.named = dict(named or {})
         self._tokenizer = tokenizer
+        self._compiled: dict[str, jinja2.Template] = {}
         self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         del self._environment.globals["lipsum"], self._environment.filters["center"]
         self._environment.filters["tojson"] = _tojson
@@ -124,9 +139,12 @@ class ChatTemplate:
             "eos_token": self._special(self._tokenizer.eos_id),
             **kwargs,
         }
-        self._environment.deadline = time.monotonic() + SECONDS
+        clock = self._environment.clock
+        clock.start()
         try:
-            return _limited(self._environment.from_string(source).generate(values))
+            if source not in self._compiled:  # which takes longer than most conversations
+                self._compiled[source] = self._environment.from_string(source)
+            return _limited(self._compiled[source].generate(values), clock)
         except (
             jinja2.TemplateError,
             TypeError,
@@ -150,11 +168,11 @@ def _size(factor: Any) -> int:
     return len(factor) if isinstance(factor, (str, list, tuple)) else abs(factor) if isinstance(factor, int) else 1
 
 
-def _limited(pieces: Iterator[str]) -> str:
-    out, size, end = [], 0, time.monotonic() + SECONDS
+def _limited(pieces: Iterator[str], clock: _Clock) -> str:
+    out, size = [], 0
     for piece in pieces:
         size += len(piece)
-        if size > MOST_TEXT or time.monotonic() > end:
+        if size > MOST_TEXT or clock.late():
             raise jinja2.TemplateError("its text does not end")
         out.append(piece)
     return "".join(out)
