@@ -338,6 +338,7 @@ def test_an_option_out_of_range_is_named(name: str, value: object) -> None:
 
 def test_the_options_do_not_wait_for_torch() -> None:
     assert import_module("gmoe").RuntimeOptions is RuntimeOptions
+    assert {"LLM", "RuntimeOptions", "SamplingParams", "Tokenizer"} <= set(dir(import_module("gmoe")))
     assert RuntimeOptions(twin="a/b").twin == Path("a/b")  # type: ignore[arg-type]
 
 

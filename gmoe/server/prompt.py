@@ -41,16 +41,45 @@ def _of_chat(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
     system = entry.modelfile.last("system")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    while True:
-        text = render(llm, entry, ask, messages)
-        ids = llm.encode_chat(text)
-        if len(ids) < limit or not ask.truncate:
-            break
-        oldest = next((n for n, m in enumerate(messages[:-1]) if m["role"] != "system"), None)
-        if oldest is None:
-            break
-        del messages[oldest]
+    text = render(llm, entry, ask, messages)
+    ids = llm.encode_chat(text)
+    if len(ids) >= limit and ask.truncate:
+        text, ids = _without_oldest(llm, entry, ask, messages, limit) or (text, ids)
     return _fitted(llm, ask, ids, limit, text)
+
+
+def _without_oldest(
+    llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message], limit: int
+) -> tuple[str, list[int]] | None:
+    """The conversation without as few of its oldest messages as need be, never the last or a system message.
+
+    Where the template cannot begin there (an assistant's message, say), it begins later; None: it can nowhere.
+    Twice as many are kept until it is too long, so that a long conversation is not rendered once a message.
+    """
+    oldest = [n for n, message in enumerate(messages[:-1]) if message["role"] != "system"]
+
+    def kept(count: int) -> tuple[str, list[int]] | None:
+        for left in range(count, -1, -1):
+            gone = set(oldest[: len(oldest) - left])
+            try:
+                text = render(llm, entry, ask, [m for n, m in enumerate(messages) if n not in gone])
+            except (TemplateError, GoTemplateError):
+                continue
+            return text, llm.encode_chat(text)
+        return None
+
+    best, fits, over = kept(0), 0, 1
+    while over < len(oldest) and (found := kept(over)) and len(found[1]) < limit:
+        best, fits, over = found, over, 2 * over
+    over = min(over, len(oldest))
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        found = kept(middle)
+        if found and len(found[1]) < limit:
+            best, fits = found, middle
+        else:
+            over = middle
+    return best
 
 
 def _of_generate(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
@@ -123,7 +152,7 @@ def _fitted(llm: LLM, ask: Ask, ids: list[int], limit: int, text: str | None) ->
     if len(ids) >= limit:
         if not ask.truncate or not ask.shift or limit < 2:
             raise Refused(400, f"the prompt has {len(ids)} tokens, the context holds {limit}")
-        keep = max(0, min(ask.num_keep, limit // 2))
+        keep = max(0, min(ask.num_keep, limit // 2, limit - 2))
         tail = max(1, (limit - keep) // 2)
         ids = [*ids[:keep], *ids[-tail:]]
     return Prompt(ids, limit - len(ids), text)

@@ -1,0 +1,67 @@
+"""What a conversation that is too long loses: as few of its oldest messages as need be."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gmoe.server.ask import Ask
+from gmoe.server.catalog import Entry
+from gmoe.server.prompt import prompt_of
+from gmoe.tokenizer.chat import TemplateError
+
+ENTRY = Entry("m", Path("m.gguf"), "", 0, 0.0)
+
+
+class Llm:
+    """A word is a token; the template may want a user's message first."""
+
+    def __init__(self, context: int, strict: bool = False):
+        self.context, self.strict, self.rendered = context, strict, 0
+        self.template = SimpleNamespace(render=self.render)
+
+    def render(self, messages: list[dict[str, str]], tools: Any) -> str:
+        self.rendered += 1
+        if self.strict and messages[0]["role"] != "user":
+            raise TemplateError("conversations begin with the user")
+        return " ".join(message["content"] for message in messages)
+
+    def encode_chat(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+def conversation(choose: random.Random, n: int) -> list[dict[str, str]]:
+    roles = ["system" if choose.random() < 0.1 else ("user", "assistant")[n % 2] for n in range(n)]
+    return [{"role": role, "content": f"{n} " * choose.randint(1, 30)} for n, role in enumerate(roles)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_message_more_than_need_be(seed: int) -> None:
+    choose = random.Random(seed)
+    messages, limit = conversation(choose, choose.randint(1, 40)), choose.randint(2, 300)
+    prompt = prompt_of(Llm(limit), ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
+    left = list(messages)
+    while len(" ".join(message["content"] for message in left).split()) >= limit:  # one after the other
+        oldest = next((n for n, message in enumerate(left[:-1]) if message["role"] != "system"), None)
+        if oldest is None:
+            assert len(prompt.ids) < limit  # its middle went too
+            return
+        del left[oldest]
+    assert prompt.ids == [int(word) for message in left for word in message["content"].split()]
+
+
+def test_a_long_conversation_is_not_rendered_once_a_message() -> None:
+    messages = [{"role": "user", "content": f"{n} " * 20} for n in range(4000)]
+    llm = Llm(1000)
+    prompt = prompt_of(llm, ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
+    assert prompt.ids == [n for n in range(3951, 4000) for _ in range(20)] and llm.rendered < 20
+
+
+@pytest.mark.parametrize("n", range(2, 12))
+def test_it_begins_where_the_template_can(n: int) -> None:
+    messages = [{"role": ("user", "assistant")[k % 2], "content": f"{k} " * 10} for k in range(11)]
+    prompt = prompt_of(Llm(10 * n + 1, strict=True), ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
+    first = 11 - n + (11 - n) % 2
+    assert prompt.ids == [k for k in range(first, 11) for _ in range(10)]
