@@ -18,14 +18,14 @@ inline __m256i even_signs_of_words(__m256i x) {
   return even_signs(bytes);
 }
 
-inline __m256i four_points(const uint8_t* grid, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  auto point = [&](uint32_t i) { return load<int64_t>(grid + 8 * i); };
+inline __m256i four_points(const uint8_t* grid, size_t a, size_t b, size_t c, size_t d) {
+  auto point = [&](size_t i) { return load<int64_t>(grid + 8 * i); };
   return _mm256_setr_epi64x(point(a), point(b), point(c), point(d));
 }
 
 template <class I>
 inline __m256i eight_points(const uint8_t* grid, const I* i) {
-  auto point = [&](int n) { return load<int32_t>(grid + 4 * uint32_t(i[n])); };
+  auto point = [&](int n) { return load<int32_t>(grid + 4 * size_t(i[n])); };
   return _mm256_setr_epi32(point(0), point(1), point(2), point(3), point(4), point(5), point(6), point(7));
 }
 
@@ -41,16 +41,33 @@ inline __m256i odd_of_words(__m256i x) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(n, n), 0xd8);
 }
 
+struct SpreadBits {  // eight times each of four bytes
+  alignas(32) uint8_t at[4][32] = {};
+  constexpr SpreadBits() {
+    for (int k = 0; k < 4; k++)
+      for (int i = 0; i < 32; i++) at[k][i] = uint8_t(4 * k + i / 8);
+  }
+};
+constexpr SpreadBits spread_bits;
+
 struct Points {
   static constexpr bool eight = false, centered = true;
-  alignas(32) uint8_t signs[32];
   alignas(32) uint16_t index[64];
+  __m256i low_signs, high_signs;
   Scales sc;
   float scale;
   Scales scales() const { return sc; }
   float d() const { return scale; }
   float m() const { return 0.0f; }
-  __m256i mask(int k) const { return mask_of_bits(signs + 4 * k); }
+  void set_signs(__m256i x) {
+    low_signs = _mm256_permute4x64_epi64(x, 0x44);
+    high_signs = _mm256_permute4x64_epi64(x, 0xee);
+  }
+  __m256i mask(int k) const {
+    const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i x = _mm256_shuffle_epi8(k < 4 ? low_signs : high_signs, _mm256_load_si256((const __m256i*)spread_bits.at[k % 4]));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
+  }
 };
 
 template <>
@@ -64,7 +81,7 @@ struct Block<IQ2_XXS> : Points {
     const __m256i words = _mm256_permute2x128_si256(a, b, 0x20);
     sc.scale = odd_of_words(words);
     scale = half(s) * 0.125f;
-    _mm256_store_si256((__m256i*)signs, even_signs_of_words(words));
+    set_signs(even_signs_of_words(words));
   }
   __m256i points(int k) const {
     const uint8_t* i = s + 2 + 8 * k;
@@ -74,18 +91,17 @@ struct Block<IQ2_XXS> : Points {
 
 template <>
 struct Block<IQ2_XS> : Points {
-  explicit Block(const uint8_t* s) {
-    const __m256i a = loaded(s + 2), b = loaded(s + 34), nine = _mm256_set1_epi16(511);
+  const uint8_t* s;
+  explicit Block(const uint8_t* s) : s(s) {
+    const __m256i a = loaded(s + 2), b = loaded(s + 34);
     const __m256i seven = _mm256_packus_epi16(_mm256_srli_epi16(a, 9), _mm256_srli_epi16(b, 9));
-    _mm256_store_si256((__m256i*)index, _mm256_and_si256(a, nine));
-    _mm256_store_si256((__m256i*)index + 1, _mm256_and_si256(b, nine));
-    _mm256_store_si256((__m256i*)signs, even_signs(_mm256_permute4x64_epi64(seven, 0xd8)));
+    set_signs(even_signs(_mm256_permute4x64_epi64(seven, 0xd8)));
     sc.scale = odd_of_nibbles(s + 66);
     scale = half(s) * 0.125f;
   }
   __m256i points(int k) const {
-    const uint16_t* i = index + 4 * k;
-    return four_points(grids.iq2_xs, i[0], i[1], i[2], i[3]);
+    auto nine = [&](int i) { return load<uint16_t>(s + 2 + 8 * k + 2 * i) & size_t(511); };
+    return four_points(grids.iq2_xs, nine(0), nine(1), nine(2), nine(3));
   }
 };
 
@@ -101,7 +117,7 @@ struct Block<IQ2_S> : Points {
       const __m256i two = _mm256_and_si256(_mm256_mullo_epi16(high, up), _mm256_set1_epi16(0x300));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, two));
     }
-    _mm256_store_si256((__m256i*)signs, loaded(s + 34));
+    set_signs(loaded(s + 34));
     sc.scale = odd_of_nibbles(s + 74);
     scale = half(s) * 0.125f;
   }
@@ -119,7 +135,7 @@ struct Block<IQ3_XXS> : Points {
     const __m256i words = loaded(s + 66);
     sc.scale = odd_of_words(words);
     scale = half(s) * 0.25f;
-    _mm256_store_si256((__m256i*)signs, even_signs_of_words(words));
+    set_signs(even_signs_of_words(words));
   }
   __m256i points(int k) const { return eight_points(grids.iq3_xxs, s + 2 + 8 * k); }
 };
@@ -138,7 +154,7 @@ struct Block<IQ3_S> : Points {
     const __m128i x = _mm_cvtsi32_si128(load<int32_t>(s + 106));
     const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), _mm_set1_epi8(15));
     sc.scale = _mm256_castsi128_si256(_mm_cvtepu8_epi16(_mm_or_si128(_mm_add_epi8(n, n), _mm_set1_epi8(1))));
-    _mm256_store_si256((__m256i*)signs, loaded(s + 74));
+    set_signs(loaded(s + 74));
     scale = half(s);
   }
   __m256i points(int k) const { return eight_points(grids.iq3_s, index + 8 * k); }

@@ -2,23 +2,27 @@
 
 template <class F>
 void narrow_stream(const Job& job, int token, int begin, int end) {
-  constexpr int size = 8 * F::bytes;
+  constexpr int size = 8 * F::bytes, met = 256 + 32;
   const int whole = job.cols / 256, rest = job.cols / 32 % 8 * F::bytes;
   alignas(32) uint8_t last[size] = {};
-  int8_t* const order = reinterpret_cast<int8_t*>(scratch(size_t(whole + 1) * 256));
-  for (int n = 0; n < whole + (rest ? 1 : 0); n++)
+  int8_t* const order = reinterpret_cast<int8_t*>(scratch(size_t(whole + 1) * met));
+  for (int n = 0; n < whole + (rest ? 1 : 0); n++) {
+    int8_t* to = order + met * n;
+    const Activation& a = job.at(token, n);
     for (int i = 0; i < 16; i++)  // blocks a, b: a's first 16, b's first, a's last, b's last
-      __builtin_memcpy(order + 256 * n + 16 * i, job.at(token, n).q + 64 * (i / 4) + 32 * (i % 2) + 16 * (i / 2 % 2), 16);
+      __builtin_memcpy(to + 16 * i, a.q + 64 * (i / 4) + 32 * (i % 2) + 16 * (i / 2 % 2), 16);
+    for (int j = 0; j < 8; j++) reinterpret_cast<int32_t*>(to + 256)[j] = a.low32[j] / -128 * F::bias;
+  }
   for (int r = begin; r < end; r++) {
     const uint8_t* s = job.weights + size_t(r) * job.row_bytes;
     float acc = 0.0f;
     for (int n = 0; n < whole; n++, s += size) {
       ask_ahead<size>(s);
-      acc = acc + narrow_value<F>(s, job.at(token, n), order + 256 * n);
+      acc = acc + narrow_value<F>(s, job.at(token, n), order + met * n);
     }
     if (rest) {
-      __builtin_memcpy(last, s, size_t(rest));
-      acc = acc + narrow_value<F>(last, job.at(token, whole), order + 256 * whole);
+      if (job.stop - s < size) s = static_cast<const uint8_t*>(__builtin_memcpy(last, s, size_t(rest)));
+      acc = acc + narrow_value<F, true>(s, job.at(token, whole), order + met * whole, rest / F::bytes);
     }
     job.out[token][r] = acc;
   }

@@ -8,8 +8,17 @@ constexpr bool natural() {
 inline __m128i halves_added(__m256i x) {
   return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
-inline __m256i pairs_added(__m256i x, __m256i y) { return _mm256_hadd_epi32(x, y); }
-inline __m128i pairs_added(__m128i x, __m128i y) { return _mm_hadd_epi32(x, y); }
+// Words 0 and 1, 2 and 3 of x, then of y in each half; `add` adds them.
+template <class Add>
+inline __m256i pairs_added(__m256i x, __m256i y, Add add) {
+  const __m256 a = _mm256_castsi256_ps(x), b = _mm256_castsi256_ps(y);
+  return add(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
+}
+inline __m256i pairs_added(__m256i x, __m256i y) { return pairs_added(x, y, [](__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }); }
+inline __m128i pairs_added(__m128i x, __m128i y) {
+  const __m128 a = _mm_castsi128_ps(x), b = _mm_castsi128_ps(y);
+  return _mm_add_epi32(_mm_castps_si128(_mm_shuffle_ps(a, b, 0x88)), _mm_castps_si128(_mm_shuffle_ps(a, b, 0xdd)));
+}
 inline __m128i sums_of_4(const __m256i* x) {
   return halves_added(pairs_added(pairs_added(x[0], x[1]), pairs_added(x[2], x[3])));
 }
@@ -77,24 +86,33 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
   return value;
 }
 
-// The value of eight blocks of 32; y: their activations as `codes_of_two` has codes.
-template <class F>
-inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y) {
+// The value of eight blocks of 32; y: their activations as `codes_of_two` has codes, and F::bias times their sums. Where PART,
+// only the first `count` are the row's.
+template <class F, bool PART = false>
+inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y, int count = 8) {
   const __m256i ones = _mm256_set1_epi16(1);
-  auto dots = [&](int i) {  // of blocks 2 i and 2 i + 1
+  auto two = [&](int i, int h) { return _mm256_load_si256((const __m256i*)(y + 64 * i + 32 * h)); };
+  auto of_two = [&](int i) {  // blocks 2 i and 2 i + 1
+    if (PART && 2 * i >= count) return _mm256_setzero_si256();
     __m256i q[2];
     codes_of_two<F>(s + 2 * i * F::bytes, s + (2 * i + 1) * F::bytes, q);
-    const __m256i first = two_products<F::bias>(q[0], _mm256_load_si256((const __m256i*)(y + 64 * i)));
-    const __m256i last = two_products<F::bias>(q[1], _mm256_load_si256((const __m256i*)(y + 64 * i + 32)));
-    if (F::bias != 128) return _mm256_madd_epi16(_mm256_add_epi16(first, last), ones);
+    const __m256i first = two_products<F::bias>(q[0], two(i, 0)), last = two_products<F::bias>(q[1], two(i, 1));
+    if (F::bias != 128) return _mm256_add_epi16(first, last);
     return _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones));
   };
-  __m256i sum = pairs_added(pairs_added(dots(0), dots(1)), pairs_added(dots(2), dots(3)));  // even blocks, odd blocks
-  const __m256i moved = _mm256_load_si256((const __m256i*)a.low32);  // -128 times the sums of y
-  if (F::bias && F::bias != 128)
-    sum = _mm256_add_epi32(sum, _mm256_srai_epi32(_mm256_mullo_epi32(moved, _mm256_set1_epi32(F::bias)), 7));
+  auto of_four = [&](int i) {
+    const __m256i a = of_two(i), b = of_two(i + 1);
+    if (F::bias == 128) return pairs_added(a, b);
+    return _mm256_madd_epi16(pairs_added(a, b, [](__m256i x, __m256i y) { return _mm256_add_epi16(x, y); }), ones);
+  };
+  __m256i sum = pairs_added(of_four(0), of_four(2));  // even blocks, odd blocks
+  if (F::bias && F::bias != 128) sum = _mm256_sub_epi32(sum, _mm256_load_si256((const __m256i*)(y + 256)));
   __m256 v = _mm256_mul_ps(scales_of<F>(s, 0), _mm256_cvtepi32_ps(sum));
-  if (F::lows) v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(_mm256_srai_epi32(moved, 7)), v);
+  if (F::lows) v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_load_si256((const __m256i*)a.low32), 7)), v);
+  if (PART) {  // what is behind them is the next row's, and its scales may be no numbers
+    const __m256i places = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), known = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), places);
+    v = _mm256_and_ps(v, _mm256_castsi256_ps(known));
+  }
   const __m256 d = _mm256_load_ps(a.d);
   __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));
   q = _mm_fmadd_ps(_mm256_extractf128_ps(d, 1), _mm256_extractf128_ps(v, 1), q);
