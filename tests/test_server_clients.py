@@ -93,6 +93,9 @@ def test_ollama_keeps_a_library(llama: ollama.Client, tmp_path: Path) -> None:
     )
     assert [step.status for step in steps][-2:] == ["writing manifest", "success"]
     assert llama.create("yours", from_="mine", template="{{ .Prompt }}", stream=False).status == "success"
+    beyond = '{{ template "x" . }}'  # the GGUF's own template counts, as in `gmoe run`
+    assert llama.create("other", from_="mine", template=beyond, stream=False).status == "success"
+    assert llama.chat("other", HELLO).prompt_eval_count == llama.chat("mine", HELLO).prompt_eval_count
     shown = llama.show("mine")
     assert shown.parameters and 'stop                           "x"' in shown.parameters
     assert shown.details and shown.details.family == "qwen3moe" and "completion" in (shown.capabilities or [])

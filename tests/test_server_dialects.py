@@ -219,6 +219,8 @@ def test_llama_servers_routes(live: Live) -> None:
     assert post("/detokenize", json={"tokens": [-1]}).json()["error"]["code"] == 400
     prompt = post("/apply-template", json={"messages": [{"role": "user", "content": "hi"}]}).json()["prompt"]
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    said = {**SAID, "model": "tiny", "chat_template_kwargs": {"messages": []}}
+    assert post("/v1/chat/completions", json=said).status_code == post("/apply-template", json=said).status_code == 400
     for path in ("/health", "/v1/health"):
         assert live.http.get(path).json() == {"status": "ok"}
     answer = post("/completion", json={"prompt": "hello", "n_predict": 3, "cache_prompt": True}).json()

@@ -91,6 +91,16 @@ def test_a_body_that_stalls_is_refused(live: Live) -> None:
     assert b"408" in answer.split(b"\r\n")[0]
 
 
+def test_a_client_that_goes_while_it_speaks_is_not_logged(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+    port = int(live.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as gone:
+        gone.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
+        time.sleep(0.1)
+    time.sleep(0.1)
+    assert live.http.get("/health").status_code == 200
+    assert not caplog.records
+
+
 def test_no_path_is_opened(live: Live, tmp_path: Path) -> None:
     file = write_model(tmp_path / "secret.gguf")
     for name in (str(file), f"../{file.name}", f"file://{file}", str(file).lstrip("/")):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Message, Refused
 from gmoe.server.catalog import Entry
+from gmoe.server.stream import log
 from gmoe.tokenizer.chat import TemplateError
 from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
@@ -98,13 +99,16 @@ def _of_generate(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
 
 def render(llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message]) -> str:
     """The prompt's text: by the request's or the Modelfile's Go template, else by the GGUF's own."""
-    source = ask.template or entry.modelfile.last("template")
-    values = {**think_values(ask.think), **ask.template_values}
-    if not source:
+    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.last("template"))
+    if template is None:
+        values = {**think_values(ask.think), **ask.template_values}
+        taken = next((name for name in ("messages", "tools", "self") if name in values), None)
+        if taken:
+            raise Refused(400, f"chat_template_kwargs: {taken!r} is not for the request to set")
         return llm.template.render(messages, ask.tools or None, **values)
     think = ask.think if isinstance(ask.think, str) else ""
     given = {"Think": bool(ask.think), "ThinkLevel": think, "IsThinkSet": ask.think is not None}
-    return parsed(source).chat(messages, ask.tools, **given)
+    return template.chat(messages, ask.tools, **given)
 
 
 def think_values(think: bool | str | None) -> dict[str, Any]:
@@ -121,6 +125,16 @@ def parsed(source: str) -> GoTemplate:
     return GoTemplate.parse(source)
 
 
+@lru_cache(64)
+def own_template(source: str | None) -> GoTemplate | None:
+    """A Modelfile's template; None, and said once, where it is beyond what is supported: the GGUF's counts then."""
+    try:
+        return parsed(source) if source else None
+    except GoTemplateError as error:
+        log.warning("a model's TEMPLATE cannot be used, its GGUF's chat template is: %s", error)
+        return None
+
+
 def fim_tokens(metadata: Mapping[str, Any], tokens: Sequence[str] = ()) -> tuple[int, int, int] | None:
     """The ids that stand before a prefix, a suffix and the middle between them."""
     found = []
@@ -134,9 +148,9 @@ def fim_tokens(metadata: Mapping[str, Any], tokens: Sequence[str] = ()) -> tuple
 
 
 def _filled_in(llm: LLM, entry: Entry, ask: Ask) -> str:
-    source = ask.template or entry.modelfile.last("template")
-    if source and "Suffix" in parsed(source).fields:
-        return parsed(source).render({"Prompt": ask.prompt or "", "Suffix": ask.suffix, "Response": ""})
+    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.last("template"))
+    if template and "Suffix" in template.fields:
+        return template.render({"Prompt": ask.prompt or "", "Suffix": ask.suffix, "Response": ""})
     tokens = fim_tokens(llm.file.metadata)
     if tokens is None:
         raise Refused(400, f'"{ask.model}" does not support insert')

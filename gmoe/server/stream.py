@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NamedTuple, Protocol
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -175,6 +176,8 @@ def refused_of(error: Exception) -> Refused:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, GGUFError | ValueError):
         return Refused(400 if isinstance(error, ValueError) and not isinstance(error, GGUFError) else 500, text)
+    if isinstance(error, ClientDisconnect):
+        return Refused(499, "request canceled")
     if isinstance(error, MemoryError):
         return Refused(500, "there is not enough memory")
     log.error("a request failed: %s", text, exc_info=error)
