@@ -24,6 +24,7 @@ ONLY = {"gmoe.models": {"gmoe.layers"}, "gmoe.kernels": set(), "gmoe.options": s
 LONG_POLICY = 100
 LONG_ARCHITECTURE = {"default": 60, "llama4.py": 80}
 LONG = 400
+WIDTH = 120
 
 
 def module_of(path: Path) -> str:
@@ -94,6 +95,13 @@ def test_no_file_outgrows_its_page(path: Path) -> None:
 def test_a_module_says_what_it_is(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), f"{path.name} has no docstring"
+
+
+def test_sources_in_cpp_keep_to_the_width_of_the_others() -> None:
+    sources = [*(ROOT / "kernels" / "cpu").glob("*.h"), *(ROOT / "kernels" / "cpu").glob("*.cpp")]
+    lines = [(path.name, n, line) for path in sources for n, line in enumerate(path.read_text().splitlines(), 1)]
+    assert len(lines) > 5000
+    assert not [f"{name}:{n}" for name, n, line in lines if len(line) > WIDTH and "256" not in name]
 
 
 def test_no_drawers_without_a_name() -> None:

@@ -65,7 +65,8 @@ struct Floats {
   Lanes operator()(size_t i) const { return lanes(p + i); }
 };
 struct Halves {
-  const char *p, *next;  // the same of the next block is asked for, a line as one is read: many at once would be in the way
+  // Of `next`, the same of the next block, a line is asked for as one is read: many at once would be in the way.
+  const char *p, *next;
   Lanes operator()(size_t i) const {
     __builtin_prefetch(next + 2 * i, 0, 3);
     return widened<Number::f16>(p, i);
@@ -124,8 +125,8 @@ inline float weigh(float* scores, int begin, int end, float& m, float& l) {
 }
 
 template <int R, int C, class Values>
-inline void mix(const Values& values, int column, int width, const float* shares, const float* shrink, int begin, int end,
-                float* o) {
+inline void mix(const Values& values, int column, int width, const float* shares, const float* shrink, int begin,
+                int end, float* o) {
   Lanes acc[R][C];
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) acc[r][c] = lanes(o + size_t(r) * width + column + 16 * c) * all(shrink[r]);
@@ -153,8 +154,8 @@ inline void mix_row(const Values& values, int width, const float* shares, const 
 
 // What queries [0, queries) add, of which `seen` has the keys that they see: 64 * begin + end.
 template <class Values>
-inline void gather(const Values& values, int width, const float* shares, const float* shrink, const int* seen, int queries,
-                   float* o) {
+inline void gather(const Values& values, int width, const float* shares, const float* shrink, const int* seen,
+                   int queries, float* o) {
   for (int i = 0; i < queries;) {
     int same = 1;
     while (i + same < queries && seen[i + same] == seen[i]) same++;

@@ -14,7 +14,7 @@ bool here() { return __builtin_cpu_supports("avx2") && has_f16c() && __builtin_c
 }  // namespace
 
 const Level& avx2() {
-  static const Level level = {"avx2", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("avx2", here);
   return level;
 }
 

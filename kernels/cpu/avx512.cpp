@@ -43,7 +43,7 @@ bool here() {
 }  // namespace
 
 const Level& avx512() {
-  static const Level level = {"avx512", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("avx512", here);
   return level;
 }
 

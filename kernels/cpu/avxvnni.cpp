@@ -21,7 +21,7 @@ bool here() {
 }  // namespace
 
 const Level& avxvnni() {
-  static const Level level = {"avxvnni", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("avxvnni", here);
   return level;
 }
 

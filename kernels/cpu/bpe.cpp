@@ -65,7 +65,8 @@ bool find_places(PackedStrings s, int64_t* places) {
 }
 
 Bpe::Bpe(PackedStrings tokens, PackedStrings merges, bool whole, bool bytes)
-    : seed_(drawn_seed()), whole_(whole), bytes_(bytes), tokens_(unpacked(tokens)), places_(room_for(tokens.count), none) {
+    : seed_(drawn_seed()), whole_(whole), bytes_(bytes), tokens_(unpacked(tokens)),
+      places_(room_for(tokens.count), none) {
   for (size_t id = 0; id < tokens_.size(); id++)
     if (!tokens_[id].empty()) places_[place(tokens_[id], {})] = uint32_t(id);
   for (int b = 0; b < 256; b++) {

@@ -1,5 +1,6 @@
-// A program without Python: LEVELS and STEP against the portable ones, bit for bit, and a hash of each format's and each
-// function's results to compare between machines. Built by `tools/check_neon.py`; the argument is the file of grids that it writes.
+// A program without Python: LEVELS and STEP against the portable ones, bit for bit, and a hash of each format's and
+// each function's results to compare between machines. Built by `tools/check_neon.py`; the argument is the file of
+// grids that it writes.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,8 +24,8 @@ uint32_t next() { return (state = state * 1664525u + 1013904223u) >> 8; }
 std::vector<uint8_t> weights(const Format& format, size_t size) {
   std::vector<uint8_t> bytes(size);
   for (uint8_t& b : bytes) b = uint8_t(next());
-  const bool tame = format.block == 1;
-  for (size_t i = 0; tame && i < size; i += size_t(format.bytes)) bytes[i + format.bytes - 1] = uint8_t(0x3c + next() % 2);
+  if (format.block > 1) return bytes;
+  for (size_t i = 0; i < size; i += size_t(format.bytes)) bytes[i + format.bytes - 1] = uint8_t(0x3c + next() % 2);
   return bytes;
 }
 
@@ -32,10 +33,13 @@ struct Lie {  // where a block's float16 scales lie; all are made small
   const char* name;
   int at[2];
 };
-const Lie lies[] = {{"Q4_0", {0, -1}},    {"Q4_1", {0, 2}},     {"Q5_0", {0, -1}},    {"Q5_1", {0, 2}},   {"Q8_0", {0, -1}},
-                    {"Q2_K", {80, 82}},   {"Q3_K", {108, -1}},  {"Q4_K", {0, 2}},     {"Q5_K", {0, 2}},   {"Q6_K", {208, -1}},
-                    {"IQ4_NL", {0, -1}},  {"IQ4_XS", {0, -1}},  {"TQ1_0", {52, -1}},  {"TQ2_0", {64, -1}}, {"IQ1_S", {0, -1}},
-                    {"IQ2_XXS", {0, -1}}, {"IQ2_XS", {0, -1}},  {"IQ2_S", {0, -1}},   {"IQ3_XXS", {0, -1}}, {"IQ3_S", {0, -1}}};
+const Lie lies[] = {
+    {"Q4_0", {0, -1}}, {"Q4_1", {0, 2}}, {"Q5_0", {0, -1}}, {"Q5_1", {0, 2}},
+    {"Q8_0", {0, -1}}, {"Q2_K", {80, 82}}, {"Q3_K", {108, -1}}, {"Q4_K", {0, 2}},
+    {"Q5_K", {0, 2}}, {"Q6_K", {208, -1}}, {"IQ4_NL", {0, -1}}, {"IQ4_XS", {0, -1}},
+    {"TQ1_0", {52, -1}}, {"TQ2_0", {64, -1}}, {"IQ1_S", {0, -1}}, {"IQ2_XXS", {0, -1}},
+    {"IQ2_XS", {0, -1}}, {"IQ2_S", {0, -1}}, {"IQ3_XXS", {0, -1}}, {"IQ3_S", {0, -1}},
+};
 
 void tame(const Format& format, std::vector<uint8_t>& bytes) {
   for (size_t block = 0; block + format.bytes <= bytes.size(); block += size_t(format.bytes)) {

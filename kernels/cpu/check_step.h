@@ -45,8 +45,9 @@ class StepCheck {
       for (int parts = 0; parts < 4; parts++) {
         const std::vector<float> x = floats(n), weight = floats(n), bias = floats(n);
         std::vector<float> a(n), b(n);
-        step_portable().norm(x.data(), n, parts & 1 ? weight.data() : nullptr, parts & 2 ? bias.data() : nullptr, 1e-6f, a.data());
-        fast_.norm(x.data(), n, parts & 1 ? weight.data() : nullptr, parts & 2 ? bias.data() : nullptr, 1e-6f, b.data());
+        const float *w = parts & 1 ? weight.data() : nullptr, *plus = parts & 2 ? bias.data() : nullptr;
+        step_portable().norm(x.data(), n, w, plus, 1e-6f, a.data());
+        fast_.norm(x.data(), n, w, plus, 1e-6f, b.data());
         same(a, b, "norm");
         step_portable().residual(x.data(), 0.7f, n, a.data());
         fast_.residual(x.data(), 0.7f, n, b.data());
@@ -104,7 +105,8 @@ class StepCheck {
     std::vector<uint16_t> key_scales, value_scales;
     Cache cache;
     Kept(Number number, int heads, int dk, int dv, int blocks) {
-      const size_t size = number == Number::f32 ? 4 : number == Number::q8_0 ? 1 : 2, all = size_t(blocks) * heads * cache_block;
+      const size_t size = number == Number::f32 ? 4 : number == Number::q8_0 ? 1 : 2;
+      const size_t all = size_t(blocks) * heads * cache_block;
       keys.resize(all * dk * size);
       values.resize(all * dv * size);
       key_scales.resize(all * ((dk + 31) / 32));
@@ -142,7 +144,8 @@ class StepCheck {
       for (Sight sight : {Sight::causal, Sight::sliding, Sight::chunked}) {
         std::vector<float> a(size_t(shape.tokens) * n_head * shape.dv), b(a.size());
         const float* sunk = sight == Sight::chunked ? nullptr : sinks.data();
-        const Attention plain = {one.cache, q.data(), a.data(), size_t(shape.dv), n_head, 0.3f, sunk, sight, 90, positions.data()};
+        const Attention plain = {one.cache, q.data(), a.data(), size_t(shape.dv), n_head, 0.3f, sunk, sight, 90,
+                                 positions.data()};
         Attention fast = plain;
         fast.out = b.data();
         attend(step_portable(), plain, table.data(), blocks, starts, 1, 1);

@@ -150,7 +150,8 @@ struct TQ1_0 : Wide<54, 1, false, true> {
 // Narrow types: eight blocks in four registers, the first halves of blocks 0 to 3, their second halves, then 4 to 7.
 // `d` and `m`: words that `number` makes floats of, four words k those of blocks k and k + 4, twice.
 
-// Byte numbers that bring 16 bytes AT of blocks 4 h to 4 h + 3 together, where `first`, `second` and `last` lie one after the other.
+// Byte numbers that bring 16 bytes AT of blocks 4 h to 4 h + 3 together, where `first`, `second` and `last` lie one
+// after the other.
 template <int BYTES, int AT>
 struct Sixteens {
   alignas(64) uint8_t of[2][64] = {};

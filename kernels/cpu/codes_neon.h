@@ -7,8 +7,8 @@ struct Scales {  // of 16 groups, or in the first register of 8 pairs
   int16x8_t scale[2], low[2];
 };
 
-// BIAS is still to be taken off the codes; SHIFTED codes of groups 2 k and 2 k + 1 of either half are 4^k times too large, but
-// for k = 3.
+// BIAS is still to be taken off the codes; SHIFTED codes of groups 2 k and 2 k + 1 of either half are 4^k times too
+// large, but for k = 3.
 template <int BIAS = 0, bool SHIFTED = false>
 struct Block {
   static constexpr bool shifted = SHIFTED;
@@ -48,7 +48,8 @@ struct Registers<Q3_K> : Block<4, true> {
     const uint64_t low = load<uint64_t>(s + 96), high = load<uint32_t>(s + 104), m = 0x0303030303030303;
     const uint64_t a = (high | high << 30) & m, b = (high >> 4 | high << 26) & m, nibble = 0x0f0f0f0f0f0f0f0f;
     const int16x8_t most = vdupq_n_s16(32);
-    return {{vsubq_s16(eight_of((low & nibble) | a << 4), most), vsubq_s16(eight_of((low >> 4 & nibble) | b << 4), most)}, {}};
+    const int16x8_t even = eight_of((low & nibble) | a << 4), odd = eight_of((low >> 4 & nibble) | b << 4);
+    return {{vsubq_s16(even, most), vsubq_s16(odd, most)}, {}};
   }
   void codes(uint8x16_t* q) const {
     for (int i = 0; i < 4; i++, q += i == 2 ? 7 : 1) {
@@ -215,7 +216,8 @@ struct Registers<Q4_1> : Thirty2<Q4_1, 0> {
 template <>
 struct Registers<Q5_0> : Thirty2<Q5_0, 0> {
   using Thirty2::Thirty2;
-  void codes(uint8x16_t* q) const { nibbles_below(s + 6, ~load<uint32_t>(s + 2), q); }  // 16 less where the bit is not set
+  // 16 less where the bit is not set.
+  void codes(uint8x16_t* q) const { nibbles_below(s + 6, ~load<uint32_t>(s + 2), q); }
 };
 template <>
 struct Registers<Q5_1> : Thirty2<Q5_1, 0> {

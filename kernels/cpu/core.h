@@ -1,11 +1,11 @@
-// The loops of the portable level, and the order of sums that all levels keep to: exact integer sums, then floats in one
-// fixed order, so that a token's bits depend neither on the tokens beside it nor on threads nor on the instruction set.
-// `groups.h` has scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of low * y; and
-// sums_of_32<BIAS>(q, a, to): the 8 sums of (q - BIAS) * y of 32 each.
+// The loops of the portable level, and the order of sums that all levels keep to: exact integer sums, then floats in
+// one fixed order, so that a token's bits depend neither on the tokens beside it nor on threads nor on the instruction
+// set. `groups.h` has scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of
+// low * y; and sums_of_32<BIAS>(q, a, to): the 8 sums of (q - BIAS) * y of 32 each.
 //
-// The order, everywhere. Wide types, a block: value = d * sum, then value = value - m * low, fused; acc = acc + dy * value,
-// fused. Narrow types, 256 elements: v[j] = d[j] * sum[j] (+ m[j] * low[j], fused); q[i] = dy[2i] * v[2i], then
-// + dy[2i + 1] * v[2i + 1], fused; acc = acc + ((q[0] + q[2]) + (q[1] + q[3])).
+// The order, everywhere. Wide types, a block: value = d * sum, then value = value - m * low, fused;
+// acc = acc + dy * value, fused. Narrow types, 256 elements: v[j] = d[j] * sum[j] (+ m[j] * low[j], fused);
+// q[i] = dy[2i] * v[2i], then + dy[2i + 1] * v[2i + 1], fused; acc = acc + ((q[0] + q[2]) + (q[1] + q[3])).
 
 template <class F>
 inline float wide_value(const Codes& c, const Activation& a) {

@@ -19,8 +19,8 @@ constexpr int band_rows = 128;            // outputs of all experts that are the
 constexpr int group_rows = 128;           // tokens of an expert that are computed together
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
-// Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side, and
-// behind each group three that a product may read while others write the next group.
+// Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side,
+// and behind each group three that a product may read while others write the next group.
 // Where the rows are x [rows][n] and need neither rounding nor padding, they are read where they lie.
 class Panels {
  public:
@@ -123,7 +123,8 @@ int rows_a_task(int rows, int all, size_t row_bytes, int tokens, int threads) {
   return int((std::min<size_t>(most, size_t(rows)) + 15) / 16 * 16);
 }
 
-// Rows of an expert that a task takes of `rows`: a power of two up to a slice, few enough that every thread has several.
+// Rows of an expert that a task takes of `rows`: a power of two up to a slice, few enough that every thread has
+// several.
 int rows_a_step(int rows, int experts, int threads) {
   int step = slice;
   while (step > 32 && (rows + step - 1) / step * experts < 4 * threads) step /= 2;
@@ -161,8 +162,8 @@ std::unique_ptr<std::atomic<int>[]> counters(int count, int value) {
   return all;
 }
 
-// The experts of one call and their tokens. Its tasks are taken in order from one queue, so that what a task waits for is
-// under way: first the rows of gate and up of each expert, then rows of down, which wait for their expert only.
+// The experts of one call and their tokens. Its tasks are taken in order from one queue, so that what a task waits for
+// is under way: first the rows of gate and up of each expert, then rows of down, which wait for their expert only.
 class Pass {
  public:
   Pass(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind, const float* x,
@@ -395,9 +396,10 @@ void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, co
   std::vector<int> row_of(size_t(tokens) * k, -1);
   for (int i = 0; i < rows; i++) row_of[pass.place(i)] = i;
 
-  // Down goes through bands of rows, of all experts each; a band is summed while the next is computed, and the one after
-  // next takes its place.
-  const int band = std::min(band_rows, rows_a_step(width, std::max(1, experts), threads)), bands = (width + band - 1) / band;
+  // Down goes through bands of rows, of all experts each; a band is summed while the next is computed, and the one
+  // after next takes its place.
+  const int band = std::min(band_rows, rows_a_step(width, std::max(1, experts), threads));
+  const int bands = (width + band - 1) / band;
   const int sums = std::min(tokens, 4 * threads), a_band = experts + sums;
   float* results = kept.floats(2 * size_t(rows) * band);
   const auto computing = counters(bands, experts), summing = counters(bands, sums);

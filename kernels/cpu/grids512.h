@@ -241,7 +241,8 @@ struct IQ1_S : Wide<50, 9, false, true> {
     for (int k = 0; k < 4; k++) {
       uint32_t a = load<uint16_t>(s + 34 + 4 * k), b = load<uint16_t>(s + 36 + 4 * k);
       uint64_t up = _pdep_u64(a & 0xfff, 0x07070707) | _pdep_u64(b & 0xfff, 0x07070707) << 32;
-      __m512i index = _mm512_or_si512(eight_bytes(load<uint64_t>(s + 2 + 8 * k)), _mm512_slli_epi64(eight_bytes(up), 8));
+      const __m512i low = eight_bytes(load<uint64_t>(s + 2 + 8 * k));
+      __m512i index = _mm512_or_si512(low, _mm512_slli_epi64(eight_bytes(up), 8));
       q[k] = eighths(index, __mmask8((a & 0x8000 ? 0x0f : 0) | (b & 0x8000 ? 0xf0 : 0)));
     }
   }

@@ -1,4 +1,5 @@
-// The grid formats in registers: two points of eight bytes or four of four make sixteen codes, negated where a sign is set.
+// The grid formats in registers: two points of eight bytes or four of four make sixteen codes, negated where a sign is
+// set.
 
 inline const uint8_t* even_mask(uint32_t seven) { return sign_masks[grids.signs[seven & 127]]; }
 inline uint8x16_t eights(const uint8_t* a, const uint8_t* b) { return vcombine_u8(vld1_u8(a), vld1_u8(b)); }
@@ -13,7 +14,8 @@ inline uint8x16_t fours(const uint8_t* grid, int a, int b, int c, int d) {
 inline int16x8_t odd(int16x8_t x) { return vaddq_s16(vaddq_s16(x, x), vdupq_n_s16(1)); }  // 2 x + 1
 inline Scales odd_nibbles(uint8x8_t x) {
   const uint8x8_t low = vand_u8(x, vdup_n_u8(15)), high = vshr_n_u8(x, 4);
-  return {{odd(vreinterpretq_s16_u16(vmovl_u8(vzip1_u8(low, high)))), odd(vreinterpretq_s16_u16(vmovl_u8(vzip2_u8(low, high))))}, {}};
+  auto wide = [](uint8x8_t x) { return odd(vreinterpretq_s16_u16(vmovl_u8(x))); };
+  return {{wide(vzip1_u8(low, high)), wide(vzip2_u8(low, high))}, {}};
 }
 // 2 n + 1 of the highest nibbles of eight words STEP bytes apart.
 template <int STEP>
@@ -37,7 +39,8 @@ struct Registers<IQ2_XXS> : Eighth {
     for (int i = 0; i < 16; i++) {
       const uint8_t* index = s + 2 + 4 * (i & ~1) + i % 2 * 2;
       const uint32_t signs = load<uint32_t>(s + 6 + 4 * (i & ~1)) >> (14 * (i % 2));
-      q[i] = negated(eights(grids.iq2_xxs + 8 * index[0], grids.iq2_xxs + 8 * index[1]), even_mask(signs), even_mask(signs >> 7));
+      const uint8_t *a = grids.iq2_xxs + 8 * index[0], *b = grids.iq2_xxs + 8 * index[1];
+      q[i] = negated(eights(a, b), even_mask(signs), even_mask(signs >> 7));
     }
   }
 };
@@ -49,7 +52,8 @@ struct Registers<IQ2_XS> : Eighth {
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
       const uint32_t a = load<uint16_t>(s + 2 + 4 * g), b = load<uint16_t>(s + 4 + 4 * g);
-      q[g] = negated(eights(grids.iq2_xs + 8 * (a & 511), grids.iq2_xs + 8 * (b & 511)), even_mask(a >> 9), even_mask(b >> 9));
+      const auto points = eights(grids.iq2_xs + 8 * (a & 511), grids.iq2_xs + 8 * (b & 511));
+      q[g] = negated(points, even_mask(a >> 9), even_mask(b >> 9));
     }
   }
 };
@@ -62,7 +66,8 @@ struct Registers<IQ2_S> : Eighth {
     for (int g = 0; g < 16; g++) {
       const uint32_t high = uint32_t(s[66 + g / 2]) << 8 >> (4 * (g % 2));
       const uint32_t a = s[2 + 2 * g] | (high & 0x300), b = s[3 + 2 * g] | (high >> 2 & 0x300);
-      q[g] = negated(eights(grids.iq2_s + 8 * a, grids.iq2_s + 8 * b), sign_masks[s[34 + 2 * g]], sign_masks[s[35 + 2 * g]]);
+      const auto points = eights(grids.iq2_s + 8 * a, grids.iq2_s + 8 * b);
+      q[g] = negated(points, sign_masks[s[34 + 2 * g]], sign_masks[s[35 + 2 * g]]);
     }
   }
 };
@@ -76,7 +81,8 @@ struct Registers<IQ3_XXS> : Block<> {
     for (int g = 0; g < 16; g++) {
       const uint8_t* index = s + 2 + 4 * g;
       const uint32_t signs = load<uint32_t>(s + 66 + 4 * (g / 2)) >> (14 * (g % 2));
-      q[g] = negated(fours(grids.iq3_xxs, index[0], index[1], index[2], index[3]), even_mask(signs), even_mask(signs >> 7));
+      const auto points = fours(grids.iq3_xxs, index[0], index[1], index[2], index[3]);
+      q[g] = negated(points, even_mask(signs), even_mask(signs >> 7));
     }
   }
 };
@@ -84,7 +90,10 @@ template <>
 struct Registers<IQ3_S> : Block<> {
   using Block::Block;
   uint32_t d() const { return load<uint16_t>(s); }
-  Scales scales() const { return {{odd_nibbles(vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(s + 106)))).scale[0]}, {}}; }
+  Scales scales() const {
+    const uint8x8_t four = vreinterpret_u8_u32(vdup_n_u32(load<uint32_t>(s + 106)));
+    return {{odd_nibbles(four).scale[0]}, {}};
+  }
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
       const uint8_t* index = s + 2 + 4 * g;
@@ -111,7 +120,8 @@ struct Registers<IQ1_S> : Eighth {
   }
   void codes(uint8x16_t* q) const {
     for (int g = 0; g < 16; g++) {
-      const uint32_t word = load<uint16_t>(s + 34 + 2 * (g / 2)), high = word << 8 >> (6 * (g % 2)), down = word & 0x8000;
+      const uint32_t word = load<uint16_t>(s + 34 + 2 * (g / 2));
+      const uint32_t high = word << 8 >> (6 * (g % 2)), down = word & 0x8000;
       const uint32_t a = s[2 + 2 * g] | (high & 0x700), b = s[3 + 2 * g] | (high >> 3 & 0x700);
       q[g] = moved(eights(grids.iq1 + 8 * a, grids.iq1 + 8 * b), down, down);
     }

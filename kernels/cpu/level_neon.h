@@ -10,7 +10,9 @@ struct Sixteen {
   float32x4_t v[4];
 };
 inline Sixteen zeros() { return {{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}}; }
-inline Sixteen sixteen(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+inline Sixteen sixteen(const float* p) {
+  return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
 inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
   for (int i = 0; i < 4; i++) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
   return c;

@@ -24,7 +24,7 @@ bool here() {
 }  // namespace
 
 const Level& neon() {
-  static const Level level = {"neon", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("neon", here);
   return level;
 }
 

@@ -33,7 +33,7 @@ bool here() {
 }  // namespace
 
 const Level& neon_i8mm() {
-  static const Level level = {"neon_i8mm", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("neon_i8mm", here);
   return level;
 }
 

@@ -46,7 +46,8 @@ inline void pack_six_bits(const uint8_t* s, size_t row_bytes, Tile& tile) {
     for (int i = 0; i < 4; i++) tile.scale[4 * h + i] = byte_of(six[h], i);
     __m512i even = _mm512_and_si512(low[h], _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(low[h], 8);  // 0, 2; 1, 3
     tile.low[2 * h] = _mm512_or_si512(_mm512_and_si512(even, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(odd, 16));
-    tile.low[2 * h + 1] = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_andnot_si512(_mm512_set1_epi32(0xffff), odd));
+    const __m512i upper = _mm512_andnot_si512(_mm512_set1_epi32(0xffff), odd);
+    tile.low[2 * h + 1] = _mm512_or_si512(_mm512_srli_epi32(even, 16), upper);
   }
   tile.d[0] = low_half(x[0]);
   tile.m[0] = high_half(x[0]);
@@ -130,7 +131,8 @@ inline __m512i bits_from(int at, int step) {
 }
 inline __mmask64 bits_at(__m512i x, int at) { return _mm512_bitshuffle_epi64_mask(x, bits_from(at, 1)); }
 inline __m512i negated(__m512i q, __mmask64 where) { return _mm512_mask_sub_epi8(q, where, _mm512_setzero_si512(), q); }
-// Four points of eight elements, 8 columns: the `n`th of these is what index byte `order[n]` says, with sign byte `order[n]`.
+// Four points of eight elements, 8 columns: the `n`th of these is what index byte `order[n]` says, with sign byte
+// `order[n]`.
 template <class P>
 inline void points_of_8(const P& points, __m512i index, __mmask64 high, __m512i signs, const int* order, __m512i* q) {
   const __m512i half[2] = {points.look(0, index, high), points.look(1, index, high)};
@@ -256,8 +258,12 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
     __m512i q[4];
     F::codes(s, q);
     for (int k = 0; k < 4; k++) {
-      if constexpr (F::signs) q[k] = _mm512_mask_sub_epi8(_mm512_add_epi8(q[k], byte64(128)), F::negative(s, k), byte64(128), q[k]);
-      else if (F::bias) q[k] = _mm512_add_epi8(q[k], byte64(128 - F::bias));
+      if constexpr (F::signs) {
+        const __m512i biased = _mm512_add_epi8(q[k], byte64(128));
+        q[k] = _mm512_mask_sub_epi8(biased, F::negative(s, k), byte64(128), q[k]);
+      } else if (F::bias) {
+        q[k] = _mm512_add_epi8(q[k], byte64(128 - F::bias));
+      }
       _mm512_store_si512(u.q[r] + 64 * k, q[k]);
     }
     Scales sc = F::scales(s);

@@ -1,5 +1,5 @@
-// One token and types of blocks of 32, or of points of a grid: the sums of four times 256 weights at a time, which meet two
-// pairs of 256 activations in an order of their own.
+// One token and types of blocks of 32, or of points of a grid: the sums of four times 256 weights at a time, which meet
+// two pairs of 256 activations in an order of their own.
 
 inline __m128i halves_added(__m256i x) {
   return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

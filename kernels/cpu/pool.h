@@ -7,8 +7,8 @@
 
 namespace gmoe {
 
-// Call task(i) for every i in [0, count) on up to `threads` threads (0: usable_cores()), the caller among them; they are
-// taken in order. A task may wait for one with a smaller index; it must not throw or call `parallel` itself.
+// Call task(i) for every i in [0, count) on up to `threads` threads (0: usable_cores()), the caller among them; they
+// are taken in order. A task may wait for one with a smaller index; it must not throw or call `parallel` itself.
 void parallel(int count, int threads, const std::function<void(int)>& task);
 
 // One turn of a wait that has taken `spins` turns.

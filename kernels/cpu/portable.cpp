@@ -38,7 +38,7 @@ bool here() { return true; }
 }  // namespace
 
 const Level& portable() {
-  static const Level level = {"portable", here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+  static const Level level = level_of("portable", here);
   return level;
 }
 

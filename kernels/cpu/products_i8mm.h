@@ -36,15 +36,18 @@ class Rows {  // the bytes of `tokens` tokens from `from` for all rows, in the m
 inline void put_rows(const int8_t (*rows)[256], int from, int row, Tile& tile) {
   int8_t* to = tile.q + 16 * from + 8 * row;
   for (int r = 0; r < 4; r += 2, to += 16) {
-    const int64x2_t x = vreinterpretq_s64_s8(vld1q_s8(rows[r] + from)), y = vreinterpretq_s64_s8(vld1q_s8(rows[r + 1] + from));
+    const int64x2_t x = vreinterpretq_s64_s8(vld1q_s8(rows[r] + from));
+    const int64x2_t y = vreinterpretq_s64_s8(vld1q_s8(rows[r + 1] + from));
     vst1q_s8(to, vreinterpretq_s8_s64(vzip1q_s64(x, y)));
     vst1q_s8(to + 128, vreinterpretq_s8_s64(vzip2q_s64(x, y)));
   }
 }
 
-// The sums of COUNT elements from `from` of eight rows from `row` and four tokens, pairs of either: [row pair][token pair].
+// The sums of COUNT elements from `from` of eight rows from `row` and four tokens, pairs of either:
+// [row pair][token pair].
 template <int COUNT>
-inline __attribute__((always_inline)) void pairs_of(const Tile& tile, Tokens x, int from, int row, int32x4_t (*dot)[2]) {
+inline __attribute__((always_inline)) void pairs_of(const Tile& tile, Tokens x, int from, int row,
+                                                    int32x4_t (*dot)[2]) {
   const int8_t *w = tile.q + 16 * from + 8 * row, *y = x.y + 4 * from;
   for (int i = 0; i < COUNT; i += 8, w += 128, y += 32) {
     const int8x16_t first = vld1q_s8(y), second = vld1q_s8(y + 16);

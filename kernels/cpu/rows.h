@@ -182,8 +182,8 @@ inline void store_head(Number number, const float* x, int n, char* to, size_t st
     }
 }
 
-// Keys of a token lie a cache line apart, and a pass of the weights has driven them all out: to ask for them at once takes
-// a tenth of the time of writing to one after the other.
+// Keys of a token lie a cache line apart, and a pass of the weights has driven them all out: to ask for them at once
+// takes a tenth of the time of writing to one after the other.
 inline void ask_for(char* p, size_t lines, size_t stride) {
   for (size_t i = 0; i < lines; i++) __builtin_prefetch(p + i * stride, 1, 3);
 }

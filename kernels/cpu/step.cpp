@@ -69,8 +69,8 @@ std::vector<Tile> tiles_of(const Attention& a, const int32_t* tables, int table_
 
 }  // namespace
 
-void norm(const Step& step, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
-          int threads) {
+void norm(const Step& step, const float* x, int rows, int n, const float* weight, const float* bias, float eps,
+          float* y, int threads) {
   over_rows(rows, n, threads, [&](int from, int until) {
     for (int r = from; r < until; r++) step.norm(x + size_t(r) * n, n, weight, bias, eps, y + size_t(r) * n);
   });
@@ -91,8 +91,8 @@ void lay(const float* x, size_t x_token, size_t x_head, float* y, size_t y_token
   });
 }
 
-void rotate(const Step& step, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
-            const float* sin, const int64_t* positions, int threads) {
+void rotate(const Step& step, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves,
+            const float* cos, const float* sin, const int64_t* positions, int threads) {
   over_rows(tokens, size_t(heads) * d, threads, [&](int from, int until) {
     for (int t = from; t < until; t++) {
       const size_t at = size_t(positions[t]) * (n_rot / 2), row = size_t(heads) * d;
@@ -109,7 +109,8 @@ void prepare(const Step& step, const Heads& q, const Heads& k, int tokens, int n
       for (const Heads* h : {&q, &k}) {
         const int size = h->heads * h->d;
         float* x = h->x + size_t(t) * size;
-        for (int i = 0; h->width && i < size; i += h->width) step.norm(x + i, h->width, h->weight, h->bias, h->eps, x + i);
+        for (int i = 0; h->width && i < size; i += h->width)
+          step.norm(x + i, h->width, h->weight, h->bias, h->eps, x + i);
         const size_t at = size_t(positions[t]) * (n_rot / 2);
         if (cos) step.rotate(x, h->heads, h->d, n_rot, halves, cos + at, sin + at);
       }

@@ -13,7 +13,8 @@ enum class Sight { causal, sliding, chunked };
 enum class Gating { softmax, sigmoid, softmax_weight, sqrt_softplus };
 
 // One layer's cache. Keys [block][head][dk][32], values [block][head][32][dv]; q8_0 has a float16 scale for 32
-// elements of a token's head: key scales [block][head][ceil(dk / 32)][32], value scales [block][head][32][ceil(dv / 32)].
+// elements of a token's head: key scales [block][head][ceil(dk / 32)][32], value scales
+// [block][head][32][ceil(dv / 32)].
 struct Cache {
   Number number;
   int heads, dk, dv;
@@ -97,8 +98,8 @@ void residual(const Step&, const float* x, float scale, int rows, int n, float* 
 // Copies x [tokens][heads][n]; on both sides tokens and heads are so many floats apart.
 void lay(const float* x, size_t x_token, size_t x_head, float* y, size_t y_token, size_t y_head, int tokens, int heads,
          int n, int threads);
-void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves, const float* cos,
-            const float* sin, const int64_t* positions, int threads);
+void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d, int n_rot, bool halves,
+            const float* cos, const float* sin, const int64_t* positions, int threads);
 // Both in place; without a table nothing is rotated.
 void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
              const float* sin, const int64_t* positions, int threads);

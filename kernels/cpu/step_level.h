@@ -3,5 +3,5 @@
 #include "rows.h"
 #include "attention.h"
 
-const Step step = {level_name, here, norm_row, residual_row, rotate_token, gate_row, choose_experts, store_token, attend_chunk,
-                   merge_partials, finish_partial};
+const Step step = {level_name,     here,        norm_row,     residual_row,   rotate_token,  gate_row,
+                   choose_experts, store_token, attend_chunk, merge_partials, finish_partial};

@@ -151,12 +151,13 @@ void bind_step(nb::module_& m) {
            [](const Step& s, const Cache& cache, uintptr_t slots, int tokens, uintptr_t keys, uintptr_t values,
               int threads) {
              enter([=, &s] {
-               store(s, cache, at<const int64_t>(slots), tokens, at<const float>(keys), at<const float>(values), threads);
+               store(s, cache, at<const int64_t>(slots), tokens, at<const float>(keys), at<const float>(values),
+                     threads);
              });
            })
       .def("attend", [](const Step& s, const Cache& cache, uintptr_t q, uintptr_t out, size_t out_row, int n_head,
-                        float scale, uintptr_t sinks, int sight, int64_t size, uintptr_t positions, uintptr_t tables, int table_width,
-                        uintptr_t starts, int sequences, int threads) {
+                        float scale, uintptr_t sinks, int sight, int64_t size, uintptr_t positions, uintptr_t tables,
+                        int table_width, uintptr_t starts, int sequences, int threads) {
         Attention a = {cache, at<const float>(q), at<float>(out), out_row, n_head, scale, at<const float>(sinks),
                        Sight(sight), size, at<const int64_t>(positions)};
         enter([=, &s] {

@@ -1,9 +1,9 @@
 // One token and types of blocks of 256: each row's bytes are read once, in order. A level states before this file
-// `wide_values<F, N>(s, a, y)`: the values, as of core.h, of N blocks of weights that meet N of activations, whose codes
-// `y` are in the order that the weights' have in registers; and `natural<F>()`, where that is their own.
+// `wide_values<F, N>(s, a, y)`: the values, as of core.h, of N blocks of weights that meet N of activations, whose
+// codes `y` are in the order that the weights' have in registers; and `natural<F>()`, where that is their own.
 
-// Ask for SIZE bytes that will be read in a quarter of a microsecond; the hardware's own prefetcher alone leaves a third
-// of the bandwidth unused. Beyond the weights' end this does nothing.
+// Ask for SIZE bytes that will be read in a quarter of a microsecond; the hardware's own prefetcher alone leaves a
+// third of the bandwidth unused. Beyond the weights' end this does nothing.
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 #pragma GCC unroll 32

@@ -1,7 +1,8 @@
-// One token: each row's bytes are read once, in order, unpacked in registers and multiplied, four times 256 weights a step.
+// One token: each row's bytes are read once, in order, unpacked in registers and multiplied, four times 256 weights a
+// step.
 
-// Nothing, for the sum of products of `a` and `b` to begin with. A compiler would copy one zero each time, which costs what a
-// product costs; CPUs make a zero while they rename registers.
+// Nothing, for the sum of products of `a` and `b` to begin with. A compiler would copy one zero each time, which costs
+// what a product costs; CPUs make a zero while they rename registers.
 template <class A, class B>
 inline int32x4_t nothing(A a, B b) {
   int32x4_t zero;

@@ -48,7 +48,8 @@ inline __attribute__((always_inline)) void block_sums(const uint8_t* s, const Ac
     for (int k = 0; k < 2; k++) {
       __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[2 * k], _mm512_load_si512(y + 128 * k));
       dot = _mm512_dpbusd_epi32(dot, q[2 * k + 1], _mm512_load_si512(y + 128 * k + 64));
-      __m512i at = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * k));
+      const __m512i quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+      __m512i at = _mm512_add_epi32(quarters, _mm512_set1_epi32(4 * k));
       part[k] = _mm512_add_epi32(part[k], _mm512_mullo_epi32(dot, _mm512_permutexvar_epi32(at, wide)));
     }
   } else {
@@ -80,7 +81,8 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
     d[i] = F::d(s + i * F::bytes);
   }
   __m128i both = _mm_setr_epi32(int(d[0]), int(d[1]), int(d[2]), int(d[3]));
-  __m256 dm = _mm256_cvtph_ps(_mm_shuffle_epi8(both, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)));
+  const __m128i apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+  __m256 dm = _mm256_cvtph_ps(_mm_shuffle_epi8(both, apart));
   __m128 scale = _mm256_castps256_ps128(dm);
   if (F::factor != 1.0f) scale = _mm_mul_ps(scale, _mm_set1_ps(F::factor));
   __m128 value = _mm_mul_ps(scale, _mm_cvtepi32_ps(sums_of_4(total)));

@@ -31,3 +31,7 @@ const Format formats[] = {
     quantized<IQ3_XXS>("IQ3_XXS"),
     quantized<IQ3_S>("IQ3_S"),
 };
+
+inline Level level_of(const char* name, bool (*here)()) {
+  return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+}

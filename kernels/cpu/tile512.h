@@ -86,11 +86,14 @@ void quantized_rows(const Job& job) {
       __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
       for (int t = 0; t < tokens + 4; t++) acc[t] = _mm512_setzero_ps();
       for (int n = 0; n < chunks; n++) {
-        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
-        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
+        // the next strip, in the order it lies
+        const char* ahead = (const char*)strip + 16 * job.row_bytes + size_t(n) * 16 * size;
+        const char* stop = (const char*)job.stop;
+        const int left = job.cols / 32 - 8 * n;  // blocks of 32
+        for (int i = 0; i < 16 * size && ahead + i < stop; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
         if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
         else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
-        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8, unpacked, tile);
+        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 8 ? left : 8, unpacked, tile);
         // the last tokens are computed with what lies behind them: of 2 to 7 that is less work
         int t = 0;
         for (; t + 4 < tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);

@@ -157,7 +157,8 @@ void quantized_rows(const Job& job) {
       __builtin_memset(acc, 0, sizeof acc[0] * size_t(tokens + 4));
       for (int n = 0; n < chunks; n++) {
         constexpr int size = 256 / F::block * F::bytes;
-        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
+        // the next strip, in the order it lies
+        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;
         for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) __builtin_prefetch(ahead + i, 0, 2);
         pack<F>(strip, job.row_bytes, n, job.cols, tile);
         int t = 0;  // the last tokens are computed with what lies behind them

@@ -1,5 +1,6 @@
-// Every block layout in plain C++: a block of weights as unsigned codes, integer scales and float scales. The portable level
-// computes with it; the other levels that include it read blocks in registers of their own and take sizes and biases from it.
+// Every block layout in plain C++: a block of weights as unsigned codes, integer scales and float scales. The portable
+// level computes with it; the other levels that include it read blocks in registers of their own and take sizes and
+// biases from it.
 
 // The bit fields of `formats.py`'s Plane, N elements; ORed in, shifted, where they lie above other bits.
 template <int BITS, int RUN, int N, int UP = 0>

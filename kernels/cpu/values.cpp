@@ -60,8 +60,8 @@ Values values_of(const std::string& name) {
 
 bool has_values(const std::string& format) { return values_of(format) != nullptr; }
 
-void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids, int count,
-             float* out, int threads) {
+void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids,
+             int count, float* out, int threads) {
   const Values values = values_of(format);
   parallel(count, count < 4 ? 1 : threads,
            [&](int i) { values(weights + size_t(ids[i]) * row_bytes, cols, out + size_t(i) * cols); });

@@ -9,7 +9,7 @@ namespace gmoe {
 bool has_values(const std::string& format);
 
 // Rows ids [count] of a matrix with `cols` columns -> out [count][cols]; the format is one that has values.
-void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids, int count,
-             float* out, int threads);
+void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids,
+             int count, float* out, int threads);
 
 }  // namespace gmoe
