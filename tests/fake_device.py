@@ -21,7 +21,6 @@ from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from gmoe.experts.device import DeviceError
@@ -142,14 +141,23 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if to is not None and "_to_copy" not in name:
         plain["device"] = "cpu"
     with torch.inference_mode(False), torch.no_grad():
-        out = func(*tree_map(inner, args), **tree_map(inner, plain))
+        out = func(*_mapped(inner, args), **_mapped(inner, plain))
         if name == "copy_":
             return args[0]
         if name.endswith("_") and not name.endswith("__") and isinstance(args[0], FakeTensor):
             return args[0]
         if away:
             return out.clone() if isinstance(out, Tensor) else out
-        return tree_map(lambda a: FakeTensor(a) if isinstance(a, Tensor) else a, out)
+        return _mapped(lambda a: FakeTensor(a) if isinstance(a, Tensor) else a, out)
+
+
+def _mapped(f: Callable[[Any], Any], tree: Any) -> Any:
+    """As torch's tree_map, which is most of what a small operation takes."""
+    if isinstance(tree, list):
+        return [_mapped(f, x) for x in tree]
+    if isinstance(tree, dict):
+        return {name: _mapped(f, x) for name, x in tree.items()}
+    return tuple(_mapped(f, x) for x in tree) if isinstance(tree, tuple) and tree else f(tree)
 
 
 def _flat(tree: Any) -> list[Any]:
@@ -291,7 +299,7 @@ class FakeEvent:
 
     def __init__(self, device: "FakeDevice", work: Callable[[], object] | None = None):
         self.device, self.work, self.at = device, work, next(clock)
-        self.upload = False
+        self.upload, self.seconds = False, 0.0
 
     def query(self) -> bool:
         if self.work is not None and self.device.random.random() < self.device.hurry:
@@ -305,7 +313,7 @@ class FakeEvent:
     def reach(self) -> None:
         """Do the work now, and perhaps some other copy first."""
         others = [event for event in self.device.flying if event is not self]
-        if others and self.device.random.random() < 0.5:
+        if others and self.device.shuffles and self.device.random.random() < 0.5:
             self.device.random.choice(others)._finish()
         self._finish()
 
@@ -326,6 +334,7 @@ class FakeDevice:
         self.name, self.turns = "a fake card", turns or Threads()
         self.compiles = False
         self.random = random.Random(seed)
+        self.shuffles = True  # copies may be through in any order
         self.hurry = hurry  # the chance that a copy is found done where nobody waits for it
         self.memory = memory
         self.taken = 0

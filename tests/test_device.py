@@ -91,7 +91,7 @@ def test_costs_are_measured_and_learnt(model: Path, card: FakeDevice) -> None:
     with load(model, miss="balance", gpu_memory=half(model)) as llm:
         costs = llm.dispatch.miss.costs
         assert costs.copy > 0 and costs.one > 0 and costs.load(Tier.HOST) == costs.copy
-        assert llm.dispatch.computed == costs.computed
+        assert llm.dispatch.computed == costs.computed and llm.store.copied == costs.copied
     costs = DeviceCosts(0.1, 1.0, 0.5, disk=2.0)
     assert costs.load(Tier.DISK) == 2.1 and costs.cpu(3) == 2.0
     costs.computed(3, 4.0)

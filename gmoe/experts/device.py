@@ -31,6 +31,14 @@ class Event(Protocol):
         """The host waits until it has been reached."""
 
 
+class Copy(Event, Protocol):
+    """A copy to the device."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the link took, once it is through; 0.0 where that is not known."""
+
+
 class Device(Protocol):
     """Every method but `synchronize` returns at once; where memory ends, torch.OutOfMemoryError."""
 
@@ -48,7 +56,7 @@ class Device(Protocol):
     def pinned(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] of host memory out of which copies run by themselves."""
 
-    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Event:
+    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Copy:
         """Copy pinned bytes to the device beside its work, not before `after`; both must stay until the event."""
 
     def send(self, source: Tensor) -> Tensor:
@@ -105,12 +113,15 @@ class Cuda:
     def pinned(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Event:
+    def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Copy:
         with torch.cuda.stream(self._side):
             if after is not None:
                 self._side.wait_event(after)  # type: ignore[arg-type]
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record(self._side)
             into.copy_(source, non_blocking=True)
-            return self._side.record_event()
+            ended.record(self._side)
+            return _Copy(begun, ended)
 
     def send(self, source: Tensor) -> Tensor:
         return source.pin_memory().to(self.torch, non_blocking=True)
@@ -124,6 +135,7 @@ class Cuda:
         return torch.cuda.current_stream(self.torch).record_event()
 
     def wait(self, event: Event) -> None:
+        event = event.ended if isinstance(event, _Copy) else event
         torch.cuda.current_stream(self.torch).wait_event(event)  # type: ignore[arg-type]
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, "_Graph"]:
@@ -154,6 +166,24 @@ class Cuda:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+
+class _Copy:
+    """On the side stream, between two events."""
+
+    def __init__(self, begun: torch.cuda.Event, ended: torch.cuda.Event):
+        self.begun, self.ended = begun, ended
+
+    def query(self) -> bool:
+        return bool(self.ended.query())
+
+    def synchronize(self) -> None:
+        self.ended.synchronize()
+
+    @property
+    def seconds(self) -> float:
+        """Of the link alone: copies before it, and kernels that it had to wait for, do not count."""
+        return float(self.begun.elapsed_time(self.ended)) / 1e3
 
 
 class _Graph:

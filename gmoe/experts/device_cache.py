@@ -98,7 +98,7 @@ class DeviceCache(ExpertCache):
         self._require_calibrated(here / all_of_them)
         if isinstance(dispatch.miss, balance.Policy):
             dispatch.miss.costs = costs = self._measure()
-            dispatch.computed = costs.computed
+            dispatch.computed, store.copied = costs.computed, costs.copied
         return [(group.layers, count) for group, count in zip(store.groups, counts, strict=True)]
 
     def _split_device(self, twin: Path, trace: Trace | None, store: DeviceStore, room: int) -> float:

@@ -15,16 +15,20 @@ from gmoe.experts.upload import BUFFERS
 from gmoe.kernels.ops import Activations
 
 WEIGHT = 0.1  # of one observation in what is known
+MOST = 4.0  # times what was expected: what an observation may say at most
 ROWS = 16
 SAMPLE = 12  # experts that are copied and computed
 LINK_BYTES = 16 << 20  # that are copied to know the link
 
 
 class DeviceCosts:
-    """Running means, in seconds; `disk` is what the tier below takes to read an expert."""
+    """Running means, in seconds; `disk` is what the tier below takes to read an expert.
 
-    def __init__(self, copy: float, one: float, more: float, disk: float = 0.0):
-        self.copy, self.one, self.more, self.disk = copy, one, more, disk
+    `byte` is what a copy takes for a byte while it runs, and follows the link; 0.0: that is not known.
+    """
+
+    def __init__(self, copy: float, one: float, more: float, disk: float = 0.0, byte: float = 0.0):
+        self.copy, self.one, self.more, self.disk, self.byte = copy, one, more, disk, byte
 
     def load(self, tier: Tier) -> float:
         """Of one expert, to the device."""
@@ -36,9 +40,22 @@ class DeviceCosts:
 
     def computed(self, tokens: int, seconds: float) -> None:
         """One expert took so long on the CPU for so many tokens."""
-        ratio = seconds / max(self.cpu(tokens), 1e-9)
-        self.one *= 1 - WEIGHT + WEIGHT * ratio
-        self.more *= 1 - WEIGHT + WEIGHT * ratio
+        self.served(1, tokens, seconds)
+
+    def served(self, experts: int, rows: int, seconds: float) -> None:
+        """So many experts took so long on the CPU for so many rows in all."""
+        factor = _factor(seconds, experts * self.one + (rows - experts) * self.more, WEIGHT)
+        self.one, self.more = self.one * factor, self.more * factor
+
+    def copied(self, nbytes: int, seconds: float, weight: float = WEIGHT) -> None:
+        """A copy to the device took so long, once its turn had come."""
+        if self.byte > 0:
+            factor = _factor(seconds, nbytes * self.byte, weight)
+            self.copy, self.byte = self.copy * factor, self.byte * factor
+
+
+def _factor(seconds: float, expected: float, weight: float) -> float:
+    return 1 - weight + weight * min(seconds / max(expected, 1e-9), MOST)
 
 
 def link_rate(device: Device, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -66,6 +83,8 @@ def measure(
     some = random.Random(0).sample(ids, len(ids))
     absent = _near(store.below, [id for id in some if not store.resident(id)])
     copies: list[float] = []
+    heard: list[float] = []  # seconds a byte
+    before, store.copied = store.copied, lambda nbytes, seconds: heard.append(seconds / nbytes)
     failed: OSError | None = None
     for at in range(0, len(absent), BUFFERS):
         began = clock()
@@ -79,6 +98,8 @@ def measure(
         if copied:
             copies.append((clock() - began) / copied)
         failed = next((ticket.error for ticket in begun if ticket is not None and ticket.error), failed)
+    store.transfer.poll()
+    store.copied = before
     if not copies:
         raise failed or OSError("no expert could be copied to the device")
     below = store.below
@@ -86,7 +107,8 @@ def measure(
     here = [e for e in range(store.layout.n_expert) if below.resident(ExpertId(layer, e))][:SAMPLE]
     one = seconds_of_rows(below.table(layer), here, 1, activations, seconds / 2, clock)
     many = seconds_of_rows(below.table(layer), here, ROWS, activations, seconds / 2, clock)
-    return DeviceCosts(median(copies), one, max(0.0, (many - one) / (ROWS - 1)), disk)
+    more, byte = max(0.0, (many - one) / (ROWS - 1)), median(heard) if heard else 0.0
+    return DeviceCosts(median(copies), one, more, disk, byte)
 
 
 def _near(below: ExpertStore, ids: Sequence[ExpertId]) -> Sequence[ExpertId]:

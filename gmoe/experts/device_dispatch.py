@@ -30,6 +30,8 @@ Experts = Callable[[int, Tensor, Routing, str, Beside], Tensor]
 class DeviceDispatch(ExpertDispatch):
     """Where all experts are on the device nothing waits for it; else a layer's ids are copied to the host, once."""
 
+    clock = staticmethod(time.perf_counter)
+
     def __init__(self, store: DeviceStore, activations: Activations, kernels: DeviceKernels):
         super().__init__(store, activations)
         self.fast, self.kernels = store, kernels
@@ -40,6 +42,7 @@ class DeviceDispatch(ExpertDispatch):
         self.instead: Experts | None = None  # what stands in for all of this while no request runs
         self.mean_banks: dict[int, ExpertBank] = {}
         self._way = b""
+        self.served: Callable[[int, Ids, float], None] = lambda layer, ids, seconds: None  # what rows aside took
         self.computed: Callable[[int, float], None] = lambda tokens, seconds: None  # hears what an expert took here
 
     @property
@@ -147,7 +150,10 @@ class DeviceDispatch(ExpertDispatch):
         self._actions["cpu"]["mass"] += mass
         self._routed["count"] += routing.topk_ids.numel()
         self._routed["mass"] += mass
-        return self.home(layer, x, routing, activation)
+        began = self.clock()
+        y = self.home(layer, x, routing, activation)
+        self.served(layer, routing.topk_ids.numpy(), self.clock() - began)
+        return y
 
     def _all_here(self, layer: int, x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
         """Every expert is on the device: no word between it and the host."""
@@ -193,13 +199,13 @@ class DeviceDispatch(ExpertDispatch):
             here = [id for id in served.cpu if below.resident(id)]  # reads may have taken a slot away since
             if here:
                 event.synchronize()
-                began = time.perf_counter()
+                began = self.clock()
                 ids = np.where(np.isin(served.ids, [id.expert for id in here]), served.ids, -1)
                 rows = torch.empty(*ids.shape, out.shape[-1])
                 given = there, torch.from_numpy(ids), below.table(layer), activation, self.activations, rows
                 expert_rows(*given)
                 places = torch.from_numpy(np.flatnonzero(ids >= 0))
-                self.computed(len(places) // len(here), (time.perf_counter() - began) / len(here))
+                self.computed(len(places) // len(here), (self.clock() - began) / len(here))
                 flat = rows.flatten(0, 1).index_select(0, places)
                 out.flatten(0, 1).index_copy_(0, self.device.send(places), self.device.send(flat))
             return [id for id in served.cpu if id not in here]

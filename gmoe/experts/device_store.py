@@ -36,6 +36,7 @@ class DeviceStore(ExpertStore):
         self._banks: dict[int, ExpertBank] = {}
         self._groups: Sequence[Group] = []
         self._counts: Sequence[int] = []
+        self.copied: Callable[[int, float], None] = lambda nbytes, seconds: None  # hears what copies took
         self.given_back = 0  # bytes of slots, where a pass found too little memory
 
     def settle_on(self, counts: Sequence[int], evict: Callable[[], EvictionPolicy]) -> None:
@@ -46,7 +47,7 @@ class DeviceStore(ExpertStore):
         arena = DeviceArena(self.device, self.groups, counts)
         self.device.synchronize()  # what had this memory before may still be at work
         largest = max((group.slot_bytes for group in self.groups), default=1)
-        self._upload = Upload(self.device, self.below, largest)
+        self._upload = Upload(self.device, self.below, largest, lambda nbytes, seconds: self.copied(nbytes, seconds))
         self._open(self.groups, counts, self._where, evict, self._upload, arena)
         self._banks = {
             layer: arena.bank(
@@ -159,6 +160,24 @@ class DeviceStore(ExpertStore):
     def lookup(self, layer: int, experts: Iterable[int]) -> tuple[list[ExpertId], list[ExpertId]]:
         self._upload.poll()
         return super().lookup(layer, experts)
+
+    def touch(self, layer: int, experts: Iterable[int]) -> list[ExpertId]:
+        """Those that have no slot; counted nowhere, but eviction policies hear of the others."""
+        self._upload.poll()
+        self._land([ticket for ticket in self._flying.values() if ticket.final])
+        ids = [ExpertId(layer, expert) for expert in experts]
+        self._unused.difference_update(ids)
+        return self._pools[self._group_of[layer]].absent(ids)
+
+    @property
+    def flying(self) -> int:
+        """Experts on their way here."""
+        return len(self._flying)
+
+    @property
+    def staging_seconds(self) -> float:
+        """What the host has spent on handing experts to copies, since there are these slots."""
+        return self._upload.staging_seconds
 
     def _arrive(self, id: ExpertId, slot: int) -> None:
         self.slot_of[id] = slot

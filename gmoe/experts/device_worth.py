@@ -8,9 +8,11 @@ import numpy as np
 
 from gmoe.experts.auto import FIRST
 from gmoe.experts.chooser import PASSES, sample
-from gmoe.experts.device_cost import DeviceCosts
+from gmoe.experts.device_cost import WEIGHT, DeviceCosts
 from gmoe.experts.device_dispatch import DeviceDispatch
+from gmoe.experts.device_warm import Warm
 from gmoe.experts.expert_id import Tier
+from gmoe.experts.policy import Ids
 from gmoe.experts.schedule import Schedule
 from gmoe.experts.simulate import DECODE, Groups, Replay, Tally
 from gmoe.experts.trace import Trace
@@ -21,6 +23,7 @@ COUNTED = 4096  # experts asked for, after which their misses are believed
 REPLAYED = 64  # requests between two replays of what has run, at first fewer: they take as long as a few steps
 DOUBT = 8  # times as long until the next, where experts were copied and it did not pay
 SURE = 2.0  # standard errors
+PROBE = 0.5  # weight of a copy in what is known of the link, where there are few
 NEVER = 1 << 30
 
 
@@ -101,7 +104,9 @@ def foretell(trace: Trace, groups: Groups, prompts: int, evict: str = FIRST) -> 
 class Worth:
     """A listener of `Steps`: tells the dispatch before each pass whose experts are computed on the CPU.
 
-    A request keeps the way with which it began. `measure` is asked for the costs when first some experts do not fit.
+    A request keeps the way with which it began. `measure` is asked for the costs when first some experts do not fit;
+    what copies and the CPU take while running corrects them. Copying begins when the experts that are there now make it
+    pay; where those that could be there would, slots are filled beside the CPU's work until they do.
     """
 
     def __init__(
@@ -112,17 +117,20 @@ class Worth:
         notices: list[str],
         trace: Callable[[], Trace | None] = lambda: None,
     ):
-        dispatch.begins = self.begin
+        dispatch.begins, dispatch.served = self.begin, self._served
         self.dispatch, self.store, self.used, self.notices = dispatch, dispatch.fast, used, notices
         self.way = COPY  # of the requests that come
         self.costs: DeviceCosts | None = None
-        self.rates = Rates(0.0, 0.0)
+        self.rates = self.hoped = Rates(0.0, 0.0)  # of what is there now, and of filled slots
+        self.warm = Warm(self.store)
+        self.store.copied = self._copied
         self._measure, self._trace = measure, trace
         self._named = {b"": COPY}  # what requests were told, whose way it is; those of no admission have the latest
         self._running = False
         self._waited, self._wait = 0, 1  # requests since the last replay, and until the next
         self._slots = -1  # for which `rates` hold
-        self._kind: int | None = None  # of the pass that ran: 0 single tokens, 1 several of a request
+        self._kind: int | None = None  # of the pass that ran: 0 single tokens, 1 several of a request; None: aside
+        self._kind_aside = 0  # of its rows whose experts the CPU computes
         self._seen = (0, 0)  # asked for and missed, ever
         self._counted = [[0, 0], [0, 0]]  # likewise, since the rate of a kind was last believed
         self._said = ""
@@ -136,11 +144,15 @@ class Worth:
         ways = [self._named.get(name, self.way) if name else self.way for name in rows.ways]
         copied = [way.tokens if n == 1 else n >= way.prompts for way, n in zip(ways, rows.counts, strict=True)]
         self.dispatch.aside = None if all(copied) else np.repeat([not yes for yes in copied], rows.counts)
-        some = [n for n, yes in zip(rows.counts, copied, strict=True) if yes]
+        some, aside = (
+            [n for n, yes in zip(rows.counts, copied, strict=True) if yes == which] for which in (True, False)
+        )
         self._kind = int(max(some) > 1) if some else None
+        self._kind_aside = int(max(aside, default=1) > 1)
 
     def begin(self) -> bytes:
         """A request comes: the way in which it will be computed, by name."""
+        self.warm.begin()
         try:
             self.decide()
         except Exception as error:  # an answer does not fail for a measurement
@@ -151,36 +163,39 @@ class Worth:
 
     def decide(self, trace: Trace | None = None) -> None:
         """Choose the way of the requests that come; `trace` is what earlier runs know."""
-        before = self.way
+        before, filled = self.way, self.warm.filling
         if self.store.whole:
-            way = COPY
+            way, self.warm.filling = COPY, False
         else:
             if self.costs is None:
                 self.costs, before = self._measure(), COMPUTE
             self._guess(trace, before)
-            way = weigh(self._part, before)
-        if way == self.way:
+            way = weigh(lambda rows: self._part(self.rates, rows), before)
+            hoped = weigh(lambda rows: self._part(self.hoped, rows), way)
+            self.warm.filling = hoped.tokens > way.tokens or hoped.prompts < way.prompts
+        if (way, self.warm.filling) == (self.way, filled):
             return
         if before.tokens and not way.tokens:
             self._wait = min(REPLAYED, DOUBT * self._wait)  # a replay had promised too much
         self.way = way
         self._say()
 
-    def _part(self, rows: int) -> float:
+    def _part(self, rates: Rates, rows: int) -> float:
         store, costs = self.store, self.costs
         assert costs is not None
         below, layout = store.below, store.layout
         away = 0.0 if below.whole else max(0.0, 1 - below.slots / (len(layout.layers) * layout.n_expert))
-        missed = self.rates.tokens if rows == 1 else self.rates.prompts
+        missed = rates.tokens if rows == 1 else rates.prompts
         return part(costs, missed, rows, layout.n_expert, self.used, away)
 
     def _guess(self, trace: Trace | None, before: Way) -> None:
-        """Rates of what is not counted: by a replay, else by the share of the experts that do not fit."""
+        """Rates of what is not counted: now by who is there, of filled slots by a replay or the share that fits."""
         store = self.store
         if store.slots != self._slots:
             self._slots = store.slots
-            absent = 1 - store.slots / sum(group.experts for group in store.groups)
-            self.rates, self._counted = Rates(absent, absent), [[0, 0], [0, 0]]
+            everything = sum(group.experts for group in store.groups)
+            absent, missing = 1 - store.slots / everything, 1 - int((store.slot_of >= 0).sum()) / everything
+            self.rates, self.hoped, self._counted = Rates(missing, missing), Rates(absent, absent), [[0, 0], [0, 0]]
             self._waited, self._wait = 0 if trace is None else 1, 1
         if before.tokens or self._waited < self._wait:
             self._waited += 1
@@ -189,21 +204,40 @@ class Worth:
         trace = trace or self._trace()
         groups = [(group.layers, count) for group, count in zip(store.groups, store.counts, strict=True)]
         if trace is not None and len(trace):
-            found = zip(foretell(trace, groups, before.prompts), self.rates, strict=True)
-            self.rates = Rates(*(old if new is None else new for new, old in found))
+            found = zip(foretell(trace, groups, before.prompts), self.hoped, strict=True)
+            self.hoped = Rates(*(old if new is None else new for new, old in found))
 
     def _count(self) -> None:
         """The pass that ran has told what it missed; what came too late counts as well."""
         stats = self.store.stats
         seen = stats.hits + stats.misses, stats.misses + stats.late
         if self._kind is not None and not self.store.whole:
-            counted = self._counted[self._kind]
-            for n in range(2):
-                counted[n] += seen[n] - self._seen[n]
-            if counted[0] >= COUNTED:
-                self.rates = self.rates._replace(**{Rates._fields[self._kind]: counted[1] / counted[0]})
-                counted[:] = 0, 0
+            self._believe(self._kind, seen[0] - self._seen[0], seen[1] - self._seen[1])
         self._seen = seen
+
+    def _believe(self, kind: int, asked: int, missed: int) -> None:
+        """So many of those that a kind of pass asked for were not there."""
+        counted = self._counted[kind]
+        counted[0] += asked
+        counted[1] += missed
+        if counted[0] >= COUNTED:
+            self.rates = self.rates._replace(**{Rates._fields[kind]: counted[1] / counted[0]})
+            counted[:] = 0, 0
+
+    def _served(self, layer: int, ids: Ids, seconds: float) -> None:
+        """The CPU has computed rows of a layer."""
+        if self.costs is None or self.store.whole:
+            return
+        experts = np.unique(ids).tolist()
+        if self.store.below.whole:  # else reads from the disk are in it
+            self.costs.served(len(experts), ids.size, seconds)
+        self._believe(self._kind_aside, len(experts), self.warm.layer(layer, experts, seconds))
+
+    def _copied(self, nbytes: int, seconds: float) -> None:
+        """A copy is through."""
+        if self.costs is not None:
+            few = not self.way.tokens and not self.warm.filling
+            self.costs.copied(nbytes, seconds, PROBE if few else WEIGHT)
 
     def _say(self) -> None:
         """The last word replaces the one before; none where all is as ever."""
@@ -212,17 +246,19 @@ class Worth:
             self.notices.remove(before)
         if self.costs is None or self.store.whole or (self.way == COPY and not before):
             return
-        self._said = sentence(self.way, self.costs, self.rates, str(self.store.device.torch))
+        self._said = sentence(self.way, self.costs, self.hoped, str(self.store.device.torch), self.warm.filling)
         self.notices.append(self._said)
         if self._running:  # while loading, notices are enough
             logging.getLogger("gmoe").warning(self._said)
 
 
-def sentence(way: Way, costs: DeviceCosts, rates: Rates, device: str) -> str:
+def sentence(way: Way, costs: DeviceCosts, rates: Rates, device: str, filling: bool) -> str:
     """What is decided, and the numbers why."""
     numbers = f"copying an expert takes {1e3 * costs.copy:.2g} ms, the CPU {1e3 * costs.one:.2g} ms for a token"
     numbers += f", and {1 - rates.tokens:.0%} of those wanted would be there"
     many = f"prompts of fewer than {way.prompts} tokens"
+    if filling:
+        return f"experts are computed on the CPU until enough of them are on {device}: {numbers}"
     if way == COPY:
         return f"experts are copied to {device}: {numbers}"
     if way.tokens:

@@ -5,11 +5,11 @@ What the tier below has is staged and copied beside the device's work; what it h
 
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
-from gmoe.experts.device import Device, Event
+from gmoe.experts.device import Copy, Device
 from gmoe.experts.device_slots import DeviceSlot
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.slots import Extent
@@ -25,19 +25,39 @@ class _Job:
 
     def __init__(self, ticket: Ticket, extent: Extent, into: DeviceSlot):
         self.ticket, self.extent, self.into = ticket, extent, into
-        self.event: Event | None = None
+        self.event: Copy | None = None
         self.below: Ticket | None = None
 
 
+class _Buffer:
+    """Pinned memory, the copy that reads it, and what was in it: bytes and the seconds to put them there."""
+
+    def __init__(self, bytes: Tensor):
+        self.bytes = bytes
+        self.event: Copy | None = None
+        self.nbytes, self.staged = 0, 0.0
+
+
 class Upload:
-    """Used by one thread. The host waits here only for a buffer or for the tier below, never for the device's work."""
+    """Used by one thread. The host waits here only for a buffer or for the tier below, never for the device's work.
+
+    `copied` hears of a copy that is through: its bytes, and the seconds of the link or, if more, of the host.
+    """
 
     notice = ""
+    clock = staticmethod(time.perf_counter)
 
-    def __init__(self, device: Device, below: ExpertStore, slot_bytes: int, buffers: int = BUFFERS):
-        self.device, self.below = device, below
+    def __init__(
+        self,
+        device: Device,
+        below: ExpertStore,
+        slot_bytes: int,
+        copied: Callable[[int, float], None] = lambda nbytes, seconds: None,
+        buffers: int = BUFFERS,
+    ):
+        self.device, self.below, self.copied = device, below, copied
         self.staging_seconds = 0.0
-        self._ring: list[tuple[Tensor, Event | None]] = [(device.pinned(slot_bytes), None) for _ in range(buffers)]
+        self._ring = [_Buffer(device.pinned(slot_bytes)) for _ in range(buffers)]
         self._jobs: dict[Ticket, _Job] = {}  # those that are not final
         self._queue: deque[_Job] = deque()  # of them, whose copy has not begun
 
@@ -78,6 +98,8 @@ class Upload:
         for job in list(self._jobs.values()):
             if job.event is not None and job.event.query():
                 self._done(job)
+        for buffer in self._ring:
+            self._idle(buffer)
         self._pump()
 
     def wait(self, tickets: Collection[Ticket]) -> list[Ticket]:
@@ -95,7 +117,7 @@ class Upload:
                     self._done(job)
             elif self._reading() and self._free_buffer() is not None:
                 self._read()
-            elif busy := [event for _, event in self._ring if event is not None]:
+            elif busy := [buffer.event for buffer in self._ring if buffer.event is not None]:
                 busy[0].synchronize()
 
     def close(self) -> None:
@@ -114,12 +136,17 @@ class Upload:
         """Those that the tier below reads."""
         return [job for job in self._queue if job.below is not None]
 
-    def _free_buffer(self) -> int | None:
+    def _free_buffer(self) -> _Buffer | None:
         """A buffer that no copy reads any more."""
-        for n, (_, event) in enumerate(self._ring):
-            if event is None or event.query():
-                return n
-        return None
+        return next((buffer for buffer in self._ring if self._idle(buffer)), None)
+
+    def _idle(self, buffer: _Buffer) -> bool:
+        event = buffer.event
+        if event is not None and event.query():
+            buffer.event = None
+            if (seconds := event.seconds) > 0:
+                self.copied(buffer.nbytes, max(seconds, buffer.staged))
+        return buffer.event is None
 
     def _pump(self) -> None:
         """Stage what is at hand while there are buffers; ask the tier below for as many more."""
@@ -155,12 +182,12 @@ class Upload:
                     job.ticket.error = error
                     self._end(job, State.FAILED)
 
-    def _stage(self, job: _Job, buffer: int) -> None:
+    def _stage(self, job: _Job, buffer: _Buffer) -> None:
         """Copy an expert that is in host memory into a buffer, and on from there."""
-        began = time.perf_counter()
+        began = self.clock()
         self._queue.remove(job)
         job.ticket.state, job.below = State.READING, None
-        pinned, _ = self._ring[buffer]
+        pinned = buffer.bytes
         table, id = self.below.table(job.ticket.id.layer), job.ticket.id
         present = [matrix for matrix in (table.gate, table.up, table.down) if matrix is not None]
         for matrix, read in zip(present, job.extent.reads, strict=True):
@@ -169,12 +196,12 @@ class Upload:
         size = job.extent.nbytes
         try:
             job.event = self.device.upload(job.into.bytes[:size], pinned[:size], job.into.used)
-            self._ring[buffer] = pinned, job.event
+            buffer.event, buffer.nbytes, buffer.staged = job.event, size, self.clock() - began
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             job.ticket.error = TransferError(f"an expert could not be copied to {self.device.torch}: {reason}")
             self._end(job, State.FAILED)
-        self.staging_seconds += time.perf_counter() - began
+        self.staging_seconds += self.clock() - began
 
     def _done(self, job: _Job) -> None:
         assert job.event is not None
