@@ -67,9 +67,14 @@ const std::vector<const Level*>& usable_levels() {
 
 }  // namespace
 
-bool usable(const std::string& name) {
-  for (const Level* level : usable_levels())
+bool allowed(const std::string& name) {
+  const char* highest = std::getenv("GMOE_CPU_LEVEL");
+  const std::string most = usable_levels().back()->name;
+  if (!highest || !*highest) return true;
+  for (const Level* level : all_levels) {
     if (level->name == name) return true;
+    if (level->name == most) return false;
+  }
   return false;
 }
 

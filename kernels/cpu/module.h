@@ -8,7 +8,7 @@
 
 namespace gmoe {
 
-bool usable(const std::string& level);
+bool allowed(const std::string& level);  // whether GMOE_CPU_LEVEL names none below it
 const Level& level_named(const std::string& name);  // an unknown or absent one is an error
 const Format& format_named(const Level& level, const std::string& name);
 

@@ -75,7 +75,7 @@ void bind_step(nb::module_& m) {
   m.def("step_levels", [] {
     std::vector<std::string> names;
     for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
-      if (!usable(name)) continue;
+      if (!allowed(name)) continue;
       try {
         step_named(name);
         names.push_back(name);
