@@ -168,6 +168,29 @@ def test_a_missing_file_is_one_sentence(args: tuple[str, ...]) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no.gguf: there is no such file\n")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "quantize MODEL OUT Q4_K_M",
+        "pack MODEL OUT",
+        "twin MODEL -o OUT",
+        "imatrix MODEL -f TEXT -o OUT -c 8 --chunks 1",
+        "trace record MODEL -f TEXT --limit 1 -o OUT",
+        "perplexity MODEL -f TEXT -c 8 --chunks 1 --kl-divergence-base OUT",
+    ],
+)
+def test_no_command_writes_over_the_model_that_it_reads(model: str, tmp_path: Path, command: str) -> None:
+    text, other = tmp_path / "text.txt", tmp_path / "other.gguf"
+    text.write_text("hello and " * 20)
+    other.symlink_to(model)
+    before = Path(model).read_bytes()
+    for out in (model, str(other)):
+        words = {"MODEL": model, "OUT": out, "TEXT": str(text)}
+        result = gmoe(*(words.get(word, word) for word in command.split()))
+        assert result.exit_code == 2 and "is the model itself; write to another file" in result.stderr
+    assert Path(model).read_bytes() == before and other.is_symlink()
+
+
 def test_a_model_is_a_path_or_a_name(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
     assert model_file(model) == Path(model)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from gmoe.cli.output import require_other
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 from gmoe.passes.imatrix import Importance
@@ -20,6 +21,7 @@ def imatrix(model: str, text: Path, output: Path | None, ctx_size: int, chunks: 
     """Run MODEL over a text and keep how strongly it drives each column of the experts, in llama-imatrix's format."""
     path = model_file(model)
     target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.imatrix.gguf")
+    require_other(path, target)
     from gmoe.llm import LLM
 
     with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:

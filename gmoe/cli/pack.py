@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from gmoe.cli.output import require_other
 from gmoe.library.find import model_file
 from gmoe.passes.pack import pack as write_packed
 
@@ -17,5 +18,6 @@ def pack(source: str, target: Path) -> None:
     Lossless. gmoe reads the result as any other file; other programs may not know its tensors' names.
     """
     path = model_file(source)
+    require_other(path, target)
     write_packed(path, target)
     click.echo(f"{target}: {target.stat().st_size / 2**20:.0f} MiB")

@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from gmoe.cli.options import runtime_flags, take
+from gmoe.cli.output import require_other
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows
@@ -40,7 +41,10 @@ def perplexity(
     options = take(RuntimeOptions, flags)
     from gmoe.llm import LLM
 
-    with LLM.load(model_file(model), options) as llm:
+    path = model_file(model)
+    if base is not None and not kl_divergence:
+        require_other(path, base)
+    with LLM.load(path, options) as llm:
         if against is not None:
             _diverge(llm, against)
             return

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from gmoe.cli.output import require_other
 from gmoe.gguf.file import GGUFFile, TensorInfo
 from gmoe.library.find import model_file
 from gmoe.passes.mixes import BASES, Override, mix_named
@@ -43,6 +44,7 @@ def quantize(
     """Write the model IN to OUT in TYPE, a name of llama-quantize."""
     path, parsed = model_file(source), [Override.parse(text) for text in overrides]
     mix_named(type_name)
+    require_other(path, target)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
         rewrite_quantized(
@@ -61,6 +63,7 @@ def twin(model: str, type_name: str, output: Path | None, imatrix: Path | None) 
     """Write MODEL's experts at a lower precision, for --miss twin and hobbit."""
     path = model_file(model)
     target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.{type_name.upper()}.twin.gguf")
+    require_other(path, target)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
         write_twin(path, target, type_name, importance=importance, progress=progress)

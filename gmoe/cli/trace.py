@@ -14,6 +14,7 @@ import numpy as np
 
 from gmoe.cli.errors import Group
 from gmoe.cli.options import runtime_flags, take
+from gmoe.cli.output import require_other
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.route_csv import from_route_csv
@@ -69,6 +70,7 @@ def record(
     output = output or Path(path.stem + ".trace")
     if not output.parent.is_dir():
         raise click.ClickException(f"{output}: its folder does not exist")
+    require_other(path, output)
     from gmoe.engine.sampling import SamplingParams
     from gmoe.llm import LLM
 

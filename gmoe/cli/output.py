@@ -1,0 +1,16 @@
+"""Files that commands write: never the model that they read."""
+
+from pathlib import Path
+
+import click
+
+from gmoe.gguf.file import GGUFFile
+
+
+def require_other(model: Path, output: Path) -> None:
+    """Wrong usage where `output` is a part of `model`, by whatever name: what the command leaves out would be lost."""
+    if not output.exists():
+        return
+    with GGUFFile.open(model) as file:
+        if any(output.samefile(part) for part in file.parts):
+            raise click.UsageError(f"{output} is the model itself; write to another file")
