@@ -117,7 +117,7 @@ class Cuda:
         with torch.cuda.stream(self._side):
             if after is not None:
                 self._side.wait_event(after)  # type: ignore[arg-type]
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begun.record(self._side)
             into.copy_(source, non_blocking=True)
             ended.record(self._side)
@@ -175,7 +175,7 @@ class _Copy:
         self.begun, self.ended = begun, ended
 
     def query(self) -> bool:
-        return bool(self.ended.query())
+        return bool(self.ended.query())  # type: ignore[no-untyped-call]
 
     def synchronize(self) -> None:
         self.ended.synchronize()

@@ -98,7 +98,7 @@ def measure(
         if copied:
             copies.append((clock() - began) / copied)
         failed = next((ticket.error for ticket in begun if ticket is not None and ticket.error), failed)
-    store.transfer.poll()
+    store.poll()
     store.copied = before
     if not copies:
         raise failed or OSError("no expert could be copied to the device")

@@ -163,11 +163,15 @@ class DeviceStore(ExpertStore):
 
     def touch(self, layer: int, experts: Iterable[int]) -> list[ExpertId]:
         """Those that have no slot; counted nowhere, but eviction policies hear of the others."""
-        self._upload.poll()
-        self._land([ticket for ticket in self._flying.values() if ticket.final])
+        self.poll()
         ids = [ExpertId(layer, expert) for expert in experts]
         self._unused.difference_update(ids)
         return self._pools[self._group_of[layer]].absent(ids)
+
+    def poll(self) -> None:
+        """What has come is here, and `copied` has heard of it."""
+        self._upload.poll()
+        self._land([ticket for ticket in self._flying.values() if ticket.final])
 
     @property
     def flying(self) -> int:
