@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 from tests.factory import write_model
 from tests.fake_device import FakeDevice
-from tools import gpu_end_to_end, gpu_kernels, gpu_suite
+from tools import gpu_end_to_end, gpu_kernels, gpu_suite, gpu_tune
 from tools.gpu_end_to_end import Clock, Sizes
 
 SMALL = Sizes(prompt=9, depth=3, generate=2, threads=1, vocabulary=250)
@@ -150,6 +150,36 @@ def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         assert begin in text
 
 
+def test_the_kernels_tests_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").mkdir()
+    for part in ("", "_step", "_router"):
+        (tmp_path / f"tests/test_kernels_triton{part}.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+    monkeypatch.setattr(gpu_suite, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_suite, "WORKERS", 1)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take a second to import
+    assert gpu_suite.checked(60.0) == "passed"
+    with (tmp_path / "tests/test_kernels_triton_step.py").open("a") as file:
+        file.write("def test_three(): assert False\n")
+    assert gpu_suite.checked(60.0) == "FAILED"
+
+
+def test_what_is_timed_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, cwd: began.append(command[-1]))
+    gpu_suite.compile_ahead(["kernels", "models"])
+    assert len(began) == len(gpu_kernels.TABLES) and began[0].endswith("; gpu_kernels.once('gemv')")
+    gpu_suite.compile_ahead(["tune"])
+    assert began[-1].endswith("; gpu_tune.once('MXFP4')")
+    ran: list[object] = []
+    monkeypatch.setattr(gpu_kernels, "launches", lambda choices: iter([ran.append(gpu_kernels.seconds(ran.append, 9))]))
+    gpu_kernels.once("launches")
+    assert ran == [0, 1.0], "once, and no clock"
+    case = gpu_tune.Case("key", "a", ["b", "c"], lambda how: ran.append(how) or {"a": 1, "c": 2}[how])
+    monkeypatch.setattr(gpu_tune, "cases", lambda formats: iter([lambda: [case]]))
+    gpu_tune.once("Q4_K")
+    assert ran[2:] == ["a", "b", "c"], "one that fails stops nothing"
+
+
 def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the compiled kernels, on a machine that is told it has a card."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # the suite takes it away; it is put back
@@ -160,7 +190,8 @@ def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(gpu_suite, "Sizes", lambda: SMALL)
     monkeypatch.setattr(gpu_suite, "SHAPE", replace(gpu_suite.SHAPE, layer=2))
     monkeypatch.setattr(gpu_end_to_end, "peer", lambda *_: {"decode": 1.0, "prefill": 1.0, "load": 1.0})
-    monkeypatch.setattr(gpu_suite, "checked", lambda: False)
+    monkeypatch.setattr(gpu_suite, "checked", lambda seconds: "FAILED")
+    monkeypatch.setattr(gpu_suite, "compile_ahead", lambda parts: [])
     asked: list[str] = []
     monkeypatch.setattr(
         gpu_suite, "tuning", lambda clock, path, card: asked.append(f"{path.name}, {card}") or ["tuned"]

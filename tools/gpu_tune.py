@@ -9,6 +9,7 @@ Answers look the choices up in tuned.json in gmoe's home and never measure by th
 import argparse
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ def tuning(clock: Clock, path: Path, card: str, formats: tuple[str, ...] = FORMA
             yield f"| {case.key} | {1e6 * base:.1f} | {1e6 * took:.1f} | {said} |"
     tuned.keep(path, card, found)
     yield from (f"\n{notice}." for notice in tuned.read(path, card)[1])
+
+
+def once(name: str) -> None:
+    """Compile what is tried for a format, for the processes to come."""
+    for build in cases((name,)):
+        for case in build():
+            for how in (case.shipped, *case.others):
+                with suppress(Exception):  # what a card cannot run is told when it is timed
+                    case.run(how)
 
 
 def _while(clock: Clock, others: list[Any]) -> Iterator[Any]:

@@ -98,7 +98,7 @@ class Cuda:
 
     def __init__(self, device: torch.device):
         self.torch = device
-        self.name, self.turns = torch.cuda.get_device_name(device), turns_of(device)
+        self.name, self.turns = torch.cuda.get_device_name(device), turns_of(device.type)
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._recorder = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = None  # of memory, which graphs share: they run one after the other
@@ -111,7 +111,8 @@ class Cuda:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch)
 
     def pinned(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.device(self.torch):  # else a thread's first use of CUDA would take memory of the first card
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def upload(self, into: Tensor, source: Tensor, after: Event | None) -> Copy:
         with torch.cuda.stream(self._side):
@@ -124,11 +125,13 @@ class Cuda:
             return _Copy(begun, ended)
 
     def send(self, source: Tensor) -> Tensor:
-        return source.pin_memory().to(self.torch, non_blocking=True)
+        with torch.cuda.device(self.torch):
+            return source.pin_memory().to(self.torch, non_blocking=True)
 
     def receive(self, source: Tensor) -> tuple[Tensor, Event]:
-        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        target.copy_(source, non_blocking=True)
+        with torch.cuda.device(self.torch):
+            target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            target.copy_(source, non_blocking=True)
         return target, self.mark()
 
     def mark(self) -> Event:
@@ -143,12 +146,15 @@ class Cuda:
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         recording = torch.cuda.graph(graph, self._pool, self._recorder, capture_error_mode="thread_local")
+        own = torch.cuda.current_stream(self.torch)  # torch does not come back to it where a recording fails
         try:
-            with torch.cuda.device(self.torch), recording:
+            with torch.cuda.device(self.torch), torch.cuda.stream(own), recording:
                 result = work()
         except torch.OutOfMemoryError:
             raise  # there may be room the next time
         except RuntimeError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):  # what ends the recording speaks over it
+                raise error.__context__ from None
             raise DeviceError(f"{self.torch} launches a step kernel by kernel: {sentence(error)}") from None
         graph.replay()
         return result, _Graph(graph)

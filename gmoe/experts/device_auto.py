@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from gmoe.experts.device import sentence
+from gmoe.experts.device_turns import turns_of
 
 T = TypeVar("T")
 
@@ -39,7 +40,10 @@ def on_best(load: Callable[[str, str], T]) -> T:
         return load("cuda", "")
     except Exception as error:  # whatever a driver, a compiler or a small card may say
         why = sentence(error)
-    with suppress(Exception):  # a card that is out of order may not even take back what it gave
+    with (
+        suppress(Exception),
+        turns_of("cuda").at_work(),
+    ):  # a card that is out of order may not even take back what it gave
         gc.collect()  # what was on the card is still tied up in circles
         torch.cuda.empty_cache()
     return load("cpu", f"the CPU computes everything, the card is not used: {why}")

@@ -1,4 +1,4 @@
-"""Turns: who is at work on a card, threads of several models together; who records a graph there is alone."""
+"""Turns: who is at work on the cards, threads of several models together; who records a graph there is alone."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -6,13 +6,11 @@ from contextlib import contextmanager
 from functools import cache
 from threading import Condition, get_ident
 
-import torch
-
 PATIENCE = 0.25  # seconds to wait for the others' passes
 
 
 class Turns:
-    """While a graph is recorded no other thread may launch, allocate or wait on the card."""
+    """While a graph is recorded no other thread may launch, allocate or wait on a card."""
 
     def __init__(self, patience: float = PATIENCE):
         self.patience = patience
@@ -68,6 +66,6 @@ class Turns:
 
 
 @cache
-def turns_of(device: torch.device) -> Turns:
-    """Those of a card: a process has one of each, however many models it loads."""
+def turns_of(kind: str) -> Turns:
+    """Those of all cards of a kind, which a process shares: torch records one graph at a time, on whatever card."""
     return Turns()
