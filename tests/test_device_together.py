@@ -134,9 +134,9 @@ def test_who_would_wait_long_does_not_record() -> None:
         turns.patience = 60.0 if loading else 0.01  # a load is not waited for at all
         working = started(lambda loading=loading: works(loading))
         assert inside.wait(10)
-        with turns.at_work(), turns.alone() as alone:
+        with turns.at_work(True), turns.alone() as alone:  # its own load is not in its way
             assert not alone
         leave.set()
         working.join(10)
-        with turns.alone() as alone:
+        with turns.at_work(True), turns.alone() as alone:
             assert alone

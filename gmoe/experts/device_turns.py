@@ -16,7 +16,7 @@ class Turns:
         self.patience = patience
         self._changed = Condition()
         self._at_work: defaultdict[int, int] = defaultdict(int)  # by thread: how often it has entered
-        self._loading = 0  # threads that stay at work for long
+        self._loading: defaultdict[int, int] = defaultdict(int)  # likewise, of those that stay for long
         self._alone: int | None = None  # who records, or waits for the others to leave
 
     @contextmanager
@@ -26,15 +26,15 @@ class Turns:
         with self._changed:
             self._changed.wait_for(lambda: self._alone in (None, me) or self._at_work[me] > 0)
             self._at_work[me] += 1
-            self._loading += loading
+            self._loading[me] += loading
         try:
             yield
         finally:
             with self._changed:
                 self._at_work[me] -= 1
-                self._loading -= loading
+                self._loading[me] -= loading
                 if not self._at_work[me]:
-                    del self._at_work[me]
+                    del self._at_work[me], self._loading[me]
                 self._changed.notify_all()
 
     @contextmanager
@@ -42,7 +42,7 @@ class Turns:
         """Whether nobody else is at work, and begins to be before the end; False where they would not leave soon."""
         me = get_ident()
         with self._changed:
-            got = self._alone is None and self._left(me, self._loading > 0)
+            got = self._alone is None and self._left(me)
         try:
             yield got
         finally:
@@ -51,9 +51,10 @@ class Turns:
                     self._alone = None
                     self._changed.notify_all()
 
-    def _left(self, me: int, busy: bool) -> bool:
+    def _left(self, me: int) -> bool:
         """Wait for the others to leave, unless that takes long."""
         self._alone = me
+        busy = any(times for thread, times in self._loading.items() if thread != me)
 
         def nobody() -> bool:
             return all(thread == me for thread, times in self._at_work.items() if times)

@@ -43,7 +43,7 @@ def _gate_up_tile(
         row_number = tl.where(n < FF, n, 0).to(tl.int64)
         here = bank + slot.to(tl.int64) * slot_bytes
         xs = tl.where(inside, pair // k, 0).to(tl.int64) * D
-        expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
+        expert = tl.maximum(tl.load(ids + tl.where(inside, pair, 0)), 0).to(tl.int64)  # the first pair may be nobody's
         beside = expert[:, None] * FF + row_number[None, :]  # of the biases
         rows = here + up_at + row_number * up_row_bytes
         up = multiply(x, rows, up_table, signs, xs, inside, 0, D, D, M, N, UP, PRECISION)
@@ -99,7 +99,7 @@ def _down_tile(
         hs = tl.where(inside, pair, 0).to(tl.int64) * FF
         total = multiply(h, rows, table, signs, hs, inside, 0, FF, FF, M, N, DOWN, PRECISION)
         if BIAS:
-            expert = tl.load(ids + tl.where(inside, pair, 0)).to(tl.int64)
+            expert = tl.maximum(tl.load(ids + tl.where(inside, pair, 0)), 0).to(tl.int64)
             total += tl.load(bias + expert[:, None] * D + row_number[None, :])
         place = pair[:, None].to(tl.int64) * D + n[None, :]
         tl.store(out + place, total, mask=inside[:, None] & (n < D)[None, :])
