@@ -175,7 +175,7 @@ inline void tile_tokens(const Tile& tile, const Activation* a, const uint8_t* y,
   else narrow_tile<F, T>(tile, a, y, acc);
 }
 
-constexpr int tokens_at_once = 128;
+constexpr int tokens_at_once = 128, strips_at_once = 4;
 
 template <class F>
 void quantized_rows(const Job& job) {
@@ -184,23 +184,29 @@ void quantized_rows(const Job& job) {
   constexpr int size = 256 / F::block * F::bytes;
   Unpacked unpacked;
   Tile tile;
-  __m256 acc[tokens_at_once + 3][2];
+  __m256 sums[strips_at_once][tokens_at_once + 3][2];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
     const Met<F> met(job, from, tokens);
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
+      __m256(*acc)[2] = sums[(r - job.begin) / 16 % strips_at_once];
       for (int t = 0; t < tokens + 3; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
+        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
+        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
         for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
         if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
       }
-      for (int t = 0; t < tokens; t++)
-        for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r + 8 * h, acc[t][h]);
+      const int done = (r - job.begin) / 16 % strips_at_once + 1;
+      if (done < strips_at_once && r + 16 < strips) continue;
+      for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
+        for (int s = 0; s < done; s++)
+          for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r - 16 * (done - 1 - s) + 8 * h, sums[s][t][h]);
     }
     for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
   }
