@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -465,3 +466,15 @@ def test_a_model_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     result = gmoe("run", "127.0.0.1:9/a/b", "Hi", "--insecure")
     assert result.exit_code == 1 and "Error: pull model manifest: 127.0.0.1:9: " in result.stderr
+
+
+def test_loading_says_the_model_s_name(llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    (tmp_path / "Modelfile").write_text(f"FROM {write_model(tmp_path / 'x.gguf')}\n")
+    assert gmoe("create", "story", "-f", str(tmp_path / "Modelfile")).exit_code == 0
+    said: list[str] = []
+    monkeypatch.setattr(
+        import_module("gmoe.cli.run"), "waiting", lambda text: said.append(text) or nullcontext(said.append)
+    )
+    assert gmoe("run", "story", "Hi").exit_code == 0
+    assert said == ["loading story"]

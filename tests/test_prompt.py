@@ -126,6 +126,8 @@ def test_parameters(chat: Chat, llm: FakeLLM, capsys: Captured) -> None:
     assert "Set parameter 'num_predict' to '5'\n" in capsys.readouterr().out
     chat.line("Hi")
     assert llm.asked[0][2] == chat.params
+    chat.line("/set parameter num_predict -1")
+    assert chat.params.max_tokens is None
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ class Chat:
             if ours not in kinds:
                 raise ValueError(f"unknown parameter '{name}'; known: {', '.join(sorted(kinds))}")
             value: Any = tuple(values) if ours == "stop" else _number(name, values[0], "int" in kinds[ours])
+            if name == "num_predict" and value < 0:
+                value = None  # Ollama's -1: until the model ends
             self.params = replace(self.params, **{ours: value})
             click.echo(f"Set parameter '{name}' to '{' '.join(values)}'")
         except ValueError as error:

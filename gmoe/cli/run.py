@@ -65,7 +65,8 @@ def run(
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    name = _at_hand(model, insecure).name
+    path = _at_hand(model, insecure)
+    name = path.name if path == Path(model) else model  # a model of the library lies under a digest
     text = prompt_text(prompt)
     wrap = sys.stdout.isatty() and not nowordwrap
     began = time.perf_counter()
