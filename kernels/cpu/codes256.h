@@ -18,7 +18,7 @@ template <class F>
 struct Block;
 
 struct Lying {  // a block that is read where it lies
-  static constexpr bool centered = false;
+  static constexpr bool centered = false, scaled = true;
   const uint8_t* s;
   explicit Lying(const uint8_t* s) : s(s) {}
 };
@@ -107,7 +107,7 @@ struct Block<IQ4_XS> : Lying {
 template <>
 struct Block<TQ2_0> : Lying {
   using Lying::Lying;
-  static constexpr bool eight = false;
+  static constexpr bool eight = false, scaled = false;
   Scales scales() const { return {_mm256_set1_epi16(1), __m256i()}; }
   float d() const { return half(s + 64); }
   float m() const { return 0.0f; }

@@ -1,7 +1,7 @@
-// Products of a tile's codes with T tokens, in 16 registers. Codes that have a bias in the file are signed in a tile and
-// meet activations + 128 as unsigned bytes: sums start from -128 times the codes, which all tokens share. Two products add
-// up to 16 bits, where sums may wrap as long as what they mean fits; with VNNI four add up to 32. Without it codes of
-// eight bits are words, times their scales where those are integers.
+// Products of a tile's codes with T tokens, in 16 registers. Codes that have a bias in the file are signed in a tile
+// and meet activations + 128 as unsigned bytes: sums start from -128 times the codes, which all tokens share. Two
+// products add up to 16 bits, where sums may wrap as long as what they mean fits; with VNNI four add up to 32. Without
+// it codes of eight bits are words, times their scales where those are integers.
 
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
 constexpr bool vnni = true;
@@ -45,21 +45,22 @@ class Met {
     const int blocks = (job.cols + 255) / 256;
     to_ = reinterpret_cast<uint8_t*>(scratch(size_t(tokens + 3) * blocks * met_bytes<F>));
     for (int n = 0; n < blocks; n++)
-      for (int t = 0; t < tokens; t++) put(job.at(from + t, n).q, (__m256i*)(to_ + (size_t(n) * tokens + t) * met_bytes<F>));
+      for (int t = 0; t < tokens; t++) put(job.at(from + t, n).q, to_ + (size_t(n) * tokens + t) * met_bytes<F>);
   }
   const uint8_t* at(int t, int n) const {
     return F::bias ? to_ + (size_t(n) * tokens_ + t) * met_bytes<F> : (const uint8_t*)job_.at(from_ + t, n).q;
   }
 
  private:
-  static void put(const int8_t* q, __m256i* to) {
+  static void put(const int8_t* q, uint8_t* y) {
+    __m256i* to = (__m256i*)y;
     for (int k = 0; k < 8; k++) {
-      const __m256i y = _mm256_load_si256((const __m256i*)q + k);
+      const __m256i x = _mm256_load_si256((const __m256i*)q + k);
       if (words<F>) {
-        to[2 * k] = _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8);
-        to[2 * k + 1] = _mm256_srai_epi16(y, 8);
+        to[2 * k] = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+        to[2 * k + 1] = _mm256_srai_epi16(x, 8);
       } else {
-        to[k] = _mm256_xor_si256(y, byte32(128));
+        to[k] = _mm256_xor_si256(x, byte32(128));
       }
     }
   }
@@ -116,8 +117,9 @@ inline __attribute__((always_inline)) void dots(const Tile& tile, const uint8_t*
     for (int u = 0; u < T; u++) {
       const __m256i at = column<F>(y, u, k);
       for (int h = 0; h < 2; h++) {
-        if constexpr (words<F>) dot[u][h] = _mm256_add_epi32(dot[u][h], two_dots<F>(tile.q[k][h], at));
-        else dot[u][h] = F::bias ? four_products(dot[u][h], at, tile.q[k][h]) : four_products(dot[u][h], tile.q[k][h], at);
+        const __m256i q = tile.q[k][h];
+        if constexpr (words<F>) dot[u][h] = _mm256_add_epi32(dot[u][h], two_dots<F>(q, at));
+        else dot[u][h] = F::bias ? four_products(dot[u][h], at, q) : four_products(dot[u][h], q, at);
         asm("" : "+x"(dot[u][h]));
       }
     }

@@ -51,7 +51,7 @@ struct SpreadBits {  // eight times each of four bytes
 constexpr SpreadBits spread_bits;
 
 struct Points {
-  static constexpr bool eight = false, centered = true;
+  static constexpr bool eight = false, centered = true, scaled = true;
   alignas(32) uint16_t index[64];
   __m256i low_signs, high_signs;
   Scales sc;
@@ -65,7 +65,8 @@ struct Points {
   }
   __m256i mask(int k) const {
     const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-    const __m256i x = _mm256_shuffle_epi8(k < 4 ? low_signs : high_signs, _mm256_load_si256((const __m256i*)spread_bits.at[k % 4]));
+    const __m256i spread = _mm256_load_si256((const __m256i*)spread_bits.at[k % 4]);
+    const __m256i x = _mm256_shuffle_epi8(k < 4 ? low_signs : high_signs, spread);
     return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
   }
 };
@@ -192,29 +193,29 @@ struct Block<IQ1_S> : Points {
 template <>
 struct Block<IQ1_M> : Points {
   static constexpr bool centered = false;
-  alignas(32) uint64_t shift[32];
+  __m256i up[2];  // 2 of each point that is not moved down
   explicit Block(const uint8_t* s) {
-    uint32_t d = 0;
-    alignas(32) uint16_t scales[16];
-    for (int n = 0; n < 4; n++) {
-      const uint32_t word = load<uint16_t>(s + 48 + 2 * n);
-      d |= (word >> 12) << (4 * n);
-      for (int k = 0; k < 4; k++) scales[4 * n + k] = uint16_t(2 * (word >> (3 * k) & 7) + 1);
-    }
-    sc.scale = _mm256_load_si256((const __m256i*)scales);
-    scale = half(uint16_t(d)) * 0.125f;
+    const uint64_t words = load<uint64_t>(s + 48), tops = words >> 12;
+    scale = half(uint16_t((tops & 15) | (tops >> 12 & 0xf0) | (tops >> 24 & 0xf00) | (tops >> 36 & 0xf000))) * 0.125f;
+    const __m256i four_times = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6,
+                                                7, 6, 7, 6, 7);
+    const __m256i three = _mm256_set1_epi64x(int64_t(0x0001000800400200));  // three bits each to bits 9 and above
+    __m256i n = _mm256_mullo_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(int64_t(words)), four_times), three);
+    n = _mm256_and_si256(_mm256_srli_epi16(n, 8), _mm256_set1_epi16(14));
+    sc.scale = _mm256_or_si256(n, _mm256_set1_epi16(1));
     for (int h = 0; h < 2; h++) {
       const __m128i x = _mm_cvtsi64_si128(load<int64_t>(s + 32 + 8 * h));
       const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), _mm_set1_epi8(15));
       const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(n), 8);
       const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 16 * h)));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x700))));
-      alignas(16) uint8_t up[16];  // 2 where not down
-      _mm_store_si128((__m128i*)up, _mm_andnot_si128(_mm_srli_epi16(n, 2), _mm_set1_epi8(2)));
-      for (int i = 0; i < 16; i++) shift[16 * h + i] = up[i] * 0x0101010101010101;
+      up[h] = _mm256_broadcastsi128_si256(_mm_andnot_si128(_mm_srli_epi16(n, 2), _mm_set1_epi8(2)));
     }
   }
-  __m256i q(int k) const { return moved_points(index + 4 * k, _mm256_load_si256((const __m256i*)(shift + 4 * k))); }
+  __m256i q(int k) const {
+    const __m256i spread = _mm256_load_si256((const __m256i*)spread_bits.at[k % 4]);
+    return moved_points(index + 4 * k, _mm256_shuffle_epi8(up[k / 4], spread));
+  }
 };
 
 // Digits to the base of three: the highest of each byte, which is then multiplied by three.
@@ -230,7 +231,7 @@ struct Digits {
 
 template <>
 struct Block<TQ1_0> {
-  static constexpr bool eight = false, centered = false;
+  static constexpr bool eight = false, centered = false, scaled = false;
   const uint8_t* s;
   __m256i codes[8];
   explicit Block(const uint8_t* s) : s(s) {

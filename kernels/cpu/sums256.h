@@ -14,7 +14,9 @@ inline __m256i pairs_added(__m256i x, __m256i y, Add add) {
   const __m256 a = _mm256_castsi256_ps(x), b = _mm256_castsi256_ps(y);
   return add(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
 }
-inline __m256i pairs_added(__m256i x, __m256i y) { return pairs_added(x, y, [](__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }); }
+inline __m256i pairs_added(__m256i x, __m256i y) {
+  return pairs_added(x, y, [](__m256i a, __m256i b) { return _mm256_add_epi32(a, b); });
+}
 inline __m128i pairs_added(__m128i x, __m128i y) {
   const __m128 a = _mm_castsi128_ps(x), b = _mm_castsi128_ps(y);
   return _mm_add_epi32(_mm_castps_si128(_mm_shuffle_ps(a, b, 0x88)), _mm_castps_si128(_mm_shuffle_ps(a, b, 0xdd)));
@@ -51,13 +53,20 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
                           : _mm256_madd_epi16(sc.scale, all16);
     part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
   }
-  const __m256i lower = _mm256_permute4x64_epi64(sc.scale, 0x44), upper = _mm256_permute4x64_epi64(sc.scale, 0xee);
+  auto dots = [&](int k) { return products(block, k, _mm256_load_si256((const __m256i*)(a.q + 32 * k))); };
+  if constexpr (!Block<F>::scaled) {  // codes so small that all fit into 16 bits
+    __m256i x = dots(0);
 #pragma GCC unroll 8
-  for (int k = 0; k < 8; k++) {
-    const __m256i by = eight ? _mm256_shuffle_epi8(lower, _mm256_load_si256((const __m256i*)spread.pair[k]))
-                             : _mm256_shuffle_epi8(k < 4 ? lower : upper, _mm256_load_si256((const __m256i*)spread.two[k % 4]));
-    const __m256i x = products(block, k, _mm256_load_si256((const __m256i*)(a.q + 32 * k)));
-    part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(x, by));
+    for (int k = 1; k < 8; k++) x = _mm256_add_epi16(x, dots(k));
+    part[1] = _mm256_madd_epi16(x, sc.scale);
+  } else {
+    const __m256i lower = _mm256_permute4x64_epi64(sc.scale, 0x44), upper = _mm256_permute4x64_epi64(sc.scale, 0xee);
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; k++) {
+      const uint8_t* const spread_of = eight ? spread.pair[k] : spread.two[k % 4];
+      const __m256i by = _mm256_shuffle_epi8(eight || k < 4 ? lower : upper, _mm256_load_si256((const __m256i*)spread_of));
+      part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(dots(k), by));
+    }
   }
   total = _mm256_add_epi32(part[0], part[1]);
   if (F::lows) {
@@ -86,10 +95,11 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
   return value;
 }
 
-// The value of eight blocks of 32; y: their activations as `codes_of_two` has codes, and F::bias times their sums. Where PART,
-// only the first `count` are the row's.
+// The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has codes,
+// and F::bias times their sums.
 template <class F, bool PART = false>
-inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y, int count = 8) {
+inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y,
+                                                         int count = 8) {
   const __m256i ones = _mm256_set1_epi16(1);
   auto two = [&](int i, int h) { return _mm256_load_si256((const __m256i*)(y + 64 * i + 32 * h)); };
   auto of_two = [&](int i) {  // blocks 2 i and 2 i + 1
@@ -108,10 +118,13 @@ inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const
   __m256i sum = pairs_added(of_four(0), of_four(2));  // even blocks, odd blocks
   if (F::bias && F::bias != 128) sum = _mm256_sub_epi32(sum, _mm256_load_si256((const __m256i*)(y + 256)));
   __m256 v = _mm256_mul_ps(scales_of<F>(s, 0), _mm256_cvtepi32_ps(sum));
-  if (F::lows) v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_load_si256((const __m256i*)a.low32), 7)), v);
+  if (F::lows) {
+    const __m256i low = _mm256_srai_epi32(_mm256_load_si256((const __m256i*)a.low32), 7);  // minus the sums of y
+    v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(low), v);
+  }
   if (PART) {  // what is behind them is the next row's, and its scales may be no numbers
-    const __m256i places = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), known = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), places);
-    v = _mm256_and_ps(v, _mm256_castsi256_ps(known));
+    const __m256i places = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    v = _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), places)));
   }
   const __m256 d = _mm256_load_ps(a.d);
   __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));

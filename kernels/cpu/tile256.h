@@ -5,7 +5,7 @@ struct Tile {
   __m256i q[128][2];     // four neighbouring codes of 8 rows, or two as words
   __m256i start[64][2];  // what sums of signed codes and unsigned activations start from
   __m256i scale[16][2];  // int16, twice, of each group, or of each pair
-  __m256i two[8][2];     // int16 of two neighbouring groups or pairs: low, or the scales where there is a bias
+  __m256i low[8][2];     // int16, of two neighbouring groups or pairs
   __m256 d[8][2], m[8][2];  // by place
 };
 
@@ -65,9 +65,8 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
         const __m256i x = both[i][h], even = _mm256_and_si256(x, _mm256_set1_epi32(0xffff)), odd = _mm256_srli_epi32(x, 16);
         tile.scale[8 * n + 2 * i][h] = _mm256_or_si256(even, _mm256_slli_epi32(x, 16));
         tile.scale[8 * n + 2 * i + 1][h] = _mm256_or_si256(odd, _mm256_andnot_si256(_mm256_set1_epi32(0xffff), x));
-        tile.two[4 * n + i][h] = x;
       }
-    if (F::lows) columns4(u.low[0] + 8 * n, 32, tile.two + 4 * n);
+    if (F::lows) columns4(u.low[0] + 8 * n, 32, tile.low + 4 * n);
   }
   pack_codes<F, F::pairs ? 8 : 4>(u, tile);
   for (int r = 0; r < 16; r++) {
@@ -127,8 +126,10 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
     for (int h = 0; h < 2; h++) {
       __m256i sums = _mm256_setzero_si256();
       if (F::lows)
-        for (int i = 0; i < (eight ? 4 : 8); i++)
-          sums = _mm256_add_epi32(sums, _mm256_madd_epi16(tile.two[i][h], word(eight ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i)));
+        for (int i = 0; i < (eight ? 4 : 8); i++) {
+          const __m256i y = word(eight ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i);
+          sums = _mm256_add_epi32(sums, _mm256_madd_epi16(tile.low[i][h], y));
+        }
       __m256 value = _mm256_mul_ps(tile.d[0][h], _mm256_cvtepi32_ps(total[u][h]));
       if (F::lows) value = _mm256_fnmadd_ps(tile.m[0][h], _mm256_cvtepi32_ps(sums), value);
       acc[u][h] = _mm256_fmadd_ps(_mm256_set1_ps(a[u].d[0]), value, acc[u][h]);
@@ -194,8 +195,9 @@ void quantized_rows(const Job& job) {
       for (int t = 0; t < tokens + 3; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
-        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, in the order it lies
-        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
+        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, as it lies
+        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64)
+          _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
@@ -205,8 +207,10 @@ void quantized_rows(const Job& job) {
       const int done = (r - job.begin) / 16 % strips_at_once + 1;
       if (done < strips_at_once && r + 16 < strips) continue;
       for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
-        for (int s = 0; s < done; s++)
-          for (int h = 0; h < 2; h++) _mm256_storeu_ps(job.out[from + t] + r - 16 * (done - 1 - s) + 8 * h, sums[s][t][h]);
+        for (int s = 0; s < done; s++) {
+          float* out = job.out[from + t] + r - 16 * (done - 1 - s);
+          for (int h = 0; h < 2; h++) _mm256_storeu_ps(out + 8 * h, sums[s][t][h]);
+        }
     }
     for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
   }
