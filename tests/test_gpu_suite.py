@@ -125,7 +125,7 @@ def test_attention_compiles_for_a_card_that_is_not_here() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
-    assert [int(line) // 1024 for line in done.stdout.split()] == [24, 24, 80, 0]
+    assert [int(line) // 1024 for line in done.stdout.split()] == [40, 40, 80, 4]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are weights that overflow

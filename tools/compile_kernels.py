@@ -20,6 +20,8 @@ WIDTH, INNER = 2048, 768
 LEFT_OUT = ("F64", "I8", "I16", "I32", "I64")
 INTEGERS = ("T", "OUT", "row_bytes", "slot_bytes", "FF", "k", "gate_at", "up_at", "gate_row_bytes", "up_row_bytes")
 INTEGERS += ("D", "at", "blocks", *(f"{name}{n}" for name in ("OUT", "bytes") for n in range(3)))
+DIVISIBLE = ("OUT", "row_bytes", "slot_bytes", "FF", "D", "gate_at", "up_at", "at", "gate_row_bytes", "up_row_bytes")
+DIVISIBLE += tuple(f"{name}{n}" for name in ("OUT", "bytes") for n in range(3))  # by 16
 POINTERS = {name: "*u8" for name in ("w", "w0", "w1", "w2", "bank")}
 POINTERS |= {name: "*i32" for name in ("signs", "pairs", "slots", "ids")}
 CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
@@ -46,8 +48,14 @@ def compiled(
     for name in kernel.arg_names:
         plain = "i32" if name in INTEGERS else POINTERS.get(name, "*fp32")
         kinds[name] = "constexpr" if name in constants else (given or {}).get(name, plain)
+    even = [
+        n
+        for n, name in enumerate(kernel.arg_names)
+        if kinds[name][0] == "*" or (kinds[name] == "i32" and name in DIVISIBLE)
+    ]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=kinds, constexprs=places)
+    attributes = {(n,): [["tt.divisibility", 16]] for n in even}  # as almost every launch: wide loads and copies
+    source = ASTSource(fn=kernel, signature=kinds, constexprs=places, attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", int(card.replace(".", "")), 32), options=how)
     if not made.asm.get("cubin"):
         raise ValueError("no machine code came out")

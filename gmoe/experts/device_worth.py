@@ -140,6 +140,7 @@ class Worth:
         self._count()
         self._running = True
         if rows.begins and b"" in rows.ways:
+            self.warm.begin()
             self.decide()
         ways = [self._named.get(name, self.way) if name else self.way for name in rows.ways]
         copied = [way.tokens if n == 1 else n >= way.prompts for way, n in zip(ways, rows.counts, strict=True)]
