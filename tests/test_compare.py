@@ -92,7 +92,7 @@ def test_calibrate_measures_a_ladder_and_keeps_it(model: Path, monkeypatch: pyte
     ladder = [{"miss": "skip", "policy": {"drop": 0}}, {"miss": "skip", "policy": {"drop": 1024}}]
     monkeypatch.setattr("gmoe.cli.compare.ladder", lambda twin: iter(ladder))
     text = model.with_name("text.txt")
-    args = ("calibrate", model, "-f", text, "-f", text, "--reader", "direct", "-c", 16, "--chunks", 3, "--host-memory")
+    args = ("calibrate", model, "-f", text, "-f", text, "--reader", "direct", "-c", 16, "--chunks", 2, "--host-memory")
     result = invoke(*args, small(model))
     assert result.exit_code == 0, result.stderr
     with GGUFFile.open(model) as file:

@@ -10,7 +10,7 @@ from tools import check_neon
 
 VNNI = {
     "step_avx2": ["-O1", "-mavx2", "-mf16c", "-mfma"],
-    "avxvnni": ["-O1", "-mavx2", "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mf16c", "-mfma"],
+    "avxvnni": ["-O0", "-mavx2", "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mf16c", "-mfma"],
 }
 
 
