@@ -56,6 +56,18 @@ def test_all_tables_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert whole.split("|")[4:6] == [" 100% ", " 0.0 "]
 
 
+def test_a_model_is_written_and_loaded_ahead(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(path: Path, shape: object, types: str) -> None:
+        assert path.suffix == ".part", "what is not whole has another name"
+        path.write_bytes(model.read_bytes())
+
+    monkeypatch.setattr("tools.synth_model.synthesize", written)
+    monkeypatch.setattr(gpu_end_to_end, "Sizes", lambda: SMALL)
+    gpu_end_to_end.once(tmp_path)
+    assert [path.stem for path in tmp_path.iterdir()].count("qwen3moe-12x64-Q4_K_M") == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_what_there_is_no_time_for_is_said(model: Path) -> None:
     lines = list(gpu_end_to_end.tables(model, SMALL, Clock(0), 6e9, 2))
     assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 5
@@ -166,9 +178,10 @@ def test_the_kernels_tests_side_by_side(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_timed_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[str] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, cwd: began.append(command[-1]))
-    gpu_suite.compile_ahead(["kernels", "models"])
-    assert len(began) == len(gpu_kernels.TABLES) and began[0].endswith("; gpu_kernels.once('gemv')")
-    gpu_suite.compile_ahead(["tune"])
+    gpu_suite.compile_ahead(["kernels", "models"], Path("/there"))
+    assert len(began) == len(gpu_kernels.TABLES) + 1 and began[-1].endswith("; gpu_end_to_end.once(Path('/there'))")
+    assert began[0].endswith("; gpu_kernels.once('gemv')")
+    gpu_suite.compile_ahead(["tune"], Path("/there"))
     assert began[-1].endswith("; gpu_tune.once('MXFP4')")
     ran: list[object] = []
     monkeypatch.setattr(gpu_kernels, "launches", lambda choices: iter([ran.append(gpu_kernels.seconds(ran.append, 9))]))
@@ -191,7 +204,7 @@ def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(gpu_suite, "SHAPE", replace(gpu_suite.SHAPE, layer=2))
     monkeypatch.setattr(gpu_end_to_end, "peer", lambda *_: {"decode": 1.0, "prefill": 1.0, "load": 1.0})
     monkeypatch.setattr(gpu_suite, "checked", lambda seconds: "FAILED")
-    monkeypatch.setattr(gpu_suite, "compile_ahead", lambda parts: [])
+    monkeypatch.setattr(gpu_suite, "compile_ahead", lambda parts, folder: [])
     asked: list[str] = []
     monkeypatch.setattr(
         gpu_suite, "tuning", lambda clock, path, card: asked.append(f"{path.name}, {card}") or ["tuned"]

@@ -181,8 +181,16 @@ def model_file(folder: Path, shape: Shape = SHAPE, types: str = "Q4_K_M") -> Pat
 
     path = folder / f"{shape.architecture}-{shape.layer}x{shape.expert}-{types}.gguf"
     if not path.exists():
-        synthesize(path, shape, types)
+        begun = path.with_suffix(".part")
+        synthesize(begun, shape, types)
+        begun.rename(path)
     return path
+
+
+def once(folder: Path) -> None:
+    """Write the model and compile what it needs, for the processes to come: loading checks and rehearses it."""
+    with loaded(model_file(folder), 1.0, context=Sizes().prompt + 1, max_sequences=1):
+        pass
 
 
 def tables(path: Path, sizes: Sizes, clock: Clock, link_rate: float, layers: int) -> Iterator[str]:

@@ -32,6 +32,7 @@ PEER_NEEDS = ("typing-extensions", "diskcache")
 PEER_LEAVES = ("/.git/", *(f"/vendor/llama.cpp/{part}/" for part in ("models", "docs", "benches", "media")))
 TUNED_FOR = 80  # seconds
 CHECKED_FOR = 150  # seconds
+FOR_THE_REST = 240  # seconds: llama.cpp's compiler is not waited for longer
 WORKERS = 8  # processes that compile at the same time
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64")
 
@@ -84,7 +85,7 @@ def build_peer(wheels: Path) -> "subprocess.Popen[bytes] | None":
     return subprocess.Popen([*command, str(sources[-1])], env=os.environ | {"CMAKE_ARGS": how})
 
 
-def tune(clock: Clock) -> Iterator[str]:
+def tune(clock: Clock, folder: Path) -> Iterator[str]:
     """Finds how kernels are launched best here and keeps it, so that what follows is timed with it."""
     import torch
     from gmoe.kernels.triton.tuned import FILE
@@ -95,19 +96,18 @@ def tune(clock: Clock) -> Iterator[str]:
     yield from tuning(Clock(min(TUNED_FOR, clock.left())), home() / FILE, torch.cuda.get_device_name())
 
 
-def models(clock: Clock) -> Iterator[str]:
-    """The models' tables."""
+def models(clock: Clock, folder: Path) -> Iterator[str]:
+    """The models' tables; their file lies in the folder then."""
     from gmoe.experts.device import open_device
 
     device = open_device("cuda")
     assert device is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = model_file(Path(folder))
-        yield f"\n## A model: {path.name}, {path.stat().st_size / 2**30:.1f} GiB\n"
-        yield from tables(path, Sizes(), clock, link(device), SHAPE.layer)
+    path = model_file(folder)
+    yield f"\n## A model: {path.name}, {path.stat().st_size / 2**30:.1f} GiB\n"
+    yield from tables(path, Sizes(), clock, link(device), SHAPE.layer)
 
 
-def timed(clock: Clock) -> Iterator[str]:
+def timed(clock: Clock, folder: Path) -> Iterator[str]:
     """The kernels' tables, launched as was found best."""
     import torch
     from gmoe.kernels.triton import tuned
@@ -143,7 +143,9 @@ def main(arguments: list[str] | None = None) -> None:
     began, clock = time.monotonic(), Clock(60 * given.minutes)
     peer = build_peer(given.wheels) if given.wheels and "models" in given.parts else None
     os.environ.pop("TRITON_INTERPRET", None)
-    ahead = compile_ahead(given.parts)
+    scratch = tempfile.TemporaryDirectory()
+    folder = Path(scratch.name)
+    ahead = compile_ahead(given.parts, folder)
     said = checked(CHECKED_FOR)  # a failure is part of the answer, the times are another
     for process in ahead:
         finish(process, max(1.0, CHECKED_FOR - (time.monotonic() - began)))
@@ -153,20 +155,22 @@ def main(arguments: list[str] | None = None) -> None:
         given.out, f"# On a GPU\n\n{datetime.date.today()}, {card}, {versions}; medians.\n\n`python -m tools.gpu_suite`"
     )
     say(given.out, f"\nThe kernels' tests, compiled: {said}.")
-    if peer is not None and peer.wait():
-        say(given.out, "\nllama.cpp did not compile here.")
+    if peer is not None and not finish(peer, max(1.0, clock.left() - FOR_THE_REST)):
+        say(given.out, "\nllama.cpp did not compile here, or not in time.")
     for name in given.parts:
-        for line in PARTS[name](clock):
+        for line in PARTS[name](clock, folder):
             say(given.out, line)
+    scratch.cleanup()
     say(given.out, f"\nThe whole suite took {time.monotonic() - began:.0f} s.")
     sys.exit(said != "passed")
 
 
-def compile_ahead(parts: list[str]) -> "list[subprocess.Popen[bytes]]":
+def compile_ahead(parts: list[str], folder: Path) -> "list[subprocess.Popen[bytes]]":
     """Begin to compile what will be timed, in processes beside one another: Triton keeps it on the disk."""
     work = [f"gpu_kernels.once({name!r})" for name in TABLES if "kernels" in parts]
     work += [f"gpu_tune.once({name!r})" for name in FORMATS if "tune" in parts]
-    program = "from tools import gpu_kernels, gpu_tune; "
+    work += [f"gpu_end_to_end.once(Path({str(folder)!r}))"] if "models" in parts else []
+    program = "from pathlib import Path; from tools import gpu_end_to_end, gpu_kernels, gpu_tune; "
     return [subprocess.Popen([sys.executable, "-c", program + one], cwd=ROOT) for one in work]
 
 
