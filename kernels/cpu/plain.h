@@ -57,11 +57,23 @@ inline void widen(const uint8_t* from, int n, float* to) {
 }
 
 inline float tree(const Sixteen& lanes) {
+#if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
+#if defined(AVX512_LEVEL)
+  const __m256 low = _mm512_castps512_ps256(lanes.v), high = _mm512_extractf32x8_ps(lanes.v, 1);
+#else
+  const __m256 low = lanes.low, high = lanes.high;
+#endif
+  const __m256 eight = _mm256_add_ps(low, high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   float v[16];
   __builtin_memcpy(v, &lanes, sizeof v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; i++) v[i] = v[i] + v[i + width];
   return v[0];
+#endif
 }
 
 constexpr int plain_chunk = 512;  // elements of a row that are widened at once
