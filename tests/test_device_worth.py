@@ -165,6 +165,11 @@ def test_one_notice_names_the_numbers(load: Any) -> None:
         ]
     with load(0.1, "half") as llm:
         assert len(llm.notices) == 1 and llm.notices[0].startswith("16 of 32 experts fit on fake:0")
+    with load(1.3, "half") as llm:
+        assert llm.notices[1:] == [
+            "experts are computed on the CPU until enough of them are on fake:0: copying an expert takes 1.3 ms, "
+            "the CPU 1 ms for a token, and 50% of those wanted would be there"
+        ]
 
 
 def test_answers_on_the_cpu_are_the_cpus_own(load: Any, model: Path) -> None:

@@ -123,6 +123,7 @@ class Worth:
         self.costs: DeviceCosts | None = None
         self.rates = self.hoped = Rates(0.0, 0.0)  # of what is there now, and of filled slots
         self.warm = Warm(self.store)
+        self._soon = False  # single tokens' experts are copied when slots are filled
         self.store.copied = self._copied
         self._measure, self._trace = measure, trace
         self._named = {b"": COPY}  # what requests were told, whose way it is; those of no admission have the latest
@@ -173,7 +174,8 @@ class Worth:
             self._guess(trace, before)
             way = weigh(lambda rows: self._part(self.rates, rows), before)
             hoped = weigh(lambda rows: self._part(self.hoped, rows), way)
-            self.warm.filling = hoped.tokens > way.tokens or hoped.prompts < way.prompts
+            self._soon = hoped.tokens and not way.tokens
+            self.warm.filling = self._soon or hoped.prompts < way.prompts
         if (way, self.warm.filling) == (self.way, filled):
             return
         if before.tokens and not way.tokens:
@@ -247,18 +249,18 @@ class Worth:
             self.notices.remove(before)
         if self.costs is None or self.store.whole or (self.way == COPY and not before):
             return
-        self._said = sentence(self.way, self.costs, self.hoped, str(self.store.device.torch), self.warm.filling)
+        self._said = sentence(self.way, self.costs, self.hoped, str(self.store.device.torch), self._soon)
         self.notices.append(self._said)
         if self._running:  # while loading, notices are enough
             logging.getLogger("gmoe").warning(self._said)
 
 
-def sentence(way: Way, costs: DeviceCosts, rates: Rates, device: str, filling: bool) -> str:
+def sentence(way: Way, costs: DeviceCosts, rates: Rates, device: str, soon: bool) -> str:
     """What is decided, and the numbers why."""
     numbers = f"copying an expert takes {1e3 * costs.copy:.2g} ms, the CPU {1e3 * costs.one:.2g} ms for a token"
     numbers += f", and {1 - rates.tokens:.0%} of those wanted would be there"
     many = f"prompts of fewer than {way.prompts} tokens"
-    if filling:
+    if soon:
         return f"experts are computed on the CPU until enough of them are on {device}: {numbers}"
     if way == COPY:
         return f"experts are copied to {device}: {numbers}"
