@@ -288,7 +288,7 @@ def attention(
     _check("q", q, q.shape)
     if sinks is not None:
         _check("sinks", sinks, (heads,))
-    positions, tables, _, starts = turns
+    positions, tables, starts = turns.positions, turns.block_tables, turns.query_starts
     out = torch.empty(tokens, heads, shape.dv) if out is None else out
     _check_rows("out", out, torch.Size((tokens, heads, shape.dv)))
     if out.stride(0) != heads * out.stride(1):

@@ -74,6 +74,7 @@ class Turns(NamedTuple):
     block_tables: Tensor  # [S, max_blocks] int32
     context_lens: Tensor  # [S] int32, after this step
     query_starts: Tensor  # [S + 1] int32
+    starts: Tensor | None = None  # the same beside the positions, where these are on a device
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

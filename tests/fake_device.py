@@ -31,6 +31,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2
 syncs: list[str] = []  # what made the host wait, since somebody cleared it
 recording: list["FakeGraph"] = []  # the graph that takes what is launched, if any
 spoiled: list[str] = []  # what another thread did while one recorded
+handed: list[str] = []  # copies of tensors of the host that are not pinned: a card waits for them as well
 refused: list[int] = []  # in how many allocations memory will be found short
 clock = count()
 last_use: dict[int, int] = {}  # address of a slot -> when a kernel that reads it was launched
@@ -131,6 +132,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "copy_":
         if not isinstance(args[0], FakeTensor):
             syncs.append("copy to the host")
+        elif not isinstance(args[1], FakeTensor):
+            handed.append("copy from the host")
     elif away:
         syncs.append("copy to the host")
     else:

@@ -34,6 +34,7 @@ from tests.test_device_offload import check, memory
 
 SHAPE = Shape(layer=3, expert=8, embd=96, ff_exp=96)
 IDS = [3, 4, 5, 6, 7, 8, 9]
+HANDED = 6  # tensors of a batch that a pass brings to the device, and its token rows, however many layers there are
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,9 @@ def test_triton_runs_the_whole_model(
         fake_device.syncs.clear()
         got = llm.logits(IDS)
         assert fake_device.syncs == ["copy to the host"]
+        fake_device.handed.clear()
+        llm.logits(IDS[:2])
+        assert len(fake_device.handed) == HANDED
         assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
     with load(path, activations="float", gpu_memory=half(path)) as llm:
         assert not llm.store.whole and np.array_equal(llm.logits(IDS), got)

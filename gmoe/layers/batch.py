@@ -22,11 +22,12 @@ class Batch:
     query_starts: Tensor  # [S + 1] int32, CPU
     output_rows: Tensor  # [R] int64, the rows whose logits are wanted, ascending
     kv: PagedKVCache
+    starts: Tensor | None = None  # query_starts where the model runs, if that is a device
 
     @cached_property
     def turns(self) -> Turns:
         """Whose rows these are, as the kernels of attention take it."""
-        return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts)
+        return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts, self.starts)
 
     def wanted(self, x: Tensor) -> Tensor:
         """Of rows [T, D] those whose logits are wanted [R, D]; x itself where these are all."""
@@ -37,4 +38,5 @@ class Batch:
         if device.type == "cpu":
             return self
         names = ("positions", "slot_mapping", "block_tables", "output_rows")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, starts=self.query_starts.to(device))

@@ -254,7 +254,9 @@ def attention(
     name = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
     how = how or choices.of(name, tiles(per_head, width, rows, one, floats))
     queries, parts = how.rows // how.heads, -(-longest // how.split) if how.split else 1
-    starts = turns.query_starts if one else turns.query_starts.to(q.device)
+    starts = turns.positions if one else turns.starts  # read where sequences have several rows
+    if starts is None:
+        starts = turns.query_starts.to(q.device)  # waits for the device
     n_tiles = rows if one else rows // queries + n_sequences
     mixed, best, total = out, out, out
     if how.split:
@@ -267,7 +269,7 @@ def attention(
     d = widths(dk, shape.dv)
     _attend[(n_tiles, shape.heads * -(-per_head // how.heads), parts)](
         q.contiguous(), kv.keys, kv.values, key_scales, value_scales, turns.block_tables.contiguous(),
-        turns.positions, turns.positions if one else starts, sink, mixed, best, total,
+        turns.positions, starts, sink, mixed, best, total,
         rows, n_sequences, heads, shape.heads, per_head, turns.block_tables.shape[1], max(mask.size, 1), scale,
         SEQUENCES=0 if one else max(SEQUENCES, triton.next_power_of_2(n_sequences)),
         HEADS=how.heads, M=how.rows, N=how.keys, SPLIT=how.split, SCALED=scaled, PRECISION="tf32x3",
