@@ -374,6 +374,9 @@ def test_a_real_model_is_answered_and_interrupted(tmp_path: Path) -> None:
     assert (first.exit_code, second.exit_code) == (0, 0) and first.stdout == second.stdout
     assert "eval count:           4 token(s)" in first.stderr and "hits" in first.stderr
     assert gmoe(*words, "4", "--context", "2").stderr.count("Error: ") == 1
+    told = gmoe(*words, "4", "--logprobs", "2").stderr.splitlines()[-4:]
+    shares = [float(line.split("%")[0].rsplit(" ", 1)[1]) for line in told]
+    assert all(" of " in line and line.count("%") == 3 for line in told) and all(0 < share <= 100 for share in shares)
 
     endless_flags = ["--raw", "--context", "20000", "--logit-bias", "269=-1e9", "--logit-bias", "271=-1e9"]
     command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words[:-1], *endless_flags]

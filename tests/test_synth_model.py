@@ -73,5 +73,10 @@ def test_bench(tmp_path: Path) -> None:
     for kind, begin in (("md", "|"), ("csv", "build_commit")):
         run = CliRunner().invoke(cli, ["bench", str(path), *"-p 0 -n 2 -t 1 -r 1 -o".split(), kind])
         assert run.exit_code == 0 and run.stdout.startswith(begin) and "tg2" in run.stdout or kind == "csv"
+    run = CliRunner().invoke(cli, ["bench", str(path), *"-p 4,8 -p 2 -n 1 -d 0,3 -t 1 -r 1 -o json".split()])
+    asked = [(row["n_depth"], row["n_prompt"], row["n_gen"]) for row in json.loads(run.stdout)]
+    assert asked == [(0, 4, 0), (0, 8, 0), (0, 2, 0), (3, 4, 0), (3, 8, 0), (3, 2, 0), (0, 0, 1), (3, 0, 1)]
+    run = CliRunner().invoke(cli, ["bench", str(path), "-p", "4,x"])
+    assert run.exit_code == 2 and "'4,x' are no counts of tokens" in run.output
     run = CliRunner().invoke(cli, ["bench", str(path), "-p", "0", "-n", "0"])
     assert run.exit_code == 2 and "one of -p and -n" in run.output

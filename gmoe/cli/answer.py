@@ -1,11 +1,12 @@
 """An answer on its way out: streamed text, wrapped words on a terminal, and the figures of `--verbose`."""
 
 import json
+import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -84,7 +85,11 @@ class Wrapped:
 
 
 def spoken(
-    events: Iterator[Event], write: Write, wrap: bool = False, hide_thinking: bool = False
+    events: Iterator[Event],
+    write: Write,
+    wrap: bool = False,
+    hide_thinking: bool = False,
+    heard: Callable[[Event], None] = lambda event: None,
 ) -> Generator[str, None, None]:
     """Write each piece as it comes and give on what is no thinking; closing ends the answer in the model too."""
     out = Wrapped(write) if wrap else None
@@ -93,12 +98,28 @@ def spoken(
         with waiting("reading the prompt"):
             event = next(events, None)
         while event is not None:
+            heard(event)
             yield shown.push(event.text)
             check()
             event = next(events, None)
     yield shown.close()
     if out:
         out.end()
+
+
+def probabilities(events: Iterable[Any], tokenizer: Any) -> list[str]:
+    """A line a token where they were asked for: what was chosen, how probable it was, and the likeliest."""
+
+    def said(id: int, logprob: float) -> str:
+        raw = tokenizer.token_bytes(id) or tokenizer.text(id).encode()
+        return f"{raw.decode('utf-8', 'replace')!r} {math.exp(logprob):.1%}"
+
+    lines = []
+    for event in events:
+        if event.logprobs is not None and event.token_id is not None:
+            top = ", ".join(said(*pair) for pair in event.logprobs.top)
+            lines.append(said(event.token_id, event.logprobs.chosen) + (f" of {top}" if top else ""))
+    return lines
 
 
 @contextmanager

@@ -145,11 +145,26 @@ def _csv(rows: list[Row]) -> str:
     return out.getvalue().rstrip()
 
 
+def _counts(default: str) -> dict[str, Any]:
+    """An option that takes numbers with commas between them, several times as well, as llama-bench does."""
+
+    def parse(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> list[int]:
+        try:
+            counts = [int(count) for text in given for count in text.split(",")]
+        except ValueError:
+            counts = [-1]
+        if min(counts) < 0:
+            raise click.BadParameter(f"{','.join(given)!r} are no counts of tokens, such as 512 or 128,512")
+        return counts
+
+    return {"default": (default,), "show_default": default, "metavar": "N,...", "multiple": True, "callback": parse}
+
+
 @click.command()
 @click.argument("model")
-@click.option("-p", "--n-prompt", default=512, show_default=True, help="Tokens of the prompt test; 0: none.")
-@click.option("-n", "--n-gen", default=128, show_default=True, help="Tokens of the generation test; 0: none.")
-@click.option("-d", "--n-depth", default=0, show_default=True, help="Tokens of context before both.")
+@click.option("-p", "--n-prompt", **_counts("512"), help="Tokens of the prompt tests, as 512,1024; 0: none.")
+@click.option("-n", "--n-gen", **_counts("128"), help="Tokens of the generation tests; 0: none.")
+@click.option("-d", "--n-depth", **_counts("0"), help="Tokens of context before each.")
 @click.option("-t", "short_threads", type=int, help="The same as --threads.")
 @click.option("-r", "--repetitions", default=5, show_default=True, help="Times each is measured.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", show_default=True)
@@ -157,9 +172,9 @@ def _csv(rows: list[Row]) -> str:
 @runtime_flags
 def bench(
     model: str,
-    n_prompt: int,
-    n_gen: int,
-    n_depth: int,
+    n_prompt: list[int],
+    n_gen: list[int],
+    n_depth: list[int],
     short_threads: int | None,
     repetitions: int,
     output: str,
@@ -167,9 +182,11 @@ def bench(
     **flags: Any,
 ) -> None:
     """Measure MODEL, a GGUF file or the name of a model, with llama-bench's tests."""
-    if min(n_prompt, n_gen, n_depth) < 0 or repetitions < 1 or n_prompt + n_gen == 0:
+    kinds = [(depth, p, 0) for depth in n_depth for p in n_prompt if p]
+    kinds += [(depth, 0, g) for depth in n_depth for g in n_gen if g]
+    if repetitions < 1 or not kinds:
         raise click.UsageError("-p, -n and -d count tokens, -r times; one of -p and -n must be there")
-    need = n_depth + max(n_prompt, n_gen)
+    need = max(n_depth) + max(*n_prompt, *n_gen)
     flags["threads"] = flags["threads"] if short_threads is None else short_threads
     flags["context"] = max(flags.get("context") or 0, need)
     flags["max_sequences"] = 1
@@ -184,7 +201,6 @@ def bench(
 
         ids = _tokens(llm, text, need)
         threads = options.threads or usable_cores()
-        kinds = [(n_prompt, 0)] * bool(n_prompt) + [(0, n_gen)] * bool(n_gen)
         largest = max(llm.file.tensors.values(), key=lambda info: info.nbytes)
         data = llm.file.view(largest.name).data.reshape(-1)[:SAMPLE]
         info = llm.file.tensors.values()
@@ -194,7 +210,7 @@ def bench(
             "model_type": f"{llm.hparams.architecture} {_common_format(llm)}",
             "model_size": sum(i.nbytes for i in info),
             "model_n_params": sum(i.nbytes // i.format.type_size * i.format.block_size for i in info),
-            "backends": "CPU",
+            "backends": "CPU" if llm.device is None else "CUDA",
             "n_batch": 512,
             "n_threads": threads,
             "type_k": options.kv_type,
@@ -203,7 +219,7 @@ def bench(
             "memory_bandwidth": memory_bandwidth(data, threads),
             "disk_bandwidth": disk_bandwidth(path),
         }
-        rows = [_measure(llm, ids, p, g, n_depth, repetitions, base) for p, g in kinds]
+        rows = [_measure(llm, ids, p, g, depth, repetitions, base) for depth, p, g in kinds]
     if output == "json":
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
     else:

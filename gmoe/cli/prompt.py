@@ -11,7 +11,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.errors import say, sentence
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.home import home
@@ -98,13 +98,13 @@ class Chat:
     def _ask(self, text: str) -> None:
         if not text.strip():
             return
-        figures, pieces = Figures(self.llm, 0.0), list[str]()
+        figures, pieces, heard = Figures(self.llm, 0.0), list[str](), list[Any]()
         try:
             if self.raw:
                 events = self.llm.generate(text, self.params)
             else:
                 events = self.llm.chat(messages_of(self.system, self.messages, text), self.params, **self.template)
-            for piece in spoken(events, write, self.wordwrap):
+            for piece in spoken(events, write, self.wordwrap, heard=heard.append):
                 pieces.append(piece)
         except KeyboardInterrupt:
             pass  # what was said stays said
@@ -112,6 +112,8 @@ class Chat:
             say(sentence(error))
             return
         click.echo("\n")
+        if self.params.logprobs is not None:
+            click.echo("\n".join(probabilities(heard, self.llm.tokenizer)), err=True)
         if not self.raw:
             self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(pieces)}]
         if self.verbose:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gmoe.cli.answer import Figures, messages_of, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.options import runtime_flags, sampling_flags, take
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
@@ -87,9 +87,12 @@ def run(
         figures = Figures(llm, load_seconds)
         messages = messages_of(system, [], text)
         events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
-        for _ in spoken(events, write, wrap, hidethinking):
+        heard: list[Any] = []
+        for _ in spoken(events, write, wrap, hidethinking, heard.append):
             pass
         click.echo()
+        if params.logprobs is not None:
+            click.echo("\n".join(probabilities(heard, llm.tokenizer)), err=True)
         if verbose:
             click.echo("\n".join(figures.lines()), err=True)
 

@@ -101,9 +101,9 @@ def module_name(architecture: str) -> str:
 
 
 def architectures() -> list[str]:
-    """The architectures that this folder has files for."""
-    here = Path(__file__).parent
-    return sorted(p.stem for p in here.glob("*.py") if p.stem not in ("__init__", "decoder"))
+    """The architectures that this folder has files for, as files name them."""
+    stems = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "decoder")]
+    return sorted("-".join(stem.rsplit("_", 1)) for stem in stems)
 
 
 def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
