@@ -45,7 +45,8 @@ struct Block<Q3_K> : Lying {
   __m256i q(int k) const {
     __m256i x = loaded(s + 32 + k / 4 * 32), high = loaded(s);
     high = k < 2 ? _mm256_slli_epi16(high, k < 2 ? 2 - k : 0) : _mm256_srli_epi16(high, k < 2 ? 0 : k - 2);
-    return _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, k % 4 * 2), byte32(3)), _mm256_and_si256(high, byte32(4)));
+    const __m256i low = _mm256_and_si256(_mm256_srli_epi16(x, k % 4 * 2), byte32(3));
+    return _mm256_or_si256(low, _mm256_and_si256(high, byte32(4)));
   }
 };
 struct SixBits : Lying {  // d, m and eight pairs of six bits before the codes
@@ -95,7 +96,8 @@ struct Block<IQ4_XS> : Lying {
     const uint32_t high = load<uint16_t>(s + 2), low = load<uint32_t>(s + 4);
     __m256i nibble = _mm256_srlv_epi32(_mm256_set1_epi32(int(low)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     __m256i two = _mm256_srlv_epi32(_mm256_set1_epi32(int(high << 4)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-    __m256i x = _mm256_or_si256(_mm256_and_si256(nibble, _mm256_set1_epi32(15)), _mm256_and_si256(two, _mm256_set1_epi32(0x30)));
+    nibble = _mm256_and_si256(nibble, _mm256_set1_epi32(15));
+    __m256i x = _mm256_or_si256(nibble, _mm256_and_si256(two, _mm256_set1_epi32(0x30)));
     x = _mm256_sub_epi32(x, _mm256_set1_epi32(32));
     x = _mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0xd8);
     return {x, x};
@@ -118,8 +120,8 @@ struct Block<TQ2_0> : Lying {
 
 // Bit i % 8 of byte i / 8 of four bytes -> byte i is 255 or 0.
 inline __m256i mask_of_bits(const void* four) {
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
-                                          3, 3, 3, 3, 3);
+  const __m256i spread = _mm256_setr_epi8(
+    0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
   __m256i x = _mm256_shuffle_epi8(_mm256_set1_epi32(load<int32_t>(four)), spread);
   return _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit);
@@ -136,7 +138,8 @@ inline __m256i codes_of(const uint8_t* s) {
     return _mm256_or_si256(nibbles_of(s + at + 4), high);
   } else if constexpr (__is_same(F, Q8_0)) return loaded(s + 2);
   else if constexpr (__is_same(F, IQ4_NL)) return signed_values(iq4_values, nibbles_of(s + 2));
-  else return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
+  else return _mm256_shuffle_epi8(
+    _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), nibbles_of(s + 1));
 }
 
 template <class F>
@@ -162,16 +165,19 @@ inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
   if constexpr (__is_same(F, Q5_0) || __is_same(F, Q5_1)) {
     const __m128i zeros = _mm_setzero_si128(), spread = _mm_unpacklo_epi64(zeros, _mm_set1_epi8(1));
     const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
-    const __m256i high = _mm256_setr_m128i(_mm_set1_epi32(load<int32_t>(a + at - 4)), _mm_set1_epi32(load<int32_t>(b + at - 4)));
+    auto bits_of = [&](const uint8_t* s) { return _mm_set1_epi32(load<int32_t>(s + at - 4)); };
+    const __m256i high = _mm256_setr_m128i(bits_of(a), bits_of(b));
     for (int h = 0; h < 2; h++) {
-      const __m256i bytes = _mm256_shuffle_epi8(high, _mm256_add_epi8(_mm256_broadcastsi128_si256(spread), byte32(2 * h)));
+      const __m256i which = _mm256_add_epi8(_mm256_broadcastsi128_si256(spread), byte32(2 * h));
+      const __m256i bytes = _mm256_shuffle_epi8(high, which);
       const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
       q[h] = _mm256_or_si256(q[h], _mm256_and_si256(set, byte32(16)));
     }
   } else if constexpr (__is_same(F, IQ4_NL)) {
     for (int h = 0; h < 2; h++) q[h] = signed_values(iq4_values, q[h]);
   } else if constexpr (__is_same(F, MXFP4)) {
-    for (int h = 0; h < 2; h++) q[h] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values)), q[h]);
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values));
+    for (int h = 0; h < 2; h++) q[h] = _mm256_shuffle_epi8(values, q[h]);
   }
 }
 
@@ -180,7 +186,8 @@ template <class F>
 inline __m256 scales_of(const uint8_t* s, int at) {
   auto block = [&](int j) { return _mm_loadu_si128((const __m128i*)(s + j * F::bytes + at)); };
   auto four = [&](int j) {
-    return _mm_unpacklo_epi32(_mm_unpacklo_epi16(block(j), block(j + 2)), _mm_unpacklo_epi16(block(j + 4), block(j + 6)));
+    const __m128i first = _mm_unpacklo_epi16(block(j), block(j + 2));
+    return _mm_unpacklo_epi32(first, _mm_unpacklo_epi16(block(j + 4), block(j + 6)));
   };
   return _mm256_cvtph_ps(_mm_unpacklo_epi64(four(0), four(1)));
 }

@@ -1,5 +1,5 @@
-// Blocks of the grid types as registers of 32 codes. A point is loaded by its index; its signs go to what it is multiplied
-// with (`products`), or to the point where a code is wanted (`q`).
+// Blocks of the grid types as registers of 32 codes. A point is loaded by its index; its signs go to what it is
+// multiplied with (`products`), or to the point where a code is wanted (`q`).
 
 // Seven signs a byte, and the eighth that makes their number even.
 inline __m256i even_signs(__m256i seven) {
@@ -109,8 +109,8 @@ struct Block<IQ2_XS> : Points {
 template <>
 struct Block<IQ2_S> : Points {
   explicit Block(const uint8_t* s) {
-    const __m256i spread = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 2, -1, 2, -1, 2, -1, 2,
-                                            -1, 3, -1, 3, -1, 3, -1, 3, -1);
+    const __m256i spread = _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1,
+                                            2, -1, 2, -1, 2, -1, 2, -1, 3, -1, 3, -1, 3, -1, 3, -1);
     const __m256i up = _mm256_set1_epi64x(int64_t(0x0004001000400100));  // two bits each to bits 8 and 9
     for (int h = 0; h < 2; h++) {
       const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
@@ -147,7 +147,8 @@ struct Block<IQ3_S> : Points {
   explicit Block(const uint8_t* s) {
     for (int h = 0; h < 4; h++) {
       const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
-      const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
+      const __m256i bit = _mm256_setr_epi16(
+        1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
       const __m256i bits = _mm256_and_si256(_mm256_set1_epi16(load<int16_t>(s + 66 + 2 * h)), bit);
       const __m256i ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, ninth));
@@ -197,8 +198,8 @@ struct Block<IQ1_M> : Points {
   explicit Block(const uint8_t* s) {
     const uint64_t words = load<uint64_t>(s + 48), tops = words >> 12;
     scale = half(uint16_t((tops & 15) | (tops >> 12 & 0xf0) | (tops >> 24 & 0xf00) | (tops >> 36 & 0xf000))) * 0.125f;
-    const __m256i four_times = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6,
-                                                7, 6, 7, 6, 7);
+    const __m256i four_times = _mm256_setr_epi8(
+      0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
     const __m256i three = _mm256_set1_epi64x(int64_t(0x0001000800400200));  // three bits each to bits 9 and above
     __m256i n = _mm256_mullo_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(int64_t(words)), four_times), three);
     n = _mm256_and_si256(_mm256_srli_epi16(n, 8), _mm256_set1_epi16(14));

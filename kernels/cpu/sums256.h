@@ -64,7 +64,8 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
 #pragma GCC unroll 8
     for (int k = 0; k < 8; k++) {
       const uint8_t* const spread_of = eight ? spread.pair[k] : spread.two[k % 4];
-      const __m256i by = _mm256_shuffle_epi8(eight || k < 4 ? lower : upper, _mm256_load_si256((const __m256i*)spread_of));
+      const __m256i which = _mm256_load_si256((const __m256i*)spread_of);
+      const __m256i by = _mm256_shuffle_epi8(eight || k < 4 ? lower : upper, which);
       part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(dots(k), by));
     }
   }
@@ -95,8 +96,8 @@ inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const
   return value;
 }
 
-// The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has codes,
-// and F::bias times their sums.
+// The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has
+// codes, and F::bias times their sums.
 template <class F, bool PART = false>
 inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y,
                                                          int count = 8) {

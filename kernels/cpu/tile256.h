@@ -62,7 +62,8 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
     columns4(u.scale[0] + 8 * n, 32, both);
     for (int i = 0; i < 4; i++)
       for (int h = 0; h < 2; h++) {
-        const __m256i x = both[i][h], even = _mm256_and_si256(x, _mm256_set1_epi32(0xffff)), odd = _mm256_srli_epi32(x, 16);
+        const __m256i x = both[i][h], even = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+        const __m256i odd = _mm256_srli_epi32(x, 16);
         tile.scale[8 * n + 2 * i][h] = _mm256_or_si256(even, _mm256_slli_epi32(x, 16));
         tile.scale[8 * n + 2 * i + 1][h] = _mm256_or_si256(odd, _mm256_andnot_si256(_mm256_set1_epi32(0xffff), x));
       }
