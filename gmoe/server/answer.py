@@ -51,9 +51,6 @@ class Answer:
         params = self._params(prompt, dialect, forced)
         if ask.echo:
             yield self._echo(prompt, params)
-        if not ask.generate:
-            yield End("length", Usage(prompt_tokens=len(prompt.ids), total_seconds=time.perf_counter() - began))
-            return
         before = expert_counters(llm)
         spelled = marks_of(dialect)
         stream = self._stream = llm.run(

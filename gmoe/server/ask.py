@@ -39,7 +39,6 @@ class Ask:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: bool = True  # control tokens are found in the prompt's text, and bos is added
     echo: bool = False  # the answer begins with the prompt
-    generate: bool = True  # False: and ends with it
     parts: Sequence["Ask"] = ()  # several requests that are answered together, instead of this one
     copy: int = 0  # which of several like ones this is
     ignore_end: bool = False

@@ -45,7 +45,6 @@ def parse_completion(body: Any) -> Ask:
         prompt=prompts[0],
         suffix=given.suffix or None,
         echo=echo,
-        generate=not (echo and given.max_tokens == 0),
         shift=not (echo and given.logprobs is not None),  # all of its tokens, or none
         **common(given, wanted),
     )
