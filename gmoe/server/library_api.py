@@ -89,11 +89,13 @@ class LibraryApi:
         def run(put: Put) -> None:
             try:
                 with ExitStack() as stack:
-                    recipe = modelfile
+                    source = modelfile
                     if given.quantize:
-                        say = lambda step: put(progress_line(step))  # noqa: E731
-                        recipe = stack.enter_context(quantized(self.library, recipe, None, given.quantize, say))
-                    create(self.library, name, recipe, None, lambda status: put({"status": status}))
+                        smaller = quantized(
+                            self.library, modelfile, None, given.quantize, lambda step: put(progress_line(step))
+                        )
+                        source = stack.enter_context(smaller)
+                    create(self.library, name, source, None, lambda status: put({"status": status}))
             except ModelNotFound as error:
                 raise Refused(404, str(error)) from None
             except (LibraryError, UnsupportedModel) as error:
