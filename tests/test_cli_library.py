@@ -12,7 +12,8 @@ from test_library import write_gguf
 from gmoe.cli.library import age, human_bytes
 from gmoe.cli.main import cli
 from gmoe.library import demo
-from gmoe.library.manifest import Library
+from gmoe.library.manifest import OLLAMA_TYPE, Library, Manifest
+from gmoe.library.name import ModelName
 from tests.factory import write_model
 
 
@@ -136,7 +137,8 @@ def test_push_and_pull_from_the_command_line(home: Path) -> None:
         assert gmoe("show", name, "--modelfile").exit_code == 0
 
 
-def test_create_quantizes(home: Path) -> None:
+def test_create_quantizes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
     write_model(home / "m.gguf")
     (home / "Modelfile").write_text("FROM m.gguf\nSYSTEM be kind\n")
     created = gmoe("create", "small", "-q", "q8_0")
@@ -150,5 +152,12 @@ def test_create_quantizes(home: Path) -> None:
     assert library.json(smaller.of_kind("params")[0]) == {"top_k": 3}
     assert library.json(small.config)["file_type"] == "Q8_0"
     assert not list(library.root.glob(".join-*"))
+    (home / "mine").write_text("FROM ~/m.gguf\n")
+    assert gmoe("create", "tilde", "-f", "mine", "-q", "q8_0").exit_code == 0
+    adapter = library.put_blob(b"lora", OLLAMA_TYPE + "adapter")
+    library.write(ModelName.parse("adapted"), Manifest(small.config, (*small.layers, adapter)))
+    (home / "on").write_text("FROM adapted\n")
+    adapted = gmoe("create", "x", "-f", "on", "-q", "q8_0")
+    assert adapted.exit_code == 1 and "has an adapter, which gmoe cannot apply" in adapted.stderr
     refused = gmoe("create", "x", "-q", "q99")
     assert refused.exit_code == 1 and "q99" in refused.stderr

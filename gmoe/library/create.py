@@ -78,7 +78,7 @@ def _base(
     if sources[0].startswith("sha256:"):
         blob = library.blob(sources[0])
         return describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
-    path = _path(folder, sources[0]) if folder else None
+    path = path_in(folder, sources[0]) if folder else None
     if path and path.is_file():
         progress("parsing GGUF")
         config = describe(path)
@@ -115,7 +115,7 @@ def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherit
         if kind in PACKED:
             if folder is None:
                 raise LibraryError(f"{kind} names a file, which is not allowed here")
-            path = _path(folder, value)
+            path = path_in(folder, value)
             if not path.is_file():
                 raise LibraryError(f"{kind} {value}: there is no such file")
             layers.append(_put_file(library, path, GMOE_TYPE + kind))
@@ -131,7 +131,8 @@ def _put_json(library: Library, value: Any, media_type: str) -> Layer:
     return library.put_blob(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(), media_type)
 
 
-def _path(folder: Path, text: str) -> Path:
+def path_in(folder: Path, text: str) -> Path:
+    """A file that a Modelfile in `folder` names; `~` is the user's home."""
     try:
         return folder / Path(text).expanduser()
     except RuntimeError:

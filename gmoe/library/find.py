@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmoe.library.modelfile import Modelfile
 from gmoe.options import RuntimeOptions
+
+if TYPE_CHECKING:
+    from gmoe.library.manifest import Library
+    from gmoe.library.name import ModelName
 
 _SAMPLING = {
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "stop")},
@@ -50,11 +54,17 @@ def find(model: str | Path) -> Package:
         raise ValueError(f"{model} is a folder; name the GGUF file in it")
     if path.suffix == ".gguf" or path.is_absolute() or str(model).startswith("."):
         raise ValueError(f"{model}: there is no such file")
-    from gmoe.library.create import modelfile_of  # a path does not wait for the library
-    from gmoe.library.manifest import Library, LibraryError
+    from gmoe.library.manifest import Library  # a path does not wait for the library
     from gmoe.library.name import ModelName
 
-    library, name = Library.default(), ModelName.parse(str(model))
+    return package_of(Library.default(), ModelName.parse(str(model)))
+
+
+def package_of(library: "Library", name: "ModelName") -> Package:
+    """A model of a library; a `LibraryError` where there is none, or one that gmoe cannot run."""
+    from gmoe.library.create import modelfile_of
+    from gmoe.library.manifest import LibraryError
+
     manifest = library.resolve(name)
     if manifest.of_kind("adapter"):
         raise LibraryError(f"model '{name}' has an adapter, which gmoe cannot apply")

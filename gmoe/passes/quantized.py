@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gmoe.gguf.file import GGUFFile, TensorInfo
-from gmoe.library.create import PACKED, modelfile_of
+from gmoe.library.create import PACKED, path_in
 from gmoe.library.describe import describe
-from gmoe.library.find import Package
+from gmoe.library.find import Package, package_of
 from gmoe.library.join import MEDIA_TYPE
 from gmoe.library.manifest import JOINING, Library
 from gmoe.library.modelfile import Command, Modelfile
@@ -53,9 +53,8 @@ def quantized(
 
 
 def _source(library: Library, source: str, folder: Path | None) -> Package:
-    if folder and (folder / source).is_file():
-        return Package(folder / source)
+    if folder and (path := path_in(folder, source)).is_file():
+        return Package(path)
     if source.startswith("sha256:"):
         return Package(library.blob(source))
-    name = ModelName.parse(source)
-    return Package(library.model_path(name), modelfile_of(library, library.resolve(name)))
+    return package_of(library, ModelName.parse(source))
