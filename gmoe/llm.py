@@ -1,10 +1,8 @@
 """LLM: the one place that assembles the parts; text in, events out."""
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -16,7 +14,7 @@ from gmoe.engine import timing
 from gmoe.engine.choices import on_device, require_available
 from gmoe.engine.constraint import Grammars
 from gmoe.engine.engine import BLOCK_SIZE, Engine
-from gmoe.engine.loop import EngineLoop, Outputs
+from gmoe.engine.loop import EngineLoop
 from gmoe.engine.replay import Replay
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
@@ -51,52 +49,12 @@ from gmoe.library.modelfile import Modelfile
 from gmoe.machine import usable_cores
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
+from gmoe.text import TextStream, text_events
 from gmoe.tokenizer.gochat import template_of
 from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
-from gmoe.tokenizer.parsers.tags import Parser
-from gmoe.tokenizer.stop import StopMatcher
-from gmoe.tokenizer.stream import Detokenizer
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TextEvent:
-    """A piece of an answer; `finish_reason` is None but on the last: "stop", "length" or "abort"."""
-
-    text: str
-    token_id: int | None
-    finish_reason: str | None = None
-    logprobs: Logprobs | None = None
-
-
-class TextStream:
-    """The events of one answer as they come; `close`, from any thread, ends it, and no event follows."""
-
-    def __init__(self, seq: TokenSequence, outputs: Outputs, events: Iterator[TextEvent]):
-        self._seq, self._outputs, self._events = seq, outputs, events
-        self.parser: Parser | None = None  # a fresh one for this answer's text, where it is one of a conversation
-
-    def __iter__(self) -> "TextStream":
-        return self
-
-    def __next__(self) -> TextEvent:
-        return next(self._events)
-
-    def close(self) -> None:
-        """Abort what still runs."""
-        self._outputs.close()
-
-    @property
-    def n_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return self._seq.n_prompt
-
-    @property
-    def n_reused(self) -> int:
-        """Tokens of the prompt that were found computed."""
-        return self._seq.n_reused
 
 
 class LLM:
@@ -154,6 +112,9 @@ class LLM:
             many = f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
             weights.refuse("tokenizer.ggml.tokens", many)
         self.context = options.context or self._context_that_fits(budget)
+        if self.context > self.hparams.n_ctx_reach:
+            trained = f"the {self.hparams.n_ctx_reach} tokens that the model was trained for"
+            self.notices.append(f"the context is {self.context} tokens, more than {trained}: answers may get worse")
         n_blocks = options.max_sequences * -(-self.context // BLOCK_SIZE)
         block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
         if not budget.whole and not options.context and device is None:
@@ -275,25 +236,11 @@ class LLM:
         seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
         seq.task, seq.target_seconds = task, target_seconds
         outputs = self._loop.submit(seq, self.dispatch.begin)
-        return TextStream(seq, outputs, self._events(seq, outputs, spelled))
 
-    def _events(self, seq: TokenSequence, outputs: Outputs, spelled: Collection[str]) -> Iterator[TextEvent]:
-        stop, text = StopMatcher(seq.params.stop), Detokenizer(self.tokenizer, spelled=spelled)
-        began = last = time.perf_counter()
-        for n, output in enumerate(outputs):
-            now = time.perf_counter()
-            self._count(n == 0, seq.n_prompt - seq.n_reused, now - (began if n == 0 else last))
-            last = now
-            reason = output.finish_reason
-            piece = "" if output.token_id in seq.end_ids else stop.push(text.push(output.token_id))
-            if stop.stopped:
-                reason = "stop"
-                outputs.close()
-            elif reason:
-                piece += stop.push(text.flush()) + stop.flush()
-            yield TextEvent(piece, output.token_id, reason, output.logprobs)
-            if stop.stopped:
-                return
+        def heard(first: bool, seconds: float) -> None:
+            self._count(first, seq.n_prompt - seq.n_reused, seconds)
+
+        return TextStream(seq, outputs, text_events(self.tokenizer, seq, outputs, spelled, heard))
 
     def read(self, ids: Sequence[int], n_prompt: int) -> None:
         """Run a text as if its first `n_prompt` tokens were the prompt and the model had written the rest."""

@@ -1,5 +1,6 @@
 """LLM: text in, events out, on a tiny model."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,27 @@ def test_a_stop_text_ends_the_answer(llm: gmoe.LLM) -> None:
     assert events[-1].finish_reason == "stop"
 
 
+def test_a_closed_answer_ends_with_an_abort_and_what_was_held_back(llm: gmoe.LLM) -> None:
+    whole = "".join(event.text for event in llm.generate("hello", GREEDY))
+    stop = whole[:2] + "\0never said"
+    stream = llm.generate("hello", gmoe.SamplingParams(temperature=0, stop=(stop,)))
+    first = next(stream)
+    stream.close()
+    last = next(stream)
+    assert (last.token_id, last.finish_reason) == (None, "abort") and list(stream) == []
+    assert first.finish_reason is None and whole.startswith(first.text + last.text) and first.text + last.text
+
+
+def test_who_waits_for_an_answer_hears_that_another_thread_has_closed_it(llm: gmoe.LLM) -> None:
+    stream = llm.run([5], gmoe.SamplingParams(temperature=0), ignore_end=True)
+    next(stream)
+    with ThreadPoolExecutor(1) as pool:
+        events = pool.submit(list, stream)
+        stream.close()
+        *before, last = events.result(10)
+    assert last.finish_reason in ("abort", "length") and all(event.finish_reason is None for event in before)
+
+
 def test_stop_texts_are_found_across_pieces() -> None:
     matcher = StopMatcher(["</end>", "##"])
     assert [matcher.push(piece) for piece in ("a<", "/en", "x </e", "nd> after")] == ["a", "", "</enx ", ""]
@@ -100,6 +122,28 @@ def test_what_is_not_there_yet_is_refused_and_not_ignored(
 def test_a_prompt_longer_than_the_context_is_refused(llm: gmoe.LLM) -> None:
     with pytest.raises(ValueError, match="the prompt has .* tokens, the context holds 128"):
         next(llm.generate("a b " * 200))
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 512}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "context", "reach"),
+    [({}, 512, None), ({}, 513, 512), (YARN, 1024, None), (YARN, 1025, 1024), ({"rope.scale_linear": 4.0}, 513, 512)],
+)
+def test_a_context_beyond_what_the_model_was_trained_for_is_said_once(
+    tmp_path: Path, metadata: dict[str, object], context: int, reach: int | None
+) -> None:
+    path = write_model(tmp_path / "m.gguf", metadata=metadata)
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=context)) as llm:
+        said = [notice for notice in llm.notices if "trained" in notice]
+    if reach is None:
+        assert not said
+    else:
+        assert said == [
+            f"the context is {context} tokens, more than the {reach} tokens that the model was trained for: "
+            "answers may get worse"
+        ]
 
 
 def test_without_a_template_chatml_is_used_and_said(tmp_path: Path) -> None:

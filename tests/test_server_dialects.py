@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,6 +282,14 @@ def test_loading_is_told_to_those_who_ask(live: Live) -> None:
         live.service.host._load = load
     assert [line.get("status") for line in lines[:2]] == ["loading model"] * 2 and lines[-1]["done"]
     live.never_end("tiny")
+
+
+def test_what_was_decided_at_load_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with live_server(tmp_path, [write_model(tmp_path / "long.gguf")], RuntimeOptions(context=600)) as live:
+        for _ in range(2):
+            live.http.post("/completion", json={"model": "long", "prompt": "x", "n_predict": 1})
+    said = [record.getMessage() for record in caplog.records if "trained" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("long:latest: the context is 600 tokens, more than the 512 tokens")
 
 
 def test_the_description_names_every_route(live: Live) -> None:

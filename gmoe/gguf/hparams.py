@@ -94,6 +94,14 @@ class Hparams:
         return self.n_block - self.n_layer_nextn
 
     @property
+    def n_ctx_reach(self) -> int:
+        """Tokens up to which positions were trained, or are scaled to what was."""
+        if self.rope_scaling_type not in ("linear", "yarn"):
+            return self.n_ctx_train
+        factor = self.rope_scaling_factor or self.rope_scale_linear
+        return max(self.n_ctx_train, int((self.n_ctx_orig or self.n_ctx_train) * factor))
+
+    @property
     def n_head_k(self) -> int:
         """Width of a head's query and key."""
         return self.key_length if self.key_length is not None else self.n_embd // self.n_head

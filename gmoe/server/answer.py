@@ -9,11 +9,12 @@ from typing import Any
 
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
-from gmoe.llm import LLM, TextEvent, TextStream
+from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Refused, ToolCall, Usage
 from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
+from gmoe.text import TextEvent, TextStream
 from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
 from gmoe.tokenizer.parsers.tags import THINK
 
@@ -61,22 +62,19 @@ class Answer:
         first = last = 0.0
         ids: list[int] = []
         called = False
-        reason = None
+        reason = ""
         for event in stream:
+            if event.token_id is None:  # cancelled
+                return
             last = time.perf_counter()
             first = first or last
-            reason = event.finish_reason
-            if event.token_id is not None:
-                ids.append(event.token_id)
+            reason = event.finish_reason or ""
+            ids.append(event.token_id)
             given = parser.push(event.text) + (parser.close() if reason else [])
             piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
             called = called or bool(piece.tool_calls)
             if not ask.mute:
                 yield piece
-        if reason is None:
-            if self._cancelled:
-                return
-            raise RuntimeError("the model was closed")
         if ask.mute:
             ids, reason, called = [], "length", False
         usage = Usage(

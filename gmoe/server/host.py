@@ -12,6 +12,7 @@ from typing import Any
 from gmoe.options import RuntimeOptions
 from gmoe.server.ask import Refused
 from gmoe.server.catalog import Catalog, Entry, options_for
+from gmoe.server.stream import log
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 FOREVER = -1.0
@@ -155,6 +156,8 @@ class ModelHost:
     async def _fill(self, running: Running) -> None:
         try:
             running.llm = await asyncio.to_thread(self._load, running.entry.path, running.options)
+            for notice in running.llm.notices:
+                log.warning("%s: %s", running.entry.name, notice)
         except Exception as error:
             running.failure = error
             self._forget(running)
