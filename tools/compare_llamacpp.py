@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -171,22 +171,37 @@ def compare(path: Path, rows: list[str], rounds: int, threads: int, peers: list[
         for _ in range(rounds):
             for peer in peers:
                 rates[peer].append(count / workers[peer].ask([ids, depth, one_by_one]))
-        yield _line(path, row, {peer: statistics.median(r) for peer, r in rates.items()}, "tok/s", best=max)
+        yield table_line(path, row, {peer: statistics.median(r) for peer, r in rates.items()}, "tok/s", best=max)
     for row, name in FIRST.items():
         if row in rows:
             medians = {peer: statistics.median(times) for peer, times in firsts[row].items()}
-            yield _line(path, name, medians, "s", best=min)
+            yield table_line(path, name, medians, "s", best=min)
     if "memory" in rows:
         memory = {peer: workers[peer].ask("memory") / 2**20 for peer in peers}
-        yield _line(path, "peak memory beside the file", memory, "MiB", best=min)
+        yield table_line(path, "peak memory beside the file", memory, "MiB", best=min)
     for worker in workers.values():
         worker.close()
 
 
-def _line(path: Path, row: str, values: dict[str, float], unit: str, best: Any) -> str:
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
+    rows = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((row.split(":")[1].strip() for row in rows if "name" in row), "") or platform.processor()
+
+
+def table_head(peers: Sequence[str]) -> list[str]:
+    """The table's first two lines."""
+    columns = ["file", "what", "unit", *peers, "ratio to the better"]
+    return [f"| {' | '.join(columns)} |", "|---|---|---|" + "---:|" * (len(peers) + 1)]
+
+
+def table_line(
+    path: Path, row: str, values: dict[str, float], unit: str, best: Any, peers: Sequence[str] = PEERS
+) -> str:
+    """A line of the table: the values by peer, of which one is "gmoe"; the ratio is to the `best` of the others."""
     ours = values["gmoe"]
     theirs = {peer: value for peer, value in values.items() if peer != "gmoe"}
-    cells = [f"{values[peer]:.2f}" if peer in values else "" for peer in PEERS]
+    cells = [f"{values[peer]:.2f}" if peer in values else "" for peer in peers]
     ratio = f"{ours / best(theirs.values()):.2f}" if theirs else ""
     return f"| {path.stem} | {row} | {unit} | " + " | ".join(cells) + f" | {ratio} |"
 
@@ -198,9 +213,6 @@ def header(path: Path, threads: int) -> list[str]:
     from gmoe import __version__
     from gmoe.machine import SAMPLE, memory_bandwidth
 
-    cpu = next(
-        (row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "name" in row), ""
-    )
     data = np.memmap(path, np.uint8, "r")[:SAMPLE]
     speed = memory_bandwidth(data, threads) / 1e9
     versions = f"gmoe {__version__}"
@@ -209,11 +221,10 @@ def header(path: Path, threads: int) -> list[str]:
 
         versions += f", llama-cpp-python {llama_cpp.__version__}"
     return [
-        f"{time.strftime('%Y-%m-%d')}, {cpu or platform.processor()}, {threads} threads; {versions}; "
+        f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {threads} threads; {versions}; "
         f"plain reading of the file's pages: {speed:.1f} GB/s.",
         "",
-        f"| file | what | unit | {' | '.join(PEERS)} | ratio to the better |",
-        "|---|---|---|---:|---:|---:|---:|",
+        *table_head(PEERS),
     ]
 
 
