@@ -130,13 +130,16 @@ def test_every_field_is_a_flag_with_a_line_of_help() -> None:
 
 def test_flags_become_options(llm: FakeLLM, model: str) -> None:
     words = "--host-memory 6GiB --miss hobbit --policy t1=0.6 --policy order=fast --threads 3 --twin t.gguf"
-    words += " --max-tokens 32 --temperature 0 --stop a --stop b --logit-bias 7=-1.5 --seed 4"
+    words += (
+        " --max-tokens 32 --temperature 0 --stop a --stop b --logit-bias 7=-1.5 --seed 4 --samplers top_k;temperature"
+    )
     assert gmoe("run", model, "Hi", *words.split()).exit_code == 0
     path, options = llm.loaded  # type: ignore[attr-defined]
     knobs = {"t1": 0.6, "order": "fast"}
     assert path == model
     assert options == RuntimeOptions(host_memory="6GiB", miss="hobbit", policy=knobs, threads=3, twin=Path("t.gguf"))
-    assert llm.asked[0][2] == SamplingParams(32, 0, stop=("a", "b"), logit_bias={7: -1.5}, seed=4)
+    params = {"stop": ("a", "b"), "logit_bias": {7: -1.5}, "seed": 4, "samplers": ("top_k", "temperature")}
+    assert llm.asked[0][2] == SamplingParams(32, 0, **params)  # type: ignore[arg-type]
 
 
 def test_without_flags_the_defaults_hold() -> None:
@@ -155,7 +158,16 @@ def test_without_flags_the_defaults_hold() -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    ["--threads x", "--host-memory lots", "--max-tokens x", "--stop", "--policy t1", "--logit-bias a=b", "--nonsense"],
+    [
+        "--threads x",
+        "--host-memory lots",
+        "--max-tokens x",
+        "--stop",
+        "--policy t1",
+        "--logit-bias a=b",
+        "--samplers top_q",
+        "--nonsense",
+    ],
 )
 def test_wrong_usage_is_status_2(llm: FakeLLM, model: str, flags: str) -> None:
     result = gmoe("run", model, "Hi", *flags.split())

@@ -120,9 +120,10 @@ def test_unknown_commands_are_not_sent_to_the_model(chat: Chat, llm: FakeLLM, ca
 
 
 def test_parameters(chat: Chat, llm: FakeLLM, capsys: Captured) -> None:
-    for line in ("temperature 0", "num_predict 5", "top_k 3", "stop a b", "seed 9"):
+    for line in ("temperature 0", "num_predict 5", "top_k 3", "stop a b", "seed 9", "samplers top_k temperature"):
         chat.line(f"/set parameter {line}")
-    assert chat.params == SamplingParams(max_tokens=5, temperature=0, top_k=3, stop=("a", "b"), seed=9)
+    samplers = ("top_k", "temperature")
+    assert chat.params == SamplingParams(5, temperature=0, top_k=3, stop=("a", "b"), seed=9, samplers=samplers)
     assert "Set parameter 'num_predict' to '5'\n" in capsys.readouterr().out
     chat.line("Hi")
     assert llm.asked[0][2] == chat.params

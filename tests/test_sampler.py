@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmoe.engine.sampler import Sampler
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SAMPLERS, SamplingParams
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.normal(0, 3, 200).astype(np.float32)
@@ -17,14 +17,11 @@ def plain_candidates(p: SamplingParams, logits, context):
     """llama.cpp's chain up to the draw: token -> chance, for those that are left."""
     x = {i: float(v) + p.logit_bias.get(i, 0.0) for i, v in enumerate(logits)}
     recent = context if p.repeat_last_n < 0 else context[max(0, len(context) - p.repeat_last_n) :]
-    for token in set(recent):
-        x[token] = x[token] * p.repeat_penalty if x[token] <= 0 else x[token] / p.repeat_penalty
-        x[token] -= recent.count(token) * p.frequency_penalty + p.presence_penalty
 
-    def chances(tokens, scale=1.0):
+    def chances(tokens):
         high = max(x[t] for t in tokens)
-        total = sum(math.exp((x[t] - high) / scale) for t in tokens)
-        return {t: math.exp((x[t] - high) / scale) / total for t in tokens}
+        total = sum(math.exp(x[t] - high) for t in tokens)
+        return {t: math.exp(x[t] - high) / total for t in tokens}
 
     def until(tokens, share, mass):
         kept, total = [], 0.0
@@ -35,17 +32,27 @@ def plain_candidates(p: SamplingParams, logits, context):
                 break
         return kept
 
-    left = sorted(x, key=lambda t: (-x[t], t))[: p.top_k or None]
-    if p.typical_p < 1:
-        share = chances(left)
-        entropy = -sum(c * math.log(c) for c in share.values() if c)
-        kept = until(sorted(left, key=lambda t: abs(-math.log(share[t]) - entropy)), share, p.typical_p)
-        left = [t for t in left if t in kept]
-    if p.top_p < 1:
-        left = until(left, chances(left), p.top_p)
-    if p.min_p > 0:
-        left = [t for t in left if x[t] >= x[left[0]] + math.log(p.min_p)]
-    return chances(left, p.temperature)
+    left = list(x)
+    for name in p.samplers:
+        left.sort(key=lambda t: (-x[t], t))
+        if name == "penalties":
+            for token in set(recent) & set(left):
+                x[token] = x[token] * p.repeat_penalty if x[token] <= 0 else x[token] / p.repeat_penalty
+                x[token] -= recent.count(token) * p.frequency_penalty + p.presence_penalty
+        elif name == "top_k" and p.top_k:
+            left = left[: p.top_k]
+        elif name == "typical_p" and p.typical_p < 1:
+            share = chances(left)
+            entropy = -sum(c * math.log(c) for c in share.values() if c)
+            kept = until(sorted(left, key=lambda t: abs(-math.log(share[t]) - entropy)), share, p.typical_p)
+            left = [t for t in left if t in kept]
+        elif name == "top_p" and p.top_p < 1:
+            left = until(left, chances(left), p.top_p)
+        elif name == "min_p" and p.min_p > 0:
+            left = [t for t in left if x[t] >= x[left[0]] + math.log(p.min_p)]
+        elif name == "temperature":
+            x = {t: score / p.temperature for t, score in x.items()}
+    return chances(left)
 
 
 CHAINS = {
@@ -59,6 +66,12 @@ CHAINS = {
     "penalties, few": dict(repeat_penalty=1.8, repeat_last_n=2, top_p=1.0),
     "penalties, all": dict(frequency_penalty=3.0, repeat_last_n=-1, top_p=1.0),
     "all": dict(top_k=60, typical_p=0.95, top_p=0.9, min_p=0.01, temperature=1.5, repeat_penalty=1.1),
+    "temperature first": dict(samplers=("temperature", "top_p"), top_k=1, top_p=0.6, temperature=3.0),
+    "penalties late": dict(samplers=("top_k", "penalties", "top_p"), top_k=30, repeat_penalty=3.0, top_p=0.9),
+    "backwards": dict(samplers=SAMPLERS[::-1], temperature=2.0, min_p=0.05, top_k=9, frequency_penalty=2.0),
+    "top_k twice": dict(samplers=("top_k", "penalties", "top_k"), top_k=6, presence_penalty=9.0),
+    "temperature twice": dict(samplers=("temperature", "temperature", "typical_p"), temperature=1.5, typical_p=0.8),
+    "none": dict(samplers=(), temperature=0.0, top_k=1, repeat_penalty=2.0),
 }
 
 
@@ -82,6 +95,16 @@ def test_greedy_takes_the_best_after_bias_and_penalties(temperature):
     assert Sampler(banned).sample(LOGITS, CONTEXT) == int(np.argsort(LOGITS)[-2])
     penalized = SamplingParams(temperature=temperature, presence_penalty=100.0)
     assert Sampler(penalized).sample(LOGITS, [best]) == int(np.argsort(LOGITS)[-2])
+
+
+def test_a_sampler_that_is_not_named_is_off_and_an_unknown_one_refused():
+    best = int(LOGITS.argmax())
+    params = SamplingParams(samplers=("temperature",), temperature=0.0, repeat_penalty=9.0, presence_penalty=99.0)
+    assert Sampler(params).sample(LOGITS, [best]) == best
+    with pytest.raises(ValueError, match="samplers has 'dry'; there are penalties, top_k, typical_p"):
+        SamplingParams(samplers=("top_k", "dry"))
+    with pytest.raises(ValueError, match="samplers has 'top_k'"):
+        SamplingParams(samplers="top_k")
 
 
 def test_the_smallest_temperature_is_greedy():

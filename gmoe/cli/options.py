@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SAMPLERS, SamplingParams
 from gmoe.experts.memory import available
 from gmoe.options import RuntimeOptions
 
@@ -36,6 +36,11 @@ def _biases(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
         return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in value)}
     except ValueError:
         raise click.BadParameter("must be TOKEN_ID=BIAS, both numbers") from None
+
+
+def _samplers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """`--samplers "top_k;temperature"`, as llama.cpp's programs have it."""
+    return tuple(name.strip() for name in value.split(";") if name.strip())
 
 
 HELP: Mapping[str, str] = {
@@ -69,6 +74,7 @@ HELP: Mapping[str, str] = {
     "repeat_penalty": "Divide the scores of repeated tokens; 1: off.",
     "presence_penalty": "Subtract from the scores of tokens that were there.",
     "frequency_penalty": "Subtract from them for each time they were there.",
+    "samplers": "What is applied, in which order: names between semicolons; what is not named is off.",
     "seed": "Seed of the sampling.",
     "stop": "End the answer at this text; may be given again.",
     "logit_bias": "Add to the score of a token; may be given again.",
@@ -80,6 +86,7 @@ HELP: Mapping[str, str] = {
 _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "policy": {"multiple": True, "callback": _knobs, "metavar": "KNOB=VALUE"},
     "logit_bias": {"multiple": True, "callback": _biases, "metavar": "TOKEN_ID=BIAS"},
+    "samplers": {"default": ";".join(SAMPLERS), "callback": _samplers, "show_default": True},
     "stop": {"multiple": True},
 }
 

@@ -177,7 +177,9 @@ class Chat:
         try:
             if ours not in kinds:
                 raise ValueError(f"unknown parameter '{name}'; known: {', '.join(sorted(kinds))}")
-            value: Any = tuple(values) if ours == "stop" else _number(name, values[0], "int" in kinds[ours])
+            value: Any = (
+                tuple(values) if ours in ("stop", "samplers") else _number(name, values[0], "int" in kinds[ours])
+            )
             if name == "num_predict" and value < 0:
                 value = None  # Ollama's -1: until the model ends
             self.params = replace(self.params, **{ours: value})

@@ -21,6 +21,7 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("seed", int, -_INF, _INF),
     ("logprobs", int, 0, 1000),
 )
+SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")  # in llama.cpp's order
 _MAY_BE_NONE = ("max_tokens", "seed", "logprobs")
 
 
@@ -38,6 +39,7 @@ class SamplingParams:
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    samplers: tuple[str, ...] = SAMPLERS  # in this order, each as often as it is named; one that is not named is off
     seed: int | None = None  # every integer is a seed; None: other tokens each time
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # an id outside the vocabulary has no effect
@@ -51,6 +53,9 @@ class SamplingParams:
             self._check_number(name, kind, low, high)
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError("stop must be a list of texts, none of them empty")
+        if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in SAMPLERS]):
+            wrong = self.samplers if isinstance(self.samplers, str) else unknown[0]
+            raise ValueError(f"samplers has {wrong!r}; there are {', '.join(SAMPLERS)}")
         for token, bias in self.logit_bias.items():
             if type(token) is not int or not isinstance(bias, int | float) or math.isnan(bias) or bias == _INF:
                 raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")
@@ -60,6 +65,11 @@ class SamplingParams:
                 raise ValueError(f"{name} is {text!r}; it must be text")
         if self.schema is not None and self.grammar is not None:
             raise ValueError("grammar and json_schema are both given; an answer follows one of them")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, whatever the other samplers say."""
+        return self.temperature <= 0 and "temperature" in self.samplers
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
