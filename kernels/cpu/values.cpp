@@ -53,6 +53,15 @@ Values values_of(const std::string& name) {
   if (name == "IQ4_NL") return values<IQ4_NL>;
   if (name == "IQ4_XS") return values<IQ4_XS>;
   if (name == "MXFP4") return values<MXFP4>;
+  if (name == "TQ1_0") return values<TQ1_0>;
+  if (name == "TQ2_0") return values<TQ2_0>;
+  if (name == "IQ1_S") return values<IQ1_S>;
+  if (name == "IQ1_M") return values<IQ1_M>;
+  if (name == "IQ2_XXS") return values<IQ2_XXS>;
+  if (name == "IQ2_XS") return values<IQ2_XS>;
+  if (name == "IQ2_S") return values<IQ2_S>;
+  if (name == "IQ3_XXS") return values<IQ3_XXS>;
+  if (name == "IQ3_S") return values<IQ3_S>;
   return nullptr;
 }
 
