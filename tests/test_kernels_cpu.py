@@ -67,7 +67,7 @@ def test_matmul(name: str, level: str) -> None:
         assert_near(whole, x, w)
         best = cpu_ops.matmul(x, w)
         assert torch.equal(whole, best)
-        for tokens in (1, 2, 3, 5, 8, 13):
+        for tokens in (*range(1, 9), 13):
             assert torch.equal(cpu_ops.matmul(x[:tokens], w, level=level, threads=1), whole[:tokens])
 
 

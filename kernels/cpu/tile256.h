@@ -177,6 +177,12 @@ inline void tile_tokens(const Tile& tile, const Activation* a, const uint8_t* y,
   else narrow_tile<F, T>(tile, a, y, acc);
 }
 
+template <class F, int T>
+inline void last_tokens(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2], int count) {
+  if (count == T) tile_tokens<F, T>(tile, a, y, acc);
+  else if constexpr (T > 1) last_tokens<F, T - 1>(tile, a, y, acc, count);
+}
+
 constexpr int tokens_at_once = 128, strips_at_once = 4;
 
 template <class F>
@@ -186,14 +192,14 @@ void quantized_rows(const Job& job) {
   constexpr int size = 256 / F::block * F::bytes;
   Unpacked unpacked;
   Tile tile;
-  __m256 sums[strips_at_once][tokens_at_once + 3][2];
+  __m256 sums[strips_at_once][tokens_at_once][2];
   for (int from = 0; from < job.tokens; from += tokens_at_once) {
     const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
     const Met<F> met(job, from, tokens);
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       __m256(*acc)[2] = sums[(r - job.begin) / 16 % strips_at_once];
-      for (int t = 0; t < tokens + 3; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+      for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
         const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, as it lies
@@ -202,8 +208,8 @@ void quantized_rows(const Job& job) {
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
-        for (; t + 1 < tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
-        if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+        for (; t + 4 <= tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+        last_tokens<F, 3>(tile, &job.at(from + t, n), met.at(t, n), acc + t, tokens - t);
       }
       const int done = (r - job.begin) / 16 % strips_at_once + 1;
       if (done < strips_at_once && r + 16 < strips) continue;

@@ -1,4 +1,4 @@
-// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then 8 tokens share each load.
+// Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then up to 8 tokens share each load.
 
 inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
@@ -69,6 +69,12 @@ inline void tile_tokens(const Tile& tile, const Activation* a, __m512* acc) {
   else narrow_tile<F, T>(tile, a, acc);
 }
 
+template <class F, int T>
+inline void last_tokens(const Tile& tile, const Activation* a, __m512* acc, int count) {
+  if (count == T) tile_tokens<F, T>(tile, a, acc);
+  else if constexpr (T > 1) last_tokens<F, T - 1>(tile, a, acc, count);
+}
+
 constexpr int tokens_at_once = 128, strips_at_once = 4;
 
 template <class F>
@@ -84,7 +90,7 @@ void quantized_rows(const Job& job) {
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
-      for (int t = 0; t < tokens + 4; t++) acc[t] = _mm512_setzero_ps();
+      for (int t = 0; t < tokens; t++) acc[t] = _mm512_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         // the next strip, in the order it lies
         const char* ahead = (const char*)strip + 16 * job.row_bytes + size_t(n) * 16 * size;
@@ -94,11 +100,9 @@ void quantized_rows(const Job& job) {
         if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
         else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 8 ? left : 8, unpacked, tile);
-        // the last tokens are computed with what lies behind them: of 2 to 7 that is less work
         int t = 0;
-        for (; t + 4 < tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
-        if (t + 1 < tokens) tile_tokens<F, 4>(tile, &job.at(from + t, n), acc + t);
-        else if (t < tokens) tile_tokens<F, 1>(tile, &job.at(from + t, n), acc + t);
+        for (; t + 8 <= tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
+        last_tokens<F, 7>(tile, &job.at(from + t, n), acc + t, tokens - t);
       }
       const int done = (r - job.begin) / 16 % strips_at_once + 1;
       if (done < strips_at_once && r + 16 < strips) continue;
