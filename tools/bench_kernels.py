@@ -3,17 +3,16 @@
 `python -m tools.bench_kernels --formats Q4_K,Q6_K --threads 1,2`. Where a ggml shared library is named (`--ggml
 DIRECTORY`, the `lib` folder of llama-cpp-python), its product of the same shape is timed in turn with ours. With
 `--levels avx512,avx2` it is the arithmetic that is timed: one thread, weights that stay in the second-level cache, the
-levels in turn.
+levels in turn, and after them ggml with the same bytes where it is named, also repacked.
 """
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
-import gguf
 import numpy as np
 import torch
 from gmoe.kernels import cpu_ops
@@ -21,12 +20,21 @@ from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import ExpertMatrix, ExpertTable
 from gmoe.kernels.record import Recorder
 
+from tools.ggml import Ggml, Products
+
 ROWS, COLS = 8192, 4096
 EXPERTS, CHOSEN, WIDTH, HIDDEN = 64, 8, 2048, 768
 ROTATED = 200 << 20  # bytes of weights in turn, so that no cache holds them
 CACHED = 320 << 10  # bytes of weights that stay in a cache of the second level
 CACHED_COLS, TILE = 2048, 16 * 256  # their columns, and the weights that are unpacked at once
 ROUNDS = 50  # of these
+CACHED_TOLD = {  # the columns of their table, and digits behind the point
+    "one token, GB/s": 1,
+    "its loop alone": 1,
+    "64 tokens, GFLOP/s": 0,
+    "a token of a tile, ns": 1,
+    "unpacking a tile, ns": 0,
+}
 FIRST = ["Q4_K", "Q6_K", "Q8_0", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "Q5_K", "Q2_K", "Q3_K", "IQ4_NL"]
 
 
@@ -61,66 +69,6 @@ def medians(
     return [of(kept) for kept in times]
 
 
-class Ggml:
-    """A ggml product through ctypes, one graph a matrix."""
-
-    def __init__(self, folder: Path):
-        self.base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-        self.cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
-        pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        signatures = {
-            "ggml_new_tensor_2d": [pointer, ctypes.c_int, integer, integer],
-            "ggml_mul_mat": [pointer, pointer, pointer],
-            "ggml_new_graph": [pointer],
-            "ggml_get_data": [pointer],
-            "ggml_build_forward_expand": [pointer, pointer],
-            "ggml_free": [pointer],
-        }
-        for name, arguments in signatures.items():
-            function = getattr(self.base, name)
-            function.argtypes, function.restype = arguments, pointer
-        self.cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
-
-    def products(self, form: QuantFormat, tokens: int, data: np.ndarray, count: int) -> "GgmlProducts":
-        """`count` matrices ROWS x COLS with these bytes, each to be multiplied with `tokens` rows."""
-        return GgmlProducts(self, int(gguf.GGMLQuantizationType[form.name]), tokens, data, count)
-
-
-class GgmlProducts:
-    """Graphs in one context; a call computes the next."""
-
-    def __init__(self, ggml: Ggml, kind: int, tokens: int, data: np.ndarray, count: int):
-        class Parameters(ctypes.Structure):
-            _fields_ = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
-
-        base = ggml.base
-        base.ggml_init.argtypes, base.ggml_init.restype = [Parameters], ctypes.c_void_p
-        self.ggml, self.turn = ggml, 0
-        self.context = base.ggml_init(
-            Parameters(count * (data.nbytes + (ROWS * tokens << 2)) + (64 << 20), None, False)
-        )
-        x = base.ggml_new_tensor_2d(self.context, 0, COLS, tokens)
-        values = np.random.default_rng(1).standard_normal((tokens, COLS)).astype(np.float32)
-        ctypes.memmove(base.ggml_get_data(x), values.ctypes.data, values.nbytes)
-        self.graphs = []
-        for _ in range(count):
-            w = base.ggml_new_tensor_2d(self.context, kind, COLS, ROWS)
-            ctypes.memmove(base.ggml_get_data(w), data.ctypes.data, data.nbytes)
-            graph = base.ggml_new_graph(self.context)
-            base.ggml_build_forward_expand(graph, base.ggml_mul_mat(self.context, w, x))
-            self.graphs.append(graph)
-
-    def compute(self, threads: int) -> None:
-        """The next product."""
-        self.turn += 1
-        graph = self.graphs[self.turn % len(self.graphs)]
-        self.ggml.cpu.ggml_graph_compute_with_ctx(self.context, graph, threads)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.ggml.base.ggml_free(self.context)
-
-
 def bench_matmul(
     form: QuantFormat, tokens: int, threads: int, level: str | None, ggml: Ggml | None
 ) -> tuple[float, float, float | None, int]:
@@ -138,7 +86,7 @@ def bench_matmul(
         lambda: cpu_ops.matmul(x, QuantTensor(weights(), form, (ROWS, COLS)), threads=threads, level=level),
         lambda: cpu_ops.read(weights(), threads=threads),
     ]
-    peer = None if ggml is None else ggml.products(form, tokens, arena[0].reshape(-1), count)
+    peer = None if ggml is None else ggml.products(form, arena, x.numpy())
     if peer is not None:
         calls.append(lambda: peer.compute(threads))
     medians(calls, 2)
@@ -182,43 +130,68 @@ def bench_experts(form: QuantFormat, tokens: int, threads: int, level: str | Non
     return ours, reading, nbytes
 
 
-def bench_cached(form: QuantFormat, levels: list[str], rounds: int) -> list[list[float]]:
-    """Of each level, by one thread and without Python between the calls, at best: GB/s of weights at one token,
-    GFLOP/s of 64, ns that a tile of 16 rows x 256 takes for one more token, and ns that it takes before (unpacking)."""
+def bench_cached(form: QuantFormat, levels: list[str], rounds: int, ggml: Ggml | None = None) -> dict[str, list[float]]:
+    """Of each level, of ggml and of ggml "repacked" where it can: at best, by one thread, without Python between calls.
+
+    GB/s of weights at one token; the same of the loop alone (the rows after the first 16: no call, no rounding of
+    activations); GFLOP/s of 64 tokens; ns that a tile of 16 rows x 256 takes for one more token, and ns that it takes
+    before (unpacking).
+    """
     row_bytes = form.row_bytes(CACHED_COLS)
-    rows = max(1, CACHED // row_bytes // 16) * 16
-    w = QuantTensor(blocks(form, rows * row_bytes).reshape(rows, row_bytes), form, (rows, CACHED_COLS))
+    rows = max(2, CACHED // row_bytes // 16) * 16
+    data = blocks(form, rows * row_bytes).reshape(rows, row_bytes)
     repeats = {1: 20, 16: 4, 64: 2}  # by the number of tokens
 
-    def recorded(level: str, tokens: int) -> Callable[[], object]:
-        x = torch.randn(tokens, CACHED_COLS)
+    def recorded(level: str, x: torch.Tensor, count: int) -> Callable[[], object]:
+        w = QuantTensor(data[:count], form, (count, CACHED_COLS))
         with Recorder() as tape:
-            for _ in range(repeats[tokens]):
+            for _ in range(repeats[len(x)]):
                 cpu_ops.matmul(x, w, threads=1, level=level)
         return lambda: tape.run() if len(x) else None  # x must stay
 
-    calls = [recorded(level, tokens) for level in levels for tokens in repeats]
-    medians(calls, 2)
-    taken = [t / n for t, n in zip(medians(calls, rounds, min), [*repeats.values()] * len(levels), strict=True)]
-    tiles, found = rows * CACHED_COLS / TILE, []
-    for one, some, many in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+    calls: dict[tuple[str, int, int], Callable[[], object]] = {}
+    peers: list[Products] = []
+    for tokens, count in ((1, 16), (1, rows), (16, rows), (64, rows)):
+        x = torch.randn(tokens, CACHED_COLS)
+        for level in levels:
+            calls[level, tokens, count] = recorded(level, x, count)
+        for name, make in {} if ggml is None else {"ggml": ggml.products, "repacked": ggml.repacked}.items():
+            made = make(form, data[None, :count], x.numpy(), repeats[tokens])
+            if made is not None:
+                peers.append(made)
+                calls[name, tokens, count] = partial(made.compute, 1)
+    medians(list(calls.values()), 2)
+    times = medians(list(calls.values()), rounds, min)
+    for peer in peers:
+        peer.close()
+    taken = {key: seconds / repeats[key[1]] for key, seconds in zip(calls, times, strict=True)}
+    tiles, work, found = rows * CACHED_COLS / TILE, 2e-9 * rows * CACHED_COLS * 64, {}
+    for name in dict.fromkeys(name for name, _, _ in calls):
+        few, one, some, many = (taken[name, 1, 16], *(taken[name, tokens, rows] for tokens in repeats))
         token = (many - some) / 48
-        speed, flops = rows * row_bytes / one, 2 * rows * CACHED_COLS * 64 / many
-        found.append([speed / 1e9, flops / 1e9, token / tiles * 1e9, (some - 16 * token) / tiles * 1e9])
+        loop = 1e-9 * (rows - 16) * row_bytes / (one - few)
+        found[name] = [1e-9 * rows * row_bytes / one, loop, work / many]
+        found[name] += [1e9 * token / tiles, 1e9 * (some - 16 * token) / tiles]
     return found
 
 
-def print_cached(names: list[str], levels: list[str]) -> None:
+def print_cached(names: list[str], levels: list[str], ggml: Ggml | None) -> None:
     """The table of `--levels`."""
-    sizes = f"{CACHED >> 10} KB of weights in {CACHED_COLS} columns"
-    print(f"One thread, {sizes}; {' / '.join(levels)}; the best of {ROUNDS} rounds.\n")
-    print("| type | one token, GB/s | 64 tokens, GFLOP/s | a token of a tile, ns | unpacking it, ns |")
-    print("|---|---|---|---|---|", flush=True)
+    behind = "" if ggml is None else "; behind the bar: ggml (repacked)"
+    print(
+        f"One thread, {CACHED >> 10} KB of weights in {CACHED_COLS} columns; {' / '.join(levels)}; "
+        f"the best of {ROUNDS} rounds{behind}.\n"
+    )
+    print(f"| type | {' | '.join(CACHED_TOLD)} |\n|---|" + "---|" * len(CACHED_TOLD), flush=True)
     for name in names:
-        found = list(zip(*bench_cached(FORMATS[name], levels, ROUNDS), strict=True))
-        cells = [" / ".join(f"{n:.{d}f}" for n in column) for column, d in zip(found, (1, 0, 1, 0), strict=True)]
-        if FORMATS[name].block_size == 1:
-            cells[2:] = "", ""  # plain numbers are not unpacked
+        found, cells = bench_cached(FORMATS[name], levels, ROUNDS, ggml), []
+        for n, (column, digits) in enumerate(CACHED_TOLD.items()):
+            told = {who: f"{values[n]:.{digits}f}" for who, values in found.items()}
+            cell = " / ".join(told[level] for level in levels)
+            if "ggml" in told and "tile" not in column:  # it has none
+                cell += f" \\| {told['ggml']}" + (f" ({told['repacked']})" if "repacked" in told else "")
+            plain = FORMATS[name].block_size == 1  # numbers that are not unpacked
+            cells.append("" if plain and "tile" in column else cell)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -237,10 +210,10 @@ def main(
 ) -> None:
     """Print a Markdown table: one row a format, "a/b" for the numbers of threads; ggml's figure behind a bar."""
     names = [n for n in FORMATS if cpu_ops.supported(n)] if formats == "all" else formats.split(",")
-    if levels:
-        return print_cached(names, cpu_ops.levels() if levels == "all" else levels.split(","))
-    counts, sizes = [int(n) for n in threads.split(",")], [int(n) for n in tokens.split(",")]
     peer = None if ggml is None else Ggml(ggml)
+    if levels:
+        return print_cached(names, cpu_ops.levels() if levels == "all" else levels.split(","), peer)
+    counts, sizes = [int(n) for n in threads.split(",")], [int(n) for n in tokens.split(",")]
     heads = ["GB/s (of read)" if n == 1 else f"GFLOP/s M={n}" for n in sizes]
     heads += ["experts, 1 token: GB/s (of read)", "experts, 512: GFLOP/s"] if experts else []
     print("| type | " + " | ".join(heads) + " |\n|" + "---|" * (len(heads) + 1), flush=True)
