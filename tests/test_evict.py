@@ -98,7 +98,7 @@ def test_sieve_spares_the_used_once():
 def test_unknown_names_and_knobs_are_told():
     with pytest.raises(PolicyError, match="no policy is called 'nope'; there are activation, belady, hobbit"):
         load("evict", "nope")
-    with pytest.raises(PolicyError, match=r"evict.lfu: no knob is called 'agin'; there are shape, aging"):
+    with pytest.raises(PolicyError, match=r"evict.lfu: no knob is called 'agin'; there are aging"):
         load("evict", "lfu", {"agin": 3}, shape=SHAPE)
     with pytest.raises(PolicyError, match=r"evict.belady: needs future"):
         load("evict", "belady", shape=SHAPE)

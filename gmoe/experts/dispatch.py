@@ -12,7 +12,7 @@ from torch import Tensor
 from gmoe.experts.expert import ExpertId, Hidden, Routing
 from gmoe.experts.miss import load
 from gmoe.experts.misses import Served, resolve
-from gmoe.experts.policy import Floats, Ids, MissPolicy, Prefetcher, RoutePolicy, WorkingSet
+from gmoe.experts.policy import Floats, Ids, MissPolicy, PolicyError, Prefetcher, RoutePolicy, WorkingSet, reading
 from gmoe.experts.prefetch import none as no_prefetch
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
@@ -107,7 +107,15 @@ class ExpertDispatch:
         self._routed["mass"] += float(weights.sum())
         if routing.scores is None or type(self.route) is exact.Policy:
             return ids, weights
-        fresh, weighed = self.route.route(layer, ids, weights, self.store, routing.scores())
+        given = reading(ids), reading(weights)
+        fresh, weighed = self.route.route(layer, *given, self.store, routing.scores())
+        if fresh is given[0] and weighed is given[1]:
+            return ids, weights
+        n_expert = self.store.layout.n_expert
+        if fresh.shape != ids.shape or weighed.shape != ids.shape or fresh.min() < -1 or fresh.max() >= n_expert:
+            told = f"ids of shape {fresh.shape} from {fresh.min()} to {fresh.max()}, weights of shape {weighed.shape}"
+            raise PolicyError(f"{type(self.route).__module__}: {told}; asked for {ids.shape}, {n_expert} experts")
+        fresh, weighed = (np.require(a, of, ("C", "W")) for a, of in ((fresh, ids.dtype), (weighed, weights.dtype)))
         if fresh is not ids:
             lost = ~(ids[:, :, None] == fresh[:, None, :]).any(-1)
             self._rerouted["count"] += int(lost.sum())
@@ -117,8 +125,8 @@ class ExpertDispatch:
     def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         store, twin = self.store, self.store.twin
         ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
-        store.observe(layer, ids, weights)
-        self.working_set.observe(layer, ids, weights)
+        store.observe(layer, reading(ids), reading(weights))
+        self.working_set.observe(layer, reading(ids), reading(weights))
         if layer <= self._last_layer:
             store.keep(self.working_set.plan(store.slots // 2))
         self._last_layer = layer
@@ -134,7 +142,8 @@ class ExpertDispatch:
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            store.prefetch(self.prefetch.predict(layer, Hidden(x), ids, weights), parts[0].pinned)
+            told = self.prefetch.predict(layer, Hidden(x), reading(ids), reading(weights))
+            store.prefetch(told, parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         beside()
         if served.merged.any():

@@ -8,19 +8,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency, Tier
-from gmoe.experts.policy import Scores
+from gmoe.experts.policy import Scores, reading
 
 __all__ = ["Action", "ExpertId", "Hidden", "Miss", "Residency", "Routing", "Tier"]
 
 
 class Hidden:
-    """What a router saw, `rows` [T, D], for prefetchers; as an array it is copied to the host."""
+    """What a router saw, `rows` [T, D], for prefetchers; as an array it is in the host's memory, and for reading."""
 
     def __init__(self, rows: Tensor):
         self.rows = rows
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self.rows.cpu().numpy(), dtype)
+        rows = self.rows.cpu().numpy()
+        return np.array(rows, dtype) if copy else reading(np.asarray(rows, dtype))
 
 
 class Routing(NamedTuple):

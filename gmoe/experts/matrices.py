@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gmoe.experts.policy import Floats, Ids, Shape
+from gmoe.experts.policy import Floats, Ids, PolicyError, Shape, within
 from gmoe.experts.trace import Trace
 
 MOST = np.iinfo(np.uint16).max
@@ -20,8 +20,8 @@ class Collection:
 
     def __init__(self, shape: Shape, stored: NDArray[Any] | None = None, capacity: int = 120, scope: str = "request"):
         if scope not in ("request", "iteration"):
-            raise ValueError(f"scope is {scope!r}; it must be request or iteration")
-        self.shape, self.capacity, self.scope = shape, capacity, scope
+            raise PolicyError(f"scope is {scope!r}; it must be request or iteration")
+        self.shape, self.capacity, self.scope = shape, int(within("capacity", capacity, 1, 4096)), scope
         self.stored = np.zeros((0, *shape), np.float32)
         self.current = np.zeros(shape, np.float32)
         self._matched = np.zeros(shape, np.float32)

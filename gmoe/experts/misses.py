@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import MERGED, ExpertId, Miss, Residency, Tier
-from gmoe.experts.policy import Floats, Ids, MissPolicy, Scores
+from gmoe.experts.policy import Floats, Ids, MissPolicy, PolicyError, Scores
+
+LACKS = "a substitute is resident, a twin needs a model of twins, the CPU a second tier"
 
 
 @dataclass
@@ -40,7 +42,7 @@ def resolve(
     """Ask the policy about each absent expert and do as it says.
 
     A token that loses an expert gets the weights that the router would have given the others; where the router tells
-    no scores, they keep theirs.
+    no scores, they keep theirs. Raises `PolicyError` where it cannot be done as it says.
     """
     out = Served(ids.copy(), weights, np.full_like(ids, -1), np.zeros(ids.shape, bool))
     skipped = np.zeros(ids.shape, bool)
@@ -55,17 +57,17 @@ def resolve(
         elif action.how == "skip":
             skipped |= where
             out.ids[where] = -1
-        elif action.how == "twin":
+        elif action.how == "twin" and residency.has_twin(miss.id):
             out.twins[where] = miss.id.expert
             out.ids[where] = -1
             out.behind += [miss.id] if action.behind else []
         elif action.how == "substitute" and action.expert == MERGED:
             out.merged |= where
             out.ids[where] = -1
-        elif action.how == "substitute":
+        elif action.how == "substitute" and _is_here(action.expert, residency.here(miss.id.layer)):
             out.ids[where] = action.expert
         else:
-            raise ValueError(f"the action {action.how!r} needs a second tier, and there is none")
+            raise PolicyError(f"{type(policy).__module__}: {action} is no answer to the absence of {miss.id}: {LACKS}")
     rows = skipped.any(-1)
     if rows.any():
         weights = np.where(skipped, 0, weights).astype(weights.dtype)
@@ -73,6 +75,10 @@ def resolve(
             weights[rows] = scores().weigh(np.where(skipped, -1, ids))[rows]
         out.weights = weights
     return out
+
+
+def _is_here(expert: int, here: NDArray[np.bool_]) -> bool:
+    return isinstance(expert, int | np.integer) and 0 <= expert < len(here) and bool(here[expert])
 
 
 def describe(absent: list[ExpertId], ids: Ids, weights: Floats, residency: Residency) -> Iterable[Miss]:

@@ -1,7 +1,10 @@
-"""The interfaces of the policies that decide on integers alone, and how one is found by its file's name."""
+"""The interfaces of the policies that decide on integers alone, and how one is found by its file's name.
+
+Arrays that a policy is given are for reading: what it changed there would be computed.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, signature
@@ -16,6 +19,7 @@ from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency
 Ids = NDArray[np.integer]  # [T, k]
 Floats = NDArray[np.floating]
 Shape = tuple[int, int]  # layers, experts a layer
+MOST = 10**9  # of any knob
 
 
 class PolicyError(ValueError):
@@ -131,7 +135,10 @@ class Prefetcher(ABC):
 
     @abstractmethod
     def predict(self, layer: int, hidden: Any, ids: Ids, weights: Floats) -> Iterable[ExpertId]:
-        """Experts of later layers, most urgent first; `hidden` [T, D] is what the router saw, None in a replay."""
+        """Experts of later layers, most urgent first; `hidden` [T, D] is what the router saw, None in a replay.
+
+        Layers without experts, or behind the last, are passed over; a number that no expert has is a `PolicyError`.
+        """
 
 
 class WorkingSet(ABC):
@@ -145,7 +152,7 @@ class WorkingSet(ABC):
 
     @abstractmethod
     def plan(self, slots: int) -> Sequence[ExpertId]:
-        """At most `slots` experts worth keeping now, most wanted first; none: no opinion."""
+        """At most `slots` experts worth keeping now, most wanted first; none: no opinion. Checked as by `predict`."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,10 @@ class RoutePolicy(ABC):
 
     @abstractmethod
     def route(self, layer: int, ids: Ids, weights: Floats, residency: Residency, scores: Scores) -> tuple[Ids, Floats]:
-        """The router's choice, ids and weights [T, k] -> the choice to serve, of the same shape; ids of -1: nobody."""
+        """The router's choice, ids and weights [T, k] -> the choice to serve, of the same shape; ids of -1: nobody.
+
+        What is to stay is returned as it was given; another shape, or a number that no expert has, is a `PolicyError`.
+        """
 
 
 class MissPolicy(ABC):
@@ -181,7 +191,10 @@ class MissPolicy(ABC):
 
     @abstractmethod
     def resolve(self, miss: Miss, residency: Residency) -> Action:
-        """One of the five actions; "substitute" names a resident expert of the same layer."""
+        """One of the five actions; "substitute" names a resident expert of the same layer, "twin" needs one.
+
+        Anything else is a `PolicyError`.
+        """
 
 
 def within(name: str, value: float, low: float, high: float) -> float:
@@ -189,6 +202,22 @@ def within(name: str, value: float, low: float, high: float) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise PolicyError(f"the knob {name} is {value!r}; it must be a number from {low:g} to {high:g}")
     return value
+
+
+def reading(array: NDArray[Any]) -> NDArray[Any]:
+    """The same memory, not to be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def real(ids: Iterable[ExpertId], layers: Container[int], n_expert: int) -> Iterator[ExpertId]:
+    """Of the experts that a policy foretold those in `layers`; a number that no expert has is a `PolicyError`."""
+    for id in ids:
+        if id.layer in layers:
+            if not 0 <= id.expert < n_expert:
+                raise PolicyError(f"{id!r} is foretold, and a layer has {n_expert} experts")
+            yield id
 
 
 def names(kind: str) -> list[str]:
@@ -202,19 +231,42 @@ def load(kind: str, name: str, knobs: Mapping[str, Any] | None = None, **given: 
 
     `knobs` come from the user and must exist; `given` is what the caller has to offer. Raises `PolicyError`.
     """
-    if name not in names(kind):
-        raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
-    policy = import_module(f"gmoe.experts.{kind}.{name}").Policy
+    policy = _policy(kind, name)
     takes = signature(policy).parameters
-    knobs = knobs or {}
-    for knob in knobs:
-        if knob not in takes:
-            raise PolicyError(f"{kind}.{name}: no knob is called {knob!r}; there are {', '.join(takes) or 'none'}")
-    offered = {key: value for key, value in given.items() if key in takes} | dict(knobs)
+    offered = {key: value for key, value in given.items() if key in takes}
+    known = _knobs(kind, name)
+    for knob, value in (knobs or {}).items():
+        if knob not in known:
+            raise PolicyError(f"{kind}.{name}: no knob is called {knob!r}; there are {', '.join(known) or 'none'}")
+        offered[knob] = _check(knob, value, takes[knob])
     lacking = [key for key, p in takes.items() if p.default is Parameter.empty and key not in offered]
     if lacking:
         raise PolicyError(f"{kind}.{name}: needs {', '.join(lacking)}, which are not known here")
     return policy(**offered)
+
+
+def _policy(kind: str, name: str) -> Any:
+    if name not in names(kind):
+        raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
+    module = import_module(f"gmoe.experts.{kind}.{name}")
+    policy = getattr(module, "Policy", None)
+    if policy is None:
+        raise PolicyError(f"{module.__file__}: there is no class Policy")
+    if lacking := ", ".join(sorted(getattr(policy, "__abstractmethods__", ()))):
+        raise PolicyError(f"{module.__file__}: Policy lacks {lacking}")
+    return policy
+
+
+def _check(knob: str, value: Any, takes: Parameter) -> Any:
+    """A knob's value, which is of the kind of its default: text or a number, a whole one where it says `int`."""
+    if isinstance(takes.default, str) and not isinstance(value, str):
+        raise PolicyError(f"the knob {knob} is {value!r}; it must be a text")
+    if isinstance(takes.default, int | float):
+        whole = takes.annotation in (int, "int")
+        if not isinstance(value, int | float) or not abs(value) <= MOST or (whole and value != int(value)):
+            raise PolicyError(f"the knob {knob} is {value!r}; it must be a {'whole ' * whole}number, {MOST:g} at most")
+        return int(value) if whole else value
+    return value
 
 
 def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -229,16 +281,13 @@ def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, 
 
 def _knobs(kind: str, name: str) -> list[str]:
     """What a user may set: the parameters with a plain number or text as default."""
-    if name not in names(kind):
-        raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
-    takes = signature(import_module(f"gmoe.experts.{kind}.{name}").Policy).parameters
+    takes = signature(_policy(kind, name)).parameters
     return [key for key, p in takes.items() if isinstance(p.default, int | float | str)]
 
 
 def needs(kind: str, name: str) -> list[str]:
     """What a policy cannot do without, by the names under which `load` is given it."""
-    _knobs(kind, name)
-    takes = signature(import_module(f"gmoe.experts.{kind}.{name}").Policy).parameters
+    takes = signature(_policy(kind, name)).parameters
     return [key for key, p in takes.items() if p.default is Parameter.empty]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import EvictionPolicy
+from gmoe.experts.policy import EvictionPolicy, PolicyError
 
 
 class Placement(NamedTuple):
@@ -59,7 +59,8 @@ class SlotPool:
     def place(self, id: ExpertId, pinned: Collection[ExpertId] = ()) -> Placement:
         """Give an absent expert a slot; others leave until it fits, never a pinned one.
 
-        Raises ValueError where it is resident, or where pinned ones leave no room; nothing has changed then.
+        Raises ValueError where it is resident, or where pinned ones leave no room; nothing has changed then. A victim
+        that is pinned or not here is a PolicyError: in its slot something else would be computed.
         """
         slots = self._slots
         if id in slots:
@@ -74,6 +75,9 @@ class SlotPool:
                     raise ValueError(f"{id} does not fit: the others are pinned")
             while self.used + size > self.capacity:
                 gone = self.evict.victim(pinned)
+                if gone not in slots or gone in pinned:
+                    policy, why = type(self.evict).__module__, "pinned" if gone in slots else "not resident"
+                    raise PolicyError(f"{policy}: the victim is {gone!r}, which is {why}")
                 self.remove(gone)
                 evicted = (*evicted, gone)
         if self._free:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.policy import reading
 from gmoe.experts.trace import Header, Trace, TraceError
 
 
@@ -37,7 +38,7 @@ class Schedule:
             row = names[event.layer]
             wanted = tuple(row[expert] for expert in dict.fromkeys(event.ids.ravel().tolist()))
             where = event.request, event.step, event.phase, event.layer
-            self.turns.append(Turn(*where, event.ids, event.weights, wanted, frozenset(wanted)))
+            self.turns.append(Turn(*where, reading(event.ids), reading(event.weights), wanted, frozenset(wanted)))
         if any(not trace.header.expert_bytes[turn.layer] for turn in self.turns):
             raise TraceError("the trace does not say how many bytes an expert has")
 

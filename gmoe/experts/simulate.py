@@ -13,7 +13,7 @@ from gmoe.experts.controls import eviction
 from gmoe.experts.evict.lru import Policy as Lru
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.machine import Machine
-from gmoe.experts.policy import EvictionPolicy, Prefetcher, WorkingSet, load
+from gmoe.experts.policy import EvictionPolicy, PolicyError, Prefetcher, WorkingSet, load, real
 from gmoe.experts.pool import SlotPool
 from gmoe.experts.schedule import Schedule, Turn
 
@@ -81,6 +81,7 @@ class Replay:
         self.machine = machine = machine or Machine()
         self.schedule = schedule
         self.bytes = schedule.header.expert_bytes
+        self.routed = {layer for layer, size in enumerate(self.bytes) if size}
         largest = max((self.bytes[turn.layer] for turn in schedule.turns), default=1)
         if budget < largest:
             raise ValueError(f"the budget is smaller than one expert, {largest} bytes")
@@ -100,6 +101,10 @@ class Replay:
 
     def _size(self, id: ExpertId) -> int:
         return self.bytes[id.layer]
+
+    def _real(self, ids: Iterable[ExpertId]) -> Iterable[ExpertId]:
+        """Those that there are, as a run takes them."""
+        return real(ids, self.routed, self.schedule.shape[1])
 
     def _pools(self, budget: int, groups: Groups | None, policy: Callable[[], EvictionPolicy]) -> list[SlotPool]:
         """The pool of each layer."""
@@ -141,8 +146,8 @@ class Replay:
     def plan(self) -> None:
         """The working set may hold half of the room."""
         planned = self.working_set.plan(int(self.report.budget / 2 / max(self.bytes)))
-        self.kept = frozenset(planned)
-        self.queue = [id for id in planned if id not in self.pools[id.layer]]
+        self.kept = frozenset(self._real(planned))
+        self.queue = [id for id in self._real(planned) if id not in self.pools[id.layer]]
 
     def layer(self, turn: Turn, tally: Tally) -> None:
         """Serve one layer of one pass."""
@@ -176,7 +181,7 @@ class Replay:
         if self.foretells:
             foretold = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights)
             queued = set(self.queue)
-            self.queue += [id for id in foretold if id not in self.pools[id.layer] and id not in queued]
+            self.queue += [id for id in self._real(foretold) if id not in self.pools[id.layer] and id not in queued]
 
     def read(self, id: ExpertId, tally: Tally) -> float:
         """Read an expert as soon as the disk is free; returns when it is here."""
@@ -200,6 +205,8 @@ class Replay:
         for spared in (pinned | self.kept, pinned, NONE) if self.kept else (pinned, NONE):
             try:
                 evicted = pool.place(id, spared).evicted
+            except PolicyError:
+                raise
             except ValueError:
                 continue
             for gone in evicted:

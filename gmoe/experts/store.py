@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import ExpertId, Tier
-from gmoe.experts.policy import EvictionPolicy, Floats, Ids
+from gmoe.experts.policy import EvictionPolicy, Floats, Ids, real
 from gmoe.experts.pool import SlotPool
 from gmoe.experts.slots import Arena, Extent, Group
 from gmoe.experts.transfer import State, Ticket, Transfer
@@ -204,10 +204,10 @@ class ExpertStore:
 
     def prefetch(self, ids: Iterable[ExpertId], pinned: Collection[ExpertId]) -> None:
         """Bring experts here when nothing else is read, as long as half of the slots stay free to choose."""
-        for id in ids:
-            group = self._group_of.get(id.layer)
-            if group is None or id in self._flying or self.resident(id):
+        for id in real(ids, self._group_of, self.layout.n_expert):
+            if id in self._flying or self.resident(id):
                 continue
+            group = self._group_of[id.layer]
             held = self._held(group, pinned)
             if 2 * len(held) < self._pools[group].capacity:
                 self._start(id, held, urgent=False)

@@ -3,13 +3,13 @@
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, ScoredEviction, Shape, within
 
 
 class Policy(ScoredEviction):
     def __init__(self, shape: Shape, aging: int = 1_000_000):
         super().__init__(shape)
-        self.aging = aging
+        self.aging = within("aging", aging, 1, 1e9)
         self.count = np.zeros(shape)
 
     def touch(self, id: ExpertId) -> None:

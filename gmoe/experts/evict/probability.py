@@ -6,13 +6,13 @@ The probability is the routing weight of recent tokens, `memory` of it kept from
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape, within
 
 
 class Policy(ScoredEviction):
     def __init__(self, shape: Shape, memory: float = 0.9):
         super().__init__(shape)
-        self.memory = memory
+        self.memory = within("memory", memory, 0, 1)
         self.probability = np.full(shape, 1 / shape[1])
         self.visits = np.zeros(shape)
 

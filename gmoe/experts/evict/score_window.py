@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape, within
 
 
 class Policy(ScoredEviction):
     def __init__(self, shape: Shape, window: int = 32):
         super().__init__(shape)
-        self.history = np.zeros((window, *shape))
+        self.history = np.zeros((int(within("window", window, 1, 4096)), *shape))
         self.sum = np.zeros(shape)
         self.runs = np.zeros(shape[0], dtype=int)
 

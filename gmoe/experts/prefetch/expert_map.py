@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape
+from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape, within
 
 
 class Policy(Prefetcher):
     def __init__(self, shape: Shape, capacity: int = 256, distance: int = 3):
-        self.shape, self.capacity, self.distance = shape, capacity, distance
+        self.shape = shape
+        self.capacity = int(within("capacity", capacity, 1, 1e6))
+        self.distance = int(within("distance", distance, 1, 4096))
         self.maps = np.zeros((0, *shape), np.float32)
         self.squares = np.zeros((0, shape[0]))  # of a map, summed up to each layer
         self.inputs = np.zeros((0, 0), np.float32)

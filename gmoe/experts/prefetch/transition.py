@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape, top
+from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape, top, within
 
 
 class Policy(Prefetcher):
     def __init__(self, shape: Shape, smoothing: float = 1.0):
         n_layers, n_experts = shape
-        self.smoothing = smoothing
+        self.smoothing = within("smoothing", smoothing, 1e-6, 1e9)
         self.count = np.zeros((n_layers, n_experts, n_experts), dtype=np.float32)  # [of, from, to]: into layer `of`
         self.seen = np.zeros(shape, dtype=np.float32)
         self.before: tuple[int, Ids] | None = None

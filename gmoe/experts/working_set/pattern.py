@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet
+from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
     def __init__(self, shape: Shape, capacity: int = 64):
         self.shape = shape
-        self.capacity = capacity
+        self.capacity = int(within("capacity", capacity, 1, 1e6))
         self.patterns: list[Floats] = []
         self.current = np.zeros(shape)
         self.tokens = np.zeros((shape[0], 1))

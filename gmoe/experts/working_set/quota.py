@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet
+from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
     def __init__(self, shape: Shape, memory: float = 0.99):
-        self.memory = memory
+        self.memory = within("memory", memory, 0, 1)
         self.count = np.zeros(shape)
 
     def observe(self, layer: int, ids: Ids, weights: Floats) -> None:

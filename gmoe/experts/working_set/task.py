@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet
+from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
     def __init__(self, shape: Shape, period: int = 20, memory: float = 0.9):
         self.shape = shape
-        self.period = period
-        self.memory = memory
+        self.period = within("period", period, 1, 1e9)
+        self.memory = within("memory", memory, 0, 1)
         self.profiles: dict[str, Floats] = {}
         self.requests: dict[str, int] = {}
         self.current: Floats = np.zeros(shape)
