@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
@@ -30,8 +31,8 @@ CACHED_COLS, TILE = 2048, 16 * 256  # their columns, and the weights that are un
 ROUNDS = 50  # of these
 CACHED_TOLD = {  # the columns of their table, and digits behind the point
     "one token, GB/s": 1,
-    "its loop alone": 1,
     "64 tokens, GFLOP/s": 0,
+    "one token's loop, GB/s": 1,
     "a token of a tile, ns": 1,
     "unpacking a tile, ns": 0,
 }
@@ -133,9 +134,9 @@ def bench_experts(form: QuantFormat, tokens: int, threads: int, level: str | Non
 def bench_cached(form: QuantFormat, levels: list[str], rounds: int, ggml: Ggml | None = None) -> dict[str, list[float]]:
     """Of each level, of ggml and of ggml "repacked" where it can: at best, by one thread, without Python between calls.
 
-    GB/s of weights at one token; the same of the loop alone (the rows after the first 16: no call, no rounding of
-    activations); GFLOP/s of 64 tokens; ns that a tile of 16 rows x 256 takes for one more token, and ns that it takes
-    before (unpacking).
+    GB/s of weights at one token, GFLOP/s of 64; and of the loops alone, which is what the rows after the first 16 take
+    (no call, no rounding of activations): GB/s at one token, ns that a tile of 16 rows x 256 takes for one more token,
+    and ns that it takes before (unpacking).
     """
     row_bytes = form.row_bytes(CACHED_COLS)
     rows = max(2, CACHED // row_bytes // 16) * 16
@@ -151,7 +152,7 @@ def bench_cached(form: QuantFormat, levels: list[str], rounds: int, ggml: Ggml |
 
     calls: dict[tuple[str, int, int], Callable[[], object]] = {}
     peers: list[Products] = []
-    for tokens, count in ((1, 16), (1, rows), (16, rows), (64, rows)):
+    for tokens, count in product(repeats, (16, rows)):
         x = torch.randn(tokens, CACHED_COLS)
         for level in levels:
             calls[level, tokens, count] = recorded(level, x, count)
@@ -165,13 +166,17 @@ def bench_cached(form: QuantFormat, levels: list[str], rounds: int, ggml: Ggml |
     for peer in peers:
         peer.close()
     taken = {key: seconds / repeats[key[1]] for key, seconds in zip(calls, times, strict=True)}
-    tiles, work, found = rows * CACHED_COLS / TILE, 2e-9 * rows * CACHED_COLS * 64, {}
+    found = {}
     for name in dict.fromkeys(name for name, _, _ in calls):
-        few, one, some, many = (taken[name, 1, 16], *(taken[name, tokens, rows] for tokens in repeats))
-        token = (many - some) / 48
-        loop = 1e-9 * (rows - 16) * row_bytes / (one - few)
-        found[name] = [1e-9 * rows * row_bytes / one, loop, work / many]
-        found[name] += [1e9 * token / tiles, 1e9 * (some - 16 * token) / tiles]
+        one, some, many = (taken[name, tokens, rows] - taken[name, tokens, 16] for tokens in repeats)
+        tiles, token = (rows - 16) * CACHED_COLS / TILE, (many - some) / 48
+        found[name] = [
+            1e-9 * rows * row_bytes / taken[name, 1, rows],
+            2e-9 * rows * CACHED_COLS * 64 / taken[name, 64, rows],
+            1e-9 * (rows - 16) * row_bytes / one,
+            1e9 * token / tiles,
+            1e9 * (some - 16 * token) / tiles,
+        ]
     return found
 
 
