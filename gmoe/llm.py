@@ -224,16 +224,18 @@ class LLM:
         spelled: Collection[str] = (),
         task: str | None = None,
         target_seconds: float | None = None,
+        reuse: bool = True,
     ) -> TextStream:
         """Continue token ids; closing the stream ends the answer.
 
-        `ignore_end` goes on past end tokens. The events' text has the control tokens `spelled`, and no others. `task`
-        and `target_seconds`, from now to the answer's end, are for the admission policies of these names.
+        `ignore_end` goes on past end tokens; without `reuse` all of the prompt is computed. The events' text has the
+        control tokens `spelled`, and no others. `task` and `target_seconds`, from now to the answer's end, are for the
+        admission policies of these names.
         """
         self._check(ids)
         params = params or self.defaults
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
-        seq = TokenSequence(list(ids), params, ends, self.options.seed, constraint=self._grammars.compile(params))
+        seq = TokenSequence(list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params))
         seq.task, seq.target_seconds = task, target_seconds
         outputs = self._loop.submit(seq, self.dispatch.begin)
 

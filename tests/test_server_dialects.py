@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gmoe.options import RuntimeOptions
-from gmoe.server import anthropic, llama, ollama, openai, openai_text, responses
+from gmoe.server import anthropic, llama_text, ollama, openai, openai_text, responses
 from gmoe.server.ask import Chosen, End, Event, Loading, Piece, Refused, ToolCall, Usage
 from gmoe.server.stream import to_bytes
 from tests.factory import write_model
@@ -154,11 +154,11 @@ def test_llama_servers_object() -> None:
         "seed": -1,
         "logit_bias": [[5, False], [6, 1.5]],
     }
-    ask = llama.parse_completion(body, "m")
+    ask = llama_text.parse_completion(body, "m")
     assert ask.sampling == {
         "max_tokens": 4, "logprobs": 1, "stop": ["a"], "logit_bias": {5: float("-inf"), 6: 1.5},
     }  # fmt: skip
-    (whole,) = llama.render_completion(ask, events())
+    (whole,) = llama_text.render_completion(ask, events())
     assert isinstance(whole, dict) and whole["content"] == "Héllo" and whole["stop"] is True
     assert whole["timings"]["prompt_n"] == 4 and whole["timings"]["predicted_per_second"] == 2.0
     assert whole["completion_probabilities"][0]["top_logprobs"][0]["token"] == "llo"
@@ -167,11 +167,6 @@ def test_llama_servers_object() -> None:
 def test_prompts_that_are_not_supported_are_refused() -> None:
     with pytest.raises(Refused, match="600 answers are asked for; one request may have 512"):
         openai_text.parse_completion({"model": "m", "prompt": ["a", "b"], "n": 300})
-    with pytest.raises(Refused, match="text and token ids in one prompt"):
-        llama.parse_completion({"prompt": ["a", 1]}, "m")
-    with pytest.raises(Refused, match="more than one prompt"):
-        llama.parse_completion({"prompt": ["a", "b"]}, "m")
-    assert llama.parse_completion({"prompt": ["a"]}, "m").prompt == "a"
     with pytest.raises(Refused, match="there are no tools"):
         openai.parse_chat(SAID | {"tool_choice": "required"})
     with pytest.raises(Refused, match="tool_choice: there is no tool 'f'"):

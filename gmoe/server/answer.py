@@ -4,7 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from gmoe.engine.sampler import Logprobs
@@ -55,41 +55,39 @@ class Answer:
         before = expert_counters(llm)
         spelled = marks_of(dialect)
         stream = self._stream = llm.run(
-            prompt.ids, params, ask.ignore_end, spelled, task=ask.task, target_seconds=ask.target_seconds
+            prompt.ids, params, ask.ignore_end, spelled, ask.task, ask.target_seconds, ask.reuse
         )
         if self._cancelled:
             stream.close()
-        first = last = 0.0
+        clock = Clock(began, self.waited)
         ids: list[int] = []
         called = False
         reason = ""
+
+        def usage() -> Usage:
+            return clock.usage(len(prompt.ids), stream.n_reused, len(ids))
+
         for event in stream:
             if event.token_id is None:  # cancelled
                 return
-            last = time.perf_counter()
-            first = first or last
-            reason = event.finish_reason or ""
+            clock.tick()
+            reason, text = event.finish_reason or "", event.text
             ids.append(event.token_id)
-            given = parser.push(event.text) + (parser.close() if reason else [])
+            if not reason and "\n" in text and 0 < ask.predict_seconds < clock.predicted:
+                stream.close()
+                reason, text = "length", text + "".join(rest.text for rest in stream)
+            given = parser.push(text) + (parser.close() if reason else [])
             piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
             called = called or bool(piece.tool_calls)
             if not ask.mute:
-                yield piece
+                yield piece._replace(usage=usage() if ask.timed else None)
         if ask.mute:
             ids, reason, called = [], "length", False
-        usage = Usage(
-            prompt_tokens=len(prompt.ids),
-            cached_tokens=stream.n_reused,
-            tokens=len(ids),
-            load_seconds=self.waited,
-            prompt_seconds=first - began,
-            decode_seconds=last - first,
-            total_seconds=last - began + self.waited,
-            experts=difference(expert_counters(llm), before),
-        )
+        taken = replace(usage(), experts=difference(expert_counters(llm), before))
         stop = self._stopped_by(params.stop, ids) if reason == "stop" else None
         reason = "tool_calls" if called and reason == "stop" else reason
-        yield End(reason, usage, (*prompt.ids, *ids), stop, prompt.text)
+        n_ctx = len(prompt.ids) + prompt.room
+        yield End(reason, taken, (*prompt.ids, *ids), stop, prompt.text, params=params, n_ctx=n_ctx)
 
     def _require_capabilities(self) -> None:
         ask = self.ask
@@ -170,6 +168,36 @@ class Answer:
             return None
         tail = self.llm.tokenizer.decode(ids[-256:])
         return next((stop for stop in stops if stop in tail), None)
+
+
+class Clock:
+    """When the tokens of an answer came: `began`, and after the model had been `waited` for; seconds."""
+
+    def __init__(self, began: float, waited: float):
+        self._began, self._waited = began, waited
+        self._first = self._last = 0.0
+
+    def tick(self) -> None:
+        """A token has come."""
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+
+    @property
+    def predicted(self) -> float:
+        """Seconds from the first token to the last."""
+        return self._last - self._first
+
+    def usage(self, prompt_tokens: int, cached_tokens: int, tokens: int) -> Usage:
+        """What the answer took so far."""
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            tokens=tokens,
+            load_seconds=self._waited,
+            prompt_seconds=self._first - self._began,
+            decode_seconds=self.predicted,
+            total_seconds=self._last - self._began + self._waited,
+        )
 
 
 class _Forced:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gmoe.engine.sampling import SamplingParams
+
 Message = Mapping[str, Any]
 
 
@@ -24,7 +26,7 @@ class Ask:
 
     model: str
     messages: Sequence[Message] | None = None
-    prompt: str | Sequence[int] | None = None
+    prompt: str | Sequence[int | str] | None = None  # text, or token ids and texts
     templated: bool = False  # a prompt that goes through the chat template as a user's message
     system: str | None = None
     template: str | None = None  # instead of the model's own
@@ -42,6 +44,9 @@ class Ask:
     parts: Sequence["Ask"] = ()  # several requests that are answered together, instead of this one
     copy: int = 0  # which of several like ones this is
     ignore_end: bool = False
+    predict_seconds: float = 0.0  # after so many from its first token the answer ends with its line; 0: it goes on
+    reuse: bool = True  # what is already computed of the prompt is not computed again
+    timed: bool = False  # each piece says what the answer took so far
     mute: bool = False  # the prompt is computed, and nothing is said
     num_ctx: int | None = None
     num_thread: int | None = None
@@ -111,6 +116,7 @@ class Piece(NamedTuple):
     ids: tuple[int, ...] = ()
     logprobs: tuple[Chosen, ...] = ()
     choice: int = 0  # of the answers to a request for several
+    usage: Usage | None = None  # so far
 
 
 class End(NamedTuple):
@@ -122,6 +128,8 @@ class End(NamedTuple):
     stop: str | None = None  # the stop text that ended it
     prompt: str | None = None  # the text, where only that was asked for
     choice: int = 0
+    params: SamplingParams | None = None  # with which the answer was made
+    n_ctx: int = 0  # the tokens that prompt and answer may have
 
 
 Event = Loading | Piece | End

@@ -27,3 +27,9 @@ def read(kind: type[B], body: Any) -> B:
         if first["type"] == "missing" and where == "model":
             raise Refused(400, "model is required") from None
         raise Refused(400, f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}".removeprefix(": ")) from None
+
+
+def short(value: Any) -> str:
+    """A value in a sentence."""
+    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -12,6 +12,8 @@ from pydantic import Field
 from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, ToolCall, Usage, Whole, together, wholes
 from gmoe.server.body import Body, read
 from gmoe.server.catalog import Entry
+from gmoe.server.lacking import ELSEWHERE, OPENAI, checked
+from gmoe.server.llama_options import samplers_of
 from gmoe.server.ollama import keep_alive_of
 from gmoe.server.stream import Chunk, to_bytes
 
@@ -19,6 +21,7 @@ media = "text/event-stream"
 DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 DONE = "[DONE]"
 MOST_ANSWERS = 512
+LONGEST_MS = 2**53
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
 EXTRA = ("top_k", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "grammar", "json_schema")
 
@@ -43,6 +46,10 @@ class Sampled(Body):
     typical_p: float | None = None
     repeat_last_n: int | None = None
     repeat_penalty: float | None = None
+    samplers: str | list[str] | None = None
+    t_max_predict_ms: int | None = Field(None, le=LONGEST_MS)
+    cache_prompt: bool | None = None
+    timings_per_token: bool | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     keep_alive: float | str | None = None
@@ -98,7 +105,7 @@ def parse_chat(body: Any) -> Ask:
         tool_choice=choice,
         think=think_of(effort),
         template_values=given.chat_template_kwargs or {},
-        **common(given, wanted),
+        **common(given, wanted, body),
     )
     return several([ask], given.n)
 
@@ -132,7 +139,8 @@ def render_chat(ask: Ask, events: Events) -> Iterator[Chunk]:
             delta["tool_calls"] = [{"index": calls[n] + i, **_call(call)} for i, call in enumerate(event.tool_calls)]
             calls[n] += len(event.tool_calls)
         if delta or event.logprobs:
-            yield first | {"choices": [_delta(n, delta, logprobs=_chat_logprobs(event))], **no_usage(ask)}
+            choices = [_delta(n, delta, logprobs=_chat_logprobs(event))]
+            yield first | {"choices": choices, **no_usage(ask), **so_far(event)}
     if wants_usage(ask):
         yield first | {"choices": [], **usage(together(ends, ask))}
     yield DONE
@@ -235,6 +243,8 @@ def sampling(given: Sampled) -> dict[str, Any]:
     wanted = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if wanted.get("max_tokens", 1) < 1:
         del wanted["max_tokens"]
+    if given.samplers is not None:
+        wanted["samplers"] = samplers_of(given.samplers)
     if given.stop is not None:
         wanted["stop"] = [text for text in ([given.stop] if isinstance(given.stop, str) else given.stop) if text]
     if given.logit_bias:
@@ -245,15 +255,19 @@ def sampling(given: Sampled) -> dict[str, Any]:
     return wanted
 
 
-def common(given: Sampled, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What every Ask of this dialect has."""
+def common(given: Sampled, sampling: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """What every Ask of this dialect has; `Refused` for an option in the body that gmoe has not."""
     return {
+        "warnings": checked(body, {*type(given).model_fields, *ELSEWHERE}, OPENAI),
         "model": given.model,
         "sampling": sampling,
         "defaults": DEFAULTS,
         "keep_alive": keep_alive_of(given.keep_alive),
         "stream": bool(given.stream),
         "mute": given.max_tokens == 0,
+        "predict_seconds": (given.t_max_predict_ms or 0) / 1e3,
+        "reuse": given.cache_prompt is not False,
+        "timed": bool(given.timings_per_token),
         "think_strict": False,
         "task": given.task,
         "target_seconds": given.target_seconds,
@@ -283,6 +297,11 @@ def wants_usage(ask: Ask) -> bool:
 def no_usage(ask: Ask) -> dict[str, Any]:
     """What the other chunks have then."""
     return {"usage": None} if wants_usage(ask) else {}
+
+
+def so_far(piece: Piece) -> dict[str, Any]:
+    """The figures of a piece, where they are asked for."""
+    return {"timings": timings(piece.usage)} if piece.usage else {}
 
 
 def _choice(index: int, answer: Whole) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gmoe.server.ask import Ask, Chosen, End, Events, Piece, together, wholes
 from gmoe.server.body import Body, read
-from gmoe.server.openai import DONE, Sampled, common, head, no_usage, sampling, several, usage, wants_usage
+from gmoe.server.openai import DONE, Sampled, common, head, no_usage, sampling, several, so_far, usage, wants_usage
 from gmoe.server.stream import Chunk
 
 
@@ -46,7 +46,7 @@ def parse_completion(body: Any) -> Ask:
         suffix=given.suffix or None,
         echo=echo,
         shift=not (echo and given.logprobs is not None),  # all of its tokens, or none
-        **common(given, wanted),
+        **common(given, wanted, body),
     )
     return several([replace(one, prompt=prompt) for prompt in prompts], given.n)
 
@@ -69,7 +69,7 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
             yield first | {"choices": [_text(event.choice, "", None, event.reason)], **no_usage(ask)}
         elif isinstance(event, Piece) and (event.content or event.logprobs):
             said = _text(event.choice, event.content, _text_logprobs(event, at[event.choice]))
-            yield first | {"choices": [said], **no_usage(ask)}
+            yield first | {"choices": [said], **no_usage(ask), **so_far(event)}
             at[event.choice] += len(event.content)
     if wants_usage(ask):
         yield first | {"choices": [], **usage(together(ends, ask))}

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gmoe import __version__
-from gmoe.server import anthropic, llama, ollama, ollama_models, openai, openai_text, responses
+from gmoe.server import anthropic, llama, llama_text, ollama, ollama_models, openai, openai_text, responses
 
 JSON, LINES, EVENTS, TEXT = "application/json", "application/x-ndjson", "text/event-stream", "text/plain"
 POSTS: dict[str, tuple[type[BaseModel], tuple[str, ...], str]] = {
@@ -25,7 +25,7 @@ POSTS: dict[str, tuple[type[BaseModel], tuple[str, ...], str]] = {
     "/v1/responses": (responses.ResponsesBody, (JSON, EVENTS), "Answer; nothing is kept."),
     "/v1/messages": (anthropic.MessagesBody, (JSON, EVENTS), "Answer a conversation."),
     "/v1/messages/count_tokens": (anthropic.CountBody, (JSON,), "The tokens of a prompt."),
-    "/completion": (llama.CompletionBody, (JSON, EVENTS), "Continue a prompt."),
+    "/completion": (llama_text.CompletionBody, (JSON, EVENTS), "Continue a prompt."),
     "/tokenize": (llama.TokenizeBody, (JSON,), "Text to token ids."),
     "/detokenize": (llama.DetokenizeBody, (JSON,), "Token ids to text."),
     "/apply-template": (llama.TemplateBody, (JSON,), "A conversation as a prompt."),

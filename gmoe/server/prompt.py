@@ -34,7 +34,11 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
     if isinstance(ask.prompt, str):
         ids = llm.tokenizer.encode(ask.prompt, add_special=ask.special_tokens, parse_special=ask.special_tokens)
         return _fitted(llm, ask, ids, limit, ask.prompt)
-    return _fitted(llm, ask, list(ask.prompt or ()), limit, None)
+    ids = []
+    for n, part in enumerate(ask.prompt or ()):
+        special = ask.special_tokens
+        ids += [part] if isinstance(part, int) else llm.tokenizer.encode(part, special and n == 0, special)
+    return _fitted(llm, ask, ids, limit, None)
 
 
 def _of_chat(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:

@@ -59,12 +59,15 @@ class Service:
         """The endpoint of a request for text."""
 
         async def endpoint(request: Request) -> Response:
-            ask = parse(await read_json(request))
-            for warning in ask.warnings:
-                log.warning("%s", warning)
-            return Streamed(dialect, lambda: self.chunks(ask, render), ask.stream, self.seconds)
+            return self.answer(dialect, parse(await read_json(request)), render)
 
         return spoken(dialect, endpoint)
+
+    def answer(self, dialect: Dialect, ask: Ask, render: Render) -> Streamed:
+        """The response to a request for text."""
+        for warning in ask.warnings:
+            log.warning("%s", warning)
+        return Streamed(dialect, lambda: self.chunks(ask, render), ask.stream, self.seconds)
 
     @asynccontextmanager
     async def chunks(self, ask: Ask, render: Render) -> AsyncIterator[AsyncIterator[Chunk]]:

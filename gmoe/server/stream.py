@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gmoe.gguf.file import GGUFError
 from gmoe.server.ask import Refused
 
-Chunk = dict[str, Any] | tuple[str, dict[str, Any]] | str
+Chunk = dict[str, Any] | list[dict[str, Any]] | tuple[str, dict[str, Any]] | str
 log = logging.getLogger("gmoe.server")
 
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # httpx cuts lines there

@@ -10,12 +10,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from gmoe.llm import LLM
-from gmoe.server import anthropic, llama, metrics, ollama, openai, openai_text, responses
+from gmoe.server import anthropic, llama, llama_text, metrics, ollama, openai, openai_text, responses
 from gmoe.server.ask import Ask, Refused
 from gmoe.server.body import read
 from gmoe.server.prompt import prompt_of
 from gmoe.server.service import Endpoint, Service, json_response, read_json, spoken
-from gmoe.server.stream import Dialect, Streamed
+from gmoe.server.stream import Dialect
 
 
 class TextApi:
@@ -112,10 +112,9 @@ class TextApi:
     async def completion(self, request: Request) -> Response:
         """POST /completion"""
         body = await read_json(request)
-        name = read(llama.CompletionBody, body).model
-        ask = llama.parse_completion(body, await self._named(name))
-        render = llama.render_completion
-        return Streamed(llama, lambda: self.service.chunks(ask, render), ask.stream, self.service.seconds)
+        name = llama_text.read_completion(body).model
+        ask = llama_text.parse_completion(body, await self._named(name))
+        return self.service.answer(llama, ask, llama_text.render_completion)
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize"""
