@@ -489,7 +489,7 @@ def test_loading_says_the_model_s_name(llm: FakeLLM, tmp_path: Path, monkeypatch
     assert gmoe("create", "story", "-f", str(tmp_path / "Modelfile")).exit_code == 0
     said: list[str] = []
     monkeypatch.setattr(
-        import_module("gmoe.cli.run"), "waiting", lambda text: said.append(text) or nullcontext(said.append)
+        import_module("gmoe.cli.session"), "waiting", lambda text: said.append(text) or nullcontext(said.append)
     )
     assert gmoe("run", "story", "Hi").exit_code == 0
     assert said == ["loading story"]

@@ -1,5 +1,6 @@
 """The chat prompt of `gmoe run`: lines in, answers and settings out."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.errors import say, sentence
+from gmoe.cli.session import Models, save
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.home import home
 
@@ -25,6 +27,8 @@ HELP = """Available Commands:
   /set think [LEVEL]          Ask the template for thinking
   /set nothink                Ask it for none
   /show info | license | parameters | system | template
+  /load NAME                  Load another model, or a saved session
+  /save NAME                  Save this session as a model
   /clear                      Forget the conversation
   /bye, /exit                 Exit
   /?, /help                   This text
@@ -60,6 +64,20 @@ class Chat:
         self.messages: list[dict[str, str]] = []
         self._open: list[str] | None = None  # lines since an opening \"\"\"
         self._finish: Callable[[str], None] = self._ask
+        self._model = self._source = ""  # the model's name or path, and that of its file or blob
+        self._models: Models | None = None
+        self._given_system = system
+
+    def keep(self, model: str, models: Models) -> None:
+        """Where its model came from, and what opens others: `/save` and `/load` need both."""
+        self._model = self._source = model
+        self._models = models
+        self._recall()
+
+    def close(self) -> None:
+        """Close the model that is loaded now."""
+        if self.llm is not None:
+            self.llm.close()
 
     @property
     def continues(self) -> bool:
@@ -128,6 +146,13 @@ class Chat:
             case ["/clear"]:
                 self.messages = []
                 click.echo("Cleared session context")
+            case ["/save" | "/load" as word, name] if self._models:
+                try:
+                    (self._save if word == "/save" else self._load)(name, self._models)
+                except (ValueError, OSError, MemoryError) as error:
+                    say(sentence(error))
+            case ["/save" | "/load" as word, *_]:
+                click.echo(f"Usage: {word} NAME")
             case ["/set", *rest]:
                 self._set(rest)
             case ["/show", what]:
@@ -136,7 +161,43 @@ class Chat:
                 self._show("")
             case _:
                 click.echo(f"Unknown command '{words[0]}'. Type /? for help")
-        return True
+        return self.llm is not None  # neither the model asked for nor the one before could be loaded
+
+    def _save(self, name: str, models: Models) -> None:
+        try:
+            saved = save(name, self._source, self.llm, self.params, self.system, self.messages)
+        except KeyboardInterrupt:
+            click.echo("\nNothing was saved.")
+            return
+        self._source = saved.digest  # so that a file is copied once
+        left_out = [*saved.left_out, *(["think"] if self.template else [])]
+        if left_out:
+            click.echo(f"Note: a Modelfile has no place for {', '.join(left_out)}", err=True)
+        click.echo(f"Created new model '{name}'")
+
+    def _load(self, name: str, models: Models) -> None:
+        models.file_of(name)  # it is there, before the one in memory makes room for it
+        click.echo(f"Loading model '{name}'")
+        params = self.params
+        self._drop()
+        try:
+            self.llm, self.params, _ = models.open(name)
+        except (ValueError, OSError, MemoryError):
+            self.llm, self.params = models.open(self._model).llm, params
+            raise
+        self._model = self._source = name
+        self.messages, self.system = [], self._given_system
+        self._recall()
+
+    def _drop(self) -> None:
+        self.llm.close()
+        self.llm = None
+        gc.collect()  # a model's parts know each other, and the next one needs their memory
+
+    def _recall(self) -> None:
+        """Show the conversation with which the model begins."""
+        for message in self.llm.modelfile.messages:
+            click.echo(f">>> {message['content']}" if message["role"] == "user" else f"{message['content']}\n")
 
     def _set(self, words: list[str]) -> None:
         match words:

@@ -3,10 +3,8 @@
 import os
 import stat
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import click
@@ -14,9 +12,8 @@ from click.core import ParameterSource
 
 from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.options import runtime_flags, sampling_flags, take
-from gmoe.cli.progress import waiting
+from gmoe.cli.session import Models
 from gmoe.engine.sampling import SamplingParams
-from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 
 
@@ -65,25 +62,21 @@ def run(
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    path = _at_hand(model, insecure)
-    name = path.name if path == Path(model) else model  # a model of the library lies under a digest
+    models = Models(options, said, insecure)
+    models.file_of(model)  # it is there, before anybody types
     text = prompt_text(prompt)
     wrap = sys.stdout.isatty() and not nowordwrap
-    began = time.perf_counter()
-    with waiting(f"loading {name}") as say:
-        from gmoe.llm import LLM
+    llm, params, load_seconds = models.open(model)
+    if text is None:
+        from gmoe.cli.prompt import Chat, interact
 
-        llm = LLM.load(model, options, lambda said: say(f"loading {name}, {said}"))
+        chat = Chat(llm, params, system, think_kwargs(think), verbose, raw=raw, wordwrap=wrap)
+        chat.keep(model, models)
+        del llm  # another may take its place
+        with closing(chat):
+            interact(chat)
+        return
     with llm:
-        load_seconds = time.perf_counter() - began
-        for notice in llm.notices:
-            click.echo(f"Note: {notice}", err=True)
-        params = replace(llm.defaults, **{f.name: said[f.name] for f in fields(SamplingParams) if f.name in said})
-        if text is None:
-            from gmoe.cli.prompt import Chat, interact
-
-            interact(Chat(llm, params, system, think_kwargs(think), verbose, raw=raw, wordwrap=wrap))
-            return
         figures = Figures(llm, load_seconds)
         messages = messages_of(system, [], text)
         events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
@@ -95,21 +88,6 @@ def run(
             click.echo("\n".join(probabilities(heard, llm.tokenizer)), err=True)
         if verbose:
             click.echo("\n".join(figures.lines()), err=True)
-
-
-def _at_hand(model: str, insecure: bool) -> Path:
-    """The model's file, pulled first where the library does not have it and its name says where it is."""
-    from gmoe.library.manifest import ModelNotFound
-
-    try:
-        return model_file(model)
-    except ModelNotFound as missing:
-        if "/" not in model:
-            raise ValueError(f"{missing}; gmoe pull {model} would fetch it") from None
-    from gmoe.cli.library import fetch_model
-
-    fetch_model(model, insecure)
-    return model_file(model)
 
 
 def prompt_text(words: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gmoe.library.manifest import Library
     from gmoe.library.name import ModelName
 
-_SAMPLING = {
+SAMPLING = {  # Ollama's name: ours
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "stop")},
     **{name: name for name in ("repeat_penalty", "presence_penalty", "frequency_penalty", "seed")},
     "num_predict": "max_tokens",
@@ -38,7 +38,7 @@ class Package:
     @property
     def sampling(self) -> dict[str, Any]:
         """Its parameters as keyword arguments of `SamplingParams`."""
-        values = {_SAMPLING[key]: value for key, value in self.modelfile.parameters.items() if key in _SAMPLING}
+        values = {SAMPLING[key]: value for key, value in self.modelfile.parameters.items() if key in SAMPLING}
         for name in ("max_tokens", "seed"):  # Ollama's -1 is our None
             if values.get(name, 0) < 0:
                 del values[name]
