@@ -105,6 +105,8 @@ def test_a_sampler_that_is_not_named_is_off_and_an_unknown_one_refused():
         SamplingParams(samplers=("top_k", "dry"))
     with pytest.raises(ValueError, match="samplers has 'top_k'"):
         SamplingParams(samplers="top_k")
+    with pytest.raises(ValueError, match="samplers has 33 names; it must have at most 32"):
+        SamplingParams(samplers=("top_k",) * 33)
 
 
 def test_the_smallest_temperature_is_greedy():

@@ -8,7 +8,7 @@ import pytest
 
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions
-from gmoe.server import llama_text, openai, openai_text
+from gmoe.server import anthropic, llama_text, ollama, openai, openai_text, responses
 from gmoe.server.ask import Ask, End, Event, Piece, Refused, Usage
 from gmoe.server.lacking import IDLE, KNOBS, LLAMA
 from tests.factory import write_model
@@ -59,6 +59,20 @@ def test_options_that_ask_for_nothing_are_taken(ask: Any) -> None:
     knobs = dict.fromkeys(KNOBS, 3) | dict.fromkeys(LLAMA)  # of what is off; null is as good as left out
     assert ask(**NEUTRAL).warnings == ask(**knobs).warnings == []
     assert ask(**{name: next(iter(values)) for name, values in IDLE.items()}).warnings == []
+
+
+def test_the_other_dialects_tell_what_nobody_knows_too() -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "metadata": {}}
+    assert anthropic.parse(asked | {"container": "c"}).warnings == ["invalid option provided: container"]
+    for parse in (ollama.parse_generate, ollama.parse_chat):
+        warnings = parse(
+            {"model": "m", "temperature": 0, "_debug_render_only": False, "options": {"top_q": 1}}
+        ).warnings
+        assert warnings == ["invalid option provided: temperature", "invalid option provided: top_q"]
+    given = {"model": "m", "input": "x", "store": False, "max_tool_calls": 1}
+    assert responses.parse(given).warnings == ["invalid option provided: max_tool_calls"]
+    with pytest.raises(Refused, match="prompt is not supported: this server keeps nothing of a request"):
+        responses.parse({"model": "m", "input": "x", "prompt": {"id": "p"}})
 
 
 @pytest.mark.parametrize("ask", [parsed, said])

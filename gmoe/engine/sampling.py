@@ -22,6 +22,7 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("logprobs", int, 0, 1000),
 )
 SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")  # in llama.cpp's order
+MOST_SAMPLERS = 32  # each is applied to every token
 _MAY_BE_NONE = ("max_tokens", "seed", "logprobs")
 
 
@@ -56,6 +57,8 @@ class SamplingParams:
         if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in SAMPLERS]):
             wrong = self.samplers if isinstance(self.samplers, str) else unknown[0]
             raise ValueError(f"samplers has {wrong!r}; there are {', '.join(SAMPLERS)}")
+        if len(self.samplers) > MOST_SAMPLERS:
+            raise ValueError(f"samplers has {len(self.samplers)} names; it must have at most {MOST_SAMPLERS}")
         for token, bias in self.logit_bias.items():
             if type(token) is not int or not isinstance(bias, int | float) or math.isnan(bias) or bias == _INF:
                 raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")

@@ -7,6 +7,7 @@ from typing import Any
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, ToolCall, Usage, whole
 from gmoe.server.body import Body, read
+from gmoe.server.lacking import ELSEWHERE, checked
 from gmoe.server.openai import DEFAULTS, chosen_tools, encode, media
 from gmoe.server.stream import Chunk
 
@@ -61,7 +62,10 @@ def parse(body: Any) -> Ask:
             sampling[name] = getattr(given, name)
     if given.stop_sequences:
         sampling["stop"] = [text for text in given.stop_sequences if text]
-    return Ask(sampling=sampling, defaults=DEFAULTS, stream=bool(given.stream), **_conversation(given))
+    warnings = checked(body, {*MessagesBody.model_fields, *ELSEWHERE}, {})
+    return Ask(
+        sampling=sampling, defaults=DEFAULTS, stream=bool(given.stream), warnings=warnings, **_conversation(given)
+    )
 
 
 def render(ask: Ask, events: Events) -> Iterator[Chunk]:

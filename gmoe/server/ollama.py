@@ -11,6 +11,7 @@ from pydantic import Field
 from gmoe.server.answer import sampling_of
 from gmoe.server.ask import Ask, Chosen, End, Event, Events, Loading, Piece, Refused, ToolCall, Usage, whole
 from gmoe.server.body import Body, read
+from gmoe.server.lacking import checked
 from gmoe.server.stream import Chunk, to_bytes
 
 media = "application/x-ndjson"
@@ -125,7 +126,7 @@ def parse_generate(body: Any) -> Ask:
         template=given.template or None,
         context=given.context or (),
         extra={"raw": bool(given.raw)},
-        **_common(given),
+        **_common(given, body),
     )
 
 
@@ -149,7 +150,7 @@ def parse_chat(body: Any) -> Ask:
         if message.tool_name:
             entry["name"] = message.tool_name
         messages.append(entry)
-    return Ask(messages=messages or None, tools=given.tools or (), **_common(given))
+    return Ask(messages=messages or None, tools=given.tools or (), **_common(given, body))
 
 
 def render_generate(ask: Ask, events: Events) -> Iterator[Chunk]:
@@ -260,7 +261,7 @@ def _experts(usage: Usage) -> dict[str, Any]:
     return {"experts": usage.experts} if usage.experts else {}
 
 
-def _common(given: Common) -> dict[str, Any]:
+def _common(given: Common, body: Any) -> dict[str, Any]:
     if not given.model:
         raise Refused(400, "model is required")
     options, warnings = options_of(given.options or {})
@@ -291,7 +292,7 @@ def _common(given: Common) -> dict[str, Any]:
         "task": given.task,
         "target_seconds": given.target_seconds,
         "only_render": bool(given.debug_render_only),
-        "warnings": warnings,
+        "warnings": checked(body, {*type(given).model_fields, "_debug_render_only"}, {}) + warnings,
     }
 
 

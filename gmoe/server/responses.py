@@ -8,6 +8,7 @@ from typing import Any
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, Usage, whole
 from gmoe.server.body import Body, read
+from gmoe.server.lacking import ELSEWHERE, checked
 from gmoe.server.openai import (
     DEFAULTS,
     chosen_tools,
@@ -41,15 +42,16 @@ class ResponsesBody(Body):
     previous_response_id: str | None = None
     conversation: Any = None
     background: bool | None = None
+    prompt: Any = None
     metadata: dict[str, Any] | None = None
 
 
 def parse(body: Any) -> Ask:
     """POST /v1/responses."""
     given = read(ResponsesBody, body)
-    for name in ("previous_response_id", "conversation", "background"):
+    for name in ("previous_response_id", "conversation", "background", "prompt"):
         if getattr(given, name):
-            raise Refused(400, f"{name} is not supported: this server keeps no responses")
+            raise Refused(400, f"{name} is not supported: this server keeps nothing of a request")
     messages: list[dict[str, Any]] = []
     if given.instructions:
         messages.append({"role": "system", "content": given.instructions})
@@ -76,6 +78,7 @@ def parse(body: Any) -> Ask:
         sampling=sampling,
         defaults=DEFAULTS,
         stream=bool(given.stream),
+        warnings=checked(body, {*ResponsesBody.model_fields, *ELSEWHERE}, {}),
         extra={"given": given},
     )
 
