@@ -202,6 +202,12 @@ def test_harmony_message_end_is_not_the_end_of_the_answer() -> None:
         ({"tokenizer.ggml.tokens": None}, "toy.*tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.merges": None}, "toy.*tokenizer.ggml.merges"),
         ({"tokenizer.ggml.token_type": [1, 2]}, "toy.*tokenizer.ggml.token_type"),
+        ({"tokenizer.ggml.token_type": ["1", "2"]}, "toy: tokenizer.ggml.token_type: must be an array of numbers"),
+        ({"tokenizer.ggml.token_type": 1}, "toy: tokenizer.ggml.token_type: must be an array of numbers"),
+        ({"tokenizer.ggml.scores": [float("nan")]}, "toy: tokenizer.ggml.scores: must be an array of numbers"),
+        ({"tokenizer.ggml.tokens": 1}, "toy: tokenizer.ggml.tokens: must be an array of strings"),
+        ({"tokenizer.ggml.merges": np.ones(3)}, "toy: tokenizer.ggml.merges: must be an array of strings"),
+        ({"tokenizer.ggml.eos_token_id": np.array([1, 2])}, "toy: tokenizer.ggml.eos_token_id: .* is not one of"),
         ({"tokenizer.ggml.bos_token_id": 10**6}, "toy: tokenizer.ggml.bos_token_id: 1000000 is not one of"),
     ],
 )

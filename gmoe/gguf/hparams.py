@@ -1,5 +1,6 @@
 """Hparams: the hyperparameters of a GGUF model, one row a key, named as llama.cpp names them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -10,6 +11,7 @@ import numpy as np
 from gmoe.gguf.file import UnsupportedModel
 
 REQUIRED = object()
+MOST_INT, MOST_FLOAT = (1 << 31) - 1, 1e20  # of any hyperparameter
 
 # Keys that say something about the file, not about the arithmetic.
 DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length"})
@@ -143,13 +145,27 @@ class Hparams:
 
     def _checked(self) -> "Hparams":
         prefix = self.architecture + "."
+        for row in fields(self):
+            value = getattr(self, row.name)
+            low, high = (0, MOST_INT) if isinstance(value, int) else (-MOST_FLOAT, MOST_FLOAT)
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise UnsupportedModel(self.file, prefix + row.metadata["key"], f"{value} is outside {low} to {high}")
         for name, value, low, high in (
             ("block_count", self.n_block, 1, 10_000),
             ("nextn_predict_layers", self.n_layer_nextn, 0, self.n_block - 1),
-            ("context_length", self.n_ctx_train, 1, 1 << 32),
+            ("context_length", self.n_ctx_train, 1, MOST_INT),
             ("embedding_length", self.n_embd, 1, 1 << 20),
             ("attention.head_count", self.n_head, 1, 1 << 16),
             ("attention.head_count_kv", self.n_kv, 1, self.n_head),
+            ("attention.key_length", 1 if self.key_length is None else self.key_length, 1, 1 << 16),
+            ("attention.value_length", 1 if self.value_length is None else self.value_length, 1, 1 << 16),
+            ("attention.layer_norm_rms_epsilon", self.rms_eps or 0.0, 0, 1),
+            ("attention.layer_norm_epsilon", self.norm_eps or 0.0, 0, 1),
+            ("rope.dimension_count", self.rope_dimension_count or 0, 0, 1 << 16),
+            ("rope.freq_base", self.rope_freq_base, 2, MOST_FLOAT),
+            ("rope.scaling.factor", self.rope_scaling_factor, 0, 1e6),
+            ("rope.scaling.yarn_beta_fast", self.yarn_beta_fast, 1e-3, 1e6),
+            ("rope.scaling.yarn_beta_slow", self.yarn_beta_slow, 1e-3, 1e6),
             ("expert_count", self.n_expert, 0, 1 << 16),
             ("expert_used_count", self.n_expert_used, 1 if self.n_expert else 0, self.n_expert),
         ):
@@ -173,7 +189,9 @@ def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
         if value not in set(Gating):
             raise UnsupportedModel(file, name, f"{value} is not one of {[g.value for g in Gating]}")
         return Gating(value)
-    wants_text, wants_flag = kind is str, kind is bool
-    if isinstance(value, str) != wants_text or isinstance(value, bool) != wants_flag:
-        raise UnsupportedModel(file, name, f"has the wrong type ({type(value).__name__})")
-    return float(value) if kind is float else value
+    wanted = next((type for type in (str, bool, float) if kind is type), int)
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        raise UnsupportedModel(file, name, f"has the wrong type ({type(value).__name__}, not {wanted.__name__})")
+    if wanted is float and not math.isfinite(value):
+        raise UnsupportedModel(file, name, f"{value} is no number to reckon with")
+    return float(value) if wanted is float else value

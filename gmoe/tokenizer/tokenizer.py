@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.gguf.file import GGUFFile, Strings, UnsupportedModel
 from gmoe.tokenizer import special
 from gmoe.tokenizer.pretokenize import Pretokenizer, pretokenizer
 from gmoe.tokenizer.special import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -29,8 +29,14 @@ class Tokenizer:
         for name in ("model", "tokens"):
             if get(name) is None:
                 raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
+        for name in ("tokens", "merges"):
+            if (texts := get(name)) is not None and not _are_texts(texts):
+                raise UnsupportedModel(file, KEY + name, "must be an array of strings")
         self._tokens = Vocabulary(get("tokens"))
         n = len(self._tokens)
+        for name in ("token_type", "scores"):
+            if (numbers := get(name)) is not None and not _are_numbers(numbers):
+                raise UnsupportedModel(file, KEY + name, "must be an array of numbers")
         self._types = np.array(get("token_type", [NORMAL] * n), np.int32)
         if len(self._types) != n:
             raise UnsupportedModel(file, KEY + "token_type", f"has {len(self._types)} entries for {n} tokens")
@@ -97,8 +103,10 @@ class Tokenizer:
         )
 
     def _id(self, value: Any, name: str) -> int | None:
-        if value is None or 0 <= int(value) < len(self._tokens):
-            return None if value is None else int(value)
+        if value is None:
+            return None
+        if isinstance(value, int | np.integer) and 0 <= value < len(self._tokens):
+            return int(value)
         raise UnsupportedModel(self._file, KEY + name, f"{value} is not one of {len(self._tokens)} tokens")
 
     @classmethod
@@ -201,3 +209,14 @@ def clean(text: str) -> str:
     text = re.sub(r" ([?!.,])", r"\1", text)
     text = text.replace(" ' ", "'")
     return re.sub(r" '(s|m|ve|re)", r"'\1", text)
+
+
+def _are_numbers(value: Any) -> bool:
+    if not isinstance(value, list | np.ndarray):
+        return False
+    numbers = np.asarray(value)
+    return numbers.ndim == 1 and numbers.dtype.kind in "iuf" and not np.isnan(numbers).any()
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Strings) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
