@@ -225,6 +225,22 @@ def test_samplers_count_in_the_order_they_are_named(live: Live) -> None:
     assert ask(live)["generation_settings"]["samplers"][2] == "typ_p"
 
 
+def test_a_bias_is_for_ids_and_for_texts(live: Live) -> None:
+    ids = live.http.post("/tokenize", json={"model": "tiny", "content": "hello and"}).json()["tokens"]
+    for bias in ([["hello and", 1000]], {"hello and": 1000}, [[id, 1000] for id in ids]):
+        answer = ask(live, logit_bias=bias, return_tokens=True)
+        assert (
+            set(answer["tokens"]) <= set(ids)
+            and answer["tokens"] == ask(live, logit_bias=bias, return_tokens=True)["tokens"]
+        )
+    (first, *_) = answer["tokens"]
+    none_of_it = ask(live, logit_bias=[["hello and", 1000], [first, False]], return_tokens=True)["tokens"]
+    assert set(none_of_it) <= set(ids) - {first}
+    for wrong in ([[1]], [["a", "b"]], [["a", 1, 2]], [[1.5, 1]], [[True, 1]]):
+        response = live.http.post("/completion", json={"model": "tiny", "prompt": "x", "logit_bias": wrong})
+        assert response.status_code == 400 and "logit_bias: " in response.json()["error"]["message"]
+
+
 def test_a_prompt_that_is_too_long_is_refused_and_a_full_context_said(live: Live) -> None:
     response = live.http.post("/completion", json={"model": "tiny", "prompt": [5] * 300})
     error = {

@@ -113,6 +113,8 @@ class Answer:
         if ask.mute:
             sampling["max_tokens"] = 1
         sampling["stop"] = tuple(sampling.get("stop") or ())
+        if biases := sampling.get("logit_bias"):
+            sampling["logit_bias"] = self._biases(biases)
         if ask.copy and (seed := sampling.get("seed", self.llm.options.seed)) is not None:
             sampling["seed"] = seed + ask.copy
         if forced:
@@ -123,6 +125,14 @@ class Answer:
             return SamplingParams(**sampling)
         except ValueError as error:
             raise Refused(400, str(error)) from None
+
+    def _biases(self, given: Mapping[int | str, float]) -> dict[int, float]:
+        """Of token ids alone: a text is all of its tokens, and what is said of one more than once adds up."""
+        total: dict[int, float] = {}
+        for key, bias in given.items():
+            for id in [key] if isinstance(key, int) else self.llm.tokenizer.encode(key, add_special=False):
+                total[id] = total.get(id, 0.0) + bias
+        return total
 
     def _end_of_thinking(self, prompt: Prompt, dialect: str) -> str | None:
         """The text behind which the answer proper begins, where the model thinks first."""

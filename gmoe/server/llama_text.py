@@ -171,13 +171,23 @@ def _chosen(token: Chosen) -> dict[str, Any]:
     return {"id": token.id, "token": token.token, "bytes": list(token.raw), "logprob": token.logprob}
 
 
-def _biases(given: Sequence[Sequence[Any]] | Mapping[str, float]) -> dict[int, float]:
-    """`[[id, bias], ...]`, where False forbids a token, or a mapping."""
-    pairs = given.items() if isinstance(given, Mapping) else [(pair[0], pair[-1]) for pair in given if pair]
+def _biases(given: Sequence[Sequence[Any]] | Mapping[str, float]) -> dict[int | str, float]:
+    """`[[id or text, bias], ...]`, where False forbids a token, or a mapping; a text is all of its tokens."""
+    pairs = given.items() if isinstance(given, Mapping) else [(pair[0], pair[-1]) for pair in given if len(pair) == 2]
+    if len(pairs) != len(given):
+        raise Refused(400, "logit_bias: each must be a token id or a text, and a number or false")
     try:
-        return {int(id): float("-inf") if bias is False else float(bias) for id, bias in pairs}
+        return {_token(id): float("-inf") if bias is False else float(bias) for id, bias in pairs}
     except (ValueError, TypeError, OverflowError):
-        raise Refused(400, "logit_bias: it must map token ids to numbers") from None
+        raise Refused(400, "logit_bias: it must map token ids or texts to numbers") from None
+
+
+def _token(id: Any) -> int | str:
+    if isinstance(id, str) and not id.removeprefix("-").isdecimal():
+        return id
+    if isinstance(id, bool) or int(id) != float(id):
+        raise ValueError
+    return int(id)
 
 
 def _prompts(model: str, given: Any) -> list[Any]:
