@@ -65,10 +65,11 @@ struct Floats {
   Lanes operator()(size_t i) const { return lanes(p + i); }
 };
 struct Halves {
-  // Of `next`, the same of the next block, a line is asked for as one is read: many at once would be in the way.
+  // Of `next`, the same of the next block, a line is asked for as one is read: many at once would be in the way. It goes
+  // to the second level: two blocks of keys and of values are all that the first one holds.
   const char *p, *next;
   Lanes operator()(size_t i) const {
-    __builtin_prefetch(next + 2 * i, 0, 3);
+    __builtin_prefetch(next + 2 * i, 0, 2);
     return widened<Number::f16>(p, i);
   }
 };
@@ -77,27 +78,31 @@ struct Halves {
 template <int R, class Keys>
 inline void dots(const Keys& keys, int dk, const float* q, float* scores) {
   Lanes low[R], high[R];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++) low[r] = high[r] = all(0.0f);
+#pragma GCC unroll 1
   for (int d = 0; d < dk; d++) {
     Lanes a = keys(d * cache_block), b = keys(d * cache_block + 16);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       Lanes x = all(q[r * dk + d]);
       low[r] = fma(x, a, low[r]);
       high[r] = fma(x, b, high[r]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
     put(scores + r * cache_block, low[r]);
     put(scores + r * cache_block + 16, high[r]);
   }
 }
 
-template <class Keys>
+// Scores of any number of queries, R at once and then as many as there are.
+template <int R, class Keys>
 inline void score(const Keys& keys, int dk, const float* q, int queries, float* scores) {
-  int i = 0;
-  for (; i + rows_at_once <= queries; i += rows_at_once)
-    dots<rows_at_once>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
-  for (; i < queries; i++) dots<1>(keys, dk, q + size_t(i) * dk, scores + i * cache_block);
+  for (; queries >= R; queries -= R, q += size_t(R) * dk, scores += R * cache_block) dots<R>(keys, dk, q, scores);
+  if constexpr (R > 1)
+    if (queries) score<R - 1>(keys, dk, q, queries, scores);
 }
 
 // Scores of one query become shares of its new largest one; returns what earlier results shrink by.
@@ -128,28 +133,52 @@ template <int R, int C, class Values>
 inline void mix(const Values& values, int column, int width, const float* shares, const float* shrink, int begin,
                 int end, float* o) {
   Lanes acc[R][C];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
     for (int c = 0; c < C; c++) acc[r][c] = lanes(o + size_t(r) * width + column + 16 * c) * all(shrink[r]);
   for (int j = begin; j < end; j++) {
     Lanes v[C];
+#pragma GCC unroll 16
     for (int c = 0; c < C; c++) v[c] = values(size_t(j) * width + column + 16 * c);
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       Lanes share = all(shares[r * cache_block + j]);
+#pragma GCC unroll 16
       for (int c = 0; c < C; c++) acc[r][c] = fma(share, v[c], acc[r][c]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
     for (int c = 0; c < C; c++) put(o + size_t(r) * width + column + 16 * c, acc[r][c]);
 }
 
-// Values [32][width] of keys [begin, end) by their shares, added to R queries' sums.
+// Values [32][width] of keys [begin, end) by their shares, added to R queries' sums from column `column`: the fewer
+// queries, the more columns at once, so that there are as many sums as registers hold.
+template <int R, int C, class Values>
+inline void mix_row(const Values& values, int column, int width, const float* shares, const float* shrink, int begin,
+                    int end, float* o) {
+  for (; column + 16 * C <= width; column += 16 * C)
+    mix<R, C>(values, column, width, shares, shrink, begin, end, o);
+  if constexpr (C > 1)
+    if (column < width) mix_row<R, C / 2>(values, column, width, shares, shrink, begin, end, o);
+}
+
+constexpr int columns_of(int queries) {
+  int columns = columns_at_once;
+  while (columns < 8 && 2 * columns * queries <= columns_at_once * rows_at_once) columns *= 2;
+  return columns;
+}
+
+// The same of queries that see the same keys, R at once and then as many as there are.
 template <int R, class Values>
-inline void mix_row(const Values& values, int width, const float* shares, const float* shrink, int begin, int end,
-                    float* o) {
-  int i = 0;
-  for (; i + 16 * columns_at_once <= width; i += 16 * columns_at_once)
-    mix<R, columns_at_once>(values, i, width, shares, shrink, begin, end, o);
-  for (; i < width; i += 16) mix<R, 1>(values, i, width, shares, shrink, begin, end, o);
+inline void mix_rows(const Values& values, int width, const float* shares, const float* shrink, int begin, int end,
+                     int queries, float* o) {
+  for (; queries >= R; queries -= R, shares += R * cache_block, shrink += R, o += size_t(R) * width)
+    mix_row<R, columns_of(R)>(values, 0, width, shares, shrink, begin, end, o);
+  if constexpr (R > 1)
+    if (queries) mix_rows<R - 1>(values, width, shares, shrink, begin, end, queries, o);
 }
 
 // What queries [0, queries) add, of which `seen` has the keys that they see: 64 * begin + end.
@@ -160,10 +189,9 @@ inline void gather(const Values& values, int width, const float* shares, const f
     int same = 1;
     while (i + same < queries && seen[i + same] == seen[i]) same++;
     const int begin = seen[i] / 64, end = seen[i] % 64;
-    for (; same >= rows_at_once; same -= rows_at_once, i += rows_at_once)
-      mix_row<rows_at_once>(values, width, shares + i * cache_block, shrink + i, begin, end, o + size_t(i) * width);
-    for (; same; same--, i++)
-      mix_row<1>(values, width, shares + i * cache_block, shrink + i, begin, end, o + size_t(i) * width);
+    const float* from = shares + i * cache_block;
+    mix_rows<rows_at_once>(values, width, from, shrink + i, begin, end, same, o + size_t(i) * width);
+    i += same;
   }
 }
 
@@ -206,10 +234,10 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
     const Halves stored_keys = {cache.keys + place * key_bytes, cache.keys + next * key_bytes};
     const Halves stored_values = {cache.values + place * value_bytes, cache.values + next * value_bytes};
     if (few) {
-      score(stored_keys, dk, asked, count_here, shares);
+      score<rows_at_once>(stored_keys, dk, asked, count_here, shares);
     } else {
       widen_keys(cache, place, keys);
-      score(Floats{keys}, dk, asked, count_here, shares);
+      score<rows_at_once>(Floats{keys}, dk, asked, count_here, shares);
     }
     for (int i = begin; i < begin + count_here; i++) {
       int token = first + i / group;
