@@ -159,6 +159,25 @@ def test_attention(level: str, shape: KvShape, heads: int, mask: Mask) -> None:
 
 
 @LEVELS
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize(
+    ("shape", "heads"), [(KvShape(1, 64, 32), 48), (KvShape(2, 40, 64), 6), (KvShape(3, 32, 24), 3)]
+)
+def test_few_queries_are_those_of_many(level: str, shape: KvShape, heads: int, kind: KvType) -> None:
+    """One token's are read as they are stored, and shared by the threads where the cache has fewer heads."""
+    kv, many = scene(shape, kind, [601], [66], level)
+    q = random(66, heads, shape.dk)
+    got = cpu_step.attention(q, kv, many, 0.125, Mask("causal"), None, 2, level)
+    for token in (0, 39, 65):
+        at = slice(token, token + 1)
+        lens, starts = torch.tensor([536 + token], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+        one = Turns(many.positions[at], many.block_tables, lens, starts)
+        for threads in (1, 2, 5):
+            alone = cpu_step.attention(q[at], kv, one, 0.125, Mask("causal"), None, threads, level)
+            assert torch.equal(alone, got[at])
+
+
+@LEVELS
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 def test_attention_alone_and_in_company(level: str, kind: KvType) -> None:
     kv, turns = scene(KvShape(2, 64, 64), kind, [1100, 300], [70, 9], level)

@@ -59,18 +59,34 @@ inline void widen_values(const Cache& c, size_t head, int width, float* to) {
   }
 }
 
-// Where keys or values are read: floats that were widened before, or as they are stored.
+// Where keys or values are read: floats that were widened before, or as they are stored. Of `next`, the same of the
+// next block, a line is asked for as one is read: many at once would be in the way. It goes to the second level: two
+// blocks of keys and of values are all that the first one holds.
 struct Floats {
   const float* p;
   Lanes operator()(size_t i) const { return lanes(p + i); }
 };
 struct Halves {
-  // Of `next`, the same of the next block, a line is asked for as one is read: many at once would be in the way. It goes
-  // to the second level: two blocks of keys and of values are all that the first one holds.
   const char *p, *next;
   Lanes operator()(size_t i) const {
     __builtin_prefetch(next + 2 * i, 0, 2);
     return widened<Number::f16>(p, i);
+  }
+};
+struct KeyBytes {
+  const char *p, *next;
+  const uint16_t* scales;  // [ceil(dk / 32)][32]
+  Lanes operator()(size_t i) const {
+    __builtin_prefetch(next + i, 0, 2);
+    return widened<Number::q8_0>(p, i) * halves(scales + i / (32 * cache_block) * cache_block + i % cache_block);
+  }
+};
+struct ValueBytes {
+  const char *p, *next;
+  const float* scales;  // [32][dv / 32]
+  Lanes operator()(size_t i) const {
+    __builtin_prefetch(next + i, 0, 2);
+    return widened<Number::q8_0>(p, i) * all(scales[i / 32]);
   }
 };
 
@@ -206,7 +222,9 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
   float* shrink = scores + size_t(queries) * cache_block;
   int* seen = reinterpret_cast<int*>(shrink + queries);
   // So few queries read what is stored as it lies: to widen it first, for all of them, would take as long.
-  const bool few = queries <= 2 * rows_at_once && width == cache.dv && cache.number == Number::f16;
+  const bool halves_lie = cache.number == Number::f16 && width == cache.dv;
+  const bool bytes_lie = cache.number == Number::q8_0 && cache.dv % 32 == 0;
+  const bool few = queries <= 2 * rows_at_once && (halves_lie || bytes_lie);
   for (int t = 0; t < count; t++)
     for (int g = 0; g < group; g++) {
       const float* from = a.q + (size_t(first + t) * a.n_head + size_t(head) * group + g) * dk;
@@ -217,6 +235,7 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
     to.l[i] = 0.0f;
   }
   std::memset(to.o, 0, sizeof(float) * queries * width);
+  auto place_of = [&](int64_t key) { return size_t(blocks[key / cache_block]) * cache.heads + head / a.split; };
   const int64_t last = a.positions[first + count - 1];
   int64_t key = chunk * key_chunk, stop = key + key_chunk < last + 1 ? key + key_chunk : last + 1;
   for (; key < stop; key += cache_block) {
@@ -225,33 +244,48 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
     while (until > from && a.first_key(first + until - 1) >= key + cache_block) until--;
     while (from < until && a.first_key(first + from) >= key + cache_block) from++;
     if (from == until) continue;
-    const size_t place = size_t(blocks[key / cache_block]) * cache.heads + head;
+    const size_t place = place_of(key);
     const int begin = from * group, count_here = (until - from) * group;
     float* shares = scores + begin * cache_block;
     const float* asked = q + size_t(begin) * dk;
-    const size_t next = key + cache_block < stop ? size_t(blocks[key / cache_block + 1]) * cache.heads + head : place;
-    const size_t key_bytes = size_t(dk) * cache_block * 2, value_bytes = size_t(cache.dv) * cache_block * 2;
-    const Halves stored_keys = {cache.keys + place * key_bytes, cache.keys + next * key_bytes};
-    const Halves stored_values = {cache.values + place * value_bytes, cache.values + next * value_bytes};
-    if (few) {
-      score<rows_at_once>(stored_keys, dk, asked, count_here, shares);
+    const size_t next = key + cache_block < stop ? place_of(key + cache_block) : place;
+    auto meet = [&](const auto& keys_here, const auto& values_here) {
+      score<rows_at_once>(keys_here(), dk, asked, count_here, shares);
+      for (int i = begin; i < begin + count_here; i++) {
+        int token = first + i / group;
+        int64_t low = a.first_key(token) - key, high = a.positions[token] - key + 1;
+        const int lowest = low > 0 ? int(low) : 0, end = high < cache_block ? int(high) : cache_block;
+        shrink[i] = weigh(scores + i * cache_block, lowest, end, to.m[i], to.l[i]);
+        seen[i] = lowest * 64 + end;
+      }
+      gather(values_here(), width, shares, shrink + begin, seen + begin, count_here, to.o + size_t(begin) * width);
+    };
+    if (!few) {
+      meet(
+          [&] {
+            widen_keys(cache, place, keys);
+            return Floats{keys};
+          },
+          [&] {
+            widen_values(cache, place, width, values);
+            return Floats{values};
+          });
+    } else if (halves_lie) {
+      const size_t key_bytes = size_t(dk) * cache_block * 2, value_bytes = size_t(cache.dv) * cache_block * 2;
+      meet([&] { return Halves{cache.keys + place * key_bytes, cache.keys + next * key_bytes}; },
+           [&] { return Halves{cache.values + place * value_bytes, cache.values + next * value_bytes}; });
     } else {
-      widen_keys(cache, place, keys);
-      score<rows_at_once>(Floats{keys}, dk, asked, count_here, shares);
-    }
-    for (int i = begin; i < begin + count_here; i++) {
-      int token = first + i / group;
-      int64_t low = a.first_key(token) - key, high = a.positions[token] - key + 1;
-      const int lowest = low > 0 ? int(low) : 0, end = high < cache_block ? int(high) : cache_block;
-      shrink[i] = weigh(scores + i * cache_block, lowest, end, to.m[i], to.l[i]);
-      seen[i] = lowest * 64 + end;
-    }
-    float* o = to.o + size_t(begin) * width;
-    if (few) {
-      gather(stored_values, width, shares, shrink + begin, seen + begin, count_here, o);
-    } else {
-      widen_values(cache, place, width, values);
-      gather(Floats{values}, width, shares, shrink + begin, seen + begin, count_here, o);
+      const size_t key_bytes = size_t(dk) * cache_block, value_bytes = size_t(cache.dv) * cache_block;
+      const int key_count = (dk + 31) / 32 * cache_block, value_count = cache.dv / 32 * cache_block;  // of scales
+      for (int i = 0; i < key_count; i += 32) __builtin_prefetch(cache.key_scales + next * key_count + i, 0, 2);
+      for (int i = 0; i < value_count; i += 32) __builtin_prefetch(cache.value_scales + next * value_count + i, 0, 2);
+      for (int i = 0; i < value_count; i += 16) put(values + i, halves(cache.value_scales + place * value_count + i));
+      meet(
+          [&] {
+            const uint16_t* scales = cache.key_scales + place * key_count;
+            return KeyBytes{cache.keys + place * key_bytes, cache.keys + next * key_bytes, scales};
+          },
+          [&] { return ValueBytes{cache.values + place * value_bytes, cache.values + next * value_bytes, values}; });
     }
   }
 }

@@ -11,7 +11,7 @@
 namespace gmoe {
 namespace {
 
-constexpr int queries_a_tile = 64;
+constexpr int queries_a_tile = 64, queries_at_once = 8;
 
 // Rows in a few tasks a thread, or all at once where there is little to do.
 template <class Work>
@@ -60,11 +60,17 @@ std::vector<Tile> tiles_of(const Attention& a, const int32_t* tables, int table_
       int count = std::min(tokens, starts[s + 1] - first);
       int64_t low = a.first_key(first), last = a.positions[first + count - 1];
       for (int i = 1; i < count; i++) low = std::min(low, a.first_key(first + i));
-      for (int h = 0; h < a.cache.heads; h++)
+      for (int h = 0; h < a.heads(); h++)
         tiles.push_back({tables + size_t(s) * table_width, h, first, count, low / key_chunk, last / key_chunk + 1});
     }
   std::reverse(tiles.begin(), tiles.end());  // the longest first
   return tiles;
+}
+
+int64_t chunks_of(const std::vector<Tile>& tiles) {
+  int64_t all = 0;
+  for (const Tile& t : tiles) all += t.until - t.from;
+  return all;
 }
 
 }  // namespace
@@ -143,10 +149,16 @@ void store(const Step& step, const Cache& cache, const int64_t* slots, int token
   });
 }
 
-void attend(const Step& step, const Attention& a, const int32_t* tables, int table_width, const int32_t* starts,
+void attend(const Step& step, const Attention& whole, const int32_t* tables, int table_width, const int32_t* starts,
             int sequences, int threads) {
   if (threads <= 0) threads = usable_cores();
-  const std::vector<Tile> tiles = tiles_of(a, tables, table_width, starts, sequences);
+  Attention a = whole;
+  std::vector<Tile> tiles = tiles_of(a, tables, table_width, starts, sequences);
+  // fewer heads than threads, as of latent attention, which has one
+  while (a.group() % (2 * queries_at_once) == 0 && int(tiles.size()) < threads && chunks_of(tiles) < 4 * threads) {
+    a.split *= 2;
+    tiles = tiles_of(a, tables, table_width, starts, sequences);
+  }
   const int width = a.width();
   auto size = [&](const Tile& t) { return Partials::floats(t.count * a.group(), width); };
   if (int(tiles.size()) >= 4 * threads || threads == 1) {  // a tile each, its chunks one after the other

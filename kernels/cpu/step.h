@@ -33,8 +33,10 @@ struct Attention {
   Sight sight;
   int64_t size;  // of the window or the chunk
   const int64_t* positions;  // [T]
+  int split = 1;             // parts of the queries of one head of the cache: "heads" below are such parts
 
-  int group() const { return n_head / cache.heads; }
+  int heads() const { return cache.heads * split; }
+  int group() const { return n_head / heads(); }
   size_t scratch(int count) const {  // floats that `chunk` needs
     size_t queries = size_t(count) * group();
     return size_t(cache.dk) * cache_block + size_t(cache_block) * width() + queries * (cache.dk + cache_block + 2) + 64;
@@ -79,7 +81,7 @@ struct Step {
   void (*gate)(int kind, const float* gate, const float* up, int n, float* y);
   void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
   void (*store)(const Cache&, int64_t slot, const float* key, const float* value);
-  // Keys of chunk `chunk` of one sequence for tokens [first, first + count) and one head of the cache.
+  // Keys of chunk `chunk` of one sequence for tokens [first, first + count) and one of `heads`.
   void (*chunk)(const Attention&, const int32_t* blocks, int head, int first, int count, int64_t chunk, Partial to,
                 float* scratch);
   void (*merge)(Partial to, Partial next, int queries, int width);
