@@ -452,6 +452,20 @@ def test_an_interrupt_that_a_destructor_swallowed_still_ends_the_answer() -> Non
         signal.signal(signal.SIGINT, before)
 
 
+def test_an_interrupt_while_torch_is_imported_raises_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(20)\n"
+        "except KeyboardInterrupt:\n    print('raised')\n"
+    )
+    command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", "quantize", "a.gguf", "b.gguf", "Q8_0"]
+    done = subprocess.run(
+        command, capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 def test_thinking_stands_between_lines_of_its_own() -> None:
     pieces = ("<th", "ink>\nlet me", " see\n</think>", "\n\nHel", "lo")
     assert shown(*pieces) == ("Thinking...\nlet me see\n...done thinking.\n\nHello", "Hello")

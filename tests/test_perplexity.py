@@ -1,6 +1,7 @@
 """Perplexity by hand, the file of logits and back, divergences that are zero where they must be, refusals."""
 
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_the_command_and_its_numbers(folder: Path) -> None:
     mean = float(other.split("Mean    KLD:")[1].split()[0])
     assert mean > 0.1
     assert line.split()[4][:4] in other.split("Mean PPL(base)                :")[1]
+
+
+def test_a_full_disk_leaves_no_half_of_a_base(folder: Path) -> None:
+    given = folder / "tiny.gguf", "-f", folder / "text.txt", "-c", 32, "--kl-divergence-base", folder / "full.bin"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        result = invoke(*given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.exit_code == 1 and "File too large" in result.stderr
+    assert not list(folder.glob("*full.bin*")) and not list(folder.glob(".*full.bin*"))
 
 
 def test_refusals(folder: Path) -> None:

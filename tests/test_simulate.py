@@ -130,6 +130,8 @@ def test_command(tmp_path):
     assert len(table.output.splitlines()) == 1 + 2 * 2 * 5
     wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])
     assert wrong.exit_code == 1 and "no policy is called 'nope'" in wrong.output
+    for given in (["--budget", "90%..10%"], ["--expert-us", "nan"], ["--layer-us", "-1"], ["--expert-us", "inf"]):
+        assert CliRunner().invoke(simulate, [str(path), *given]).exit_code == 2
     knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])
     assert knob.exit_code == 0 and "hobbit" in knob.output
     assert budgets("25%,10%..30%", Schedule(synthetic(steps=5))) == [16_000, 6400, 12_800, 19_200]

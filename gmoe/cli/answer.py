@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import click
 
+from gmoe.cli.errors import interrupted
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
 from gmoe.experts.calibration import shares
@@ -136,14 +137,15 @@ def interrupts() -> Iterator[Callable[[], None]]:
             raise KeyboardInterrupt
 
     ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    ours = ours and before in (signal.default_int_handler, interrupted)
     if ours:
         signal.signal(signal.SIGINT, note)
     try:
         yield check
     finally:
         if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
 
 
 class _Shown:

@@ -29,6 +29,14 @@ class Group(click.Group):
         raise click.exceptions.Exit(status)
 
 
+def interrupted(number: int, frame: Any) -> None:
+    """For SIGINT: as ever, but while torch is imported the process ends: C++ would end it with an abort."""
+    torch = sys.modules.get("torch")
+    if getattr(getattr(torch, "__spec__", None), "_initializing", False):
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
+
+
 def sentence(error: Exception) -> str:
     """The error on one line."""
     if isinstance(error, OSError) and error.strerror:

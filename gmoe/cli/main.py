@@ -1,12 +1,14 @@
 """`gmoe`: the command group; a command's module is imported when it is called."""
 
+import signal
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import click
 
 from gmoe import __version__
-from gmoe.cli.errors import Group
+from gmoe.cli.errors import Group, interrupted
 from gmoe.cli.lean import leave_out_meta
 
 COMMANDS = {  # name: (module:object, its line in --help)
@@ -39,6 +41,13 @@ COMMANDS = {  # name: (module:object, its line in --help)
 class Commands(Group):
     """Finds a command by its name in `COMMANDS`."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call a command, whose module may import torch when it is found."""
+        leave_out_meta()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupted)
+        return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands that this installation has."""
         return [name for name, (where, _) in COMMANDS.items() if find_spec(where.partition(":")[0])]
@@ -61,4 +70,3 @@ class Commands(Group):
 @click.version_option(__version__, message="gmoe %(version)s")
 def cli() -> None:
     """Run Mixture-of-Experts GGUF models, exactly."""
-    leave_out_meta()

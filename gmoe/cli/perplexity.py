@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def _score(llm: Any, cut: list[list[int]], base: Path | None) -> Mean:
             temporary.replace(base)
     finally:
         if file and temporary:
-            file.close()
+            with suppress(OSError):  # a full disk, which has been said
+                file.close()
             temporary.unlink(missing_ok=True)
     return nll
 

@@ -50,6 +50,8 @@ def simulate(
 
     Hits, late prefetches and tok/s are those of decoding; `random`, `static` and `belady` are the controls.
     """
+    if not (0 <= expert_us < float("inf") and 0 <= layer_us < float("inf")):
+        raise click.UsageError("--expert-us and --layer-us are numbers of at least 0")
     try:
         schedule = Schedule(read(file))
         machine = Machine(
@@ -118,6 +120,8 @@ def budgets(text: str, schedule: Schedule) -> list[int]:
             raise click.UsageError(f"{part!r}: a range is in percent, as 10%..90%")
         if dots:
             begin, end = (number(end.strip()[:-1]) for end in (first, last))
+            if begin > end:
+                raise click.UsageError(f"{part!r}: the range is empty")
             count = int((end - begin) / 10 + 1e-9) + 1
             sizes += [budget_bytes(f"{begin + 10 * n}%", schedule) for n in range(count)]
         else:
