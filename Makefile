@@ -26,7 +26,8 @@ sanitize: $(VENV)/installed-dev
 sanitize-run:
 	$(PYTHON) -m venv $(SANITIZED)
 	echo $(PACKAGES) > $$(echo $(SANITIZED)/lib/python3.*/site-packages)/borrowed.pth
-	PATH=$(PACKAGES)/../../../bin:$$PATH $(SANITIZED)/bin/python -m pip install -q --no-build-isolation --no-deps --force-reinstall -C build-dir=$(SANITIZED)/cmake -C cmake.define.GMOE_SANITIZE=ON .
+	$(SANITIZED)/bin/python -m pip install -q --no-deps --force-reinstall \
+		--config-settings build-dir=$(SANITIZED)/cmake --config-settings cmake.define.GMOE_SANITIZE=ON .
 	cp -r tests tools pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
