@@ -93,6 +93,28 @@ def test_the_largest_codes_and_activations_do_not_overflow(name: str, level: str
     assert torch.equal(whole[:1], cpu_ops.matmul(x[:1], w, level=level))
 
 
+def uneven(tokens: int, cols: int) -> torch.Tensor:
+    """Tokens whose largest elements are of one sign, of both, many, few, at neighbours, or all; zeros; no number."""
+    x = activations(tokens, cols)
+    kinds = [x, x.abs(), -x.abs(), x.sign(), -x.sign().abs(), x**3, (x * 3).tanh(), x.clamp(max=1.0), x * 0]
+    x = torch.stack([kinds[t % len(kinds)][t] for t in range(tokens)])
+    x[3, 250:262] = 9.0
+    x[4, 5] = float("nan")
+    return x
+
+
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0"])
+def test_uneven_activations_change_no_bit(name: str, level: str) -> None:
+    w, x = random_rows(name, 40, 512), uneven(300, 512)
+    whole, alone = cpu_ops.matmul(x, w, level=level), cpu_ops.matmul(x, w, level="portable")
+    assert torch.equal(whole.isnan(), alone.isnan()) and not whole[5:].isnan().any()
+    assert torch.equal(whole.nan_to_num(), alone.nan_to_num())
+    for tokens in range(8, 18):  # what is behind whole eights, of most kinds first and last
+        assert torch.equal(cpu_ops.matmul(x[7 : 7 + tokens], w, level=level), alone[7 : 7 + tokens])
+    assert_near(whole[8:], x[8:], w)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if cpu_ops.has_values(name)])
 def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     w, ids = random_rows(name, 9, 512), torch.tensor([8, 0, 3, 3, 7])
@@ -233,6 +255,18 @@ def test_experts_do_not_depend_on_company() -> None:
             alone = torch.zeros(1, 2, 256)
             cpu_ops.expert_rows(x[row : row + 1], SKEWED[row : row + 1], t, "swiglu", alone, threads=1, level=level)
             assert torch.equal(alone[0], out[row])
+
+
+@pytest.mark.parametrize("names", [("Q4_K", "Q6_K", "Q4_K"), ("Q8_0", "Q4_K", "Q4_K"), ("Q4_K", "Q4_0", "Q6_K")])
+def test_experts_with_many_tokens_do_not_depend_on_the_level(names: tuple[str, str, str]) -> None:
+    gate, up = (experts(name, 5, 512, 768, 20 * n, False) for n, name in enumerate(names[:2]))
+    t = Table(gate, up, experts(names[2], 5, 300, 512, 50, False))
+    x, weights = uneven(300, 768)[5:].contiguous(), activations(295, 2, seed=3)
+    ids = SKEWED.repeat(15, 1)[:295]
+    want = cpu_ops.expert_mlp(x, ids, weights, t, "swiglu", level="portable")
+    for level in cpu_ops.levels():
+        for threads in (1, 3):
+            assert torch.equal(cpu_ops.expert_mlp(x, ids, weights, t, "swiglu", threads=threads, level=level), want)
 
 
 def test_combine() -> None:

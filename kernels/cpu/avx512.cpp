@@ -28,6 +28,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { ret
 #include "stream.h"
 #include "stream512.h"
 #include "pack512.h"
+#include "winograd512.h"
 #include "tile512.h"
 #include "plain.h"
 #include "table.h"
@@ -43,7 +44,7 @@ bool here() {
 }  // namespace
 
 const Level& avx512() {
-  static const Level level = level_of("avx512", here);
+  static const Level level = level_of("avx512", here, put_side_by_side);
   return level;
 }
 

@@ -28,6 +28,28 @@ struct alignas(64) Activation {
   int16_t sum32[8];
 };
 
+// Eight tokens side by side in one block of a wide type, for levels that multiply them as `winograd512.h` says.
+struct alignas(64) Eight {
+  struct {
+    int32_t start[8];     // what the sum of this scale starts from
+    int8_t q[8][8][4];    // [column of four][token]
+  } part[8];
+  int16_t sum[4][8][2];   // [pair of sums of 32][token]
+  float d[8];
+  uint8_t first[8];       // 0, or the last Far of the token, counted from 1
+  int32_t far;            // in the first of up to 16: how many Fars they have, or -1: more than are kept
+};
+
+// What four neighbours of a token have in excess of what Eight holds.
+struct Far {
+  int8_t rest[4];
+  int32_t start;  // of their product
+  uint8_t column;
+  uint8_t before;  // 0, or the Far of the same token before it, counted from 1
+};
+constexpr int far_of_eight = 16, most_far = 255;  // as many are kept for each Eight, and for all
+constexpr size_t eight_bytes = sizeof(Eight) + far_of_eight * sizeof(Far);
+
 // Rows [begin, end) of a matrix times `tokens` rows of activations; the result of token t, row r is out[t][r].
 // Where there are several tokens, the Activations of one block of all of them lie one behind the other, and three more
 // that nobody uses may be read behind the last.
@@ -41,9 +63,17 @@ struct Job {
   int tokens;
   float* const* out;
   const uint8_t* stop;  // the end of the matrix: what comes next is read ahead up to here
+  const char* eights = nullptr;  // if not null, the tokens of each block once more: Eights, then their Fars
+  size_t eights_stride = 0;      // bytes from 256 elements to the next
 
   const Activation& at(int token, int block) const {
     return *reinterpret_cast<const Activation*>(x + token * token_stride + block * block_stride);
+  }
+  const Eight* eights_at(int token, int block) const {
+    return reinterpret_cast<const Eight*>(eights + size_t(block) * eights_stride) + token / 8;
+  }
+  const Far* fars_at(int token, int block) const {  // of 16 Eights
+    return reinterpret_cast<const Far*>(eights_at((tokens + 7) / 8 * 8, block)) + token / 8 * far_of_eight;
   }
   const float* floats(int token) const { return reinterpret_cast<const float*>(x + token * token_stride); }
 };
@@ -57,6 +87,7 @@ struct Format {
   int bytes;  // a block
   Rounding rounding;
   void (*rows)(const Job&);
+  bool eights;  // wants `Job.eights` where there are at least eight tokens
 };
 
 // One CPU level's kernels; `round` fills an activation row (Activations `block_stride` apart, or floats) from floats.
@@ -68,6 +99,8 @@ struct Level {
   void (*round)(const float* x, int n, Rounding kind, char* to, size_t block_stride);
   void (*gate)(Gate kind, const float* gate, float* up, int n);  // up = the activation of both; relu2 has no gate
   uint64_t (*read)(const uint8_t* data, size_t size);  // the sum of its words: the least that a product could do
+  // The Eights and Fars of up to 128 tokens' Activations of one block; null if no format wants them.
+  void (*side_by_side)(const Activation* a, int tokens, Eight* to, Far* far);
 };
 
 const Level& portable();

@@ -19,19 +19,51 @@ constexpr int band_rows = 128;            // outputs of all experts that are the
 constexpr int group_rows = 128;           // tokens of an expert that are computed together
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
 
+// The Eights of a group of tokens in all blocks, for formats that want them.
+class Eights {
+ public:
+  Eights(const Level& level, bool wanted, int n) : level_(level), blocks_(wanted ? n / 256 : 0) {}
+
+  size_t bytes(int tokens) const { return size_t(of(tokens)) * size_t(blocks_) * eight_bytes; }
+  int pieces(int tokens) const { return tokens < least ? 0 : blocks_ * parts(tokens); }
+  // Piece i, from the Activations of each block side by side.
+  void put(int i, const char* activations, int tokens, char* to) const {
+    const int block = i / parts(tokens), first = i % parts(tokens) * group_rows;
+    Job job{};
+    fill(job, tokens, to);
+    const Activation* a = reinterpret_cast<const Activation*>(activations) + size_t(block) * tokens + first;
+    level_.side_by_side(a, std::min(group_rows, tokens - first), const_cast<Eight*>(job.eights_at(first, block)),
+                        const_cast<Far*>(job.fars_at(first, block)));
+  }
+  void fill(Job& job, int tokens, const char* to) const {
+    job.tokens = tokens;
+    job.eights = blocks_ && tokens >= least ? to : nullptr;
+    job.eights_stride = size_t(of(tokens)) * eight_bytes;
+  }
+
+ private:
+  static constexpr int least = 8;  // tokens for whom they pay
+  static int of(int tokens) { return (tokens + 7) / 8; }
+  static int parts(int tokens) { return (tokens + group_rows - 1) / group_rows; }
+
+  const Level& level_;
+  int blocks_;
+};
+
 // Rounded activations in groups of rows, a group the tokens of one product: the Activations of a block side by side,
 // and behind each group three that a product may read while others write the next group.
 // Where the rows are x [rows][n] and need neither rounding nor padding, they are read where they lie.
 class Panels {
  public:
-  Panels(const Level& level, Rounding kind, int n, int rows, const float* x = nullptr, int groups = 1)
-      : level_(level), kind_(kind), n_(n), rows_(rows), groups_(groups),
+  Panels(const Level& level, Rounding kind, int n, int rows, const float* x = nullptr, int groups = 1,
+         bool eights = false)
+      : level_(level), kind_(kind), n_(n), rows_(rows), groups_(groups), eights_(level, eights, n),
         blocks_(kind == Rounding::wide || kind == Rounding::narrow),
         row_bytes_(blocks_ ? size_t(n + 255) / 256 * sizeof(Activation) : (size_t(n) * 4 + 63) / 64 * 64),
         given_(x && kind == Rounding::none && n % 16 == 0),
         to_(given_ ? reinterpret_cast<char*>(const_cast<float*>(x)) : nullptr) {}
 
-  size_t bytes() const { return given_ ? 0 : start(groups_, rows_); }
+  size_t bytes() const { return given_ ? 0 : start(groups_, rows_) + eights_.bytes(rows_ + 8 * groups_); }
   size_t bytes(int rows) const { return row_bytes_ * size_t(rows) + behind; }  // of one group
   // Takes its bytes from the front of `memory`.
   void take(char*& memory) {
@@ -50,6 +82,11 @@ class Panels {
       level_.round(x, n, kind_, to + size_t(i) * row_bytes_ + size_t(from) * 4, 0);
     }
   }
+  // A piece of the Eights of a group whose rows in that block are rounded: there are `pieces(count)`, block by block.
+  int pieces(int count) const { return eights_.pieces(count); }
+  void put_side_by_side(int piece, int group, int first, int count) const {
+    eights_.put(piece, to_ + start(group, first), count, eights(group, first));
+  }
   // These rows of a panel that is one group become a group of their own at `to`, which has `bytes` for them.
   void gather(const int* rows, int count, char* to) const {
     if (!blocks_) {
@@ -62,6 +99,7 @@ class Panels {
   }
   void fill(Job& job, int group, int first, int count) const {
     fill(job, given_ ? to_ + row_bytes_ * size_t(first) : to_ + start(group, first), count, count);
+    eights_.fill(job, count, eights(group, first));
   }
   // One row of a panel that is one group, or the group of `count` rows that was gathered at `x`.
   void fill_row(Job& job, int row) const {
@@ -77,10 +115,14 @@ class Panels {
  private:
   static constexpr size_t behind = 3 * sizeof(Activation);
   size_t start(int group, int first) const { return row_bytes_ * size_t(first) + behind * size_t(group); }
+  char* eights(int group, int first) const {
+    return given_ ? nullptr : to_ + start(groups_, rows_) + eights_.bytes(first / 8 * 8 + 8 * group);
+  }
 
   const Level& level_;
   Rounding kind_;
   int n_, rows_, groups_;
+  Eights eights_;
   bool blocks_;
   size_t row_bytes_;
   bool given_;
@@ -173,7 +215,9 @@ class Pass {
         other_(gate && gate->format->rounding != up.format->rounding),
         up_x_(level, up.format->rounding, up.cols, tokens, x),
         gate_x_(level, other_ ? gate->format->rounding : up.format->rounding, up.cols, other_ ? tokens : 0, x),
-        down_x_(level, down.format->rounding, up.rows, rows(), nullptr, experts()), hidden_(up.rows),
+        down_x_(level, down.format->rounding, up.rows, rows(), nullptr, experts(), down.format->eights),
+        up_eights_(level, up.format->eights || (gate && !other_ && gate->format->eights), up.cols),
+        gate_eights_(level, gate && gate->format->eights, up.cols), hidden_(up.rows),
         step_(rows_a_step(up.rows, experts(), threads)), parts_((hidden_ + step_ - 1) / step_),
         slices_((hidden_ + slice - 1) / slice), unready_(counters(experts(), slices_)),
         left_(counters(experts() * slices_, slice / step_)) {
@@ -207,10 +251,10 @@ class Pass {
       return to.data();
     };
     gather(own, e);
-    multiply(up_, given(up_x_, own.up, g), g, begin, end, rows_of(ups));
+    const Job up = given(up_x_, up_eights_, own.up, g);
+    multiply(up_, up, g, begin, end, rows_of(ups));
     if (gate_) {
-      const Job job = other_ ? given(gate_x_, own.gate, g) : given(up_x_, own.up, g);
-      multiply(*gate_, job, g, begin, end, rows_of(gates));
+      multiply(*gate_, other_ ? given(gate_x_, gate_eights_, own.gate, g) : up, g, begin, end, rows_of(gates));
     }
     for (int t = 0; t < g.count; t++) {
       const size_t at = size_t(t) * slice + begin - from;
@@ -218,6 +262,7 @@ class Pass {
     }
     if (left_[e * slices_ + s].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
     for (int t = 0; t < g.count; t++) down_x_.round(ups + size_t(t) * slice, from, n, g.number, g.first, t, g.count);
+    if (s < down_x_.pieces(g.count)) down_x_.put_side_by_side(s, g.number, g.first, g.count);
     unready_[e].fetch_sub(1, std::memory_order_release);
   }
 
@@ -231,7 +276,7 @@ class Pass {
  private:
   struct Held {  // the rows of an expert's tokens side by side, for the next task of the same expert too
     Memory memory;
-    char* rows = nullptr;
+    char *rows = nullptr, *eights = nullptr;
   };
   struct Own {  // of a thread
     Memory middle;
@@ -249,19 +294,25 @@ class Pass {
     if (g.count == 1 || (own.pass == number_ && own.expert == e)) return;
     std::vector<int> tokens(size_t(g.count));
     for (int i = 0; i < g.count; i++) tokens[i] = places_[g.first + i] / k_;
-    auto hold = [&](const Panels& panels, Held& held) {
-      held.rows = held.memory.of(panels.bytes(g.count));
+    auto hold = [&](const Panels& panels, const Eights& eights, Held& held) {
+      held.rows = held.memory.of(panels.bytes(g.count) + eights.bytes(g.count));
+      held.eights = held.rows + panels.bytes(g.count);
       panels.gather(tokens.data(), g.count, held.rows);
+      for (int i = 0; i < eights.pieces(g.count); i++) eights.put(i, held.rows, g.count, held.eights);
     };
-    hold(up_x_, own.up);
-    if (other_) hold(gate_x_, own.gate);
+    hold(up_x_, up_eights_, own.up);
+    if (other_) hold(gate_x_, gate_eights_, own.gate);
     own.pass = number_;
     own.expert = e;
   }
-  Job given(const Panels& panels, const Held& held, const Group& g) const {
+  Job given(const Panels& panels, const Eights& eights, const Held& held, const Group& g) const {
     Job job{};
-    if (g.count == 1) panels.fill_row(job, places_[g.first] / k_);
-    else panels.fill(job, held.rows, g.count, g.count);
+    if (g.count == 1) {
+      panels.fill_row(job, places_[g.first] / k_);
+    } else {
+      panels.fill(job, held.rows, g.count, g.count);
+      eights.fill(job, g.count, held.eights);
+    }
     return job;
   }
 
@@ -287,6 +338,7 @@ class Pass {
   const int k_;
   const bool other_;  // gate wants another rounding than up
   Panels up_x_, gate_x_, down_x_;  // the tokens as they are, twice; and the places sorted by expert
+  const Eights up_eights_, gate_eights_;  // of the tokens of one expert
   const int hidden_, step_, parts_, slices_;
   std::unique_ptr<std::atomic<int>[]> unready_, left_;
   float* middle_;  // of all rows, where a task has less than a slice: [slices] of ups, then gates of each group
@@ -302,12 +354,16 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
   std::vector<int> begins{0}, steps;    // the tasks of each, and the rows of one
   std::vector<float*> to;
   int rows = 0;
-  for (int p = 0; p < count; p++) rows += products[p].rows;
+  bool eights[kinds] = {};
+  for (int p = 0; p < count; p++) {
+    rows += products[p].rows;
+    eights[int(products[p].format->rounding)] |= products[p].format->eights;
+  }
   for (int p = 0; p < count; p++) {
     const Product& m = products[p];
     const int kind = int(m.format->rounding);
     if (!panels[kind]) {
-      panels[kind].emplace(level, m.format->rounding, cols, tokens, x);
+      panels[kind].emplace(level, m.format->rounding, cols, tokens, x, 1, eights[kind]);
       bytes += panels[kind]->bytes();
     }
     steps.push_back(rows_a_task(m.rows, rows, m.row_bytes, tokens, threads));
@@ -322,6 +378,8 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
       for (const auto& p : panels)
         if (p) p->round(x + size_t(t) * cols, 0, cols, 0, 0, t, tokens);
     });
+    for (const auto& p : panels)
+      if (p) parallel(p->pieces(tokens), threads, [&](int i) { p->put_side_by_side(i, 0, 0, tokens); });
   }
   parallel(begins.back(), threads, [&](int i) {
     int p = 0;

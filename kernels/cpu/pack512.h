@@ -7,6 +7,16 @@ struct Tile {
   __m512 d[8], m[8];  // by place
 };
 
+// The 32-bit columns of four rows, in each 16-byte lane.
+inline void transpose4(const __m512i* v, __m512i* to) {
+  __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+  __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+  to[0] = _mm512_unpacklo_epi64(a, c);
+  to[1] = _mm512_unpackhi_epi64(a, c);
+  to[2] = _mm512_unpacklo_epi64(b, d);
+  to[3] = _mm512_unpackhi_epi64(b, d);
+}
+
 // Four 32-bit columns of 16 rows that are `stride` bytes apart.
 inline void columns4(const char* p, size_t stride, __m512i* to) {
   __m512i v[4];
@@ -17,12 +27,7 @@ inline void columns4(const char* p, size_t stride, __m512i* to) {
     x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8));
     v[i] = _mm512_mask_broadcast_i32x4(x, 0xf000, row(12));
   }
-  __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-  __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  to[0] = _mm512_unpacklo_epi64(a, c);
-  to[1] = _mm512_unpackhi_epi64(a, c);
-  to[2] = _mm512_unpacklo_epi64(b, d);
-  to[3] = _mm512_unpackhi_epi64(b, d);
+  transpose4(v, to);
 }
 
 // Layouts whose codes are got from their bytes one by one are transposed as they lie, 16 rows of 16 bytes at a time:
@@ -63,6 +68,31 @@ inline void pack_bytes(Q4_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
       q[k + 8] = highs4(x[k]);
     }
   }
+}
+
+// For `winograd512.h`: even columns of four moved by 128, and what the sums of all tokens have in excess.
+inline __m512i pack_moved(Q4_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
+  const __m512i moved = byte64(128), none = _mm512_setzero_si512();
+  __m512i excess = none, sum[2] = {none, none};
+  pack_six_bits(s, row_bytes, tile);
+  for (int i = 0; i < 8; i++) {
+    __m512i x[4], *q = tile.q + 16 * (i / 2) + 4 * (i % 2);
+    columns4((const char*)s + 16 + 16 * i, row_bytes, x);
+    for (int k = 0; k < 4; k += 2) {
+      const __m512i low = _mm512_or_si512(lows4(x[k]), moved), high = _mm512_or_si512(highs4(x[k]), moved);
+      q[k] = low;
+      q[k + 8] = high;
+      q[k + 1] = lows4(x[k + 1]);
+      q[k + 9] = highs4(x[k + 1]);
+      sum[0] = _mm512_dpbusd_epi32(sum[0], low, q[k + 1]);
+      sum[1] = _mm512_dpbusd_epi32(sum[1], high, q[k + 9]);
+    }
+    for (int h = 0; h < 2 && i % 2; h++) {
+      excess = _mm512_add_epi32(excess, _mm512_mullo_epi32(sum[h], tile.scale[i - 1 + h]));
+      sum[h] = none;
+    }
+  }
+  return excess;
 }
 
 inline void pack_bytes(Q5_K, const uint8_t* s, size_t row_bytes, Tile& tile) {

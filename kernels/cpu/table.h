@@ -1,13 +1,18 @@
 // The formats of a level: `quantized_rows<F>` and `plain_rows<F>` are what the level made of them.
+#ifndef AVX512_LEVEL
+template <class F>
+constexpr bool by_winograd = false;
+#endif
+
 template <class F>
 constexpr Format quantized(const char* name) {
-  return {name, F::block, F::bytes, F::wide ? Rounding::wide : Rounding::narrow, quantized_rows<F>};
+  return {name, F::block, F::bytes, F::wide ? Rounding::wide : Rounding::narrow, quantized_rows<F>, by_winograd<F>};
 }
 
 const Format formats[] = {
-    {"F32", 1, 4, Rounding::none, plain_rows<F32>},
-    {"F16", 1, 2, Rounding::f16, plain_rows<F16>},
-    {"BF16", 1, 2, Rounding::bf16, plain_rows<BF16>},
+    {"F32", 1, 4, Rounding::none, plain_rows<F32>, false},
+    {"F16", 1, 2, Rounding::f16, plain_rows<F16>, false},
+    {"BF16", 1, 2, Rounding::bf16, plain_rows<BF16>, false},
     quantized<Q4_0>("Q4_0"),
     quantized<Q4_1>("Q4_1"),
     quantized<Q5_0>("Q5_0"),
@@ -32,6 +37,6 @@ const Format formats[] = {
     quantized<IQ3_S>("IQ3_S"),
 };
 
-inline Level level_of(const char* name, bool (*here)()) {
-  return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words};
+inline Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
+  return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words, side_by_side};
 }

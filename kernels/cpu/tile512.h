@@ -1,7 +1,5 @@
 // Many tokens: 16 rows x 256 weights are unpacked once into lanes = rows, then up to 8 tokens share each load.
 
-inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
-
 // dot[u]: sums of code * y over 4 * COLUMNS elements from column c, 16 rows at once.
 template <int COLUMNS, int T>
 inline __attribute__((always_inline)) void dots(const Tile& tile, const Activation* a, int c, __m512i* dot) {
@@ -97,6 +95,8 @@ void quantized_rows(const Job& job) {
         const char* stop = (const char*)job.stop;
         const int left = job.cols / 32 - 8 * n;  // blocks of 32
         for (int i = 0; i < 16 * size && ahead + i < stop; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+        if constexpr (by_winograd<F>)
+          if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc)) continue;
         if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
         else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 8 ? left : 8, unpacked, tile);
