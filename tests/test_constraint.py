@@ -36,6 +36,9 @@ GBNF = [  # grammar, what it accepts, what it does not
     ),
     ('root ::= "" | "a" root', ["", "aaaa"], ["b"]),
     ("root ::= [a-z-]+", ["a-b"], ["_"]),
+    ('root ::= root "," [0-9] | [0-9]', ["1", "1,2,3"], ["", ",1", "1,"]),  # a rule may begin with itself
+    ('root ::= loop "x"\nloop ::= loop* | "(" loop ")"', ["x", "()x", "()(())x"], ["", "(x"]),
+    ('root ::= "a" "b"{0} "c"{0,0}', ["a"], ["ab", "ac"]),
     ("root ::= root-2\nroot-2 ::= [\\]] [[]", ["]["], ["[]"]),
     (JSON_GBNF, ['{"a": [1, -2.5e3, {"b": "\\u00e9 x"}], "c": null}', "{}"], ["[]", '{"a" 1}', '{"a": 01}', "{"]),
 ]
@@ -55,6 +58,9 @@ BAD = [
     ('root ::= * "a"', "there is nothing to repeat"),
     ("root ::= <think>", "'<' is not expected here"),
     ("root ::= " + "(" * 300, "more than 200 parentheses"),
+    ("root ::= root", "the grammar's rule root never ends: all its alternatives lead back to itself"),
+    ('root ::= "a" list | "b"\nlist ::= list "," [0-9]', "the grammar's rule list never ends"),
+    ('root ::= "a" | x\nx ::= "(" y ")"\ny ::= x+ | "," x{1,2}', "the grammar's rule x never ends"),
     ("start: nothing", "the grammar cannot be used: "),
     ("no grammar at all", "the grammar cannot be used: "),
 ]

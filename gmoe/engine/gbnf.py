@@ -34,6 +34,10 @@ def gbnf_to_lark(text: str) -> str:
     if "root" not in rules:
         raise GrammarError("the grammar has no rule named root")
     reached = _reached(rules)
+    ending = _ending({name: rules[name] for name in reached})
+    endless = next((name for name in reached if name not in ending), None)
+    if endless:
+        raise GrammarError(f"the grammar's rule {endless} never ends: all its alternatives lead back to itself")
     names = {name: f"r{n}" for n, name in enumerate(reached)}
     if not _recursive(rules):
         names = {name: label.upper() for name, label in names.items()}
@@ -195,7 +199,7 @@ def _lark(node: _Node, name_of: Callable[[str], str]) -> str:
         return name_of(node.text)
     parts = [_lark(part, name_of) for part in node.parts]
     if node.kind == "repeat":
-        return f"({parts[0]}){node.text}"
+        return '""' if node.text == "{0,0}" else f"({parts[0]}){node.text}"
     joined = (" | " if node.kind == "any" else " ").join(parts) or '""'
     return f"({joined})" if len(parts) > 1 else joined
 
@@ -217,6 +221,24 @@ def _reached(rules: dict[str, _Node]) -> list[str]:
             if called not in found:
                 found.append(called)
     return found
+
+
+def _ending(rules: dict[str, _Node]) -> set[str]:
+    """The rules that accept a text of some length, even an empty one."""
+    found: set[str] = set()
+    while more := {name for name, node in rules.items() if name not in found and _ends(node, found)}:
+        found |= more
+    return found
+
+
+def _ends(node: _Node, ending: set[str]) -> bool:
+    """Whether a node accepts a text where of the rules only those in `ending` do."""
+    if node.kind == "rule":
+        return node.text in ending
+    if node.kind == "repeat" and node.text.startswith(("*", "?", "{0,")):
+        return True
+    ends = [_ends(part, ending) for part in node.parts]
+    return any(ends) if node.kind == "any" else all(ends)
 
 
 def _recursive(rules: dict[str, _Node]) -> bool:
