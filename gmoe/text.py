@@ -19,13 +19,15 @@ Heard = Callable[[bool, float], None]  # whether it is the first token, and the 
 class TextEvent:
     """A piece of an answer; `finish_reason` is None but on the last: "stop", "length" or, where it was closed, "abort".
 
-    The event of an abort has no token, and the text that was held back until then.
+    The event of an abort has no token, and the text that was held back until then. `stop_text` is the one of the stop
+    texts that ended the answer.
     """
 
     text: str
     token_id: int | None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    stop_text: str | None = None
 
 
 class TextStream:
@@ -73,7 +75,7 @@ def text_events(
             outputs.close()
         elif reason:
             piece += stop.push(text.flush()) + stop.flush()
-        yield TextEvent(piece, output.token_id, reason, output.logprobs)
+        yield TextEvent(piece, output.token_id, reason, output.logprobs, stop.found if reason == "stop" else None)
         if reason:
             return
     yield TextEvent(stop.push(text.flush()) + stop.flush(), None, "abort")

@@ -100,6 +100,9 @@ def test_stop_texts_are_found_across_pieces() -> None:
     assert matcher.stopped
     matcher = StopMatcher(["##"])
     assert (matcher.push("a#"), matcher.flush(), matcher.stopped) == ("a", "#", False)
+    for stops in (["d", "bcd", "bc", "cd"], ["bc", "cd", "bcd", "d"]):
+        matcher = StopMatcher(stops)
+        assert (matcher.push("a"), matcher.push("bcd"), matcher.found) == ("a", "", "bcd")
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,17 @@ def test_time_ends_an_answer_with_its_line(live: Live) -> None:
     assert said["usage"]["completion_tokens"] < 200 and said["choices"][0]["finish_reason"] == "length"
 
 
+def test_the_stop_text_that_is_named_is_the_one_where_the_answer_was_cut(live: Live) -> None:
+    one_token = {"logit_bias": forced(live, "hello")}  # "he"
+    for stops in (["e", "he", "h"], ["h", "he", "e"]):
+        answer = ask(live, stop=stops, **one_token)
+        assert (answer["content"], answer["tokens_predicted"]) == ("", 1)
+        assert (answer["stop_type"], answer["stopping_word"]) == ("word", "he")
+    answer = ask(live, stop=["he h", "eh"], **one_token)
+    assert (answer["content"], answer["stopping_word"]) == ("h", "eh")
+    assert ask(live, stop=["x"], **one_token)["stopping_word"] == ""
+
+
 def test_samplers_count_in_the_order_they_are_named(live: Live) -> None:
     greedy = ask(live)["content"]
     assert ask(live, samplers=["top_k"], top_k=1, temperature=9.0)["content"] == greedy

@@ -63,6 +63,7 @@ class Answer:
         ids: list[int] = []
         called = False
         reason = ""
+        stop: str | None = None
 
         def usage() -> Usage:
             return clock.usage(len(prompt.ids), stream.n_reused, len(ids))
@@ -71,7 +72,7 @@ class Answer:
             if event.token_id is None:  # cancelled
                 return
             clock.tick()
-            reason, text = event.finish_reason or "", event.text
+            reason, text, stop = event.finish_reason or "", event.text, event.stop_text
             ids.append(event.token_id)
             if not reason and "\n" in text and 0 < ask.predict_seconds < clock.predicted:
                 stream.close()
@@ -82,9 +83,8 @@ class Answer:
             if not ask.mute:
                 yield piece._replace(usage=usage() if ask.timed else None)
         if ask.mute:
-            ids, reason, called = [], "length", False
+            ids, reason, called, stop = [], "length", False, None
         taken = replace(usage(), experts=difference(expert_counters(llm), before))
-        stop = self._stopped_by(params.stop, ids) if reason == "stop" else None
         reason = "tool_calls" if called and reason == "stop" else reason
         n_ctx = len(prompt.ids) + prompt.room
         yield End(reason, taken, (*prompt.ids, *ids), stop, prompt.text, params=params, n_ctx=n_ctx)
@@ -171,13 +171,6 @@ class Answer:
         tokenizer = self.llm.tokenizer
         raw = (tokenizer.token_bytes(id) or tokenizer.text(id).encode()) if id < tokenizer.n_vocab else b"?"
         return Chosen(raw.decode("utf-8", "replace"), max(LEAST_LOGPROB, min(0.0, logprob)), raw, id)
-
-    def _stopped_by(self, stops: Sequence[str], ids: Sequence[int]) -> str | None:
-        """The stop text at the end of the answer; None where an end token ended it."""
-        if not stops or not ids or ids[-1] in self.llm.tokenizer.end_ids:
-            return None
-        tail = self.llm.tokenizer.decode(ids[-256:])
-        return next((stop for stop in stops if stop in tail), None)
 
 
 class Clock:
