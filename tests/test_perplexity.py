@@ -91,6 +91,12 @@ def test_the_command_and_its_numbers(folder: Path) -> None:
     assert line.split()[4][:4] in other.split("Mean PPL(base)                :")[1]
 
 
+def test_what_is_to_be_said_of_the_model_is_said(folder: Path) -> None:
+    given = folder / "tiny.gguf", "-f", folder / "text.txt", "-c", 32, "--chunks", 1
+    assert "Note:" not in invoke(*given).stderr
+    assert "Note: " in invoke(*given, "--context", 4096).stderr
+
+
 def test_a_full_disk_leaves_no_half_of_a_base(folder: Path) -> None:
     given = folder / "tiny.gguf", "-f", folder / "text.txt", "-c", 32, "--kl-divergence-base", folder / "full.bin"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

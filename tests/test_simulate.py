@@ -128,6 +128,8 @@ def test_command(tmp_path):
     table = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--prefetch", "none,transition", "--csv"])
     assert table.exit_code == 0, table.output
     assert len(table.output.splitlines()) == 1 + 2 * 2 * 5
+    drawn = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--plot", str(tmp_path / "curves.png")])
+    assert drawn.exit_code == 0 and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])
     assert wrong.exit_code == 1 and "no policy is called 'nope'" in wrong.output
     for given in (["--budget", "90%..10%"], ["--expert-us", "nan"], ["--layer-us", "-1"], ["--expert-us", "inf"]):

@@ -1,5 +1,8 @@
 """Traces: what is recorded comes back, and what is damaged or another model's is refused."""
 
+import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from click.testing import CliRunner
 from traces import SHARED, synthetic
 
 import gmoe
+from gmoe.cli.output import whole
 from gmoe.cli.trace import _save
 from gmoe.cli.trace import trace as command
 from gmoe.experts.analysis import by_task, difference, reuse
@@ -218,6 +222,30 @@ def test_command(tmp_path):
     assert refused.exit_code == 1 and "damaged" in refused.output
 
 
+def test_a_full_disk_leaves_no_half_of_an_export_or_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "t.trace"
+    synthetic(steps=50).save(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for asked in (["export", path, "-o", tmp_path / "t.csv"], ["show", path, "--plot", tmp_path / "t.png"]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            result = CliRunner().invoke(command, list(map(str, asked)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert result.exit_code == 1 and "File too large" in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["t.trace"]
+
+
+def test_a_device_is_written_itself(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        heard = pool.submit(pipe.read_text)
+        with whole(pipe) as part:
+            part.write_text("all")
+        assert heard.result() == "all" and pipe.is_fifo()
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/traces is not here")
 @pytest.mark.parametrize("name,layers,k,steps", [("qwen", 48, 6, 128), ("gemma", 30, 6, 128), ("gptoss", 36, 2, 64)])
 def test_shared_traces(name, layers, k, steps):
@@ -238,3 +266,17 @@ def test_scores_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
     trace.save(tmp_path / "t.npz")
     again = Trace.load(tmp_path / "t.npz")
     assert again.scores is not None and np.array_equal(again.scores, trace.scores)
+
+
+def test_a_wrong_line_of_the_prompts_is_named(tmp_path: Path) -> None:
+    model, prompts = tmp_path / "m.gguf", tmp_path / "prompts.txt"
+    write_model(model, "qwen3moe", seed=1)
+    for line, said in (
+        ('{"prompt": ', "is no JSON"),
+        ('{"task": "a"}', 'has no "prompt"'),
+        ('{"prompt": 3}', "has no"),
+    ):
+        prompts.write_text(f"Hello.\n\n{line}\n")
+        asked = ["record", str(model), "--prompts", str(prompts), "-o", str(tmp_path / "t.trace")]
+        result = CliRunner().invoke(command, asked)
+        assert result.exit_code == 1 and f"{prompts}: line 3 {said}" in result.stderr

@@ -14,6 +14,7 @@ import click
 
 from gmoe import __version__
 from gmoe.cli.options import runtime_flags, take
+from gmoe.cli.output import say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 
@@ -196,6 +197,7 @@ def bench(
     from gmoe.llm import LLM
 
     with LLM.load(path, options) as llm:
+        say_notes(llm.notices)
         loaded = time.perf_counter() - began
         from gmoe.machine import SAMPLE, disk_bandwidth, memory_bandwidth, usable_cores
 

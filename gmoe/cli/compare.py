@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gmoe.cli.options import HELP
+from gmoe.cli.output import say_notes
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
@@ -42,10 +43,12 @@ def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chun
     from gmoe.llm import LLM
 
     with LLM.load(path, both[0]) as llm:
+        say_notes(llm.notices)
         base = base_of(llm, cut[1:])
     click.echo("     PPL      KLD             same top   tok/s    MiB/token  served otherwise, of the routed weight")
     for name, options in zip("AB", both, strict=True):
         with LLM.load(path, options) as llm:
+            say_notes(llm.notices)
             click.echo(f"{name}  {line(measure(llm, cut[1:], base, cut[0]))}")
 
 
@@ -94,6 +97,7 @@ def calibrate(
         miss="load",
     )
     with LLM.load(path, plain) as llm:
+        say_notes(llm.notices)
         if llm.store.whole:
             memory, option = (gpu_memory, "--gpu-memory") if on_device else (host_memory, "--host-memory")
             memory = "the device" if on_device and memory == "auto" else memory
@@ -102,6 +106,7 @@ def calibrate(
 
     def run(options: dict[str, Any]) -> tuple[Measured, float, str]:
         with LLM.load(path, replace(plain, **options)) as llm:
+            say_notes(llm.notices)
             got = measure(llm, cut, base, warm)
             resident = llm.store.slots / (len(llm.layout.layers) * llm.layout.n_expert)
             if llm.cache.twins_part:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gmoe.cli.output import require_other
+from gmoe.cli.output import require_other, say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 from gmoe.passes.imatrix import Importance
@@ -25,6 +25,7 @@ def imatrix(model: str, text: Path, output: Path | None, ctx_size: int, chunks: 
     from gmoe.llm import LLM
 
     with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:
+        say_notes(llm.notices)
         ids = llm.tokenizer.encode(text.read_text("utf-8", "replace"), add_special=False, parse_special=False)
         cut = windows(ids, ctx_size, None, chunks)
         found = Importance(llm.layout)

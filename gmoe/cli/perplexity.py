@@ -2,15 +2,14 @@
 
 import math
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
 
 from gmoe.cli.options import runtime_flags, take
-from gmoe.cli.output import require_other
+from gmoe.cli.output import require_other, say_notes, whole
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows
@@ -46,6 +45,7 @@ def perplexity(
     if base is not None and not kl_divergence:
         require_other(path, base)
     with LLM.load(path, options) as llm:
+        say_notes(llm.notices)
         if against is not None:
             _diverge(llm, against)
             return
@@ -61,29 +61,22 @@ def perplexity(
 
 def _score(llm: Any, cut: list[list[int]], base: Path | None) -> Mean:
     """Score the windows, and write their logits to `base`, which appears when it is whole."""
-    temporary = base.with_name(f".{base.name}.tmp") if base else None
-    file = temporary.open("wb") if temporary else None
-    began, nll = time.perf_counter(), Mean()
-    try:
-        writer = None
-        for n, (nll, logits) in enumerate(perplexities(cut, llm.logits), 1):
-            if n == 1:
-                pace = time.perf_counter() - began
-                click.echo(
-                    f"perplexity: {pace:.2f} seconds per pass - ETA {pace * len(cut) / 60:.2f} minutes", err=True
-                )
-            if file:
-                writer = writer or BaseWriter(file, cut, logits.shape[1])
-                writer.add(logits)
-            click.echo(f"[{n}]{math.exp(nll.mean):.4f},", nl=False)
-        if file and temporary and base:
-            file.close()
-            temporary.replace(base)
-    finally:
-        if file and temporary:
-            with suppress(OSError):  # a full disk, which has been said
-                file.close()
-            temporary.unlink(missing_ok=True)
+    if base is None:
+        return _scores(llm, cut, None)
+    with whole(base) as part, part.open("wb") as file:
+        return _scores(llm, cut, file)
+
+
+def _scores(llm: Any, cut: list[list[int]], file: BinaryIO | None) -> Mean:
+    began, nll, writer = time.perf_counter(), Mean(), None
+    for n, (nll, logits) in enumerate(perplexities(cut, llm.logits), 1):
+        if n == 1:
+            pace = time.perf_counter() - began
+            click.echo(f"perplexity: {pace:.2f} seconds per pass - ETA {pace * len(cut) / 60:.2f} minutes", err=True)
+        if file:
+            writer = writer or BaseWriter(file, cut, logits.shape[1])
+            writer.add(logits)
+        click.echo(f"[{n}]{math.exp(nll.mean):.4f},", nl=False)
     return nll
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gmoe.cli.output import whole
 from gmoe.experts.analysis import GAPS, by_task, counts, difference, reuse
 from gmoe.experts.simulate import Report
 from gmoe.experts.trace import Trace
@@ -69,11 +70,12 @@ def png(trace: Trace, path: Path) -> None:
     apart.set(title="how tasks differ (0 alike, 1 apart)")
     apart.set_xticks(range(len(names)), names, rotation=45, ha="right")
     apart.set_yticks(range(len(names)), names)
-    figure.savefig(path, format="png", dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
-def curves(reports: Sequence[Report], whole: int, path: Path) -> None:
-    """Hit rate and tok/s of each policy over the budget as a PNG; `whole` is what all experts take."""
+def curves(reports: Sequence[Report], all_bytes: int, path: Path) -> None:
+    """Hit rate and tok/s of each policy over the budget as a PNG; `all_bytes` is what all experts take."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,11 +87,12 @@ def curves(reports: Sequence[Report], whole: int, path: Path) -> None:
         others = [name for name in (report.prefetch, report.working_set) if name != "none"]
         lines.setdefault(" + ".join([report.evict, *others]), []).append(report)
     for name, line in lines.items():
-        share = [100 * report.budget / whole for report in line]
+        share = [100 * report.budget / all_bytes for report in line]
         style = "--" if name in ("belady", "random", "static") else "-"
         hits.plot(share, [100 * report.decode.hit_rate for report in line], style, marker=".", label=name)
         speed.plot(share, [report.decode.tokens_per_second for report in line], style, marker=".", label=name)
     hits.set(xlabel="budget, % of all experts", ylabel="decode hit rate, %")
     speed.set(xlabel="budget, % of all experts", ylabel="predicted decode tok/s")
     hits.legend()
-    figure.savefig(path, format="png", dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from gmoe.cli.output import say_notes
 from gmoe.experts.budget import Budget, budget_of
 from gmoe.experts.cost import CostModel, Costs, key
 from gmoe.experts.device_budget import KV_SHARE, RESERVE, DeviceBudget, token_bytes
@@ -59,8 +60,7 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
                 here = f"run --device auto: the CPU, {sentence(error)}"
         for line in [*lines, here]:
             click.echo(line)
-        for notice in known.notices:
-            click.echo(f"Note: {notice}", err=True)
+        say_notes(known.notices)
 
 
 def _costs(file: GGUFFile, layout: ExpertLayout, threads: int) -> Costs:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from gmoe.cli.output import say_notes
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
@@ -25,6 +26,7 @@ def sensitivity(model: str, text: Path, ctx_size: int, chunks: int) -> None:
     from gmoe.llm import LLM
 
     with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:
+        say_notes(llm.notices)
         ids = llm.tokenizer.encode(text.read_text("utf-8", "replace"), add_special=False, parse_special=False)
         cut = windows(ids, ctx_size, None, chunks)
         llm.dispatch.route = policy = DropTail()

@@ -6,8 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
+from gmoe.cli.output import say_notes
 from gmoe.cli.progress import waiting
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.find import SAMPLING, model_file
@@ -53,8 +52,7 @@ class Models:
             from gmoe.llm import LLM
 
             llm = LLM.load(model, self.options, lambda said: say(f"loading {name}, {said}"))
-        for notice in llm.notices:
-            click.echo(f"Note: {notice}", err=True)
+        say_notes(llm.notices)
         said = {f.name: self.given[f.name] for f in fields(SamplingParams) if f.name in self.given}
         return Opened(llm, replace(llm.defaults, **said), time.perf_counter() - began)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gmoe.cli.errors import Group
 from gmoe.cli.options import runtime_flags, take
-from gmoe.cli.output import require_other
+from gmoe.cli.output import require_other, say_notes, whole
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.route_csv import from_route_csv
@@ -75,6 +75,7 @@ def record(
     from gmoe.llm import LLM
 
     with LLM.load(path, options) as llm:
+        say_notes(llm.notices)
         recorder, tasks = llm.record(scores=scores), list[str]()
         window = min(window, llm.context)
         if text is not None:
@@ -82,7 +83,8 @@ def record(
             work: Sequence[Any] = [ids[at : at + window] for at in range(0, len(ids), window)]
         else:
             assert prompts is not None
-            work = [_prompt(line) for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = enumerate(prompts.read_text(encoding="utf-8").splitlines(), 1)
+            work = [_prompt(line, f"{prompts}: line {number}") for number, line in lines if line.strip()]
         try:
             for job in work[: limit or None]:
                 tasks.append(text.stem if text is not None else job[0])
@@ -102,14 +104,16 @@ def record(
     click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests")
 
 
-def _prompt(line: str) -> tuple[str, str]:
+def _prompt(line: str, where: str) -> tuple[str, str]:
     """(task, prompt) of a line."""
     if line.lstrip().startswith("{"):
         try:
             said = json.loads(line)
-            return str(said.get("task", "")), str(said["prompt"])
-        except (ValueError, KeyError) as error:
-            raise click.ClickException(f"a line of the prompts is no {{'task', 'prompt'}}: {error}") from None
+        except ValueError as error:
+            raise click.ClickException(f"{where} is no JSON: {error}") from None
+        if not isinstance(said.get("prompt"), str):
+            raise click.ClickException(f'{where} has no "prompt" that is a text')
+        return str(said.get("task", "")), said["prompt"]
     return "", line
 
 
@@ -176,4 +180,5 @@ def export(file: Path, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text)
+        with whole(output) as part:
+            part.write_text(text)
