@@ -206,6 +206,8 @@ def test_a_split_model_opens_from_any_part(model: Path, tmp_path: Path) -> None:
         ({"rope.scaling.factor": 1e308}, "tiny.rope.scaling.factor: 1e+308 is outside"),
         ({"rope.scaling.yarn_beta_fast": 0.0}, "tiny.rope.scaling.yarn_beta_fast: 0.0 is outside 0.001 to"),
         ({"attention.head_count": 0}, "tiny.attention.head_count: 0 is outside 1 to"),
+        ({"logit_scale": 0.0}, "tiny.logit_scale: 0.0 is outside 1e-06 to"),
+        ({"interleave_moe_layer_step": 0}, "tiny.interleave_moe_layer_step: 0 is outside 1 to"),
         ({"expert_count": 4, "expert_used_count": 9}, "tiny.expert_used_count: 9 is outside 1 to 4"),
         ({"attention.head_count_kv": 3}, "must divide attention.head_count"),
         ({"expert_gating_func": 77}, "77 is not one of"),

@@ -166,6 +166,8 @@ class Hparams:
             ("rope.scaling.factor", self.rope_scaling_factor, 0, 1e6),
             ("rope.scaling.yarn_beta_fast", self.yarn_beta_fast, 1e-3, 1e6),
             ("rope.scaling.yarn_beta_slow", self.yarn_beta_slow, 1e-3, 1e6),
+            ("logit_scale", self.logit_scale, 1e-6, 1e6),
+            ("interleave_moe_layer_step", self.moe_layer_step, 1, MOST_INT),
             ("expert_count", self.n_expert, 0, 1 << 16),
             ("expert_used_count", self.n_expert_used, 1 if self.n_expert else 0, self.n_expert),
         ):
