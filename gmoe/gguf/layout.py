@@ -79,6 +79,8 @@ class ExpertLayout:
         fused = self._stack(prefix, "gate_up")
         if fused is not None:
             half = fused.rows // 2
+            if fused.rows % 2:
+                raise UnsupportedModel(self._name, prefix + "ffn_gate_up_exps.weight", "its rows are not gate and up")
             gate: ExpertStack | None = _rows(fused, 0, half)
             up = _rows(fused, half, fused.rows)
         else:
@@ -89,8 +91,13 @@ class ExpertLayout:
         down = self._stack(prefix, "down")
         if down is None:
             raise UnsupportedModel(self._name, prefix + "ffn_down_exps.weight", "missing beside ffn_up_exps")
-        if (down.cols, gate.rows if gate else up.rows, down.rows) != (up.rows, up.rows, up.cols):
-            raise UnsupportedModel(self._name, prefix + "ffn_down_exps.weight", "its shape does not fit ffn_up_exps")
+        for name, fits in (
+            ("gate", gate is None or (gate.rows, gate.cols) == (up.rows, up.cols)),
+            ("down", (down.rows, down.cols) == (up.cols, up.rows)),
+        ):
+            if not fits:
+                key = f"{prefix}ffn_{name}_exps.weight"
+                raise UnsupportedModel(self._name, key, "its shape does not fit that of ffn_up_exps")
         return LayerExperts(gate, up, down)
 
     @property
@@ -124,7 +131,10 @@ class ExpertLayout:
             shape, format = infos[0].shape, infos[0].format
         bias = None
         if stacked + ".bias" in self._file.tensors:
-            bias = self._file.view(stacked + ".bias")
+            bias, want = self._file.view(stacked + ".bias"), (self.n_expert, shape[0])
+            if bias.shape != want:
+                told = f"has the shape {list(bias.shape)}, not {list(want)} as its experts"
+                raise UnsupportedModel(self._name, stacked + ".bias", told)
             self.names.add(stacked + ".bias")
         return ExpertStack(format, shape[0], shape[1], spans, matrices, bias)
 

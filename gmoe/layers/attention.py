@@ -23,7 +23,10 @@ def chunked(size: int) -> Mask:
 
 
 class GQA:
-    """Grouped-query attention; an architecture overrides `prepare` where its norms and rotations differ."""
+    """Grouped-query attention; an architecture overrides `prepare` where its norms and rotations differ.
+
+    Where a file norms queries and keys, it does so by head, or, `across`, all heads of a token as one.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class GQA:
         mask: Mask = causal,
         scale: float | None = None,
         sinks: Tensor | None = None,
+        across: bool = False,
     ):
         hp = w.hparams
         self.layer, self.on = w.layer, w.on
@@ -41,10 +45,10 @@ class GQA:
         self.mask = mask
         self.scale = scale or hp.attention_scale or hp.n_head_k**-0.5
         self.sinks = sinks
-        self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm")
-        self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm")
-        self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope, w.on)
         q, k, v = hp.n_head * hp.n_head_k, hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
+        self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm", q if across else hp.n_head_k)
+        self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm", k if across else hp.n_head_k)
+        self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope, w.on)
         if w.has("attn_qkv"):
             qkv = w.linear("attn_qkv", hp.n_embd, q + k + v)
             self.qkv = beside(qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v))

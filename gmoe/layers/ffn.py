@@ -21,8 +21,11 @@ class DenseFFN:
 
     def __init__(self, w: Weights, suffix: str = "", activation: str = "swiglu"):
         self.activation, self.on = activation, w.on
-        self.gate_up = beside(w.linear("ffn_gate" + suffix), w.linear("ffn_up" + suffix))
-        self.down = w.linear("ffn_down" + suffix)
+        n_embd = w.hparams.n_embd
+        gate = w.linear("ffn_gate" + suffix, n_embd)
+        n_ff = gate.weight.shape[0]
+        self.gate_up = beside(gate, w.linear("ffn_up" + suffix, n_embd, n_ff))
+        self.down = w.linear("ffn_down" + suffix, n_ff, n_embd)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -62,11 +65,17 @@ class MoEFFN:
         activation: str = "swiglu",
     ):
         self.layer = w.layer
-        weight = w.quant("ffn_gate_inp")  # [E, D]
+        n_expert, n_embd = w.hparams.n_expert, w.hparams.n_embd
+        weight = w.matrix("ffn_gate_inp", n_embd, n_expert)
         if weight.format.name != "F32":  # exact: the choice of experts hangs on it
             gate_inp = dequantize(weight, on=w.on)
             weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
-        self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias"), w.activations, w.on)
+        self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias", n_expert), w.activations, w.on)
+        experts = dispatch.store.layout.layers.get(w.layer)
+        if experts is None or experts.gate is None:
+            w.need("ffn_up_exps.weight", "ffn_gate_exps.weight")
+        elif experts.up.cols != n_embd:
+            w.refuse(f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, by the metadata it has {n_embd}")
         self.route = route
         self.dispatch = dispatch
         self.shared = shared
@@ -98,6 +107,6 @@ def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseF
     hp = w.hparams
     if w.layer < hp.n_layer_dense_lead:
         return DenseFFN(w)
-    bias = w.get("exp_probs_b", ".bias")
+    bias = w.get("exp_probs_b", ".bias", hp.n_expert)
     route = topk(w, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=bias)
     return MoEFFN(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)

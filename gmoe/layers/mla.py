@@ -38,13 +38,13 @@ class MLA:
         self.scale = yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2 * self.n_head_k**-0.5
         q_width = self.n_head * self.n_head_k
         if hp.q_lora_rank:
-            q_a, q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm")
+            q_a, q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm", n=hp.q_lora_rank)
             q_b = w.linear("attn_q_b", hp.q_lora_rank, q_width)
             self.q: Callable[[Tensor], Tensor] = lambda x: q_b(q_a_norm(q_a(x)))
         else:
             self.q = w.linear("attn_q", hp.n_embd, q_width)
         self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
-        self.kv_a_norm = w.norm("attn_kv_a_norm")
+        self.kv_a_norm = w.norm("attn_kv_a_norm", n=self.n_lora)
         self.k_b, self.v_b = (HeadMaps(maps, w.activations, w.on) for maps in self._heads(w))
         self.output = w.linear("attn_output", self.n_head * self.n_head_v, hp.n_embd)
         self.kv_shape = KvShape(1, self.n_lora + self.n_rot, self.n_lora)
@@ -52,10 +52,11 @@ class MLA:
     def _heads(self, w: Weights) -> tuple[list[QuantTensor], list[QuantTensor]]:
         """By head: k_b [n_lora, n_nope] and v_b [n_head_v, n_lora]."""
         if w.has("attn_k_b"):
-            k, v = w.quant("attn_k_b"), w.quant("attn_v_b")
+            k = w.quant("attn_k_b", shape=(self.n_head, self.n_lora, self.n_nope))
+            v = w.quant("attn_v_b", shape=(self.n_head, self.n_head_v, self.n_lora))
             return _split(k, self.n_head), _split(v, self.n_head)
-        kv = w.quant("attn_kv_b")  # rows: by head, n_nope of k and then n_head_v of v
-        rows = self.n_nope + self.n_head_v
+        rows = self.n_nope + self.n_head_v  # by head, n_nope of k and then n_head_v of v
+        kv = w.matrix("attn_kv_b", self.n_lora, self.n_head * rows)
         heads = [
             QuantTensor(kv.data[h * rows : (h + 1) * rows], kv.format, (rows, self.n_lora)) for h in range(self.n_head)
         ]

@@ -64,9 +64,18 @@ class Weights:
         """Whether the file has this tensor here."""
         return self.prefix + name + ".weight" in self.file.tensors
 
-    def quant(self, name: str, suffix: str = ".weight") -> QuantTensor:
-        """A tensor as it is in the file, where the model runs."""
+    def need(self, *names: str) -> None:
+        """Refuse a file without these tensors, such as `attn_q_norm.weight`, which other architectures can lack."""
+        missing = next((name for name in names if self.prefix + name not in self.file.tensors), None)
+        if missing is not None:
+            self._refuse_without(self.prefix + missing)
+
+    def quant(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
+        """A tensor as it is in the file, where the model runs; one of another `shape` is refused."""
         tensor = self._view(name, suffix)
+        if shape is not None and tensor.shape != shape:
+            have, want = list(tensor.shape), list(shape)
+            self.refuse(self.prefix + name + suffix, f"has the shape {have}, by the metadata it is {want}")
         if self.device.type == "cpu":
             return tensor
 
@@ -78,46 +87,58 @@ class Weights:
     def _view(self, name: str, suffix: str = ".weight") -> QuantTensor:
         full = self.prefix + name + suffix
         if full not in self.file.tensors:
-            raise UnsupportedModel(
-                str(self.file.path), full, f"this tensor is required by architecture {self.hparams.architecture}"
-            )
+            self._refuse_without(full)
         self.used.add(full)
         return self.file.view(full)
 
-    def get(self, name: str, suffix: str = ".weight") -> Tensor | None:
-        """A small tensor as float32, or None where the file has none."""
-        full = self.prefix + name + suffix
-        return dequantize(self.quant(name, suffix), on=self.on) if full in self.file.tensors else None
+    def get(self, name: str, suffix: str = ".weight", n: int | None = None) -> Tensor | None:
+        """A small tensor as float32, of `n` numbers if given, or None where the file has none."""
+        if self.prefix + name + suffix not in self.file.tensors:
+            return None
+        return dequantize(self.quant(name, suffix, None if n is None else (n,)), on=self.on)
 
-    def linear(self, name: str, n_in: int | None = None, n_out: int | None = None) -> QuantLinear:
+    def linear(self, name: str, n_in: int, n_out: int | None = None) -> QuantLinear:
         """The map `name`, with its bias where the file has one."""
+        weight = self.matrix(name, n_in, n_out)
+        return QuantLinear(weight, self.get(name, ".bias", weight.shape[0]), self.activations, self.on)
+
+    def matrix(self, name: str, n_in: int, n_out: int | None = None) -> QuantTensor:
+        """The weight of the map `name`, [n_out, n_in]; a file may leave out an n_out of 1."""
         weight = self.quant(name)
         if len(weight.shape) == 1:
             weight = QuantTensor(weight.data.reshape(1, -1), weight.format, (1, *weight.shape))
-        for what, want, have in (("inputs", n_in, weight.shape[-1]), ("outputs", n_out, weight.shape[0])):
+        full = self.prefix + name + ".weight"
+        if len(weight.shape) != 2:
+            self.refuse(full, f"has the shape {list(weight.shape)}, which is no matrix")
+        for what, want, have in (("inputs", n_in, weight.shape[1]), ("outputs", n_out, weight.shape[0])):
             if want is not None and want != have:
-                raise UnsupportedModel(
-                    str(self.file.path), self.prefix + name + ".weight", f"has {have} {what}, the metadata says {want}"
-                )
-        return QuantLinear(weight, self.get(name, ".bias"), self.activations, self.on)
+                self.refuse(full, f"has {have} {what}, by the metadata it has {want}")
+        return weight
 
-    def norm(self, *names: str) -> RMSNorm:
-        """The first of these norms that the file has; it must have one."""
+    def norm(self, *names: str, n: int | None = None) -> RMSNorm:
+        """The first of these norms that the file has, of `n` numbers, the model's width if not given."""
         name = next((name for name in names if self.has(name)), names[0])
-        weight = dequantize(self.quant(name), on=self.on)
+        n = self.hparams.n_embd if n is None else n
+        weight = dequantize(self.quant(name, shape=(n,)), on=self.on)
         eps = self.hparams.rms_eps if self.hparams.rms_eps is not None else self.hparams.norm_eps
         if eps is None:
             key = f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon"
             raise UnsupportedModel(str(self.file.path), key, "required by its norms")
-        return RMSNorm(weight, eps, self.get(name, ".bias"), self.on)
+        return RMSNorm(weight, eps, self.get(name, ".bias", n), self.on)
 
-    def head_norm(self, name: str) -> HeadNorm | None:
-        """A norm of queries or keys, where the file has it."""
-        return HeadNorm(self.norm(name)) if self.has(name) else None
+    def head_norm(self, name: str, n: int) -> HeadNorm | None:
+        """A norm of queries or keys, of `n` numbers, where the file has it."""
+        return HeadNorm(self.norm(name, n=n)) if self.has(name) else None
 
     def embedding(self, name: str) -> QuantEmbedding:
         """The table `name` of token rows, which stays in the file: a token reads one row."""
-        return QuantEmbedding(self._view(name), self.device, self.on)
+        table, n_embd = self._view(name), self.hparams.n_embd
+        if len(table.shape) != 2 or table.shape[1] != n_embd:
+            self.refuse(name + ".weight", f"has the shape {list(table.shape)}, by the metadata its rows have {n_embd}")
+        return QuantEmbedding(table, self.device, self.on)
+
+    def _refuse_without(self, full: str) -> NoReturn:
+        self.refuse(full, f"this tensor is required by architecture {self.hparams.architecture}")
 
     def refuse(self, key: str, why: str) -> NoReturn:
         """Raise `UnsupportedModel` naming this file, the metadata key or tensor, and why."""

@@ -41,7 +41,7 @@ class Decoder:
         self.ffn_norm = [w.norm("ffn_norm", "post_attention_norm") for w in scopes]
         self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
         self.output_norm = weights.norm("output_norm")
-        self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd)
+        self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd, self.n_vocab)
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """The attention of a block."""

@@ -20,6 +20,6 @@ class Model(Decoder):
         hp = w.hparams
         if layer < hp.n_layer_dense_lead or (layer + 1) % hp.moe_layer_step:
             return DenseFFN(w)
-        route = topk(w, Gating.SOFTMAX, renormalize=True, bias=w.get("exp_probs_b", ".bias"))
+        route = topk(w, Gating.SOFTMAX, renormalize=True, bias=w.get("exp_probs_b", ".bias", hp.n_expert))
         shared = DenseFFN(w, "_shexp") if w.has("ffn_up_shexp") else None
         return MoEFFN(w, route, self.dispatch, shared=shared)

@@ -16,5 +16,7 @@ class Model(Decoder):
         return GQA(w, rope(w, "neox"))
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
-        """Sigmoid where the file states no gating function."""
+        """Sigmoid where the file states no gating function; the selection bias is required."""
+        if layer >= w.hparams.n_layer_dense_lead:
+            w.need("exp_probs_b.bias")
         return led_by_dense(w, Gating.SIGMOID, self.dispatch)

@@ -24,8 +24,7 @@ class Model(Decoder):
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """Both head norms are required."""
-        for name in ("attn_q_norm", "attn_k_norm"):
-            w.quant(name)
+        w.need("attn_q_norm.weight", "attn_k_norm.weight")
         return RotatedThenNormed(w, rope(w, "neox"))
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:

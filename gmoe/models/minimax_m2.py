@@ -12,12 +12,13 @@ class Model(Decoder):
     """`minimax-m2`."""
 
     def attention(self, w: Weights, layer: int) -> Attention:
-        """The norms come with the file; their width says that they span all heads."""
-        return GQA(w, rope(w, "neox"))
+        """Both norms are required, and span all heads."""
+        w.need("attn_q_norm.weight", "attn_k_norm.weight")
+        return GQA(w, rope(w, "neox"), across=True)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """The selection bias is required."""
         hp = w.hparams
-        w.quant("exp_probs_b", ".bias")
-        bias = w.get("exp_probs_b", ".bias")
+        w.need("exp_probs_b.bias")
+        bias = w.get("exp_probs_b", ".bias", hp.n_expert)
         return MoEFFN(w, topk(w, hp.gating_or(Gating.SIGMOID), renormalize=True, bias=bias), self.dispatch)

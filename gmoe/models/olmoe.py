@@ -12,8 +12,9 @@ class Model(Decoder):
     """`olmoe`."""
 
     def attention(self, w: Weights, layer: int) -> Attention:
-        """The norms come with the file; their width says that they span all heads."""
-        return GQA(w, rope(w, "neox"))
+        """Both norms are required, and span all heads."""
+        w.need("attn_q_norm.weight", "attn_k_norm.weight")
+        return GQA(w, rope(w, "neox"), across=True)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Weights stay as the softmax over all experts gives them."""

@@ -11,7 +11,8 @@ class Model(Decoder):
     """`qwen3`."""
 
     def attention(self, w: Weights, layer: int) -> Attention:
-        """The head norms come with the file."""
+        """Both head norms are required."""
+        w.need("attn_q_norm.weight", "attn_k_norm.weight")
         return GQA(w, rope(w, "neox"))
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:

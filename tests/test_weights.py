@@ -1,0 +1,84 @@
+"""A tensor that is missing, or shaped otherwise than the metadata says, is named before anything is computed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gmoe.experts.dispatch import ExpertDispatch
+from gmoe.experts.store import ExpertStore
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.gguf.hparams import Hparams
+from gmoe.gguf.layout import ExpertLayout
+from gmoe.layers.weights import Weights
+from gmoe.models import decoder
+from tests.factory import ARCHITECTURES, write_model
+
+CAN_LACK = {
+    "qwen2moe": ("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+    "deepseek2": ("exp_probs_b.bias",),
+    "glm4moe": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_q_norm.weight", "attn_k_norm.weight"),
+    "dots1": ("exp_probs_b.bias",),
+    "bailingmoe2": ("exp_probs_b.bias",),
+    "ernie4_5-moe": ("exp_probs_b.bias",),
+}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> GGUFFile:
+    return GGUFFile.open(write_model(tmp_path / f"{request.param}.gguf", request.param))
+
+
+def load(file: GGUFFile) -> None:
+    hparams = Hparams.from_metadata(file.metadata, str(file.path))
+    layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
+    weights = Weights(file, hparams, 32, "float")
+    decoder.load(weights, ExpertDispatch(ExpertStore(layout), "float"))
+    weights.finish(layout.names)
+
+
+def of_each_kind(file: GGUFFile) -> list[str]:
+    """One tensor for each name, that of the last block."""
+    return list({re.sub(r"blk\.\d+\.", "", name): name for name in file.tensors}.values())
+
+
+def others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for axis, n in enumerate(shape):
+        yield (*shape[:axis], 2 * n, *shape[axis + 1 :])
+        if n > 1:
+            yield (*shape[:axis], n // 2, *shape[axis + 1 :])
+    if len(shape) > 1:
+        yield (elements(shape),)
+        yield (1, *shape)
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    return shape[0] * elements(shape[1:]) if shape else 1
+
+
+def test_a_tensor_of_another_shape_is_refused(file: GGUFFile) -> None:
+    load(file)
+    for name in of_each_kind(file):
+        info = file.tensors[name]
+        for shape in others(info.shape):
+            file.tensors[name] = replace(info, shape=shape)
+            with pytest.raises(UnsupportedModel, match=rf"{re.escape(str(file.path))}: [^ ]+: ") as error:
+                load(file)
+            assert "\n" not in str(error.value)
+        file.tensors[name] = info
+
+
+def test_a_tensor_that_is_missing_is_refused(file: GGUFFile) -> None:
+    lacking = []
+    for name in of_each_kind(file):
+        info = file.tensors.pop(name)
+        try:
+            load(file)
+        except UnsupportedModel as error:
+            assert str(file.path) in str(error)
+        else:
+            lacking.append(re.sub(r"blk\.\d+\.", "", name))
+        file.tensors[name] = info
+    assert set(lacking) <= {"output.weight", *CAN_LACK.get(file.architecture, ())}
