@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_tokenizers import byte_level
 
-from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.tokenizer import chat
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
 from gmoe.tokenizer.tokenizer import Tokenizer
@@ -65,6 +65,13 @@ def test_tool_use_template_is_taken_when_there_are_tools() -> None:
     template = ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata, "toy"), "toy")
     assert template.render(USER) == "plain"
     assert template.render(USER, tools=[{"type": "function"}]) == "with tools"
+
+
+@pytest.mark.parametrize("key", [KEY, KEY + ".default"])
+def test_a_template_that_is_no_text_is_named(key: str) -> None:
+    metadata = byte_level() | {key: 5}
+    with pytest.raises(UnsupportedModel, match=f"toy: {key}: must be text"):
+        ChatTemplate.from_gguf(metadata, Tokenizer.from_gguf(metadata, "toy"), "toy")
 
 
 def test_blocks_leave_no_blank_lines_and_loops_can_be_left() -> None:

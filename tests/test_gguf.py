@@ -212,6 +212,8 @@ def test_a_split_model_opens_from_any_part(model: Path, tmp_path: Path) -> None:
         ({"attention.head_count_kv": 3}, "must divide attention.head_count"),
         ({"expert_gating_func": 77}, "77 is not one of"),
         ({"feed_forward_length": [1, 2]}, "a value that differs by layer is not supported"),
+        ({"feed_forward_length": [8, 8, 8]}, "tiny.feed_forward_length: has 3 entries for 2 blocks"),
+        ({"k\x1b]0;title\x07\n": 1}, r"some.gguf: tiny.k\x1b]0;title\x07: not known to gmoe"),
     ],
 )
 def test_hyperparameters_name_file_and_key(change: dict[str, object], what: str) -> None:
@@ -224,6 +226,11 @@ def test_hyperparameters_name_file_and_key(change: dict[str, object], what: str)
         Hparams.from_metadata(metadata, "some.gguf")
     assert what in str(error.value)
     assert "some.gguf" in str(error.value)
+
+
+def test_an_architecture_is_text() -> None:
+    with pytest.raises(UnsupportedModel, match="some.gguf: general.architecture: must be text"):
+        Hparams.from_metadata({"general.architecture": np.arange(1000)}, "some.gguf")
 
 
 def test_an_array_of_equal_entries_is_that_entry() -> None:

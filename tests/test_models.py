@@ -137,7 +137,7 @@ def test_rounded_activations_stay_near(tmp_path: Path, quant: str) -> None:
         ({"rope.scaling.type": "spiral"}, "'spiral' is not one of none, linear, yarn, longrope"),
         ({"rope.dimension_count": 7}, "7 is not even and positive"),
         ({"attention.logit_softcapping": 30.0}, "qwen3moe.attention.logit_softcapping: not known to gmoe"),
-        ({"embedding_length": 32}, "token_embd.weight: has the shape [272, 64], by the metadata its rows have 32"),
+        ({"embedding_length": 32}, "token_embd.weight: has the shape [272, 64], the metadata asks for rows of 32"),
     ],
 )
 def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dict[str, object], what: str) -> None:

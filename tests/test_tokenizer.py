@@ -207,7 +207,12 @@ def test_harmony_message_end_is_not_the_end_of_the_answer() -> None:
         ({"tokenizer.ggml.scores": [float("nan")]}, "toy: tokenizer.ggml.scores: must be an array of numbers"),
         ({"tokenizer.ggml.tokens": 1}, "toy: tokenizer.ggml.tokens: must be an array of strings"),
         ({"tokenizer.ggml.merges": np.ones(3)}, "toy: tokenizer.ggml.merges: must be an array of strings"),
-        ({"tokenizer.ggml.eos_token_id": np.array([1, 2])}, "toy: tokenizer.ggml.eos_token_id: .* is not one of"),
+        ({"tokenizer.ggml.eos_token_id": np.array([1, 2])}, "toy: tokenizer.ggml.eos_token_id: must be the number of"),
+        ({"tokenizer.ggml.model": np.ones(3)}, "toy: tokenizer.ggml.model: must be text"),
+        ({"tokenizer.ggml.model": "x\x1b[2J\n" * 500}, r"toy: tokenizer.ggml.model: 'x\\x1b\[2J\\n.{400,700}\.\.\.$"),
+        ({"tokenizer.ggml.pre": np.ones(3)}, "toy: tokenizer.ggml.pre: must be text"),
+        ({"tokenizer.ggml.add_bos_token": "no"}, "toy: tokenizer.ggml.add_bos_token: must be true or false"),
+        ({"tokenizer.ggml.add_eos_token": np.ones(3)}, "toy: tokenizer.ggml.add_eos_token: must be true or false"),
         ({"tokenizer.ggml.bos_token_id": 10**6}, "toy: tokenizer.ggml.bos_token_id: 1000000 is not one of"),
     ],
 )

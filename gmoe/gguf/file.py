@@ -19,6 +19,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_KEY = 65535
 MAX_DIMS = 4
+MOST_SAID = 600  # letters of what is wrong with a file
 SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 
 _SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "u1", 10: "u8", 11: "i8", 12: "f8"}
@@ -29,18 +30,25 @@ class GGUFError(ValueError):
     """A file that gmoe cannot use; its text is one sentence that names the file."""
 
 
+def _sentence(text: str) -> str:
+    """What a file may have written into it on one line, of bounded length, and nothing that a terminal obeys."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text[: 2 * MOST_SAID])
+    line = " ".join(line.split())
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
+
+
 class InvalidFile(GGUFError):
     """The bytes are not a well-formed GGUF file."""
 
     def __init__(self, file: str, what: str):
-        super().__init__(f"{file} is not a valid GGUF file: {what}")
+        super().__init__(f"{file} is not a valid GGUF file: {_sentence(what)}")
 
 
 class UnsupportedModel(GGUFError):
     """Well-formed, but gmoe cannot run it: `key` is the metadata key or tensor, `supported` says what would do."""
 
     def __init__(self, file: str, key: str, supported: str):
-        super().__init__(f"{file}: {key}: {supported}")
+        super().__init__(f"{file}: {_sentence(key)}: {_sentence(supported)}")
         self.file, self.key, self.supported = file, key, supported
 
 

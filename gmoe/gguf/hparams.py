@@ -1,7 +1,7 @@
 """Hparams: the hyperparameters of a GGUF model, one row a key, named as llama.cpp names them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
@@ -127,13 +127,17 @@ class Hparams:
         """Read the keys of `general.architecture`; raises `UnsupportedModel` naming the file and the key."""
         if "general.architecture" not in metadata:
             raise UnsupportedModel(file, "general.architecture", "required in every GGUF model")
-        architecture = str(metadata["general.architecture"])
+        architecture = metadata["general.architecture"]
+        if not isinstance(architecture, str):
+            raise UnsupportedModel(file, "general.architecture", "must be text")
         prefix = architecture + "."
         rows = {f.metadata["key"]: f for f in fields(cls) if "key" in f.metadata}
         values: dict[str, Any] = {"file": file, "architecture": architecture}
         for name, row in rows.items():
             if prefix + name in metadata:
-                values[row.name] = _scalar(metadata[prefix + name], row.type, file, prefix + name)
+                given = metadata[prefix + name]
+                _require_one_a_block(given, metadata.get(prefix + "block_count"), file, prefix + name)
+                values[row.name] = _scalar(given, row.type, file, prefix + name)
             elif row.metadata["default"] is REQUIRED:
                 raise UnsupportedModel(file, prefix + name, f"required by architecture {architecture}")
             else:
@@ -180,9 +184,14 @@ class Hparams:
         return self
 
 
+def _require_one_a_block(value: Any, n_block: Any, file: str, name: str) -> None:
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) != n_block:
+        raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
+
+
 def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
     """One number; an array whose entries are all equal counts as that number."""
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         entries = {v.item() if isinstance(v, np.generic) else v for v in value}
         if len(entries) != 1:
             raise UnsupportedModel(file, name, "a value that differs by layer is not supported")

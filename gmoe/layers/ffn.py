@@ -75,7 +75,9 @@ class MoEFFN:
         if experts is None or experts.gate is None:
             w.need("ffn_up_exps.weight", "ffn_gate_exps.weight")
         elif experts.up.cols != n_embd:
-            w.refuse(f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, by the metadata it has {n_embd}")
+            w.refuse(
+                f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, the rest of the file asks for {n_embd}"
+            )
         self.route = route
         self.dispatch = dispatch
         self.shared = shared

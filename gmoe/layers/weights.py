@@ -75,7 +75,7 @@ class Weights:
         tensor = self._view(name, suffix)
         if shape is not None and tensor.shape != shape:
             have, want = list(tensor.shape), list(shape)
-            self.refuse(self.prefix + name + suffix, f"has the shape {have}, by the metadata it is {want}")
+            self.refuse(self.prefix + name + suffix, f"has the shape {have}, the rest of the file asks for {want}")
         if self.device.type == "cpu":
             return tensor
 
@@ -112,7 +112,7 @@ class Weights:
             self.refuse(full, f"has the shape {list(weight.shape)}, which is no matrix")
         for what, want, have in (("inputs", n_in, weight.shape[1]), ("outputs", n_out, weight.shape[0])):
             if want is not None and want != have:
-                self.refuse(full, f"has {have} {what}, by the metadata it has {want}")
+                self.refuse(full, f"has {have} {what}, the rest of the file asks for {want}")
         return weight
 
     def norm(self, *names: str, n: int | None = None) -> RMSNorm:
@@ -134,7 +134,7 @@ class Weights:
         """The table `name` of token rows, which stays in the file: a token reads one row."""
         table, n_embd = self._view(name), self.hparams.n_embd
         if len(table.shape) != 2 or table.shape[1] != n_embd:
-            self.refuse(name + ".weight", f"has the shape {list(table.shape)}, by the metadata its rows have {n_embd}")
+            self.refuse(name + ".weight", f"has the shape {list(table.shape)}, the metadata asks for rows of {n_embd}")
         return QuantEmbedding(table, self.device, self.on)
 
     def _refuse_without(self, full: str) -> NoReturn:

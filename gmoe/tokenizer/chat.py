@@ -14,7 +14,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gmoe.gguf.file import GGUFError
+from gmoe.gguf.file import GGUFError, UnsupportedModel
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 CHATML = (
@@ -116,11 +116,13 @@ class ChatTemplate:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer, file: str = "model") -> "ChatTemplate":
-        """The template of `tokenizer.chat_template`, and its named variants."""
+        """The template of `tokenizer.chat_template`, and its named variants; raises `UnsupportedModel`."""
         prefix = "tokenizer.chat_template."
-        named = {key.removeprefix(prefix): str(value) for key, value in metadata.items() if key.startswith(prefix)}
-        source = metadata.get("tokenizer.chat_template", named.get("default"))
-        return cls(None if source is None else str(source), tokenizer, file, named)
+        for key, value in metadata.items():
+            if (key.startswith(prefix) or key == prefix[:-1]) and not isinstance(value, str):
+                raise UnsupportedModel(file, key, "must be text")
+        named = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+        return cls(metadata.get(prefix[:-1], named.get("default")), tokenizer, file, named)
 
     def render(
         self,

@@ -25,10 +25,16 @@ class Tokenizer:
             return metadata.get(KEY + name, default)
 
         self._file = file
-        self._model_name = get("model")
         for name in ("model", "tokens"):
             if get(name) is None:
                 raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
+        for name in ("model", "pre"):
+            if get(name) is not None and not isinstance(get(name), str):
+                raise UnsupportedModel(file, KEY + name, "must be text")
+        for name in ("add_bos_token", "add_eos_token", "add_space_prefix", "remove_extra_whitespaces"):
+            if get(name) is not None and (not isinstance(get(name), int) or get(name) not in (0, 1)):
+                raise UnsupportedModel(file, KEY + name, "must be true or false")
+        self._model_name = get("model")
         for name in ("tokens", "merges"):
             if (texts := get(name)) is not None and not _are_texts(texts):
                 raise UnsupportedModel(file, KEY + name, "must be an array of strings")
@@ -71,7 +77,7 @@ class Tokenizer:
         """What makes it, after a look at what it needs; the libraries load only where they are needed."""
         if self._model_name in ("gpt2", "gemma4"):
             name = "gemma4" if self._model_name == "gemma4" else get("pre") or "default"
-            self._pre = pretokenizer(str(name), self._file)
+            self._pre = pretokenizer(name, self._file)
             if get("merges") is None:
                 raise UnsupportedModel(self._file, KEY + "merges", "required by a BPE tokenizer")
 
@@ -88,14 +94,16 @@ class Tokenizer:
             self._add_space = bool(get("add_space_prefix", True))
             self._pre = Pretokenizer((), add_bos=self._model_name == "llama")
             squeeze = bool(get("remove_extra_whitespaces", False))
-            charsmap = bytes(bytearray(get("precompiled_charsmap", b"")))
+            charsmap = np.asarray(get("precompiled_charsmap", np.empty(0, np.uint8)))
+            if charsmap.dtype.itemsize != 1 or charsmap.ndim != 1:
+                raise UnsupportedModel(self._file, KEY + "precompiled_charsmap", "must be an array of bytes")
             unigram = self._model_name == "t5"
 
             def spm() -> Any:
                 from gmoe.tokenizer.spm import Spm
 
                 tokens, types = [self.text(id) for id in range(self.n_vocab)], self._types.tolist()
-                return Spm(tokens, scores, types, unigram, self._file, squeeze and unigram, charsmap)
+                return Spm(tokens, scores, types, unigram, self._file, squeeze and unigram, charsmap.tobytes())
 
             return spm
         raise UnsupportedModel(
@@ -105,9 +113,11 @@ class Tokenizer:
     def _id(self, value: Any, name: str) -> int | None:
         if value is None:
             return None
-        if isinstance(value, int | np.integer) and 0 <= value < len(self._tokens):
-            return int(value)
-        raise UnsupportedModel(self._file, KEY + name, f"{value} is not one of {len(self._tokens)} tokens")
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise UnsupportedModel(self._file, KEY + name, "must be the number of a token")
+        if not 0 <= value < len(self._tokens):
+            raise UnsupportedModel(self._file, KEY + name, f"{value} is not one of {len(self._tokens)} tokens")
+        return int(value)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], file: str) -> "Tokenizer":
