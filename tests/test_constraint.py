@@ -61,6 +61,8 @@ BAD = [
     ("root ::= root", "the grammar's rule root never ends: all its alternatives lead back to itself"),
     ('root ::= "a" list | "b"\nlist ::= list "," [0-9]', "the grammar's rule list never ends"),
     ('root ::= "a" | x\nx ::= "(" y ")"\ny ::= x+ | "," x{1,2}', "the grammar's rule x never ends"),
+    ('root ::= "a" | x\nx ::= [^\\x00-\\U0010FFFF]', "line 2 of the grammar: brackets of the rule x match nothing"),
+    ("root ::= [^\\uE000-\\U0010FFFFa-\\uD7FF\\x00-b]", "brackets of the rule root match nothing"),
     ("start: nothing", "the grammar cannot be used: "),
     ("no grammar at all", "the grammar cannot be used: "),
 ]

@@ -49,12 +49,13 @@ def gbnf_to_lark(text: str) -> str:
 class _Parser:
     def __init__(self, text: str):
         self.text, self.at, self.depth = text, 0, 0
+        self.rule = ""  # which is being read
 
     def rules(self) -> dict[str, _Node]:
         found: dict[str, _Node] = {}
         self.space(lines=True)
         while self.at < len(self.text):
-            name = self.name()
+            name = self.rule = self.name()
             self.space(lines=False)
             if not self.text.startswith("::=", self.at):
                 raise self.error("'::=' is expected after a rule's name")
@@ -142,7 +143,7 @@ class _Parser:
         self.at += 1
         inverted = self.text.startswith("^", self.at)
         self.at += inverted
-        spans = ""
+        spans: list[tuple[str, str]] = []
         while not self.text.startswith("]", self.at):
             first = last = self.character()
             if self.text.startswith("-", self.at) and not self.text.startswith("-]", self.at):
@@ -150,11 +151,14 @@ class _Parser:
                 last = self.character()
             if first > last:
                 raise self.error(f"the range {first}-{last} is upside down")
-            spans += f"{_code(first)}-{_code(last)}"
-        self.at += 1
+            spans.append((first, last))
         if not spans:
             raise self.error("a pair of brackets is empty")
-        return f"[{'^' * inverted}{spans}]"
+        if inverted and _everything(spans):
+            raise self.error(f"brackets of the rule {self.rule} match nothing: they leave out every character")
+        self.at += 1
+        inside = "".join(f"{_code(first)}-{_code(last)}" for first, last in spans)
+        return f"[{'^' * inverted}{inside}]"
 
     def character(self) -> str:
         if self.at >= len(self.text):
@@ -186,6 +190,16 @@ class _Parser:
             self.at += 1
             return letter
         return ""
+
+
+def _everything(spans: list[tuple[str, str]]) -> bool:
+    """Whether every character is in one of them."""
+    reached = 0
+    for first, last in sorted(spans):
+        if ord(first) > reached and not (reached >= 0xD800 and ord(first) <= 0xE000):  # between, there is none
+            return False
+        reached = max(reached, ord(last) + 1)
+    return reached > 0x10FFFF
 
 
 def _code(letter: str) -> str:

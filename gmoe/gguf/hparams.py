@@ -185,7 +185,8 @@ class Hparams:
 
 
 def _require_one_a_block(value: Any, n_block: Any, file: str, name: str) -> None:
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) != n_block:
+    is_array = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    if is_array and isinstance(n_block, int) and len(value) != n_block:
         raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
 
 

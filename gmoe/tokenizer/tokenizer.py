@@ -11,7 +11,7 @@ import numpy as np
 from gmoe.gguf.file import GGUFFile, Strings, UnsupportedModel
 from gmoe.tokenizer import special
 from gmoe.tokenizer.pretokenize import Pretokenizer, pretokenizer
-from gmoe.tokenizer.special import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gmoe.tokenizer.special import BYTE, CONTROL, NORMAL, UNDEFINED, UNKNOWN, UNUSED, USER_DEFINED
 from gmoe.tokenizer.vocabulary import Vocabulary
 
 KEY = "tokenizer.ggml."
@@ -43,9 +43,12 @@ class Tokenizer:
         for name in ("token_type", "scores"):
             if (numbers := get(name)) is not None and not _are_numbers(numbers):
                 raise UnsupportedModel(file, KEY + name, "must be an array of numbers")
-        self._types = np.array(get("token_type", [NORMAL] * n), np.int32)
-        if len(self._types) != n:
-            raise UnsupportedModel(file, KEY + "token_type", f"has {len(self._types)} entries for {n} tokens")
+        types = np.asarray(get("token_type", [NORMAL] * n))
+        if len(types) != n:
+            raise UnsupportedModel(file, KEY + "token_type", f"has {len(types)} entries for {n} tokens")
+        if n and not (UNDEFINED <= types.min() and types.max() <= BYTE and types.dtype.kind in "iu"):
+            raise UnsupportedModel(file, KEY + "token_type", f"its entries must be whole, from {UNDEFINED} to {BYTE}")
+        self._types = types.astype(np.int32)
         roles = {key.removeprefix(KEY).removesuffix("_token_id") for key in metadata if key.endswith("_token_id")}
         named = {role: id for role in roles if isinstance(id := get(f"{role}_token_id"), int) and 0 <= id < n}
         self._types, self.end_ids = special.correct(self._tokens, self._types, named)
