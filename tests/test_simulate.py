@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from traces import SHARED, synthetic
 
 from gmoe.cli.simulate import budgets, number, simulate
+from gmoe.cli.trace import trace as trace_command
 from gmoe.experts.machine import Machine
 from gmoe.experts.policy import PolicyError, names
 from gmoe.experts.recorder import Recorder
@@ -128,6 +129,10 @@ def test_command(tmp_path):
     table = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--prefetch", "none,transition", "--csv"])
     assert table.exit_code == 0, table.output
     assert len(table.output.splitlines()) == 1 + 2 * 2 * 5
+    exported = path.with_suffix(".csv")
+    assert CliRunner().invoke(trace_command, ["export", str(path), "-o", str(exported)]).exit_code == 0
+    flags = ["--budget", "25%,50KB", "--prefetch", "none,transition", "--csv"]
+    assert CliRunner().invoke(simulate, [str(exported), *flags]).output == table.output
     drawn = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--plot", str(tmp_path / "curves.png")])
     assert drawn.exit_code == 0 and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])

@@ -1,6 +1,7 @@
 """Traces: what is recorded comes back, and what is damaged or another model's is refused."""
 
 import os
+import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from gmoe.experts.analysis import by_task, difference, reuse
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import Header, Trace, TraceError
+from gmoe.experts.trace_csv import from_csv, to_csv
 from tests.factory import write_model
 
 CSV = """# route_trace v1
@@ -210,13 +212,50 @@ def test_csv(tmp_path):
             from_route_csv(path)
 
 
+@pytest.mark.parametrize("steps", [0, 5])
+def test_what_is_exported_is_read_again(tmp_path: Path, steps: int) -> None:
+    whole = synthetic(steps=5)
+    trace = (
+        whole
+        if steps
+        else replace(
+            whole, rows={n: c[:0] for n, c in whole.rows.items()}, ids=whole.ids[:0], weights=whole.weights[:0]
+        )
+    )
+    path = tmp_path / "t.csv"
+    path.write_text("".join(to_csv(trace)))
+    assert same(from_csv(path), trace)
+
+
+def test_an_export_that_is_damaged_or_has_no_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    lines = list(to_csv(synthetic(steps=5)))
+    row = lines[2].rstrip().split(",")
+    for broken, said in (
+        (lines[1:], "its first line begins neither with '# gmoe trace'"),
+        (["# gmoe trace {}\n", *lines[1:]], "missing"),
+        (["# gmoe trace 5\n", *lines[1:]], "not a whole trace of `gmoe trace export`"),
+        ([lines[0], *lines[2:]], "its second line is not request,phase"),
+        (lines[:-1], "a token lacks some of its experts"),
+        ([*lines[:2], ",".join([*row[:-2], "99", row[-1]]) + "\n", *lines[3:]], "an expert is out of range"),
+        ([*lines[:2], ",".join([*row[:-2], "1e9", row[-1]]) + "\n", *lines[3:]], "expert is not a whole number"),
+        ([*lines[:2], ",".join([*row[:-1], "x"]) + "\n", *lines[3:]], "could not convert"),
+        ([*lines[:2], ",".join(row[:-1]) + "\n", *lines[3:]], "columns"),
+        ([lines[0].replace('"n_expert": 16', '"n_expert": 1000000000'), *lines[1:]], "more than there can be"),
+    ):
+        path.write_text("".join(broken))
+        with pytest.raises(TraceError, match=re.escape(said)) as error:
+            from_csv(path)
+        assert str(path) in str(error.value)
+
+
 def test_command(tmp_path):
     path = tmp_path / "t.npz"
     synthetic(steps=5).save(path)
     shown = CliRunner().invoke(command, ["show", str(path)])
     assert shown.exit_code == 0 and "experts      4 layers x 16, 2 used" in shown.output
     exported = CliRunner().invoke(command, ["export", str(path)])
-    assert exported.output.count("\n") == 1 + synthetic(steps=5).ids.size
+    assert exported.output.count("\n") == 2 + synthetic(steps=5).ids.size
     path.write_bytes(b"x")
     refused = CliRunner().invoke(command, ["show", str(path)])
     assert refused.exit_code == 1 and "damaged" in refused.output

@@ -46,7 +46,7 @@ def simulate(
     file: Path, budget: str, evict: str, prefetch: str, working_set: str, disk: str, link: str | None,
     host: str | None, expert_us: float, layer_us: float, grouped: bool, as_csv: bool, plot: Path | None,
 ) -> None:  # fmt: skip
-    """Replay TRACE (.npz, or a route_trace .csv) with every combination of the lists given.
+    """Replay TRACE (.npz, or a .csv of `trace export` or route_trace) with every combination of the lists given.
 
     Hits, late prefetches and tok/s are those of decoding; `random`, `static` and `belady` are the controls.
     """

@@ -17,8 +17,8 @@ from gmoe.cli.options import runtime_flags, take
 from gmoe.cli.output import require_other, say_notes, whole
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
-from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import Trace, TraceError
+from gmoe.experts.trace_csv import from_csv, to_csv
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 
@@ -27,9 +27,9 @@ FILE = click.argument("file", metavar="TRACE", type=EXISTING)
 
 
 def read(path: Path) -> Trace:
-    """A trace of our own, or a route_trace v1 in CSV; one sentence where it is neither."""
+    """A trace of our own, as .npz or CSV, or a route_trace v1; one sentence where it is neither."""
     try:
-        return from_route_csv(path) if path.suffix == ".csv" else Trace.load(path)
+        return from_csv(path) if path.suffix == ".csv" else Trace.load(path)
     except TraceError as error:
         raise click.ClickException(str(error)) from None
 
@@ -166,17 +166,12 @@ def show(file: Path, plot: Path | None) -> None:
 @FILE
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; .npz or .csv.")
 def export(file: Path, output: Path | None) -> None:
-    """Write TRACE as CSV, one line an expert asked for, or as .npz."""
+    """Write TRACE as CSV, one line an expert asked for below two lines that say whose it is, or as .npz."""
     read_trace = read(file)
     if output is not None and output.suffix == ".npz":
         read_trace.save(output)
         return
-    lines = ["request,phase,step,layer,position,slot,expert,weight"]
-    columns = (read_trace.rows[name].tolist() for name in ("request", "phase", "step", "layer", "position"))
-    for row, ids, weights in zip(zip(*columns, strict=True), read_trace.ids, read_trace.weights, strict=True):
-        start = ",".join(map(str, row))
-        lines += [f"{start},{slot},{e},{w:.6g}" for slot, (e, w) in enumerate(zip(ids, weights, strict=True))]
-    text = "\n".join(lines) + "\n"
+    text = "".join(to_csv(read_trace))
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1
+MOST_LAYERS, MOST_EXPERTS = 10_000, np.iinfo(np.int16).max
 ROWS = {"step": np.int32, "request": np.int32, "phase": np.uint8, "layer": np.int16, "position": np.int32}
 EXTRAS = {"scores": np.float16, "matrices": np.uint16}
 
@@ -38,6 +39,11 @@ class Header:
     n_expert: int
     expert_bytes: tuple[int, ...]  # of one expert, by layer; 0 where a layer routes nothing
     tasks: tuple[str, ...] = ()  # what request n was about; empty: nobody said
+
+    @classmethod
+    def read(cls, said: dict[str, Any]) -> "Header":
+        """From what JSON gives; raises TypeError or ValueError."""
+        return cls(**{**said, **{name: tuple(said.get(name, ())) for name in ("expert_bytes", "tasks")}})
 
 
 class Event(NamedTuple):
@@ -111,7 +117,7 @@ class Trace:
             if header.pop("format") != FORMAT:
                 raise ValueError("its format is unknown")
             trace = cls(
-                Header(**{**header, **{n: tuple(header.get(n, ())) for n in ("expert_bytes", "tasks")}}),
+                Header.read(header),
                 {name: columns[name].astype(dtype, casting="safe") for name, dtype in ROWS.items()},
                 columns["ids"].astype(np.int16, casting="safe"),
                 columns["weights"].astype(np.float32, casting="safe"),
@@ -132,6 +138,10 @@ class Trace:
         h, layer = self.header, self.rows["layer"]
         if not isinstance(h.n_layer, int) or not isinstance(h.n_expert, int) or min(h.n_layer, h.n_expert) < 0:
             raise ValueError("its header is none")
+        if not isinstance(h.model, str) or not isinstance(h.fingerprint, str):
+            raise ValueError("its header is none")
+        if h.n_expert > MOST_EXPERTS or h.n_layer > MOST_LAYERS:
+            raise ValueError(f"{h.n_layer} layers of {h.n_expert} experts are more than there can be")
         if any(not isinstance(n, int) or n < 0 for n in h.expert_bytes) or not all(isinstance(t, str) for t in h.tasks):
             raise ValueError("its header is none")
         if len(h.expert_bytes) != h.n_layer:

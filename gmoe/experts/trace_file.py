@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gmoe.experts.analysis import counts
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.matrices import Collection, of_trace
-from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import ROWS, Header, Trace, TraceError
+from gmoe.experts.trace_csv import from_csv
 
 ROWS_KEPT = 1 << 16
 MATRICES_KEPT = 120
@@ -33,7 +33,7 @@ class TraceFile:
         self.trace: Trace | None = None
         self.ours = True  # the file is not somebody else's
         if given is not None:
-            self.trace = from_route_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
+            self.trace = from_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
             if (self.trace.header.n_layer, self.trace.header.n_expert) != (header.n_layer, header.n_expert):
                 raise TraceError(f"{given}: a trace of another model ({self.trace.header.model})")
         elif found is not None:
