@@ -13,7 +13,7 @@ FLOORS = [
     ["gmoe.layers"],
     ["gmoe.models"],
     ["gmoe.engine"],
-    ["gmoe.machine", "gmoe.text"],
+    ["gmoe.loadable", "gmoe.machine", "gmoe.text"],
     ["gmoe.llm", "gmoe.passes"],
     ["gmoe.server"],
     ["gmoe.cli"],

@@ -27,8 +27,10 @@ AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 8
 @click.option("-q", "--quantize", "type_name", metavar="TYPE", help="Quantize the model of FROM to this type (q4_K_M).")
 def create(name: str, file: Path | None, type_name: str | None) -> None:
     """Create a model from a Modelfile."""
+    from gmoe.loadable import require_loadable
+
     path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
-    modelfile = parse_modelfile(path.read_bytes())
+    modelfile = parse_modelfile(path.read_bytes(), require_loadable)
     for warning in modelfile.warnings:
         click.echo(f"warning: {warning}", err=True)
     with ExitStack() as stack:

@@ -3,15 +3,16 @@
 from collections.abc import Sequence as Ids
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from gmoe.engine.sequence import Sequence
+if TYPE_CHECKING:
+    from gmoe.engine.sequence import Sequence
 
 
 class Admission(Protocol):
     """Chooses among those that wait; one that has run already and was sent back comes first without being asked."""
 
-    def choose(self, waiting: Ids[Sequence], running: Ids[Sequence], now: float) -> Sequence | None:
+    def choose(self, waiting: "Ids[Sequence]", running: "Ids[Sequence]", now: float) -> "Sequence | None":
         """One of `waiting`, of which the oldest stands first; None: nobody yet, which only counts while somebody runs.
 
         `now` is of the clock that `Sequence.arrived` was taken from.
@@ -22,7 +23,7 @@ class Admission(Protocol):
         """A step over this many tokens took this long."""
         ...
 
-    def ended(self, seq: Sequence) -> None:
+    def ended(self, seq: "Sequence") -> None:
         """A sequence will never run again."""
         ...
 

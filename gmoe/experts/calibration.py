@@ -56,18 +56,26 @@ class Calibration:
 QUALITIES = {"high": 0.01, "balanced": 0.03, "fast": 0.1}  # nats a token
 
 
+def budget_of(options: RuntimeOptions) -> float:
+    """Nats a token that `quality` or `max_kld` allow; 0: none. Raises ValueError where a policy is named beside it."""
+    budget = options.max_kld if options.max_kld is not None else QUALITIES.get(options.quality)
+    if not budget:
+        return 0.0
+    named = [name for name in ("route", "miss") if getattr(options, name) not in ("auto", "exact", "load")]
+    if named or options.policy:
+        what = f"{named[0]}={getattr(options, named[0])!r}" if named else "a knob"
+        raise ValueError(f"quality and max_kld choose the lossy policies; {what} cannot be given as well")
+    return budget
+
+
 def chosen(options: RuntimeOptions, model: GGUFFile) -> tuple[RuntimeOptions, Setting | None]:
     """The options that `quality` or `max_kld` stand for, and the setting they come from; None: all stays exact.
 
     Raises ValueError where the model was never calibrated, or a policy is named beside the budget.
     """
-    budget = options.max_kld if options.max_kld is not None else QUALITIES.get(options.quality)
+    budget = budget_of(options)
     if not budget:
         return options, None
-    named = [name for name in ("route", "miss") if getattr(options, name) not in ("auto", "exact", "load")]
-    if named or options.policy:
-        what = f"{named[0]}={getattr(options, named[0])!r}" if named else "a knob"
-        raise ValueError(f"quality and max_kld choose the lossy policies; {what} cannot be given as well")
     setting = load(model).within(budget, options.device.startswith("cuda"))
     return (options, None) if setting is None else (replace(options, **setting.options), setting)
 

@@ -234,7 +234,7 @@ def load(kind: str, name: str, knobs: Mapping[str, Any] | None = None, **given: 
     policy = _policy(kind, name)
     takes = signature(policy).parameters
     offered = {key: value for key, value in given.items() if key in takes}
-    known = _knobs(kind, name)
+    known = knobs_of(kind, name)
     for knob, value in (knobs or {}).items():
         if knob not in known:
             raise PolicyError(f"{kind}.{name}: no knob is called {knob!r}; there are {', '.join(known) or 'none'}")
@@ -271,7 +271,7 @@ def _check(knob: str, value: Any, takes: Parameter) -> Any:
 
 def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The knobs of each of the `chosen` policies, by kind; one that none of them has is a `PolicyError`."""
-    takes = {kind: set(_knobs(kind, name)) for kind, name in chosen.items()}
+    takes = {kind: set(knobs_of(kind, name)) for kind, name in chosen.items()}
     for knob in knobs:
         if not any(knob in names for names in takes.values()):
             known = ", ".join(sorted(set().union(*takes.values()))) or "none"
@@ -279,7 +279,7 @@ def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, 
     return {kind: {knob: value for knob, value in knobs.items() if knob in names} for kind, names in takes.items()}
 
 
-def _knobs(kind: str, name: str) -> list[str]:
+def knobs_of(kind: str, name: str) -> list[str]:
     """What a user may set: the parameters with a plain number or text as default."""
     takes = signature(_policy(kind, name)).parameters
     return [key for key, p in takes.items() if isinstance(p.default, int | float | str)]

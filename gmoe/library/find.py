@@ -26,11 +26,16 @@ class Package:
     modelfile: Modelfile = Modelfile(())
 
     def options(self, given: RuntimeOptions | None = None) -> RuntimeOptions:
-        """What to load it with: what is `given` and not a default, else what the Modelfile says."""
+        """What to load it with: what is `given` and not a default, else what the Modelfile says. Raises ValueError."""
         default, given = RuntimeOptions(), given or RuntimeOptions()
-        own = self.modelfile.options
+        own, parameters = self.modelfile.options, self.modelfile.parameters
         for parameter, name in (("num_ctx", "context"), ("num_thread", "threads")):
-            own.setdefault(name, max(0, self.modelfile.parameters.get(parameter, 0)))
+            if parameter in parameters:
+                try:
+                    RuntimeOptions(**{name: parameters[parameter]})
+                except ValueError as error:
+                    raise ValueError(f"{parameter}: {error}") from None
+                own.setdefault(name, parameters[parameter])
         changed = {f.name: getattr(given, f.name) for f in fields(given)}
         changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
         return replace(RuntimeOptions(**own), **changed)

@@ -1,7 +1,8 @@
 """Modelfile: Ollama's recipe of a model, read and written; gmoe's own settings stand in comments that Ollama skips."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -45,6 +46,9 @@ class Command(NamedTuple):
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.name.upper(), self.key, _quote(self.value))))
+
+
+Check = Callable[[Command, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -97,24 +101,45 @@ class Modelfile:
         return options_of(self.settings)
 
 
-def parse_modelfile(text: str | bytes) -> Modelfile:
-    """Read a Modelfile; bytes may be UTF-8 or, with a byte order mark, UTF-16. Raises `ModelfileError`."""
+def parse_modelfile(text: str | bytes, check: Check | None = None) -> Modelfile:
+    """Read a Modelfile; bytes may be UTF-8 or, with a byte order mark, UTF-16. Raises `ModelfileError`.
+
+    `check` is called with every instruction and setting (named "#") and all settings as keyword arguments of
+    `RuntimeOptions`; its `ValueError` is told with the line.
+    """
     text = (_decode(text) if isinstance(text, bytes) else text).lstrip("\ufeff").replace("\r\n", "\n")
-    commands, settings, warnings = [], [], []
+    commands, settings, warnings, kept = [], [], [], []
+    options: dict[str, str] = {}  # settings but knobs, as they stand
     for line, item in _items(text):
-        if item.name == "#":
-            settings.append((item.key, item.value))
-        elif item.name == "parameter" and item.key in DEPRECATED:
+        if item.name == "parameter" and item.key in DEPRECATED:
             warnings.append(f"line {line}: parameter {item.key} is deprecated")
-        else:
+            continue
+        kept.append((line, item))
+        if item.name != "#":
             commands.append(item)
+            continue
+        settings.append((item.key, item.value))
+        with _naming(line):
+            options_of(((item.key, item.value), *(pair for pair in options.items() if pair[0] != item.key)))
+        if "." not in item.key:
+            options[item.key] = item.value
     if not any(command.name == "from" for command in commands):
         raise ModelfileError("no FROM line")
+    modelfile = Modelfile(tuple(commands), tuple(settings), tuple(warnings))
+    if check is not None:
+        given = modelfile.options
+        for line, item in kept:
+            with _naming(line):
+                check(item, given)
+    return modelfile
+
+
+@contextmanager
+def _naming(line: int) -> Iterator[None]:
     try:
-        options_of(tuple(settings))
+        yield
     except ValueError as error:
-        raise ModelfileError(f"# gmoe: {error}") from None
-    return Modelfile(tuple(commands), tuple(settings), tuple(warnings))
+        raise ModelfileError(f"line {line}: {error}") from None
 
 
 def options_of(settings: tuple[tuple[str, str], ...]) -> dict[str, Any]:
@@ -136,10 +161,10 @@ def options_of(settings: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 def _items(text: str) -> Iterator[tuple[int, Command]]:
     """Each instruction and gmoe setting (named "#") with its line number."""
-    at = 0
+    at, line, counted = 0, 1, 0
     while (at := _skip(_BLANK, text, at)) < len(text):
-        line = text.count("\n", 0, at) + 1
-        try:
+        line, counted = line + text.count("\n", counted, at), at
+        with _naming(line):
             if text[at] == "#":
                 end = _end_of_line(text, at)
                 setting = _SETTING.fullmatch(text[at:end])
@@ -148,8 +173,6 @@ def _items(text: str) -> Iterator[tuple[int, Command]]:
             else:
                 command, end = _command(text, at)
                 yield line, command
-        except ValueError as error:
-            raise ModelfileError(f"line {line}: {error}") from None
         at = end
 
 
@@ -183,13 +206,13 @@ def _value(text: str, at: int) -> tuple[str, int]:
     """The value that begins at `at`: the rest of the line, or as many lines as its quotes hold; and where it ends."""
     end = _end_of_line(text, at)
     quote = '"""' if text.startswith('"""', at) else '"' if text.startswith('"', at) else ""
+    begin = at + len(quote)  # of the line, behind the quotes that open
     while quote:
-        raw = text[at:end].strip()
-        if len(raw) >= 2 * len(quote) and raw.endswith(quote):
-            return raw[len(quote) : -len(quote)], end
+        if text[begin:end].rstrip().endswith(quote):
+            return text[at:end].rstrip()[len(quote) : -len(quote)], end
         if end == len(text):
             raise ValueError("unexpected end of file: the quotes are never closed")
-        end = _end_of_line(text, end + 1)
+        begin, end = end + 1, _end_of_line(text, end + 1)
     if not text[at:end].strip():
         raise ValueError("a value is missing")
     return text[at:end].strip(), end
@@ -212,7 +235,7 @@ def _converted(kind: type, value: str, name: str) -> Any:
     try:
         return _BOOLS[value.lower()] if kind is bool else kind(value)
     except (KeyError, ValueError):
-        raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r}") from None
+        raise ValueError(f"{name} must be {_KINDS[kind]}, not {value[:40]!r}") from None
 
 
 def _knob(value: str) -> Any:

@@ -9,6 +9,7 @@ from pydantic import Field
 from gmoe.gguf.file import GGUFFile
 from gmoe.library.modelfile import PARAMETERS, Command, Modelfile
 from gmoe.library.name import InvalidName, ModelName
+from gmoe.loadable import require_loadable
 from gmoe.server.ask import Refused
 from gmoe.server.body import Body, read
 from gmoe.server.catalog import Entry
@@ -216,7 +217,8 @@ def recipe(body: CreateBody) -> Modelfile:
         commands.append(Command("message", message.content, message.role))
     modelfile = Modelfile(tuple(commands))
     try:
-        modelfile.parameters  # noqa: B018  a value of the wrong type is said now
+        for command in commands:
+            require_loadable(command, {})
     except ValueError as error:
         raise Refused(400, str(error)) from None
     return modelfile

@@ -1,0 +1,69 @@
+"""What a Modelfile says that nothing could be loaded with: known before any model is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gmoe.engine.choices import AVAILABLE, require_available
+from gmoe.engine.sampling import SamplingParams
+from gmoe.experts import policy
+from gmoe.experts.calibration import budget_of
+from gmoe.library.find import Package
+from gmoe.library.modelfile import Command, Modelfile
+from gmoe.options import POLICIES, RuntimeOptions
+from gmoe.tokenizer.parsers.choose import dialect_of
+
+NOBODY: Mapping[str, Any] = {  # what policies are given, of a model with a single expert
+    "shape": (1, 1), "routers": None, "buddies": {}, "merged": (), "sensitivity": (), "costs": None,
+}  # fmt: skip
+
+
+def require_loadable(item: Command, options: Mapping[str, Any]) -> None:
+    """A `Check` for `parse_modelfile`: raises ValueError for what is refused wherever the model is loaded.
+
+    What depends on the machine or on the model is not looked at.
+    """
+    if item.name == "parser":
+        dialect_of("", item.value)
+    elif item.name == "parameter":
+        package = Package(Path(), Modelfile((item,)))
+        package.options()
+        try:
+            SamplingParams(**package.sampling)
+        except ValueError as error:
+            told = str(error)  # by our name, which is not always Ollama's
+            raise ValueError(told if told.startswith(item.key) else f"{item.key}: {told}") from None
+    elif item.name == "#":
+        _require_setting(item.key, item.value, RuntimeOptions(**options))
+
+
+def _require_setting(key: str, value: str, options: RuntimeOptions) -> None:
+    if key in (*AVAILABLE, "gpu_memory"):
+        device = "cuda" if options.device == "auto" else options.device  # there may be a card
+        given: dict[str, Any] = {"device": device, key: value}
+        require_available(RuntimeOptions(**given))
+    elif key in ("quality", "max_kld"):
+        budget_of(options)
+    elif key.startswith("policy."):
+        chosen = {kind: name for kind in POLICIES if (name := getattr(options, kind)) != "auto"}
+        if all(name in AVAILABLE[kind] for kind, name in chosen.items()):  # one that is not is told where it stands
+            _require_knob(key.removeprefix("policy."), options.policy, chosen)
+
+
+def _require_knob(knob: str, knobs: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
+    """Raises `PolicyError` where no policy has it or one refuses it; what it refuses of several, at the last."""
+    for kind, alone in policy.share_out(chosen, {knob: knobs[knob]}).items():
+        together = {name: knobs[name] for name in knobs if name in policy.knobs_of(kind, chosen[kind])}
+        try:
+            policy.load(kind, chosen[kind], together if alone else {}, **NOBODY)
+        except policy.PolicyError:
+            if knob == list(together)[-1] or not _stands(kind, chosen[kind], alone):
+                raise
+
+
+def _stands(kind: str, name: str, knobs: Mapping[str, Any]) -> bool:
+    try:
+        policy.load(kind, name, knobs, **NOBODY)
+    except policy.PolicyError:
+        return False
+    return True

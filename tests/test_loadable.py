@@ -1,0 +1,114 @@
+"""What no load would accept is refused when the model is made, with its line; the rest is left to loading."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gmoe.cli.main import cli
+from gmoe.engine.choices import AVAILABLE
+from gmoe.experts import policy
+from gmoe.library.find import Package
+from gmoe.library.manifest import Library
+from gmoe.library.modelfile import Command, Modelfile, ModelfileError, parse_modelfile
+from gmoe.loadable import NOBODY, require_loadable
+from gmoe.options import POLICIES
+from gmoe.server.ask import Refused
+from gmoe.server.ollama_models import CreateBody, recipe
+from tests.factory import write_model
+
+EXAMPLE = Path(__file__).parents[1] / "Modelfile.example"
+REFUSED = [
+    ("# gmoe: miss nonsense", "line 2: miss='nonsense' is not available in this version; available: auto, balance,"),
+    ("# gmoe: evict belady", "line 2: evict='belady' is not available"),
+    ("# gmoe: admission x", "line 2: admission='x' is not available in this version; available: deadline,"),
+    ("# gmoe: threads 513", "line 2: threads is 513; it must be at most 512"),
+    ("# gmoe: context -1", "line 2: context is -1; it must be a whole number of at least 0"),
+    ("# gmoe: quality high\n# gmoe: max_kld 1", "line 3: quality is 'high' and max_kld 1; give one of them"),
+    ("# gmoe: quality high\n# gmoe: miss skip", "line 2: quality and max_kld choose the lossy policies; miss='skip'"),
+    ("# gmoe: gpu_memory 80%\n# gmoe: device cpu", "line 2: gpu_memory='80%' needs device='cuda'"),
+    ("# gmoe: policy.t1 0.6", "line 2: policy: no knob is called 't1'; the chosen policies have none"),
+    (
+        "# gmoe: policy.t1 1\n# gmoe: policy.z 1\n# gmoe: miss hobbit",
+        "line 3: policy: no knob is called 'z'; the chosen",
+    ),
+    ("# gmoe: policy.z 1\n# gmoe: miss z", "line 3: miss='z' is not available"),
+    (
+        "# gmoe: policy.most 0\n# gmoe: miss buddy\n# gmoe: policy.tau 3",
+        "line 4: the knob tau is 3; it must be a number",
+    ),
+    ("# gmoe: route adaptive_k\n# gmoe: policy.threshold x", "line 3: the knob threshold is 'x'"),
+    ("# gmoe: miss hobbit\n# gmoe: policy.t1 .85\n# gmoe: policy.t2 .7", "line 4: the knob t1 is 0.85 and t2 is 0.7"),
+    ("PARSER klingon", "line 2: PARSER klingon is not supported; supported: deepseek,"),
+    ("PARAMETER num_ctx -1", "line 2: num_ctx: context is -1; it must be a whole number of at least 0"),
+    ("PARAMETER num_thread 513", "line 2: num_thread: threads is 513; it must be at most 512"),
+    ("PARAMETER num_predict 0", "line 2: num_predict: max_tokens is 0; it must be at least 1"),
+    ("PARAMETER top_p 1.1", "line 2: top_p is 1.1; it must be between 0 and 1"),
+    ("PARAMETER temperature nan", "line 2: temperature is nan; it must be a finite number"),
+    ('PARAMETER stop ""', "line 2: stop must be a list of texts, none of them empty"),
+]
+LEFT = [
+    "# gmoe: device cuda:7\n# gmoe: gpu_memory 80%\n# gmoe: miss cpu",
+    "# gmoe: miss hobbit\n# gmoe: policy.t1 0.95\n# gmoe: policy.t2 0.97",
+    "# gmoe: max_kld 0\n# gmoe: route smoe\n# gmoe: policy.alpha 0.5",
+    "# gmoe: miss balance\n# gmoe: device auto",
+    "PARAMETER num_predict -2\nPARAMETER seed -1\nPARAMETER num_ctx 0\nPARAMETER num_gpu -1",
+    "PARSER qwen3-coder\nRENDERER klingon\nPARAMETER mirostat 7",
+]
+
+
+@pytest.mark.parametrize(("lines", "sentence"), REFUSED)
+def test_what_no_load_would_accept_is_refused_with_its_line(lines: str, sentence: str) -> None:
+    with pytest.raises(ModelfileError) as error:
+        parse_modelfile(f"FROM x\n{lines}\n", require_loadable)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("lines", LEFT)
+def test_what_some_machine_would_accept_is_not_refused(lines: str) -> None:
+    assert parse_modelfile(f"FROM x\n{lines}\n", require_loadable) == parse_modelfile(f"FROM x\n{lines}\n")
+
+
+def test_the_example_can_be_loaded() -> None:
+    assert parse_modelfile(EXAMPLE.read_bytes(), require_loadable).options["miss"] == "hobbit"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in POLICIES for name in AVAILABLE[kind] if name != "auto"]
+)
+def test_every_policy_can_be_tried_without_a_model(kind: str, name: str) -> None:
+    assert policy.load(kind, name, {}, **NOBODY) is not None
+
+
+def test_create_leaves_the_old_model_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    file, text = write_model(tmp_path / "m.gguf"), tmp_path / "Modelfile"
+    text.write_text(f"FROM {file}\n")
+    assert CliRunner().invoke(cli, ["create", "m", "-f", str(text)]).exit_code == 0
+    before = Library.default().models()
+    text.write_text(f"FROM {file}\nSYSTEM other\n# gmoe: miss nonsense\n")
+    refused = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
+    assert refused.exit_code == 1 and refused.stderr.startswith("Error: line 3: miss='nonsense' is not available")
+    assert Library.default().models() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"parser": "klingon"}, "PARSER klingon is not supported; supported: deepseek,"),
+        ({"parameters": {"num_ctx": -1}}, "num_ctx: context is -1; it must be"),
+        ({"parameters": {"top_k": -3}}, "top_k is -3; it must be at least 0"),
+        ({"parameters": {"top_k": "many"}}, "top_k must be a whole number, not 'many'"),
+        ({"parameters": {"stop": ["a", ""]}}, "stop must be a list of texts"),
+    ],
+)
+def test_the_server_refuses_it_too(body: dict[str, object], sentence: str) -> None:
+    with pytest.raises(Refused) as refused:
+        recipe(CreateBody.model_validate({"model": "x", "from": "y", **body}))
+    assert refused.value.status == 400 and refused.value.text.startswith(sentence)
+
+
+def test_a_model_made_elsewhere_is_refused_by_the_parameter_s_name() -> None:
+    package = Package(Path("m.gguf"), Modelfile((Command("parameter", "-1", "num_ctx"),)))
+    with pytest.raises(ValueError, match="^num_ctx: context is -1; it must be a whole number of at least 0$"):
+        package.options()
