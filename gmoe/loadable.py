@@ -8,6 +8,11 @@ from gmoe.engine.choices import AVAILABLE, require_available
 from gmoe.engine.sampling import SamplingParams
 from gmoe.experts import policy
 from gmoe.experts.calibration import budget_of
+from gmoe.experts.fingerprint import fingerprint
+from gmoe.experts.trace import Trace
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.hparams import Hparams
+from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package
 from gmoe.library.modelfile import Command, Modelfile
 from gmoe.options import POLICIES, RuntimeOptions
@@ -35,6 +40,19 @@ def require_loadable(item: Command, options: Mapping[str, Any]) -> None:
             raise ValueError(told if told.startswith(item.key) else f"{item.key}: {told}") from None
     elif item.name == "#":
         _require_setting(item.key, item.value, RuntimeOptions(**options))
+
+
+def require_fitting(kind: str, path: Path, model: Path) -> None:
+    """Raises ValueError where the file is no "twin" or no "trace" of this model."""
+    with GGUFFile.open(model) as file:
+        if kind == "trace":
+            Trace.load(path, fingerprint(file))
+            return
+        from gmoe.experts.twin import open_twin  # which imports torch
+
+        hparams = Hparams.from_metadata(file.metadata, str(model))
+        twin, _ = open_twin(path, file, ExpertLayout(file, hparams.n_layer, hparams.n_expert))
+        twin.close()
 
 
 def _require_setting(key: str, value: str, options: RuntimeOptions) -> None:

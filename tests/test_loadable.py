@@ -8,11 +8,16 @@ from click.testing import CliRunner
 from gmoe.cli.main import cli
 from gmoe.engine.choices import AVAILABLE
 from gmoe.experts import policy
+from gmoe.experts.fingerprint import header
+from gmoe.experts.recorder import Recorder
+from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import Command, Modelfile, ModelfileError, parse_modelfile
 from gmoe.loadable import NOBODY, require_loadable
 from gmoe.options import POLICIES
+from gmoe.passes.twin import twin
 from gmoe.server.ask import Refused
 from gmoe.server.ollama_models import CreateBody, recipe
 from tests.factory import write_model
@@ -90,6 +95,33 @@ def test_create_leaves_the_old_model_as_it_is(tmp_path: Path, monkeypatch: pytes
     refused = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
     assert refused.exit_code == 1 and refused.stderr.startswith("Error: line 3: miss='nonsense' is not available")
     assert Library.default().models() == before
+
+
+def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    model, other = write_model(tmp_path / "m.gguf"), write_model(tmp_path / "other.gguf", seed=1)
+    twin(model, tmp_path / "m-twin.gguf", "Q4_0")
+    twin(other, tmp_path / "other-twin.gguf", "Q4_0")
+    for name, file in (("m", model), ("other", other)):
+        with GGUFFile.open(file) as opened:
+            n_layer = int(opened.metadata["qwen3moe.block_count"])
+            head = header(opened, ExpertLayout(opened, n_layer, 8), n_layer)
+        Recorder(head).trace().save(tmp_path / f"{name}.trace")
+    text = tmp_path / "Modelfile"
+    for setting, sentence in (
+        ("twin m-twin.gguf", ""),
+        ("trace m.trace", ""),
+        ("twin m.gguf", "m.gguf: gmoe.twin.fingerprint: missing: the file is no twin"),
+        ("twin other-twin.gguf", "other-twin.gguf: gmoe.twin.fingerprint"),
+        ("twin Modelfile", "Modelfile is not a valid GGUF file"),
+        ("trace other.trace", "other.trace: a trace of another model (other.gguf)"),
+        ("trace m.gguf", "m.gguf: not a routing trace, or a damaged one"),
+        ("trace none", "trace none: there is no such file"),
+    ):
+        text.write_text(f"FROM m.gguf\n# gmoe: miss hobbit\n# gmoe: {setting}\n")
+        made = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
+        assert (made.exit_code, sentence in made.stderr) == (1 if sentence else 0, True), made.stderr
+        assert ("copying" in made.stderr) == (not sentence)
 
 
 @pytest.mark.parametrize(

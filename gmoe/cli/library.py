@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 8
 @click.option("-q", "--quantize", "type_name", metavar="TYPE", help="Quantize the model of FROM to this type (q4_K_M).")
 def create(name: str, file: Path | None, type_name: str | None) -> None:
     """Create a model from a Modelfile."""
-    from gmoe.loadable import require_loadable
+    from gmoe.loadable import require_fitting, require_loadable
 
     path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
     modelfile = parse_modelfile(path.read_bytes(), require_loadable)
@@ -38,7 +39,8 @@ def create(name: str, file: Path | None, type_name: str | None) -> None:
             from gmoe.passes.quantized import quantized
 
             modelfile = stack.enter_context(quantized(library, modelfile, path.parent, type_name, _first))
-        create_model(library, target, modelfile, path.parent, lambda status: click.echo(status, err=True))
+        say = partial(click.echo, err=True)
+        create_model(library, target, modelfile, path.parent, say, require_fitting)
 
 
 def _first(step: Progress) -> None:

@@ -14,6 +14,7 @@ from gmoe.library.name import InvalidName, ModelName
 TEXTS = {"template": "template", "system": "system", "license": "license"}
 PACKED = ("twin", "trace")  # settings that name a file, which becomes a layer of the package
 Progress = Callable[[str], None]
+Fits = Callable[[str, Path, Path], None]
 
 
 def create(
@@ -22,18 +23,27 @@ def create(
     modelfile: Modelfile,
     folder: Path | None,
     progress: Progress = lambda status: None,
+    fits: Fits = lambda kind, file, model: None,
 ) -> Manifest:
-    """Build a model and name it. Raises `LibraryError` and `GGUFError`.
+    """Build a model and name it. Raises `LibraryError`, `GGUFError`, and what `fits` raises.
 
-    Paths are relative to `folder`; without one no file is opened, and FROM is a model or the digest of a blob.
+    Paths are relative to `folder`; without one no file is opened, and FROM is a model or the digest of a blob. `fits`
+    is asked of each file beside the model: "twin" or "trace", the file, the model's file.
     What the Modelfile leaves out comes from the model that FROM names, if it names one; parameters are merged.
     """
     for unsupported in ("adapter", "draft"):
         if modelfile.last(unsupported) is not None:
             raise LibraryError(f"{unsupported.upper()} is not supported: gmoe runs a single GGUF file")
+    files = _files(modelfile, folder)
+
+    def look(model: Path) -> None:
+        for kind, file in files:
+            fits(kind, file, model)
+
     with library.adding():
-        config, inherited = _base(library, modelfile.values("from"), folder, progress)
-        own = _layers(library, modelfile, folder, inherited)
+        config, inherited = _base(library, modelfile.values("from"), folder, progress, look)
+        own = _layers(library, modelfile, inherited)
+        own += [_put_file(library, file, GMOE_TYPE + kind) for kind, file in files]
         kinds = {layer.kind for layer in own}
         layers = [layer for layer in inherited if layer.kind not in kinds] + own
         for layer in own:
@@ -70,18 +80,23 @@ def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
 
 
 def _base(
-    library: Library, sources: list[str], folder: Path | None, progress: Progress
+    library: Library, sources: list[str], folder: Path | None, progress: Progress, look: Callable[[Path], None]
 ) -> tuple[dict[str, Any], tuple[Layer, ...]]:
-    """The config and the layers of what FROM names: a blob's digest, a GGUF file or another model."""
+    """The config and the layers of what FROM names: a blob's digest, a GGUF file or another model.
+
+    `look` is given the model's file before it is copied.
+    """
     if len(sources) != 1:
         raise LibraryError("a Modelfile with more than one FROM is not supported: gmoe runs a single GGUF file")
     if sources[0].startswith("sha256:"):
         blob = library.blob(sources[0])
+        look(blob)
         return describe(blob), (Layer(OLLAMA_TYPE + "model", sources[0], blob.stat().st_size),)
     path = path_in(folder, sources[0]) if folder else None
     if path and path.is_file():
         progress("parsing GGUF")
         config = describe(path)
+        look(path)
         progress("copying the model into the library")
         return config, (put_model(library, path),)
     if path and path.is_dir():
@@ -90,13 +105,16 @@ def _base(
         manifest = library.resolve(ModelName.parse(sources[0]))
     except InvalidName:
         raise LibraryError(f"FROM {sources[0]}: there is no such file, and it is no name of a model") from None
+    if not manifest.of_kind("model"):
+        raise LibraryError(f"FROM {sources[0]}: the model has no GGUF layer")
+    look(library.blob(manifest.of_kind("model")[0].digest))
     progress(f"using existing model {sources[0]}")
     layers = [layer for layer in manifest.layers if layer.kind != "model"]
     return library.json(manifest.config), (*manifest.of_kind("model"), *layers)
 
 
-def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherited: Iterable[Layer]) -> list[Layer]:
-    """The layers that the Modelfile itself gives."""
+def _layers(library: Library, modelfile: Modelfile, inherited: Iterable[Layer]) -> list[Layer]:
+    """The layers that the texts of the Modelfile itself give."""
     layers = []
     for kind in ("template", "system"):
         text = modelfile.last(kind)
@@ -111,6 +129,12 @@ def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherit
     settings = [list(setting) for setting in modelfile.settings if setting[0] not in PACKED]
     if settings:
         layers.append(_put_json(library, settings, GMOE_TYPE + "settings"))
+    return layers
+
+
+def _files(modelfile: Modelfile, folder: Path | None) -> list[tuple[str, Path]]:
+    """The files that settings name; they become layers."""
+    files = []
     for kind, value in modelfile.settings:
         if kind in PACKED:
             if folder is None:
@@ -118,8 +142,8 @@ def _layers(library: Library, modelfile: Modelfile, folder: Path | None, inherit
             path = path_in(folder, value)
             if not path.is_file():
                 raise LibraryError(f"{kind} {value}: there is no such file")
-            layers.append(_put_file(library, path, GMOE_TYPE + kind))
-    return layers
+            files.append((kind, path))
+    return files
 
 
 def _put_file(library: Library, path: Path, media_type: str) -> Layer:
