@@ -19,6 +19,7 @@ ACTIVATIONS = ("q8", "float")
 POLICY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 MOST_THREADS = 512  # many more and the system has none left for the rest of the process
+MOST_MEMORY = 1 << 62  # bytes
 MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)")
 
 
@@ -104,7 +105,7 @@ def memory_bytes(text: str, total: int, name: str = "memory") -> int:
         number, unit = float(match[1]), _unit(match[2])
         if unit == "%" and 0 < number <= 100:
             return int(total * number / 100)
-        if unit in UNITS and number * UNITS[unit] >= 1:
+        if unit in UNITS and 1 <= number * UNITS[unit] <= MOST_MEMORY:
             return int(number * UNITS[unit])
     raise ValueError(f"{name} is {text!r}; it must be auto, an amount such as 6GiB, or a share such as 60%")
 

@@ -62,15 +62,25 @@ def test_a_model_s_life(home: Path) -> None:
         (("cp", "../x", "y"), "Error: '../x' is not a model name: its namespace is '..'"),
         (("create", "x"), "Error: Modelfile: No such file or directory"),
         (("create", "x", "-f", "bad"), "Error: line 1: command must be one of"),
+        (("create", "x", "-f", "/dev/zero"), "Error: /dev/zero is no Modelfile: it has more than 64 MiB"),
+        (("create", "x", "-f", "."), "Error: .: Is a directory"),
+        (
+            ("create", "x", "-f", "odd"),
+            "Error: FROM \\x1b[2Jm\\u202egguf\\x00: there is no such file, and it is no name",
+        ),
+        (("create", "x", "-f", "long"), "Error: line 2: PARSER 99999999999999"),
         (("pull", "127.0.0.1:9/a/b", "--insecure"), "Error: pull model manifest: 127.0.0.1:9"),
     ],
 )
 def test_errors(home: Path, arguments: tuple[str, ...], sentence: str) -> None:
     (home / "bad").write_text("NONSENSE x")
+    (home / "odd").write_text("FROM \x1b[2Jm\u202egguf\0\n")
+    (home / "long").write_text(f"FROM x\nPARSER {'9' * 5000}\n")
     result = gmoe(*arguments)
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1].startswith(sentence)
+    assert len(result.stderr.splitlines()[-1]) < 900
 
 
 def test_wrong_usage(home: Path) -> None:

@@ -1,5 +1,6 @@
 """Modelfiles: every instruction, every way to quote, every error with its line; and back to text."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ ERRORS = [
     ("FROM x\nREQUIRES soon", "line 2: requires must be a version"),
     ("FROM x\n<html>", "line 2: a name is expected"),
     ("FROM x\n# gmoe: speed 11", "unknown setting 'speed'"),
-    ("FROM x\n# gmoe: host_memory lots", "host_memory is 'lots'"),
+    ("FROM x\n# gmoe: host_memory lots", "line 2: host_memory is 'lots'"),
+    (f"FROM x\n\n# gmoe: host_memory {'9' * 400}GiB", "line 3: host_memory is '999"),
+    (f"FROM x\nPARAMETER num_ctx {'9' * 5000}", f"line 2: num_ctx must be a whole number, not '{'9' * 40}'"),
+    ("FROM x\n# gmoe: quality high\n# gmoe: max_kld 1", "line 3: quality is 'high' and max_kld 1; give one of them"),
     ("FROM x\n# gmoe: threads two", "threads must be a whole number"),
     ("FROM x\n# gmoe: miss", "must be a setting and its value"),
     ("FROM x\n# gmoe: policy fast", "unknown setting 'policy'"),
@@ -166,6 +170,14 @@ def test_the_example_shows_everything_once() -> None:
     assert parse_modelfile(str(modelfile)) == modelfile
     settings = {setting[0].partition(".")[0] for setting in modelfile.settings}
     assert settings == {*RuntimeOptions.__dataclass_fields__}
+
+
+def test_many_lines_take_little_time() -> None:
+    began, many = time.perf_counter(), 60_000
+    assert len(parse_modelfile("FROM x\nPARAMETER stop a\n" * many).commands) == 2 * many
+    with pytest.raises(ModelfileError, match="line 2: unexpected end of file"):
+        parse_modelfile('FROM x\nLICENSE "a' + f"\n{'a' * 99}" * many)
+    assert time.perf_counter() - began < 5
 
 
 def test_conversation() -> None:

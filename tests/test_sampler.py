@@ -95,6 +95,8 @@ def test_greedy_takes_the_best_after_bias_and_penalties(temperature):
     assert Sampler(banned).sample(LOGITS, CONTEXT) == int(np.argsort(LOGITS)[-2])
     penalized = SamplingParams(temperature=temperature, presence_penalty=100.0)
     assert Sampler(penalized).sample(LOGITS, [best]) == int(np.argsort(LOGITS)[-2])
+    whole = SamplingParams(temperature=temperature, presence_penalty=10**30, frequency_penalty=10**30)
+    assert Sampler(whole).sample(LOGITS, [best]) == int(np.argsort(LOGITS)[-2])
 
 
 def test_a_sampler_that_is_not_named_is_off_and_an_unknown_one_refused():

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+LONG = 800
 BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nobody is told
 
 
@@ -38,12 +39,15 @@ def interrupted(number: int, frame: Any) -> None:
 
 
 def sentence(error: Exception) -> str:
-    """The error on one line."""
+    """The error on one line, at most `LONG` characters of it; what a terminal would obey or hide is written out."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return str(error) or "there is not enough memory"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        none = "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+        text = " ".join(str(error).split()) or none
+    if len(text) > LONG:
+        text = f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str) -> int:

@@ -19,6 +19,7 @@ from gmoe.library.pull import pull as pull_model
 from gmoe.library.push import push as push_model
 from gmoe.library.registry import Progress
 
+LARGEST = 64 << 20  # bytes of a Modelfile
 AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 86_400), ("hour", 3600), ("minute", 60))
 
 
@@ -31,7 +32,7 @@ def create(name: str, file: Path | None, type_name: str | None) -> None:
     from gmoe.loadable import require_fitting, require_loadable
 
     path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
-    modelfile = parse_modelfile(path.read_bytes(), require_loadable)
+    modelfile = parse_modelfile(_text_of(path), require_loadable)
     for warning in modelfile.warnings:
         click.echo(f"warning: {warning}", err=True)
     with ExitStack() as stack:
@@ -41,6 +42,14 @@ def create(name: str, file: Path | None, type_name: str | None) -> None:
             modelfile = stack.enter_context(quantized(library, modelfile, path.parent, type_name, _first))
         say = partial(click.echo, err=True)
         create_model(library, target, modelfile, path.parent, say, require_fitting)
+
+
+def _text_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError(f"{path} is no Modelfile: it has more than {LARGEST >> 20} MiB")
+    return text
 
 
 def _first(step: Progress) -> None:

@@ -106,7 +106,7 @@ def _penalized(left: _Left, p: SamplingParams, context: Sequence[int]) -> _Left:
         counts = counts[np.searchsorted(tokens, left.ids[at])]
     x = left.x
     x[at] = np.where(x[at] <= 0, x[at] * p.repeat_penalty, x[at] / p.repeat_penalty)
-    x[at] -= counts * p.frequency_penalty + p.presence_penalty
+    x[at] -= counts * float(p.frequency_penalty) + float(p.presence_penalty)
     if left.ids is None:
         return _Left(None, x)
     order = np.argsort(-x, kind="stable")

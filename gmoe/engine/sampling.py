@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 _INF = math.inf
+_MOST = sys.float_info.max
 _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("max_tokens", int, 1, _INF),
     ("temperature", float, -_INF, _INF),
@@ -60,7 +62,8 @@ class SamplingParams:
         if len(self.samplers) > MOST_SAMPLERS:
             raise ValueError(f"samplers has {len(self.samplers)} names; it must have at most {MOST_SAMPLERS}")
         for token, bias in self.logit_bias.items():
-            if type(token) is not int or not isinstance(bias, int | float) or math.isnan(bias) or bias == _INF:
+            number = isinstance(bias, int | float) and (bias == -_INF or -_MOST <= bias <= _MOST)
+            if type(token) is not int or not number:
                 raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")
         for name in ("grammar", "grammar_after"):
             text = getattr(self, name)
@@ -96,8 +99,10 @@ class SamplingParams:
         if value is None and name in _MAY_BE_NONE:
             return
         allowed = (int,) if kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, allowed) or not -_INF < value < _INF:
             raise ValueError(f"{name} is {value!r}; it must be {'an integer' if kind is int else 'a finite number'}")
+        if not -_MOST <= value <= _MOST:
+            raise ValueError(f"{name} must be between {-_MOST:g} and {_MOST:g}")
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == _INF else f"between {low:g} and {high:g}"
             raise ValueError(f"{name} is {value}; it must be {bounds}")
