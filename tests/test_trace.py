@@ -146,9 +146,16 @@ def test_reuse_and_differences():
         recorder.begin_step(np.array([step // 2]), np.ones(1), np.array([step]))
         recorder.record(0, np.array([[expert]]), np.ones((1, 1)))
     assert reuse(recorder.trace()).tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 2]
-    a, b = by_task(recorder.trace()).values()
+    a, b = by_task(recorder.trace(), 9).values()
     assert (a.tolist(), b.tolist()) == ([[2, 0, 0, 0]], [[1, 1, 0, 0]])
     assert difference(a, b) == 0.5 and difference(a, a) == 0
+
+
+def test_of_many_tasks_only_those_that_are_shown_are_counted() -> None:
+    trace = synthetic(steps=200)
+    request = np.arange(len(trace), dtype=np.int32)
+    trace = replace(trace, rows={**trace.rows, "request": request}, header=replace(trace.header, tasks=()))
+    assert list(by_task(trace, 3)) == ["request 0", "request 1", "request 2"]
 
 
 @pytest.fixture(scope="module")

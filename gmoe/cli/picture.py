@@ -37,7 +37,7 @@ def terminal(trace: Trace, width: int = 100) -> str:
         f"{name:>7}  {n / max(gaps.sum(), 1):6.1%}  " + "#" * int((width - 20) * n / max(gaps.max(), 1))
         for name, n in zip(gap_names(), gaps, strict=True)
     ]
-    tasks = list(by_task(trace).items())[:MOST_TASKS]
+    tasks = list(by_task(trace, MOST_TASKS).items())
     if len(tasks) > 1:
         lines += ["", "how much the choices of two tasks differ (0 alike, 100 apart)"]
         wide = max(len(name) for name, _ in tasks)
@@ -53,7 +53,7 @@ def png(trace: Trace, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = list(by_task(trace).items())[:MOST_TASKS]
+    tasks = list(by_task(trace, MOST_TASKS).items())
     figure = Figure(figsize=(13, 9), layout="constrained")
     FigureCanvasAgg(figure)
     heat, gaps, apart = figure.subplot_mosaic([["heat", "heat"], ["gaps", "apart"]]).values()

@@ -1,5 +1,6 @@
 """What a trace tells at a glance: who is hot, how soon experts are asked for again, how tasks differ."""
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,14 @@ def reuse(trace: Trace) -> NDArray[np.int64]:
     return np.append(found, len(who) - int(same.sum()) if len(who) else 0)
 
 
-def by_task(trace: Trace) -> dict[str, NDArray[np.int64]]:
-    """The counts of each task; each request is one where nobody said."""
+def by_task(trace: Trace, most: int) -> dict[str, NDArray[np.int64]]:
+    """The counts of the first `most` tasks; each request is one where nobody said."""
     request = trace.rows["request"]
     tasks = trace.header.tasks
-    names = {n: tasks[n] if n < len(tasks) else f"request {n}" for n in np.unique(request).tolist()}
-    return {
-        task: counts(trace, np.isin(request, [n for n, named in names.items() if named == task]))
-        for task in dict.fromkeys(names.values())
-    }
+    requests: dict[str, list[int]] = {}
+    for n in np.unique(request).tolist():
+        requests.setdefault(tasks[n] if 0 <= n < len(tasks) else f"request {n}", []).append(n)
+    return {task: counts(trace, np.isin(request, its)) for task, its in islice(requests.items(), most)}
 
 
 def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
