@@ -128,6 +128,31 @@ def test_joined_traces_number_on():
     assert [turn.wanted for turn in Schedule(both).turns] == 2 * [turn.wanted for turn in SCHEDULE.turns]
 
 
+def test_joined_traces_begin_at_0_and_never_overflow() -> None:
+    last = {name: np.full_like(TRACE.rows[name], np.iinfo(np.int32).max) for name in ("step", "request")}
+    both = joined(replace(TRACE, rows={**TRACE.rows, **last}), TRACE)
+    both.check()
+    for name in ("step", "request"):
+        assert np.unique(both.rows[name]).tolist() == list(range(1 + len(np.unique(TRACE.rows[name]))))
+
+
+def test_a_trace_of_other_experts_is_left_alone_or_refused(tmp_path: Path) -> None:
+    path, header = tmp_path / "m.trace", TRACE.header
+    dense = replace(header, expert_bytes=(0, *header.expert_bytes[1:]))
+    for odd, mine in ((replace(header, n_expert=header.n_expert + 1), header), (header, dense)):
+        replace(TRACE, header=odd).save(path)
+        found = TraceFile(tmp_path / "m.gguf", None, mine)
+        assert found.trace is None and "a trace of another model" in found.notices[0]
+        with pytest.raises(TraceError, match="a trace of another model"):
+            TraceFile(tmp_path / "m.gguf", path, mine)
+
+
+def test_experts_have_the_sizes_of_the_file_that_is_run(tmp_path: Path) -> None:
+    replace(TRACE, header=replace(TRACE.header, expert_bytes=(0,) * TRACE.header.n_layer)).save(tmp_path / "m.trace")
+    found = TraceFile(tmp_path / "m.gguf", tmp_path / "m.trace", TRACE.header)
+    assert found.trace is not None and found.trace.header.expert_bytes == TRACE.header.expert_bytes
+
+
 def test_another_models_trace_is_left_alone(tmp_path: Path):
     TRACE.save(tmp_path / "m.trace")
     other = replace(TRACE.header, fingerprint="beef")

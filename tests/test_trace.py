@@ -151,6 +151,17 @@ def test_reuse_and_differences():
     assert difference(a, b) == 0.5 and difference(a, a) == 0
 
 
+def test_a_trace_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = synthetic(steps=2000)
+    replace(trace, ids=np.zeros_like(trace.ids), rows={n: np.zeros_like(c) for n, c in trace.rows.items()}).save(
+        tmp_path / "t.trace"
+    )
+    assert len(Trace.load(tmp_path / "t.trace")) == len(trace)
+    monkeypatch.setattr("gmoe.experts.trace.MOST_BYTES", 1000)
+    with pytest.raises(TraceError, match="t.trace: not a routing trace, .*its columns would take [0-9]+ bytes"):
+        Trace.load(tmp_path / "t.trace")
+
+
 def test_of_many_tasks_only_those_that_are_shown_are_counted() -> None:
     trace = synthetic(steps=200)
     request = np.arange(len(trace), dtype=np.int32)
@@ -213,7 +224,8 @@ def test_csv(tmp_path):
     assert got == [
         (1, 0, 0, [[5, 2], [5, 7]]), (1, 0, 1, [[1, 0]]), (2, 1, 0, [[5, 2]]), (2, 1, 1, [[1, 3]])
     ]  # fmt: skip
-    for broken in ("", "x", CSV[:-20], CSV.replace("n_expert=8", "n_expert=4"), CSV.replace("phase", "phrase")):
+    huge = CSV.replace("n_layer=2", "n_layer=2000000000"), CSV.replace(",5,0.5,1,0", ",99999999999999999999,0.5,1,0")
+    for broken in ("", "x", CSV[:-20], CSV.replace("n_expert=8", "n_expert=4"), CSV.replace("phase", "phrase"), *huge):
         path.write_text(broken)
         with pytest.raises(TraceError, match="not a whole route_trace v1"):
             from_route_csv(path)

@@ -53,7 +53,10 @@ def simulate(
     if not (0 <= expert_us < float("inf") and 0 <= layer_us < float("inf")):
         raise click.UsageError("--expert-us and --layer-us are numbers of at least 0")
     try:
-        schedule = Schedule(read(file))
+        try:
+            schedule = Schedule(read(file))
+        except TraceError as error:
+            raise click.ClickException(f"{file}: {error}") from None
         machine = Machine(
             bandwidth=number(disk),
             link=number(link) if link else float("inf"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmoe.experts.trace import ROWS, Header, Trace, TraceError
+from gmoe.experts.trace import MOST_EXPERTS, MOST_LAYERS, ROWS, Header, Trace, TraceError
 
 COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert")
 
@@ -21,6 +21,8 @@ def from_route_csv(path: Path) -> Trace:
         model = next(words for words in said if "model" in words)
         sizes = {int(words["layer"]): int(words["expert_bytes"]) for words in said if "layer" in words}
         k, n_layer = int(model["n_expert_used"]), int(model["n_layer"])
+        if not 0 < k <= MOST_EXPERTS or not 0 < n_layer <= MOST_LAYERS:
+            raise ValueError(f"{n_layer} layers with {k} experts a token are more or fewer than there can be")
         table = list(csv.DictReader(line for line in lines if line[0] != "#"))
         columns = {name: np.array([int(row[name]) for row in table]).reshape(-1, k) for name in COLUMNS}
         if (columns["slot"] != np.arange(k)).any():
@@ -39,6 +41,6 @@ def from_route_csv(path: Path) -> Trace:
         typed = {key: column.astype(ROWS[key]) for key, column in rows.items()}
         trace = Trace(header, typed, columns["expert"].astype(np.int16), weights)
         trace.check()
-    except (ValueError, KeyError, IndexError, StopIteration, TypeError) as error:
+    except (ValueError, ArithmeticError, LookupError, StopIteration, TypeError) as error:
         raise TraceError(f"{path}: not a whole route_trace v1 ({error})") from None
     return trace

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1
+MOST_BYTES, MOST_TIMES = 1 << 28, 64  # a larger file is not packed more tightly: it would fill the memory
 MOST_LAYERS, MOST_EXPERTS = 10_000, np.iinfo(np.int16).max
 ROWS = {"step": np.int32, "request": np.int32, "phase": np.uint8, "layer": np.int16, "position": np.int32}
 EXTRAS = {"scores": np.float16, "matrices": np.uint16}
@@ -111,6 +112,9 @@ class Trace:
         try:
             if not zipfile.is_zipfile(io.BytesIO(data)):
                 raise ValueError("it is no whole .npz")
+            size = sum(column.file_size for column in zipfile.ZipFile(io.BytesIO(data)).infolist())
+            if size > max(MOST_BYTES, MOST_TIMES * len(data)):
+                raise ValueError(f"its columns would take {size} bytes")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
             header = json.loads(str(columns.pop("header")))

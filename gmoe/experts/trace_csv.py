@@ -41,7 +41,7 @@ def from_csv(path: Path) -> Trace:
             table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(COLUMNS)))
             trace = _trace(header, table)
             trace.check()
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, ArithmeticError, KeyError, TypeError, RecursionError) as error:
             raise TraceError(f"{path}: not a whole trace of `gmoe trace export` ({error})") from None
     return trace
 

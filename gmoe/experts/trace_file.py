@@ -33,15 +33,24 @@ class TraceFile:
         self.trace: Trace | None = None
         self.ours = True  # the file is not somebody else's
         if given is not None:
-            self.trace = from_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
-            if (self.trace.header.n_layer, self.trace.header.n_expert) != (header.n_layer, header.n_expert):
-                raise TraceError(f"{given}: a trace of another model ({self.trace.header.model})")
+            trace = from_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
+            self.trace = self._ours(trace, given)
         elif found is not None:
             try:
-                self.trace = Trace.load(found, header.fingerprint)
+                self.trace = self._ours(Trace.load(found, header.fingerprint), found)
             except (TraceError, OSError) as error:
                 self.ours = found != self.path
                 self.notices.append(f"{error}; it is not used")
+
+    def _ours(self, trace: Trace, path: Path) -> Trace:
+        """The trace with this file's header, whose experts may have other sizes; raises TraceError."""
+        header = self.header
+        if (trace.header.n_layer, trace.header.n_expert) != (header.n_layer, header.n_expert):
+            raise TraceError(f"{path}: a trace of another model ({trace.header.model})")
+        dense = next((n for n in np.unique(trace.rows["layer"]).tolist() if not header.expert_bytes[n]), None)
+        if dense is not None:
+            raise TraceError(f"{path}: a trace of another model: in this one layer {dense} has no experts")
+        return replace(trace, header=replace(header, tasks=trace.header.tasks))
 
     def hottest(self, n: int) -> list[ExpertId]:
         """The n experts asked for most often, those first."""
@@ -76,13 +85,14 @@ class TraceFile:
 
 
 def joined(old: Trace, new: Trace) -> Trace:
-    """Both, the last `ROWS_KEPT` rows, whole passes; requests and passes are numbered on."""
+    """Both, the last `ROWS_KEPT` rows, whole passes; requests and passes are numbered on from 0."""
     if not len(old) or old.ids.shape[1] != new.ids.shape[1]:
         return new
-    shift = {name: int(old.rows[name].max()) + 1 - int(new.rows[name].min()) for name in ("step", "request")}
-    rows = {
-        name: np.concatenate([old.rows[name], new.rows[name] + shift.get(name, 0)]).astype(ROWS[name]) for name in ROWS
-    }
+    rows = {name: np.concatenate([old.rows[name], new.rows[name]]) for name in ROWS}
+    for name in ("step", "request"):
+        numbers = [np.unique(trace.rows[name], return_inverse=True) for trace in (old, new)]
+        behind = len(numbers[0][0])
+        rows[name] = np.concatenate([numbers[0][1], numbers[1][1] + behind]).astype(ROWS[name])
     both = Trace(new.header, rows, np.concatenate([old.ids, new.ids]), np.concatenate([old.weights, new.weights]))
     step = both.rows["step"]
     if len(both) <= ROWS_KEPT:
