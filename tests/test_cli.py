@@ -466,6 +466,30 @@ def test_an_interrupt_while_torch_is_imported_raises_nothing_in_it(tmp_path: Pat
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("handler", "status", "said"), [(signal.SIG_DFL, -signal.SIGINT, b""), (signal.SIG_IGN, 0, b"went on\n")]
+)
+def test_an_interrupt_before_anything_is_there_is_quiet(tmp_path: Path, handler: Any, status: int, said: bytes) -> None:
+    (tmp_path / "click.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on', flush=True)\nos._exit(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from gmoe.cli.start import cli; cli()"], capture_output=True, cwd=tmp_path, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (status, said, b"")
+
+
+def test_a_command_leaves_the_handler_of_interrupts_as_it_was() -> None:
+    for handler in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            assert gmoe("show", "no.gguf").exit_code == 1
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
 def test_thinking_stands_between_lines_of_its_own() -> None:
     pieces = ("<th", "ink>\nlet me", " see\n</think>", "\n\nHel", "lo")
     assert shown(*pieces) == ("Thinking...\nlet me see\n...done thinking.\n\nHello", "Hello")

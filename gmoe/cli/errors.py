@@ -2,12 +2,14 @@
 
 import os
 import sys
+from types import FrameType
 from typing import Any
 
 import click
 
 INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
-LONG = 800
+IMPORTING = "<frozen importlib._bootstrap>"
+LONG = 800  # characters
 BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nobody is told
 
 
@@ -30,11 +32,12 @@ class Group(click.Group):
         raise click.exceptions.Exit(status)
 
 
-def interrupted(number: int, frame: Any) -> None:
-    """For SIGINT: as ever, but while torch is imported the process ends: C++ would end it with an abort."""
-    torch = sys.modules.get("torch")
-    if getattr(getattr(torch, "__spec__", None), "_initializing", False):
-        os._exit(INTERRUPTED)
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """For SIGINT: as ever, but while a module is imported the process ends: C++ may end it with an abort there."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTING:
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 

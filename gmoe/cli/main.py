@@ -44,9 +44,14 @@ class Commands(Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Call a command, whose module may import torch when it is found."""
         leave_out_meta()
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, interrupted)
-        return super().invoke(ctx)
+        before = signal.getsignal(signal.SIGINT)
+        if before not in (signal.default_int_handler, signal.SIG_DFL):
+            return super().invoke(ctx)
+        signal.signal(signal.SIGINT, interrupted)
+        try:
+            return super().invoke(ctx)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands that this installation has."""
