@@ -14,10 +14,11 @@ from gmoe.kernels.reference import dequantize
 
 import gmoe
 from gmoe.cli.main import cli
-from gmoe.experts.twin import open_twin
+from gmoe.experts.twin import FINGERPRINT, open_twin
 from gmoe.gguf.file import GGUFError, GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.gguf.rewrite import identity, rewrite
 from gmoe.passes.mixes import BASES, Plan
 from gmoe.passes.quantize import quantize, read_importance
 from tests.factory import Shape, write_model
@@ -91,17 +92,44 @@ def test_tensor_types_win_and_rows_that_are_no_blocks_fall_back(tmp_path: Path) 
     assert found["output.weight"] == "Q8_0"
 
 
-def test_importance_is_read_and_used(model: Path, tmp_path: Path) -> None:
-    name, rng = "blk.0.ffn_up_exps.weight", np.random.default_rng(0)
-    weight = rng.lognormal(0, 2, (4, 256)).astype(np.float32)
-    writer = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+def write_imatrix(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> None:
+    writer = gguf.GGUFWriter(path, "")
     writer.add_type("imatrix")
-    writer.add_tensor(f"{name}.in_sum2", weight * np.array([[8], [1], [2], [0]], np.float32))
-    writer.add_tensor(f"{name}.counts", np.array([[8], [1], [2], [0]], np.float32))
+    writer.add_tensor(f"{name}.in_sum2", sums)
+    writer.add_tensor(f"{name}.counts", counts)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts", "said"),
+    [
+        (np.ones((3, 256)), np.ones((3, 1)), "blk.0.ffn_up_exps.weight: the importance matrix has [3, 256] numbers"),
+        (np.ones((4, 512)), np.ones((4, 1)), "the importance matrix has [4, 512] numbers, the tensor needs [4, 256]"),
+        (
+            np.ones((4, 256)),
+            np.ones((3, 1)),
+            "odd.gguf is not a valid GGUF file: blk.0.ffn_up_exps.weight.counts has 3",
+        ),
+        (np.full((4, 256), np.nan), np.ones((4, 1)), "blk.0.ffn_up_exps.weight.in_sum2 and its counts must be finite"),
+        (np.ones((4, 256)), -np.ones((4, 1)), "blk.0.ffn_up_exps.weight.in_sum2 and its counts must be finite"),
+    ],
+)
+def test_the_importance_of_another_model_is_refused(
+    model: Path, tmp_path: Path, sums: np.ndarray, counts: np.ndarray, said: str
+) -> None:
+    odd, out = tmp_path / "odd.gguf", tmp_path / "out.gguf"
+    write_imatrix(odd, "blk.0.ffn_up_exps.weight", sums.astype(np.float32), counts.astype(np.float32))
+    result = invoke("quantize", model, out, "Q2_K", "--imatrix", odd)
+    assert result.exit_code == 1 and said in result.stderr and not out.exists()
+
+
+def test_importance_is_read_and_used(model: Path, tmp_path: Path) -> None:
+    name, rng = "blk.0.ffn_up_exps.weight", np.random.default_rng(0)
+    weight, count = rng.lognormal(0, 2, (4, 256)).astype(np.float32), np.array([[8], [1], [2], [0]], np.float32)
+    write_imatrix(tmp_path / "imatrix.gguf", name, weight * count, count)
     errors = []
     for args in ((), ("--imatrix", tmp_path / "imatrix.gguf")):
         result = invoke("quantize", model, tmp_path / "out.gguf", "Q2_K", *args)
@@ -155,6 +183,10 @@ def test_a_twin_holds_the_experts_and_knows_its_model(model: Path, tmp_path: Pat
         open_twin(out, file, layout)
     with GGUFFile.open(model) as file, pytest.raises(GGUFError, match="the file is no twin"):
         open_twin(model, file, layout)
+    with GGUFFile.open(out) as file:
+        rewrite(file, tmp_path / "odd.gguf", identity, {FINGERPRINT: [1, 2]})
+    with GGUFFile.open(model) as file, pytest.raises(GGUFError, match="the twin was made of tiny.gguf, not of"):
+        open_twin(tmp_path / "odd.gguf", file, layout)
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:

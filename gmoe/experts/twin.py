@@ -31,8 +31,8 @@ def open_twin(path: Path, model: GGUFFile, layout: ExpertLayout) -> tuple[GGUFFi
     file = GGUFFile.open(path)
     if FINGERPRINT not in file.metadata:
         raise UnsupportedModel(str(path), FINGERPRINT, "missing: the file is no twin; `gmoe twin MODEL` makes one")
-    if file.metadata[FINGERPRINT] != fingerprint(model):
-        made_of = file.metadata.get(MADE_OF, "another model")
+    given, made_of = file.metadata[FINGERPRINT], file.metadata.get(MADE_OF, "another model")
+    if not isinstance(given, str) or given != fingerprint(model):
         raise UnsupportedModel(str(path), FINGERPRINT, f"the twin was made of {made_of}, not of {model.path}")
     twins = ExpertLayout(file, max(layout.layers, default=-1) + 1, layout.n_expert)
     for layer, experts in layout.layers.items():

@@ -65,6 +65,9 @@ def recode(tensor: QuantTensor, kind: str, importance: np.ndarray | None, where:
     """A tensor in another type, matrix by matrix; `importance` [matrices, columns] or [1, columns]."""
     row, shape = FORMATS[kind], tensor.shape
     data = np.asarray(tensor.data).reshape(-1, *np.asarray(tensor.data).shape[-2:])  # [matrices, rows, bytes]
+    if importance is not None and importance.shape not in ((len(data), shape[-1]), (1, shape[-1])):
+        told = f"{list(importance.shape)} numbers, the tensor needs {[len(data), shape[-1]]}: it is another model's"
+        raise ValueError(f"{where}: the importance matrix has {told}")
     out = np.empty((*data.shape[:2], row.row_bytes(shape[-1])), np.uint8)
     step = max(1, _CHUNK // shape[-1])
     for n, matrix in enumerate(data):
@@ -91,6 +94,10 @@ def read_importance(path: Path) -> dict[str, np.ndarray]:
                 raise InvalidFile(str(path), f"{stem}.counts is missing beside {name}")
             sums, counts = (dequantize(file.view(n)).numpy() for n in (name, f"{stem}.counts"))
             sums = sums.reshape(-1, sums.shape[-1])
+            if counts.size != len(sums):
+                raise InvalidFile(str(path), f"{stem}.counts has {counts.size} numbers for {len(sums)} matrices")
+            if not all(np.isfinite(values).all() and values.min() >= 0 for values in (sums, counts)):
+                raise InvalidFile(str(path), f"{name} and its counts must be finite and not negative")
             means = sums / np.maximum(counts.reshape(-1, 1), 1)
             unseen = counts.reshape(-1) == 0  # an expert that was never chosen: what the others saw
             if unseen.any():
