@@ -480,6 +480,31 @@ def test_an_interrupt_before_anything_is_there_is_quiet(tmp_path: Path, handler:
     assert (done.returncode, done.stdout, done.stderr) == (status, said, b"")
 
 
+def test_words_and_names_of_any_script_where_python_was_told_to_know_ascii_only(tmp_path: Path) -> None:
+    write_model(tmp_path / "日本.gguf")
+    (tmp_path / "Modelfile").write_text("FROM 日本.gguf\nSYSTEM l’été\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "GMOE_HOME": str(tmp_path / "home")}
+
+    def gmoe(*words: str) -> bytes:
+        command = [sys.executable, "-c", "from gmoe.cli.start import cli; cli()", *words]
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**os.environ, **ascii_only}, timeout=60)
+        return done.stdout + (done.stderr if done.returncode else b"")
+
+    assert gmoe("create", "m") == b""
+    assert gmoe("show", "m", "--system").decode() == "l’été\n"
+    assert gmoe("show", "日本", "--license").decode() == "Error: '日本' is not a model name: its model is '日本'\n"
+    assert gmoe("show", "日本.gguf", "--modelfile").decode().endswith("FROM 日本.gguf\n")
+
+
+def test_an_answer_does_not_end_at_a_letter_that_the_terminal_lacks(llm: FakeLLM, model: str) -> None:
+    llm.pieces = ("é", "日")
+    assert CliRunner(charset="latin-1").invoke(cli, ["run", model, "Hi"]).stdout_bytes == "é\\u65e5\n".encode("latin-1")
+    result = CliRunner(charset="latin-1").invoke(cli, ["show", "日.gguf"])
+    assert result.stderr == "Error: \\u65e5.gguf: there is no such file\n"
+    said = sentence(UnicodeEncodeError("latin-1", "a日", 1, 2, "ordinal not in range"))
+    assert said == "the output cannot have '日': its encoding is latin-1; PYTHONIOENCODING=utf-8 changes it"
+
+
 def test_a_command_leaves_the_handler_of_interrupts_as_it_was() -> None:
     for handler in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN):
         before = signal.signal(signal.SIGINT, handler)

@@ -43,7 +43,12 @@ def interrupted(number: int, frame: FrameType | None) -> None:
 
 def sentence(error: Exception) -> str:
     """The error on one line, at most `LONG` characters of it; what a terminal would obey or hide is written out."""
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, UnicodeEncodeError):
+        lacking = error.object[error.start : error.start + 1]
+        text = (
+            f"the output cannot have {lacking!r}: its encoding is {error.encoding}; PYTHONIOENCODING=utf-8 changes it"
+        )
+    elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         none = "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__

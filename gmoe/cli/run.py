@@ -5,6 +5,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -65,6 +66,8 @@ def run(
     models = Models(options, said, insecure)
     models.file_of(model)  # it is there, before anybody types
     text = prompt_text(prompt)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # no answer ends at a letter that the terminal lacks
     wrap = sys.stdout.isatty() and not nowordwrap
     llm, params, load_seconds = models.open(model)
     if text is None:

@@ -176,4 +176,4 @@ def export(file: Path, output: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         with whole(output) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")

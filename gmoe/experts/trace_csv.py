@@ -26,7 +26,7 @@ def to_csv(trace: Trace) -> Iterator[str]:
 
 def from_csv(path: Path) -> Trace:
     """What `to_csv` writes, or a route_trace v1; raises OSError, or TraceError where it is neither."""
-    with path.open(errors="replace") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline(1 << 20)
         if first.startswith("# route_trace v1"):
             return from_route_csv(path)
