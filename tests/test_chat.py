@@ -10,7 +10,7 @@ import pytest
 from toy_tokenizers import byte_level
 
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
-from gmoe.tokenizer import chat
+from gmoe.tokenizer import chat, sandbox
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
 from gmoe.tokenizer.tokenizer import Tokenizer
 
@@ -92,6 +92,28 @@ def test_strftime_now_is_there() -> None:
     assert rendered("{{ strftime_now('%Y') }}") == time.strftime("%Y")
 
 
+def again(step: str, first: Any = "aaaa") -> str:
+    return f"{{% set ns = namespace(s={first!r}) %}}{{% for i in range(64) %}}{{% set ns.s = {step} %}}{{% endfor %}}"
+
+
+def test_what_templates_do_is_done() -> None:
+    for source, want in (
+        ("{{ 7.5 % 2 }} {{ 7 % 4 }} {{ 2 ** 10 }} {{ 'ab' * 3 }} {{ [1] * 2 + [3] }}", "1.5 3 1024 ababab [1, 1, 3]"),
+        ("{{ '%s is %d' % ('x', 5) }} {{ '**%s**' % 'b' }} {{ '%d%%'|format(5) }}", "x is 5 **b** 5%"),
+        ("{{ '{} {a!r} {{}}'.format(1, a='b') }} {{ '{:>4}'.format(7) }}", "1 'b' {}    7"),
+        ("{{ 'a-b'.replace('-', '+') }} {{ 'abab'|replace('a', 'c', 1) }} {{ ', '.join('ab') }}", "a+b cbab a, b"),
+        ("{{ messages|map(attribute='role')|join('/') }} {{ [1, 2]|sum }} {{ 'a\nb'|indent(2) }}", "user 3 a\n  b"),
+        ("{{ 1 ~ 'a' ~ none ~ [1, 'b'] }} {{ {'a': (1, 2)}.a }}", "1aNone[1, 'b'] (1, 2)"),
+        ("{{ {'a': [1, messages[0].role]}|tojson(indent=2) }}", '{\n  "a": [\n    1,\n    "user"\n  ]\n}'),
+        ("{{ {'b': 1, 'a': 2}|tojson(separators=(',', ':'), sort_keys=true) }}", '{"a":2,"b":1}'),
+        ("{% for a, b in [(1, 2), (3, 4)] %}{{ a }}{{ b }}{% if (a, b) == (1, 2) %}!{% endif %}{% endfor %}", "12!34"),
+        ("{% macro m(x=[1, 2]) %}{{ x|length }}{{ caller() if caller }}{% endmacro %}{{ m() }}"
+         "{% call m() %}c{% endcall %}", "22c"),
+        ("{% set ns = namespace(x=1) %}{% for i in range(3) %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}", "4"),
+    ):  # fmt: skip
+        assert rendered(source) == want
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -108,11 +130,41 @@ def test_strftime_now_is_there() -> None:
         ("{{ '%9999999999d' % 1 }}", "too large"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "recursion"),
         ("{{ lipsum(n=100000) }}", "undefined"),
+        (again("ns.s + ns.s"), "the result of a . would be too large"),
+        (again("ns.s ~ ns.s"), "the result of a ~ would be too large"),
+        (again("[ns.s, ns.s]"), "the result of a list or mapping would be too large"),
+        (again("{'a': ns.s, 'b': ns.s}"), "the result of a list or mapping would be too large"),
+        (again("ns.s * ns.s", 10), "too large"),
+        (again("ns.s|replace('a', 'aaaaaaaaaa')"), "the result of replace would be too large"),
+        (again("ns.s.replace('a', 'aaaaaaaaaa')"), "the result of replace would be too large"),
+        ("{{ ('x' * 100000).join(['a'] * 1000) }}", "the result of join would be too large"),
+        ("{{ (['x' * 100000] * 200)|join(d='x' * 100000) }}", "the result of join would be too large"),
+        (
+            "{% set ns = namespace(s='aaaa') %}{% for i in range(64) %}{% set x %}{{ ns.s }}{{ ns.s }}{% endset %}"
+            "{% set ns.s = x %}{% endfor %}",
+            "the result of an output would be too large",
+        ),
+        (
+            "{% set x %}{% for i in range(99999) %}{% for j in range(99999) %}"
+            + "x" * 10000
+            + "{% endfor %}{% endfor %}"
+            "{% endset %}",
+            "would fill the memory",
+        ),
+        ("{{ ('a\n' * 100000)|indent(99999999) }}", "the result of indent would be too large"),
+        ("{{ '{:>999999999}'.format('a') }}", "the result of format would be too large"),
+        ("{{ '{:{}}'.format('a', 999999999) }}", "the result of format would be too large"),
+        ("{{ '%999999999d'|format(1) }}", "the result of format would be too large"),
+        ("{{ [1]|tojson(indent=999999999) }}", "the result of tojson would be too large"),
+        ("{{ range(10)|slice(99999999)|list }}", "No filter named 'slice'"),
+        ("{{ 1e999|int }}", "inf"),
+        ("{{ '\\ud800' }}", "surrogates not allowed"),
+        ("{% for a in b %}" * 60 + "{% endfor %}" * 60, "too many statically nested blocks"),
         ("{{ messages[0].content + 1 }}", "str"),
     ],
 )
 def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
     with pytest.raises(TemplateError, match=words) as refusal:
         rendered(source)
     assert str(refusal.value).startswith("toy: ") and "\n" not in str(refusal.value)
@@ -120,7 +172,7 @@ def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monk
 
 
 def test_waiting_for_others_is_not_the_template_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     slow = "{% for m in messages %}{{ strftime_now('') }}{{ m.content }}{% endfor %}"
     monkeypatch.setattr(chat.time, "strftime", lambda form: time.sleep(0.3))
     assert rendered(slow).startswith("None")

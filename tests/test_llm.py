@@ -12,7 +12,7 @@ from gmoe.library.create import create
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
-from gmoe.tokenizer import chat as chat_templates
+from gmoe.tokenizer import sandbox
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
 from gmoe.tokenizer.stop import StopMatcher
 from gmoe.tokenizer.stream import Detokenizer
@@ -172,7 +172,7 @@ def test_without_a_template_chatml_is_used_and_said(tmp_path: Path) -> None:
 def test_a_template_that_misbehaves_is_one_sentence(
     llm: gmoe.LLM, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_templates, "SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
     chat = ChatTemplate(template, llm.tokenizer, "evil.gguf")
     try:
         text = chat.render([{"role": "user", "content": "Hi"}])

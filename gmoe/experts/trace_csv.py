@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def _trace(header: Header, table: np.ndarray) -> Trace:
         raise ValueError("a token lacks some of its experts")
     given = {name: table[:, n].reshape(-1, k) for n, name in enumerate(COLUMNS)}
     for name, column in given.items():
-        limits = np.iinfo(ROWS.get(name, np.int16))
+        kind: Any = ROWS.get(name, np.int16)
+        limits = np.iinfo(kind)
         whole = column == np.floor(column)
         if name != "weight" and not (whole & (limits.min <= column) & (column <= limits.max)).all():
             raise ValueError(f"{name} is not a whole number everywhere, or too large")
