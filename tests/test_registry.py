@@ -16,12 +16,12 @@ from gmoe.library import fetch as fetching
 from gmoe.library import push as pushing
 from gmoe.library.create import create
 from gmoe.library.huggingface import RemoteFile, choose, pull_repository
-from gmoe.library.manifest import OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
+from gmoe.library.manifest import LOCK, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
 from gmoe.library.pull import pull
 from gmoe.library.push import push
-from gmoe.library.registry import Progress, Registry, RegistryError
+from gmoe.library.registry import Progress, Registry, RegistryError, login_of, reason
 from tests.factory import write_model
 
 WEIGHTS = np.random.default_rng(0).bytes(300_000)
@@ -170,6 +170,42 @@ def test_push_and_pull_are_inverse(library: Library, registry: FakeRegistry, tmp
     posts = registry.count("POST", "uploads")
     push(library, name, insecure=True)
     assert registry.count("POST", "uploads") == posts
+
+
+def test_a_library_that_cannot_be_written_is_pushed_from_and_says_so_else(
+    library: Library, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ModelName.parse(f"{registry.host}/me/mine")
+    manifest = stored(library, name)
+    really = open
+
+    def read_only(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:  # tests of root may write anywhere
+        if str(file).endswith(LOCK) and mode != "r":
+            raise PermissionError(13, "Permission denied", str(file))
+        return really(file, mode, *rest, **named)
+
+    monkeypatch.setattr("builtins.open", read_only)
+    push(library, name, insecure=True)
+    assert registry.blobs["me/mine", digest_of(WEIGHTS)] == WEIGHTS
+    assert library.resolve(name) == manifest and library.prune() == []
+    sentence = f"^the library {library.root} cannot be written: Permission denied$"
+    for write in (lambda: library.copy(name, ModelName.parse("other")), lambda: pull(library, name, insecure=True)):
+        with pytest.raises(LibraryError, match=sentence):
+            write()
+    with Library(library.root / "nothing" / "there").reading():
+        assert not (library.root / "nothing").exists()
+
+
+def test_the_way_to_a_registry_is_told_without_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert reason(OSError(-2, "Name or service not known")) == "Name or service not known"
+    assert reason(TimeoutError()) == "TimeoutError"
+    monkeypatch.setenv("ALL_PROXY", "nonsense://proxy")
+    with pytest.raises(RegistryError, match="https://registry.example/ cannot be asked through the proxy of the env"):
+        Registry("https://registry.example/")
+    with pytest.raises(RegistryError, match="cannot be read: Is a directory"):
+        login_of(tmp_path, "a")
+    (tmp_path / "file").write_text("x")
+    assert login_of(tmp_path / "file" / "auth.json", "a") == {}
 
 
 def test_a_cut_upload_goes_on(library: Library, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from gmoe.library.manifest import Layer, Library, blob_name
-from gmoe.library.registry import Progress, Registry, RegistryError, Report, require
+from gmoe.library.registry import Progress, Registry, RegistryError, Report, reason, require
 
 FRUITLESS_TRIES = 3
 SEGMENT = 16 << 20  # bytes asked for at once; less than this is fetched in one
@@ -82,7 +82,7 @@ def _in_one(registry: Registry, url: str, file: BufferedRandom, digest: str, siz
         except httpx.HTTPError as error:
             fruitless = fruitless + 1 if file.seek(0, os.SEEK_END) <= have else 0
             if fruitless == FRUITLESS_TRIES:
-                raise RegistryError(f"{digest}: {error}; pull again to go on from here") from None
+                raise RegistryError(f"{digest}: {reason(error)}; pull again to go on from here") from None
 
 
 def _append(
@@ -147,7 +147,7 @@ def _segment(registry: Registry, url: str, start: int, end: int, came: "_Counter
         except httpx.HTTPError as error:
             fruitless = fruitless + 1 if start + len(data) <= at else 0
             if fruitless == FRUITLESS_TRIES:
-                raise RegistryError(f"{url}: {error}; pull again to go on from here") from None
+                raise RegistryError(f"{url}: {reason(error)}; pull again to go on from here") from None
             time.sleep(0.05 * fruitless)
     if len(data) > end - start:
         raise RegistryError(f"{url} sent more than the range asked for")

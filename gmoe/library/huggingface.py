@@ -14,7 +14,7 @@ from gmoe.library.fetch import bring, fetch
 from gmoe.library.join import MEDIA_TYPE, put_model
 from gmoe.library.manifest import CONFIG_TYPE, OLLAMA_TYPE, Layer, Library, Manifest
 from gmoe.library.name import TAG, ModelName
-from gmoe.library.registry import Progress, Registry, RegistryError, Report, require
+from gmoe.library.registry import Progress, Registry, RegistryError, Report, reason, require
 
 HOSTS = ("hf.co", "huggingface.co")
 PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "MXFP4", "Q5_K_M", "Q3_K_M", "Q6_K", "Q8_0", "F16", "BF16")
@@ -97,7 +97,7 @@ def _files(repository: str, endpoint: str | None) -> list[RemoteFile]:
     except RepositoryNotFoundError:
         raise RegistryError(f"pull model manifest: {repository} does not exist, or asks for a login") from None
     except Exception as error:  # the hub's client has another HTTP library in every version
-        raise RegistryError(f"pull model manifest: {repository}: {str(error).partition(chr(10))[0]}") from None
+        raise RegistryError(f"pull model manifest: {repository}: {reason(error)}") from None
     return [_remote(sibling) for sibling in info.siblings or []]
 
 
@@ -137,4 +137,4 @@ def _extra(library: Library, hub: Registry, file: RemoteFile) -> Layer:
             require(response, 200)
             return library.put_blob(response.read(), OLLAMA_TYPE + file.path)
     except httpx.HTTPError as error:
-        raise RegistryError(f"{hub.base}{file.path}: {error}") from None
+        raise RegistryError(f"{hub.base}{file.path}: {reason(error)}") from None

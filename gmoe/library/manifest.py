@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,6 +25,7 @@ GMOE_TYPE = "application/vnd.gmoe.image."
 CHUNK = 1 << 20
 BUNDLED = ModelName.parse("demo")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+LOCK = ".lock"
 _TEMPORARY = ".new-"
 JOINING = ".join-"  # begins the name of a folder where parts are joined
 
@@ -184,6 +185,14 @@ class Library:
         with self._lock(fcntl.LOCK_SH):
             yield
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The same for who adds nothing, in a library that may not be written."""
+        with ExitStack() as stack:
+            with suppress(OSError):  # nobody has ever added here
+                fcntl.flock(stack.enter_context(open(self.root / LOCK)), fcntl.LOCK_SH)
+            yield
+
     def put_blob(self, source: BinaryIO | bytes, media_type: str, digest: str | None = None) -> Layer:
         """Store bytes; with `digest`, they must have it (`LibraryError`)."""
         source = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -265,8 +274,12 @@ class Library:
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a") as file:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = open(self.root / LOCK, "a")
+        except OSError as error:
+            raise LibraryError(f"the library {self.root} cannot be written: {error.strerror}") from None
+        with file:
             fcntl.flock(file, how)
             yield
 

@@ -6,7 +6,7 @@ from gmoe.library.fetch import bring
 from gmoe.library.huggingface import HOSTS, pull_repository
 from gmoe.library.manifest import CHUNK, MANIFEST_TYPE, Library, Manifest
 from gmoe.library.name import ModelName
-from gmoe.library.registry import Progress, Registry, RegistryError, Report, login_of, require
+from gmoe.library.registry import Progress, Registry, RegistryError, Report, login_of, reason, require
 
 MAX_MANIFEST = 4 << 20
 
@@ -52,5 +52,5 @@ def _manifest(registry: Registry, name: ModelName) -> Manifest:
                 if len(data) > MAX_MANIFEST:
                     raise RegistryError(f"the manifest of {name} is larger than {MAX_MANIFEST} bytes")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise RegistryError(f"pull model manifest: {name.host}: {error}") from None
+        raise RegistryError(f"pull model manifest: {name.host}: {reason(error)}") from None
     return Manifest.from_bytes(data, registry.base + url)

@@ -10,7 +10,7 @@ import httpx
 from gmoe.library.manifest import MANIFEST_TYPE, Layer, Library
 from gmoe.library.name import ModelName
 from gmoe.library.pull import connect
-from gmoe.library.registry import Progress, Registry, RegistryError, Report, require
+from gmoe.library.registry import Progress, Registry, RegistryError, Report, reason, require
 
 PIECE = 16 << 20  # bytes sent in one request
 FRUITLESS_TRIES = 3
@@ -21,7 +21,7 @@ def push(library: Library, name: ModelName, report: Report = lambda step: None, 
     """Send a model; what the registry has is not sent again. Raises `LibraryError`."""
     report(Progress("retrieving manifest"))
     manifest = library.resolve(name)
-    with connect(library, name, insecure) as registry, library.adding():
+    with connect(library, name, insecure) as registry, library.reading():
         try:
             for layer in sorted({*manifest.layers, manifest.config}, key=lambda layer: -layer.size):
                 _give(library, registry, name, layer, report)
@@ -30,7 +30,7 @@ def push(library: Library, name: ModelName, report: Report = lambda step: None, 
             with registry.ask("PUT", f"manifests/{name.tag}", headers, manifest.to_bytes()) as response:
                 require(response, 200, 201, 202)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RegistryError(f"push model: {name.host}: {error}") from None
+            raise RegistryError(f"push model: {name.host}: {reason(error)}") from None
     report(Progress("success"))
 
 

@@ -16,6 +16,7 @@ import httpx
 from gmoe.library.manifest import LibraryError
 
 TIMEOUT = 30.0  # seconds without a byte
+_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -40,7 +41,10 @@ class Registry:
 
     def __init__(self, base: str, headers: Mapping[str, str] | None = None, login: Mapping[str, str] | None = None):
         self.base = base
-        self._client = httpx.Client(follow_redirects=True, timeout=TIMEOUT, headers=dict(headers or {}))
+        try:
+            self._client = httpx.Client(follow_redirects=True, timeout=TIMEOUT, headers=dict(headers or {}))
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise RegistryError(f"{base} cannot be asked through the proxy of the environment: {error}") from None
         self._login = dict(login or {})
         self._token = ""
         self._door = threading.Lock()
@@ -109,10 +113,17 @@ def login_of(file: Path, host: str) -> dict[str, str]:
     try:
         known: Any = json.loads(file.read_bytes())
         return {str(key): str(value) for key, value in known.get(host, {}).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, AttributeError, OSError):
+    except OSError as error:
+        raise RegistryError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError):
         raise RegistryError(f"{file} is not a JSON object of hosts and their logins") from None
+
+
+def reason(error: Exception) -> str:
+    """What went wrong on the way, in the system's words without its numbers."""
+    return _NUMBER.sub("", str(error).partition("\n")[0]) or type(error).__name__
 
 
 def require(response: httpx.Response, *statuses: int) -> None:
