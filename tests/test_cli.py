@@ -505,6 +505,21 @@ def test_an_answer_does_not_end_at_a_letter_that_the_terminal_lacks(llm: FakeLLM
     assert said == "the output cannot have '日': its encoding is latin-1; PYTHONIOENCODING=utf-8 changes it"
 
 
+@pytest.mark.parametrize(
+    ("words", "closed", "status", "said"),
+    [("show demo", 1, 0, b""), ("show no.gguf", 1, 1, b"Error: no.gguf: there is no such file\n"),
+     ("show demo", 2, 0, b""), ("show no.gguf", 2, 1, b""), ("--version", 0, 1, b"Error: No space left on device\n"),
+     ("show demo", 0, 1, b"Error: No space left on device\n")],
+)  # fmt: skip
+def test_an_output_that_is_closed_or_full(words: str, closed: int, status: int, said: bytes) -> None:
+    command = [sys.executable, "-c", "from gmoe.cli.main import cli; cli()", *words.split()]
+    with open("/dev/null" if closed == 2 else "/dev/full", "wb") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(closed), timeout=60
+        )
+    assert (done.returncode, done.stderr) == (status, said)
+
+
 def test_a_command_leaves_the_handler_of_interrupts_as_it_was() -> None:
     for handler in (signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN):
         before = signal.signal(signal.SIGINT, handler)

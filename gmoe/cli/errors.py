@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,17 @@ BROKEN_PIPE = 141  # likewise SIGPIPE: whoever read the output has gone, and nob
 
 class Group(click.Group):
     """A group whose commands end with `Error: one sentence` and status 1; click itself gives 2 for wrong usage."""
+
+    def main(self, *args: Any, **given: Any) -> Any:
+        """Run; what was closed by whoever began the process takes all and says nothing."""
+        with ExitStack() as stack:
+            for name in ("stdin", "stdout", "stderr"):
+                if getattr(sys, name) is None:
+                    setattr(sys, name, stack.enter_context(open(os.devnull, "r" if name == "stdin" else "w")))
+            try:
+                return super().main(*args, **given)
+            except OSError as error:  # of --help
+                sys.exit(say(sentence(error)))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command; its exceptions become statuses."""

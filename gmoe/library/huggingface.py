@@ -92,12 +92,13 @@ def _files(repository: str, endpoint: str | None) -> list[RemoteFile]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    hub = HfApi(endpoint=endpoint)
     try:
-        info = HfApi(endpoint=endpoint).model_info(repository, files_metadata=True, timeout=30)
+        info = hub.model_info(repository, files_metadata=True, timeout=30)
     except RepositoryNotFoundError:
         raise RegistryError(f"pull model manifest: {repository} does not exist, or asks for a login") from None
     except Exception as error:  # the hub's client has another HTTP library in every version
-        raise RegistryError(f"pull model manifest: {repository}: {reason(error)}") from None
+        raise RegistryError(f"pull model manifest: {repository}: {hub.endpoint}: {reason(error)}") from None
     return [_remote(sibling) for sibling in info.siblings or []]
 
 
