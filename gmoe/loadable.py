@@ -16,6 +16,8 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package
 from gmoe.library.modelfile import Command, Modelfile
 from gmoe.options import POLICIES, RuntimeOptions
+from gmoe.tokenizer.gofunctions import TemplateError
+from gmoe.tokenizer.gotemplate import GoTemplate
 from gmoe.tokenizer.parsers.choose import dialect_of
 
 NOBODY: Mapping[str, Any] = {  # what policies are given, of a model with a single expert
@@ -40,6 +42,15 @@ def require_loadable(item: Command, options: Mapping[str, Any]) -> None:
             raise ValueError(told if told.startswith(item.key) else f"{item.key}: {told}") from None
     elif item.name == "#":
         _require_setting(item.key, item.value, RuntimeOptions(**options))
+
+
+def passed_over(modelfile: Modelfile) -> list[str]:
+    """What loading would do without, a sentence each."""
+    try:
+        GoTemplate.parse(modelfile.last("template") or "")
+    except TemplateError as error:
+        return [f"the TEMPLATE cannot be used, the GGUF's chat template will be: {error}"]
+    return []
 
 
 def require_fitting(kind: str, path: Path, model: Path) -> None:

@@ -19,7 +19,8 @@ from gmoe.loadable import NOBODY, require_loadable
 from gmoe.options import POLICIES
 from gmoe.passes.twin import twin
 from gmoe.server.ask import Refused
-from gmoe.server.ollama_models import CreateBody, recipe
+from gmoe.server.catalog import Catalog
+from gmoe.server.ollama_models import CreateBody, recipe, show, summary
 from tests.factory import write_model
 
 EXAMPLE = Path(__file__).parents[1] / "Modelfile.example"
@@ -95,6 +96,20 @@ def test_create_leaves_the_old_model_as_it_is(tmp_path: Path, monkeypatch: pytes
     refused = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
     assert refused.exit_code == 1 and refused.stderr.startswith("Error: line 3: miss='nonsense' is not available")
     assert Library.default().models() == before
+
+
+def test_a_template_that_cannot_be_used_hides_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    text = tmp_path / "Modelfile"
+    text.write_text(f'FROM {write_model(tmp_path / "m.gguf")}\nTEMPLATE {{{{ template "x" }}}}\n')
+    made = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
+    warning = (
+        "warning: the TEMPLATE cannot be used, the GGUF's chat template will be: line 1 of the template: template is"
+    )
+    assert made.exit_code == 0 and made.stderr.startswith(warning)
+    entry = Catalog(Library.default()).find("m")
+    assert summary(entry)["capabilities"] == ["completion"]
+    assert show(entry, {"model": "m"})["template"] == '{{ template "x" }}'
 
 
 def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

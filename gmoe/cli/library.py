@@ -29,11 +29,11 @@ AGES = (("year", 31_536_000), ("month", 2_592_000), ("week", 604_800), ("day", 8
 @click.option("-q", "--quantize", "type_name", metavar="TYPE", help="Quantize the model of FROM to this type (q4_K_M).")
 def create(name: str, file: Path | None, type_name: str | None) -> None:
     """Create a model from a Modelfile."""
-    from gmoe.loadable import require_fitting, require_loadable
+    from gmoe.loadable import passed_over, require_fitting, require_loadable
 
     path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
     modelfile = parse_modelfile(_text_of(path), require_loadable)
-    for warning in modelfile.warnings:
+    for warning in (*modelfile.warnings, *passed_over(modelfile)):
         click.echo(f"warning: {warning}", err=True)
     with ExitStack() as stack:
         if type_name is not None:

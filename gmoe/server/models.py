@@ -1,6 +1,7 @@
 """What a server can say of a model: its family and size, what it is able to do, and its metadata."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from gmoe.gguf.file import GGUFFile
 from gmoe.library.describe import FILE_TYPES, human_number
 from gmoe.library.modelfile import Modelfile
 from gmoe.server.catalog import Entry
+from gmoe.tokenizer.gofunctions import TemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 
 THINKS = ("<think>", "enable_thinking", "reasoning_effort", "[THINK]")
@@ -22,7 +24,8 @@ def capabilities(metadata: Mapping[str, Any], modelfile: Modelfile) -> list[str]
     template = str(metadata.get("tokenizer.chat_template", ""))
     fields: frozenset[str] = frozenset()
     if source:
-        template, fields = source, GoTemplate.parse(source).fields
+        with suppress(TemplateError):  # then the file's own is used
+            template, fields = source, GoTemplate.parse(source).fields
     found = ["completion"]
     if "Tools" in fields or "tools" in template:
         found.append("tools")
