@@ -103,6 +103,10 @@ BAD = {
     "arrays of arrays are not supported": header(1) + string(b"k") + struct.pack("<IIQ", 9, 9, 0),
     "the key 'k' stands there twice": header(2) + 2 * (string(b"k") + struct.pack("<IB", 0, 1)),
     "is 3, not a power of two": header(1) + string(b"general.alignment") + struct.pack("<II", 4, 3),
+    "general.alignment is True, not a power of two": header(1)
+    + string(b"general.alignment")
+    + struct.pack("<IB", 7, 1),
+    "split.count is 2.0, not a number of parts": header(1) + string(b"split.count") + struct.pack("<If", 6, 2),
     "has 5 dimensions": header(tensors=1) + tensor(dims=(1,) * 5),
     "has an empty dimension": header(tensors=1) + tensor(dims=(32, 0)),
     "quant type 42": header(tensors=1) + tensor(kind=42) + bytes(256),

@@ -205,7 +205,7 @@ class _Part:
 
     def _read_tensors(self, count: int) -> None:
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise self._fail(f"general.alignment is {alignment!r}, not a power of two")
         found = [self._tensor() for _ in range(count)]
         base = -(-self.at // alignment) * alignment
@@ -269,7 +269,9 @@ class GGUFFile:
         path = Path(path)
         first = _Part(path, 0)
         count = first.metadata.get("split.count", 1)
-        if not isinstance(count, int) or count <= 1:
+        if type(count) is not int or count < 0:
+            raise InvalidFile(str(path), f"split.count is {count!r}, not a number of parts")
+        if count <= 1:
             return cls(path, [first])
         match = SPLIT_NAME.match(path.name)
         if match is None or int(match["count"]) != count:
