@@ -13,15 +13,18 @@ import gguf
 import numpy as np
 import pytest
 
-from gmoe.gguf.file import GGUFError
+from gmoe.gguf.file import GGUFError, GGUFFile
+from gmoe.gguf.rewrite import identity, rewrite
 from gmoe.library import demo
 from gmoe.library.create import create, modelfile_of
-from gmoe.library.describe import human_number
+from gmoe.library.describe import describe, human_number
 from gmoe.library.find import find
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
 from gmoe.options import RuntimeOptions
+from gmoe.server.models import facts
+from tests.factory import write_model
 
 A, B = ModelName.parse("a"), ModelName.parse("B:Two")
 
@@ -378,3 +381,13 @@ def test_options_name_the_packed_files_and_no_others(library: Library, tmp_path:
     forged = library.put_blob(b'[["twin","/etc/passwd"],["threads","3"]]', GMOE_TYPE + "settings")
     library.write(B, Manifest(manifest.config, (forged,)))
     assert modelfile_of(library, library.resolve(B)).options == {"threads": 3}
+
+
+def test_a_model_that_says_odd_things_of_itself_is_described(tmp_path: Path) -> None:
+    model, odd = write_model(tmp_path / "m.gguf", "qwen3moe"), tmp_path / "odd.gguf"
+    said = {"general.file_type": [1, 2], "general.architecture": [3, 4], "qwen3moe.context_length": [float("nan")] * 2}
+    with GGUFFile.open(model) as file:
+        rewrite(file, odd, identity, said)
+    assert (describe(odd)["file_type"], describe(odd)["model_family"]) == ("F32", "")
+    details = facts(str(odd), "")["details"]
+    assert (details["quantization_level"], details["family"]) == ("unknown", "")

@@ -192,7 +192,10 @@ def test_a_twin_holds_the_experts_and_knows_its_model(model: Path, tmp_path: Pat
 def test_refusals(model: Path, tmp_path: Path) -> None:
     quantize(model, tmp_path / "q8.gguf", "Q8_0")
     out = tmp_path / "out.gguf"
+    with GGUFFile.open(model) as file:
+        rewrite(file, tmp_path / "odd.gguf", identity, {"qwen3moe.block_count": "two"})
     cases = [
+        (("quantize", tmp_path / "odd.gguf", out, "Q8_0"), "odd.gguf: qwen3moe.block_count: must be a whole number"),
         (("quantize", model, out, "Q9_K"), "Q9_K is not a type that can be written; known: F32, F16"),
         (("quantize", model, out, "Q8_0", "--tensor-type", "x"), "--tensor-type 'x' is not REGEX=TYPE"),
         (("quantize", model, out, "Q8_0", "--tensor-type", "x=IQ1_S"), "IQ1_S cannot be written; known:"),

@@ -294,8 +294,9 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`."""
-        return str(self.metadata.get("general.architecture", ""))
+        """`general.architecture`, empty where that is no text."""
+        name = self.metadata.get("general.architecture")
+        return name if isinstance(name, str) else ""
 
     def view(self, name: str) -> QuantTensor:
         """A tensor over the map, without a copy; the map lives as long as a view does."""

@@ -22,12 +22,18 @@ def describe(path: Path) -> dict[str, Any]:
         for tensor in file.tensors.values():
             weights[tensor.format.name] += math.prod(tensor.shape)
         number, most = weights.total(), weights.most_common(1)
-        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), most[0][0] if most else "unknown")
+        kind = type_name(file, most[0][0] if most else "unknown")
         family = {"model_family": file.architecture, "model_families": [file.architecture]}
     finally:
         file.close()
     sizes = {"model_type": human_number(number), "file_type": kind}
     return {"model_format": "gguf", **family, **sizes, "architecture": "amd64", "os": "linux"}
+
+
+def type_name(file: GGUFFile, otherwise: str) -> str:
+    """What a file calls its mix of types; `otherwise` where it says nothing that is known."""
+    number = file.metadata.get("general.file_type")
+    return FILE_TYPES.get(number, otherwise) if isinstance(number, int) else otherwise
 
 
 def human_number(number: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from gmoe.gguf.file import GGUFFile, TensorInfo
+from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.kernels.formats import FORMATS
 from gmoe.kernels.quantize import encodable
 
@@ -70,6 +70,13 @@ def fitting(type_name: str, n: int) -> str:
     return second if n % FORMATS[second].block_size == 0 else "F16"
 
 
+def _whole(file: GGUFFile, key: str) -> int:
+    value = file.metadata.get(key, 0)
+    if not isinstance(value, int):
+        raise UnsupportedModel(str(file.path), key, "must be a whole number")
+    return value
+
+
 class Plan:
     """The type of every tensor of `file` under a mix; `overrides` win over its rules."""
 
@@ -77,8 +84,7 @@ class Plan:
         self.base, self.mix, self.weighted = BASES[mix], mix, weighted
         self.overrides = tuple(overrides)
         architecture = file.architecture
-        self.n_layer = int(file.metadata.get(f"{architecture}.block_count", 0))
-        self.n_expert = int(file.metadata.get(f"{architecture}.expert_count", 0))
+        self.n_layer, self.n_expert = (_whole(file, f"{architecture}.{key}") for key in ("block_count", "expert_count"))
         heads = [file.metadata.get(f"{architecture}.attention.{key}", 1) for key in ("head_count", "head_count_kv")]
         self.n_gqa = int(heads[0]) // max(int(heads[1]), 1) if all(isinstance(h, int) for h in heads) else 1
         self.tied = "output.weight" not in file.tensors

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gmoe.gguf.file import GGUFFile
-from gmoe.library.describe import FILE_TYPES, human_number
+from gmoe.library.describe import human_number, type_name
 from gmoe.library.modelfile import Modelfile
 from gmoe.server.catalog import Entry
 from gmoe.tokenizer.gofunctions import TemplateError
@@ -42,7 +42,7 @@ def facts(path: str, digest: str) -> dict[str, Any]:
     with GGUFFile.open(path) as file:
         family = file.architecture or ""
         number = sum(_product(info.shape) for info in file.tensors.values())
-        kind = FILE_TYPES.get(file.metadata.get("general.file_type", -1), "unknown")
+        kind = type_name(file, "unknown")
         metadata = {key: None if _is_long(value) else plain(value) for key, value in file.metadata.items()}
         embedding = file.metadata.get(f"{family}.embedding_length", 0)
         context = file.metadata.get(f"{family}.context_length", 0)

@@ -145,9 +145,9 @@ def fim_tokens(metadata: Mapping[str, Any], tokens: Sequence[str] = ()) -> tuple
     for names in (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle")):
         keys = (f"tokenizer.ggml.{name}_token_id" for name in names)
         id = next((metadata[key] for key in keys if key in metadata), None)
-        if id is None:
+        if not isinstance(id, int):
             return None
-        found.append(int(id))
+        found.append(id)
     return found[0], found[1], found[2]
 
 
