@@ -5,12 +5,15 @@ inline __m128i halves_added(__m256i x) {
   return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 
-inline __m128i sums_of_4(const __m512i* x) {
+inline __m512i lanes_of_4(const __m512i* x) {  // in each lane its sums of the four
   __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
   __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
-  __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  return halves_added(_mm256_add_epi32(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1)));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
+inline __m128i lanes_added(__m512i x) {
+  return halves_added(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)));
+}
+inline __m128i sums_of_4(const __m512i* x) { return lanes_added(lanes_of_4(x)); }
 inline __m128i sums_of_4(const __m128i* x) {
   __m128i ab = _mm_add_epi32(_mm_unpacklo_epi32(x[0], x[1]), _mm_unpackhi_epi32(x[0], x[1]));
   __m128i cd = _mm_add_epi32(_mm_unpacklo_epi32(x[2], x[3]), _mm_unpackhi_epi32(x[2], x[3]));
@@ -60,9 +63,7 @@ inline __m512i lane_sums(const __m512i* x) {
     const __m512i even = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88));
     return _mm512_add_epi32(even, _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
   }
-  __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
-  __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
-  return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  return lanes_of_4(x);
 }
 
 // What is known of four chunks of 256 weights before floats are made of it.

@@ -1,61 +1,73 @@
-// One token and types of blocks of 256: each row's bytes are read once, in order. A level states before this file
-// `wide_values<F, N>(s, a, y)`: the values, as of core.h, of N blocks of weights that meet N of activations, whose
-// codes `y` are in the order that the weights' have in registers; and `natural<F>()`, where that is their own.
+// One token and types of blocks of 256: each row's bytes are read once, in order.
+// A level states before this file `sums_of_block<F>`, 8 or 16; `asks<F>`; `put_in_order<F>(q, to)`; and `WideSums<F>`.
 
-// Ask for SIZE bytes that will be read in a quarter of a microsecond; the hardware's own prefetcher alone leaves a
-// third of the bandwidth unused. Beyond the weights' end this does nothing.
+// A CPU's own prefetcher follows a reader in order better than asking does, unless a block takes so many instructions
+// that the next ones' loads wait behind them: `ask_ahead` is for those. Beyond the weights' end both do nothing.
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 #pragma GCC unroll 32
   for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 2048 + i, _MM_HINT_NTA);
 }
+// Ask for what a call reads first, while it prepares.
+inline void ask_first(const uint8_t* s) {
+  for (int i = 0; i < 2048; i += 64) _mm_prefetch((const char*)s + i, _MM_HINT_NTA);
+}
 
-constexpr int blocks_at_once = 512;  // of one row or of four
+// A token's activations in the order of codes in registers, the first three blocks once more behind the last, so that
+// four lie side by side wherever one begins.
+template <class F>
+struct Ordered {
+  int8_t* y;
+  int16_t* sums;
+  float *d, *values;
+
+  Ordered(const Job& job, int token, int values_held) {
+    const int blocks = job.cols / 256, held = blocks + 3;
+    constexpr size_t sums_bytes = sums_of_block<F> * sizeof(int16_t), each = 256 + sums_bytes + sizeof(float);
+    y = reinterpret_cast<int8_t*>(scratch(held * each + size_t(values_held) * sizeof(float)));
+    sums = reinterpret_cast<int16_t*>(y + size_t(held) * 256);
+    d = reinterpret_cast<float*>(sums + size_t(held) * sums_of_block<F>);
+    values = d + held;
+    for (int n = 0; n < held; n++) {
+      const Activation& a = job.at(token, n % blocks);
+      put_in_order<F>(a.q, y + size_t(n) * 256);
+      __builtin_memcpy(sums + n * sums_of_block<F>, sums_of_block<F> == 8 ? a.sum32 : a.sum16, sums_bytes);
+      d[n] = a.d[0];
+    }
+  }
+};
 
 template <class F>
 void wide_stream(const Job& job, int token, int begin, int end) {
-  const int blocks = job.cols / 256, rows_at_once = blocks <= blocks_at_once / 4 ? 4 : 1;
-  const int8_t* order = nullptr;
-  if constexpr (!natural<F>()) {
-    int8_t* to = reinterpret_cast<int8_t*>(scratch(size_t(blocks) * 256));
-    order = to;
-    for (int b = 0; b < blocks; b++, to += 256)
-      for (int i = 0; i < 16; i++) __builtin_memcpy(to + 16 * i, job.at(token, b).q + 16 * F::group[i], 16);
-  }
-  alignas(64) float values[blocks_at_once + 4];
+  constexpr int rows_at_once = 4;
+  const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
+  ask_first(s);
+  const int blocks = job.cols / 256, ahead = 4 % blocks;
+  const Ordered<F> met(job, token, rows_at_once * blocks);
   float* out = job.out[token];
   for (int r = begin; r < end; r += rows_at_once) {
-    const int rows = end - r < rows_at_once ? end - r : rows_at_once;
-    float acc[4] = {};
-    for (int first = 0; first < blocks; first += blocks_at_once) {
-      const int here = blocks - first < blocks_at_once ? blocks - first : blocks_at_once, count = rows * here;
-      const uint8_t* s = job.weights + size_t(r) * job.row_bytes + size_t(first) * F::bytes;
-      const Activation* a[4];
-      const int8_t* y[4];
-      const char *start = reinterpret_cast<const char*>(&job.at(token, first)), *at = start;
-      int b = 0, i = 0;
-      auto next = [&](int n) {
-        for (int k = 0; k < n; k++) {
-          a[k] = reinterpret_cast<const Activation*>(at);
-          y[k] = natural<F>() ? a[k]->q : order + size_t(first + b) * 256;
-          at += job.block_stride;
-          if (++b == here) b = 0, at = start;
-        }
-      };
-      for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
-        next(4);
-        ask_ahead<4 * F::bytes>(s);
-        _mm_store_ps(values + i, wide_values<F, 4>(s, a, y));
-      }
-      for (; i < count; i++, s += F::bytes) {
-        next(1);
-        values[i] = _mm_cvtss_f32(wide_values<F, 1>(s, a, y));
-      }
-      for (int n = 0; n < here; n++) {
-        float d = job.at(token, first + n).d[0];
-        for (int k = 0; k < rows; k++) acc[k] = __builtin_fmaf(d, values[k * here + n], acc[k]);
-      }
+    const int rows = end - r < rows_at_once ? end - r : rows_at_once, count = rows * blocks;
+    int i = 0, b = 0;
+    WideSums<F> sums;  // floats are made in the next step, so that nothing after them waits with them
+    for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
+      if constexpr (asks<F>) ask_ahead<4 * F::bytes>(s);
+      WideSums<F> now;
+      now.template put<4>(s, met.y + 256 * b, met.sums + sums_of_block<F> * b);
+      if (i) _mm_storeu_ps(met.values + i - 4, sums.values());
+      sums = now;
+      b += ahead;
+      b = b >= blocks ? b - blocks : b;
     }
-    for (int k = 0; k < rows; k++) out[r + k] = acc[k];
+    if (i) _mm_storeu_ps(met.values + i - 4, sums.values());
+    for (; i < count; i++, s += F::bytes) {
+      sums.template put<1>(s, met.y + 256 * b, met.sums + sums_of_block<F> * b);
+      met.values[i] = _mm_cvtss_f32(sums.values());
+      b = b + 1 == blocks ? 0 : b + 1;
+    }
+    for (int k = 0; k < rows; k++) {
+      float acc = 0.0f;
+      for (int n = 0; n < blocks; n++) acc = __builtin_fmaf(met.d[n], met.values[k * blocks + n], acc);
+      out[r + k] = acc;
+    }
   }
 }

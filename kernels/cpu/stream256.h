@@ -5,6 +5,8 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 8 * F::bytes, met = 256 + 32;
   const int whole = job.cols / 256, rest = job.cols / 32 % 8 * F::bytes;
   alignas(32) uint8_t last[size] = {};
+  const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
+  ask_first(s);
   int8_t* const order = reinterpret_cast<int8_t*>(scratch(size_t(whole + 1) * met));
   for (int n = 0; n < whole + (rest ? 1 : 0); n++) {
     int8_t* to = order + met * n;
@@ -14,10 +16,9 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
     for (int j = 0; j < 8; j++) reinterpret_cast<int32_t*>(to + 256)[j] = a.low32[j] / -128 * F::bias;
   }
   for (int r = begin; r < end; r++) {
-    const uint8_t* s = job.weights + size_t(r) * job.row_bytes;
+    s = job.weights + size_t(r) * job.row_bytes;
     float acc = 0.0f;
     for (int n = 0; n < whole; n++, s += size) {
-      ask_ahead<size>(s);
       acc = acc + narrow_value<F>(s, job.at(token, n), order + met * n);
     }
     if (rest) {

@@ -4,6 +4,7 @@ template <class F, class Sums, class Pair>
 void paired_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 256 / F::block * F::bytes, rows_at_once = 4;
   const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, pairs = chunks % 2 ? chunks : chunks / 2;
+  ask_first(job.weights + size_t(begin) * job.row_bytes);
   const size_t held = size_t(rows_at_once) * chunks + 4;  // floats
   Pair* pair = reinterpret_cast<Pair*>(scratch(size_t(pairs) * sizeof(Pair) + held * sizeof(float)));
   float* values = reinterpret_cast<float*>(pair + pairs);
@@ -34,7 +35,7 @@ void paired_stream(const Job& job, int token, int begin, int end) {
     auto step = [&](int i) __attribute__((always_inline)) {
       const uint8_t* s[4];
       for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
-      ask_ahead<4 * size>(s[0]);
+      if constexpr (asks<F>) ask_ahead<4 * size>(s[0]);
       one = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
       other = &pair[p];

@@ -1,8 +1,14 @@
 // One token: sums of 32 products and more, codes in registers. Two products fit into 16 bits in every type.
 
 template <class F>
-constexpr bool natural() {
-  return true;
+constexpr int sums_of_block = Block<F>::eight ? 8 : 16;  // of activations that it needs
+
+template <class F>
+constexpr bool asks = !__is_same(F, Q6_K);  // ahead for weights: the others have fewer bytes an instruction
+
+template <class F>
+inline void put_in_order(const int8_t* q, int8_t* to) {  // codes in registers have their own order
+  __builtin_memcpy(to, q, 256);
 }
 
 inline __m128i halves_added(__m256i x) {
@@ -41,19 +47,19 @@ constexpr Spread spread;
 
 // total: 8 parts of the sum of scale * (q - bias) * y; low: 4 parts of the sum of low * y.
 template <class F>
-inline __attribute__((always_inline)) void block_sums(const Block<F>& block, const Activation& a, __m256i& total,
-                                                      __m128i& low) {
+inline __attribute__((always_inline)) void block_sums(const Block<F>& block, const int8_t* y,
+                                                      const int16_t* sums, __m256i& total, __m128i& low) {
   constexpr bool eight = Block<F>::eight;
   const Scales sc = block.scales();
-  const __m256i all16 = _mm256_load_si256((const __m256i*)a.sum16);
-  const __m128i all32 = _mm_load_si128((const __m128i*)a.sum32);
+  const __m128i all32 = _mm_loadu_si128((const __m128i*)sums);
+  const __m256i all16 = eight ? _mm256_zextsi128_si256(all32) : _mm256_loadu_si256((const __m256i*)sums);
   __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   if (F::bias && F::bias != 128 && !Block<F>::centered) {
     __m256i moved = eight ? _mm256_zextsi128_si256(_mm_madd_epi16(_mm256_castsi256_si128(sc.scale), all32))
                           : _mm256_madd_epi16(sc.scale, all16);
     part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
   }
-  auto dots = [&](int k) { return products(block, k, _mm256_load_si256((const __m256i*)(a.q + 32 * k))); };
+  auto dots = [&](int k) { return products(block, k, _mm256_load_si256((const __m256i*)(y + 32 * k))); };
   if constexpr (!Block<F>::scaled) {  // codes so small that all fit into 16 bits
     __m256i x = dots(0);
 #pragma GCC unroll 8
@@ -76,25 +82,31 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   }
 }
 
-// The values of N <= 4 blocks; `a` of each.
-template <class F, int N>
-inline __attribute__((always_inline)) __m128 wide_values(const uint8_t* s, const Activation* const* a,
-                                                         const int8_t* const*) {
-  __m256i total[4];
-  __m128i low[4];
-  float d[4] = {}, m[4] = {};
-  for (int i = 0; i < 4; i++) total[i] = _mm256_setzero_si256(), low[i] = _mm_setzero_si128();
+// The values of N <= 4 blocks before floats are made of them; `y` and `sums`: what they meet, as of `Ordered`.
+template <class F>
+class WideSums {
+ public:
+  template <int N>
+  inline __attribute__((always_inline)) void put(const uint8_t* s, const int8_t* y, const int16_t* sums) {
+    __m256i total[4];
+    __m128i low[4];
+    float d[4] = {}, m[4] = {};
+    for (int i = 0; i < 4; i++) total[i] = _mm256_setzero_si256(), low[i] = _mm_setzero_si128();
 #pragma GCC unroll 4
-  for (int i = 0; i < N; i++) {
-    const Block<F> block(s + i * F::bytes);
-    block_sums<F>(block, *a[i], total[i], low[i]);
-    d[i] = block.d();
-    if (F::lows) m[i] = block.m();
+    for (int i = 0; i < N; i++) {
+      const Block<F> block(s + i * F::bytes);
+      block_sums<F>(block, y + 256 * i, sums + sums_of_block<F> * i, total[i], low[i]);
+      d[i] = block.d();
+      if (F::lows) m[i] = block.m();
+    }
+    value_ = _mm_mul_ps(_mm_setr_ps(d[0], d[1], d[2], d[3]), _mm_cvtepi32_ps(sums_of_4(total)));
+    if (F::lows) value_ = _mm_fnmadd_ps(_mm_setr_ps(m[0], m[1], m[2], m[3]), _mm_cvtepi32_ps(sums_of_4(low)), value_);
   }
-  __m128 value = _mm_mul_ps(_mm_setr_ps(d[0], d[1], d[2], d[3]), _mm_cvtepi32_ps(sums_of_4(total)));
-  if (F::lows) value = _mm_fnmadd_ps(_mm_setr_ps(m[0], m[1], m[2], m[3]), _mm_cvtepi32_ps(sums_of_4(low)), value);
-  return value;
-}
+  __m128 values() const { return value_; }
+
+ private:
+  __m128 value_;
+};
 
 // The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has
 // codes, and F::bias times their sums.
