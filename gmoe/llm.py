@@ -108,8 +108,8 @@ class LLM:
         slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
         if slow and activations == "q8":
             self.notices.append(f"{', '.join(sorted(slow))} has no compiled kernel: torch multiplies, and is slow")
-        if self.model.n_vocab < self.tokenizer.n_vocab:
-            many = f"{self.tokenizer.n_vocab} tokens, but {self.model.n_vocab} embeddings"
+        if self.model.n_vocab != self.tokenizer.n_vocab:
+            many = f"{self.tokenizer.n_vocab} tokens for {self.model.n_vocab} embeddings"
             weights.refuse("tokenizer.ggml.tokens", many)
         self.context = options.context or self._context_that_fits(budget)
         if self.context > self.hparams.n_ctx_reach:

@@ -5,15 +5,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gmoe.kernels.formats import QuantTensor
 
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.store import ExpertStore
-from gmoe.gguf.file import GGUFFile, UnsupportedModel
+from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.gguf.rewrite import rewrite
 from gmoe.layers.weights import Weights
+from gmoe.llm import LLM
 from gmoe.models import decoder
+from gmoe.options import RuntimeOptions
 from tests.factory import ARCHITECTURES, write_model
 
 CAN_LACK = {
@@ -82,3 +87,17 @@ def test_a_tensor_that_is_missing_is_refused(file: GGUFFile) -> None:
             lacking.append(re.sub(r"blk\.\d+\.", "", name))
         file.tensors[name] = info
     assert set(lacking) <= {"output.weight", *CAN_LACK.get(file.architecture, ())}
+
+
+def test_embeddings_without_a_token_are_refused(tmp_path: Path) -> None:
+    def twice(info: TensorInfo, tensor: QuantTensor) -> Iterator[tuple[str, QuantTensor]]:
+        if info.name in ("token_embd.weight", "output.weight"):
+            data = np.concatenate([tensor.data, tensor.data])
+            tensor = QuantTensor(data, tensor.format, (len(data), *tensor.shape[1:]))
+        yield info.name, tensor
+
+    path = tmp_path / "wide.gguf"
+    with GGUFFile.open(write_model(tmp_path / "m.gguf")) as file:
+        rewrite(file, path, twice)
+    with pytest.raises(UnsupportedModel, match="wide.gguf: tokenizer.ggml.tokens: 272 tokens for 544 embeddings"):
+        LLM.load(path, RuntimeOptions(device="cpu"))
