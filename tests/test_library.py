@@ -23,6 +23,7 @@ from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Library, 
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
 from gmoe.options import RuntimeOptions
+from gmoe.server.catalog import Catalog
 from gmoe.server.models import facts
 from tests.factory import write_model
 
@@ -248,6 +249,40 @@ def test_an_adapter_is_refused(user: Path) -> None:
     library.write(B, Manifest(manifest.config, (*manifest.layers, adapter)))
     with pytest.raises(LibraryError, match="has an adapter, which gmoe cannot apply"):
         find("b:two")
+
+
+@pytest.mark.parametrize(
+    ("kind", "blob", "sentence"),
+    [
+        ("params", b"[1]", "is no JSON object"),
+        ("params", b"[" * 100_000, "is not JSON"),
+        ("messages", b"null", "is no JSON list"),
+        ("messages", b'[{"role": "user"}, "x"]', "has a message without a role and a text"),
+        ("messages", b'[{"role": ["user"], "content": "x"}]', "has a message without a role and a text"),
+        ("messages", b'[{"role": "user", "content": 1}]', "has a message without a role and a text"),
+        ("settings", b'[["threads", 1]]', "settings are not pairs of texts"),
+        ("settings", b'["threads"]', "settings are not pairs of texts"),
+        ("config", b"3", "is no JSON object"),
+    ],
+)
+def test_a_model_that_nobody_could_have_made_is_one_sentence(user: Path, kind: str, blob: bytes, sentence: str) -> None:
+    library = Library.default()
+    manifest = create(library, A, parse_modelfile(f"FROM {write_gguf(user / 'm.gguf')}"), user)
+    media_type = (GMOE_TYPE if kind == "settings" else OLLAMA_TYPE) + kind
+    config = library.put_blob(blob, CONFIG_TYPE) if kind == "config" else manifest.config
+    layers = manifest.layers if kind == "config" else (*manifest.layers, library.put_blob(blob, media_type))
+    library.write(B, Manifest(config, layers))
+    with pytest.raises(LibraryError, match=sentence):
+        find("b:two")
+    assert [entry.name for entry in Catalog(library).entries()] == ["a:latest"]
+    if kind in ("params", "config"):
+        with pytest.raises(LibraryError, match=sentence):
+            create(library, A, parse_modelfile("FROM b:two\nPARAMETER top_k 1"), user)
+
+
+def test_a_manifest_that_is_nested_without_end_is_none() -> None:
+    with pytest.raises(LibraryError, match="x is not a manifest"):
+        Manifest.from_bytes(b'{"config":' + b"[" * 100_000, "x")
 
 
 def churn(root: Path, seed: int) -> None:

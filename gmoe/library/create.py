@@ -8,7 +8,7 @@ from typing import Any
 from gmoe.library.describe import describe
 from gmoe.library.join import put_model
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
-from gmoe.library.modelfile import PARAMETERS, Command, Modelfile
+from gmoe.library.modelfile import PARAMETERS, ROLES, Command, Modelfile
 from gmoe.library.name import InvalidName, ModelName
 
 TEXTS = {"template": "template", "system": "system", "license": "license"}
@@ -66,17 +66,39 @@ def modelfile_of(library: Library, manifest: Manifest) -> Modelfile:
     for kind in TEXTS:
         commands += [Command(kind, library.text(layer)) for layer in manifest.of_kind(kind)]
     for layer in manifest.of_kind("params"):
-        for key, value in library.json(layer).items():
+        for key, value in _record(library, layer).items():
             texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
             commands += [Command("parameter", text, key) for text in texts if key in PARAMETERS]
     for layer in manifest.of_kind("messages"):
-        commands += [Command("message", message["content"], message["role"]) for message in library.json(layer)]
-    config = library.json(manifest.config)
-    commands += [Command(key, config[key]) for key in ("renderer", "parser", "requires") if config.get(key)]
-    pairs = [pair for layer in manifest.of_kind("settings") for pair in library.json(layer)]
+        for message in _list(library, layer):
+            role, content = (message.get("role"), message.get("content", "")) if isinstance(message, dict) else (0, 0)
+            if role not in ROLES or not isinstance(content, str):
+                raise LibraryError(f"blob {layer.digest} has a message without a role and a text")
+            commands.append(Command("message", content, role))
+    config = _record(library, manifest.config)
+    for key in ("renderer", "parser", "requires"):
+        if config.get(key):
+            commands.append(Command(key, _text(config[key])))
+    pairs = [pair for layer in manifest.of_kind("settings") for pair in _list(library, layer)]
+    if not all(isinstance(pair, list) and [type(part) for part in pair] == [str, str] for pair in pairs):
+        raise LibraryError("the model's settings are not pairs of texts")
     settings = [(key, value) for key, value in pairs if key not in PACKED]  # a pulled model names no file of ours
     settings += [(kind, str(library.blob(layer.digest))) for kind in PACKED for layer in manifest.of_kind(kind)]
     return Modelfile(tuple(commands), tuple(settings))
+
+
+def _record(library: Library, layer: Layer) -> dict[str, Any]:
+    value = library.json(layer)
+    if not isinstance(value, dict):
+        raise LibraryError(f"blob {layer.digest} is no JSON object")
+    return value
+
+
+def _list(library: Library, layer: Layer) -> list[Any]:
+    value = library.json(layer)
+    if not isinstance(value, list):
+        raise LibraryError(f"blob {layer.digest} is no JSON list")
+    return value
 
 
 def _base(
@@ -110,7 +132,7 @@ def _base(
     look(library.blob(manifest.of_kind("model")[0].digest))
     progress(f"using existing model {sources[0]}")
     layers = [layer for layer in manifest.layers if layer.kind != "model"]
-    return library.json(manifest.config), (*manifest.of_kind("model"), *layers)
+    return _record(library, manifest.config), (*manifest.of_kind("model"), *layers)
 
 
 def _layers(library: Library, modelfile: Modelfile, inherited: Iterable[Layer]) -> list[Layer]:
@@ -122,7 +144,7 @@ def _layers(library: Library, modelfile: Modelfile, inherited: Iterable[Layer]) 
             layers.append(library.put_blob(text.encode(), OLLAMA_TYPE + kind))
     layers += [library.put_blob(text.encode(), OLLAMA_TYPE + "license") for text in modelfile.values("license")]
     if modelfile.parameters:
-        old = [library.json(layer) for layer in inherited if layer.kind == "params"]
+        old = [_record(library, layer) for layer in inherited if layer.kind == "params"]
         layers.append(_put_json(library, {**(old[0] if old else {}), **modelfile.parameters}, OLLAMA_TYPE + "params"))
     if modelfile.messages:
         layers.append(_put_json(library, modelfile.messages, OLLAMA_TYPE + "messages"))

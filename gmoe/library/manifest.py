@@ -96,7 +96,7 @@ class Manifest:
         try:
             body = json.loads(data)
             config, *layers = (_layer(entry) for entry in [body["config"], *(body["layers"] or [])])
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             raise LibraryError(f"{source} is not a manifest of a model") from None
         return cls(config, tuple(layers), hashlib.sha256(data).hexdigest(), modified, data)
 
@@ -166,10 +166,11 @@ class Library:
 
     def json(self, layer: Layer) -> Any:
         """A blob as JSON; raises `LibraryError` if it is none."""
+        with self.open(layer.digest) as blob:
+            text = blob.read()
         try:
-            with self.open(layer.digest) as blob:
-                return json.loads(blob.read())
-        except ValueError:
+            return json.loads(text)
+        except (ValueError, RecursionError):
             raise LibraryError(f"blob {layer.digest} is not JSON") from None
 
     def model_path(self, name: ModelName) -> Path:
