@@ -1,5 +1,7 @@
 """Traces: what is recorded comes back, and what is damaged or another model's is refused."""
 
+import csv
+import json
 import os
 import re
 import resource
@@ -231,39 +233,52 @@ def test_csv(tmp_path):
             from_route_csv(path)
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-def test_what_is_exported_is_read_again(tmp_path: Path, steps: int) -> None:
-    whole = synthetic(steps=5)
-    trace = (
-        whole
-        if steps
-        else replace(
-            whole, rows={n: c[:0] for n, c in whole.rows.items()}, ids=whole.ids[:0], weights=whole.weights[:0]
-        )
-    )
-    path = tmp_path / "t.csv"
+def test_what_is_exported_is_read_again(tmp_path: Path) -> None:
+    trace, path = synthetic(steps=5), tmp_path / "t.csv"
+    trace = replace(trace, header=replace(trace.header, model='a "#{1},\u00e9', tasks=("x,y",)))
     path.write_text("".join(to_csv(trace)))
     assert same(from_csv(path), trace)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["expert"]) for row in rows] == trace.ids.ravel().tolist()
+    assert json.loads(rows[0]["header"])["model"] == trace.header.model and not any(row["header"] for row in rows[1:])
 
 
-def test_an_export_that_is_damaged_or_has_no_header_is_refused(tmp_path: Path) -> None:
+def test_an_export_that_does_not_say_whose_it_is_is_read_for_a_model(tmp_path: Path) -> None:
+    trace, path = synthetic(steps=5), tmp_path / "t.csv"
+    bare = [",".join(line.rstrip().split(",", 8)[:8]) + "\n" for line in to_csv(trace)]
+    path.write_text("".join(bare))
+    assert same(from_csv(path, trace.header), trace)
+    with pytest.raises(TraceError, match="no line says in the column `header` whose trace it is"):
+        from_csv(path)
+    path.write_text("".join(to_csv(trace)))
+    with pytest.raises(TraceError, match="a trace of another model"):
+        from_csv(path, replace(trace.header, fingerprint="other"))
+
+
+def test_an_export_that_is_damaged_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     lines = list(to_csv(synthetic(steps=5)))
-    row = lines[2].rstrip().split(",")
-    for broken, said in (
-        (lines[1:], "its first line begins neither with '# gmoe trace'"),
-        (["# gmoe trace {}\n", *lines[1:]], "missing"),
-        (["# gmoe trace 5\n", *lines[1:]], "not a whole trace of `gmoe trace export`"),
-        ([lines[0], *lines[2:]], "its second line is not request,phase"),
+    *row, said = lines[1].rstrip().split(",", 8)
+
+    def with_row(*fields: str) -> list[str]:
+        return [lines[0], ",".join(fields) + "\n", *lines[2:]]
+
+    for broken, said_of_it in (
+        (lines[1:], "its first line is neither that of `gmoe trace export` nor"),
+        (with_row(*row, '"{}"'), "missing"),
+        (with_row(*row, '"{"'), "not a whole trace of `gmoe trace export`"),
+        (with_row(*row, ""), "no line says in the column `header` whose trace it is"),
+        (lines[:1], "no line says"),
         (lines[:-1], "a token lacks some of its experts"),
-        ([*lines[:2], ",".join([*row[:-2], "99", row[-1]]) + "\n", *lines[3:]], "an expert is out of range"),
-        ([*lines[:2], ",".join([*row[:-2], "1e9", row[-1]]) + "\n", *lines[3:]], "expert is not a whole number"),
-        ([*lines[:2], ",".join([*row[:-1], "x"]) + "\n", *lines[3:]], "could not convert"),
-        ([*lines[:2], ",".join(row[:-1]) + "\n", *lines[3:]], "columns"),
-        ([lines[0].replace('"n_expert": 16', '"n_expert": 1000000000'), *lines[1:]], "more than there can be"),
+        (with_row(*row[:-2], "99", row[-1], said), "an expert is out of range"),
+        (with_row(*row[:-2], "1e9", row[-1], said), "expert is not a whole number"),
+        (with_row(*row[:-1], "x", said), "could not convert"),
+        ([*lines[:2], "1,2\n", *lines[3:]], "column"),
+        (with_row(*row, said.replace('""n_expert"": 16', '""n_expert"": 1000000000')), "more than there can be"),
     ):
         path.write_text("".join(broken))
-        with pytest.raises(TraceError, match=re.escape(said)) as error:
+        with pytest.raises(TraceError, match=re.escape(said_of_it)) as error:
             from_csv(path)
         assert str(path) in str(error.value)
 
@@ -274,7 +289,7 @@ def test_command(tmp_path):
     shown = CliRunner().invoke(command, ["show", str(path)])
     assert shown.exit_code == 0 and "experts      4 layers x 16, 2 used" in shown.output
     exported = CliRunner().invoke(command, ["export", str(path)])
-    assert exported.output.count("\n") == 2 + synthetic(steps=5).ids.size
+    assert exported.output.count("\n") == 1 + synthetic(steps=5).ids.size
     path.write_bytes(b"x")
     refused = CliRunner().invoke(command, ["show", str(path)])
     assert refused.exit_code == 1 and "damaged" in refused.output

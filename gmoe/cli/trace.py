@@ -166,7 +166,7 @@ def show(file: Path, plot: Path | None) -> None:
 @FILE
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; .npz or .csv.")
 def export(file: Path, output: Path | None) -> None:
-    """Write TRACE as CSV, one line an expert asked for below two lines that say whose it is, or as .npz."""
+    """Write TRACE as CSV, one line an expert asked for, or as .npz."""
     read_trace = read(file)
     if output is not None and output.suffix == ".npz":
         read_trace.save(output)

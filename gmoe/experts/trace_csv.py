@@ -1,4 +1,4 @@
-"""A trace as CSV and back: a line `# gmoe trace` with its header as JSON, then one line an expert asked for."""
+"""A trace as plain CSV and back: one line an expert asked for; the column `header` says once, as JSON, whose it is."""
 
 import json
 from collections.abc import Iterator
@@ -11,40 +11,54 @@ import numpy as np
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import ROWS, Header, Trace, TraceError
 
-FIRST = "# gmoe trace "
 COLUMNS = ("request", "phase", "step", "layer", "position", "slot", "expert", "weight")
+LAST = "header"
 
 
 def to_csv(trace: Trace) -> Iterator[str]:
-    """The lines, each with its end; `scores` and `matrices` are left out."""
-    yield f"{FIRST}{json.dumps(asdict(trace.header))}\n"
-    yield ",".join(COLUMNS) + "\n"
+    """The lines, each with its end; `scores` and `matrices` are left out, and the header where there are no rows."""
+    yield ",".join((*COLUMNS, LAST)) + "\n"
+    said = '"' + json.dumps(asdict(trace.header)).replace('"', '""') + '"'
     columns = [trace.rows[name].tolist() for name in COLUMNS if name in ROWS]
     for row, ids, weights in zip(zip(*columns, strict=True), trace.ids, trace.weights, strict=True):
         start = ",".join(map(str, row))
-        yield from (f"{start},{slot},{e},{w:.6g}\n" for slot, (e, w) in enumerate(zip(ids, weights, strict=True)))
+        for slot, (e, w) in enumerate(zip(ids, weights, strict=True)):
+            yield f"{start},{slot},{e},{w:.6g},{said}\n"
+            said = ""
 
 
-def from_csv(path: Path) -> Trace:
-    """What `to_csv` writes, or a route_trace v1; raises OSError, or TraceError where it is neither."""
+def from_csv(path: Path, mine: Header | None = None) -> Trace:
+    """What `to_csv` writes, or a route_trace v1; raises OSError, or TraceError where it is neither.
+
+    `mine` is the model that the trace should be of; a file that does not say whose it is, is taken for its trace.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline(1 << 20)
         if first.startswith("# route_trace v1"):
             return from_route_csv(path)
-        if not first.startswith(FIRST):
-            told = "its first line begins neither with '# gmoe trace', as `gmoe trace export` writes it, nor with"
-            raise TraceError(f"{path}: {told} '# route_trace v1'")
+        if first.strip() not in (",".join(COLUMNS), ",".join((*COLUMNS, LAST))):
+            told = "its first line is neither that of `gmoe trace export` nor '# route_trace v1'"
+            raise TraceError(f"{path}: {told}")
         try:
-            header = Header.read(json.loads(first.removeprefix(FIRST)))
-            if file.readline(1 << 20).strip() != ",".join(COLUMNS):
-                raise ValueError(f"its second line is not {','.join(COLUMNS)}")
             lines = file.read().splitlines()
-            table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(COLUMNS)))
-            trace = _trace(header, table)
+            said = next((line.split(",", len(COLUMNS))[len(COLUMNS)] for line in lines if "{" in line), None)
+            header = mine if said is None else Header.read(json.loads(said.strip()[1:-1].replace('""', '"')))
+            if header is None:
+                raise ValueError("no line says in the column `header` whose trace it is")
+            trace = _trace(header, _table(lines))
             trace.check()
-        except (ValueError, ArithmeticError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
             raise TraceError(f"{path}: not a whole trace of `gmoe trace export` ({error})") from None
+    if mine is not None and header.fingerprint != mine.fingerprint:
+        raise TraceError(f"{path}: a trace of another model ({header.model})")
     return trace
+
+
+def _table(lines: list[str]) -> np.ndarray:
+    """The columns but the last, [lines, columns] float64."""
+    if not lines:
+        return np.empty((0, len(COLUMNS)))
+    return np.loadtxt(lines, delimiter=",", comments=None, quotechar='"', usecols=range(len(COLUMNS)), ndmin=2)
 
 
 def _trace(header: Header, table: np.ndarray) -> Trace:

@@ -33,7 +33,7 @@ class TraceFile:
         self.trace: Trace | None = None
         self.ours = True  # the file is not somebody else's
         if given is not None:
-            trace = from_csv(given) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
+            trace = from_csv(given, header) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
             self.trace = self._ours(trace, given)
         elif found is not None:
             try:
