@@ -46,9 +46,7 @@ REFUSED = [
     ("# gmoe: route adaptive_k\n# gmoe: policy.threshold x", "line 3: the knob threshold is 'x'"),
     ("# gmoe: miss hobbit\n# gmoe: policy.t1 .85\n# gmoe: policy.t2 .7", "line 4: the knob t1 is 0.85 and t2 is 0.7"),
     ("PARSER klingon", "line 2: PARSER klingon is not supported; supported: deepseek,"),
-    ("PARAMETER num_ctx -1", "line 2: num_ctx: context is -1; it must be a whole number of at least 0"),
     ("PARAMETER num_thread 513", "line 2: num_thread: threads is 513; it must be at most 512"),
-    ("PARAMETER num_predict 0", "line 2: num_predict: max_tokens is 0; it must be at least 1"),
     ("PARAMETER top_p 1.1", "line 2: top_p is 1.1; it must be between 0 and 1"),
     ("PARAMETER temperature nan", "line 2: temperature is nan; it must be a finite number"),
     ('PARAMETER stop ""', "line 2: stop must be a list of texts, none of them empty"),
@@ -59,6 +57,7 @@ LEFT = [
     "# gmoe: max_kld 0\n# gmoe: route smoe\n# gmoe: policy.alpha 0.5",
     "# gmoe: miss balance\n# gmoe: device auto",
     "PARAMETER num_predict -2\nPARAMETER seed -1\nPARAMETER num_ctx 0\nPARAMETER num_gpu -1",
+    "PARAMETER num_ctx -1\nPARAMETER num_thread -1\nPARAMETER num_predict 0\nPARAMETER top_k -1",
     "PARSER qwen3-coder\nRENDERER klingon\nPARAMETER mirostat 7",
 ]
 
@@ -143,8 +142,8 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
     ("body", "sentence"),
     [
         ({"parser": "klingon"}, "PARSER klingon is not supported; supported: deepseek,"),
-        ({"parameters": {"num_ctx": -1}}, "num_ctx: context is -1; it must be"),
-        ({"parameters": {"top_k": -3}}, "top_k is -3; it must be at least 0"),
+        ({"parameters": {"num_thread": 513}}, "num_thread: threads is 513; it must be"),
+        ({"parameters": {"top_p": 3}}, "top_p is 3.0; it must be between 0 and 1"),
         ({"parameters": {"top_k": "many"}}, "top_k must be a whole number, not 'many'"),
         ({"parameters": {"stop": ["a", ""]}}, "stop must be a list of texts"),
     ],
@@ -156,6 +155,15 @@ def test_the_server_refuses_it_too(body: dict[str, object], sentence: str) -> No
 
 
 def test_a_model_made_elsewhere_is_refused_by_the_parameter_s_name() -> None:
-    package = Package(Path("m.gguf"), Modelfile((Command("parameter", "-1", "num_ctx"),)))
-    with pytest.raises(ValueError, match="^num_ctx: context is -1; it must be a whole number of at least 0$"):
+    package = Package(Path("m.gguf"), Modelfile((Command("parameter", "513", "num_thread"),)))
+    with pytest.raises(ValueError, match="^num_thread: threads is 513; it must be at most 512$"):
         package.options()
+
+
+def test_what_ollama_takes_for_automatic_is_automatic() -> None:
+    names = {"num_ctx": "-1", "num_thread": "-1", "num_predict": "0", "seed": "-1", "top_k": "-1"}
+    package = Package(
+        Path("m.gguf"), Modelfile(tuple(Command("parameter", value, key) for key, value in names.items()))
+    )
+    assert (package.options().context, package.options().threads) == (0, 0)
+    assert package.sampling == {"top_k": 0}

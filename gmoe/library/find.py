@@ -31,11 +31,12 @@ class Package:
         own, parameters = self.modelfile.options, self.modelfile.parameters
         for parameter, name in (("num_ctx", "context"), ("num_thread", "threads")):
             if parameter in parameters:
+                value = max(0, parameters[parameter])  # to Ollama what is below 0 is automatic too
                 try:
-                    RuntimeOptions(**{name: parameters[parameter]})
+                    RuntimeOptions(**{name: value})
                 except ValueError as error:
                     raise ValueError(f"{parameter}: {error}") from None
-                own.setdefault(name, parameters[parameter])
+                own.setdefault(name, value)
         changed = {f.name: getattr(given, f.name) for f in fields(given)}
         changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
         return replace(RuntimeOptions(**own), **changed)
@@ -44,9 +45,11 @@ class Package:
     def sampling(self) -> dict[str, Any]:
         """Its parameters as keyword arguments of `SamplingParams`."""
         values = {SAMPLING[key]: value for key, value in self.modelfile.parameters.items() if key in SAMPLING}
-        for name in ("max_tokens", "seed"):  # Ollama's -1 is our None
-            if values.get(name, 0) < 0:
+        for name, least in (("max_tokens", 1), ("seed", 0)):  # to Ollama what is below has no end, or is any seed
+            if values.get(name, least) < least:
                 del values[name]
+        if "top_k" in values:
+            values["top_k"] = max(0, values["top_k"])  # Ollama's -1 is off too
         return values | ({"stop": tuple(values["stop"])} if "stop" in values else {})
 
 
