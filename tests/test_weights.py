@@ -75,6 +75,13 @@ def test_a_tensor_of_another_shape_is_refused(file: GGUFFile) -> None:
         file.tensors[name] = info
 
 
+def test_a_row_of_numbers_may_have_a_one_in_front(file: GGUFFile) -> None:
+    for name, info in file.tensors.items():
+        if len(info.shape) == 1:
+            file.tensors[name] = replace(info, shape=(1, *info.shape))
+    load(file)
+
+
 def test_a_tensor_that_is_missing_is_refused(file: GGUFFile) -> None:
     lacking = []
     for name in of_each_kind(file):

@@ -73,6 +73,8 @@ class Weights:
     def quant(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
         """A tensor as it is in the file, where the model runs; one of another `shape` is refused."""
         tensor = self._view(name, suffix)
+        if shape is not None and tensor.shape == (1, *shape) and len(shape) == 1:  # to GGUF it is the same
+            tensor = QuantTensor(tensor.data.reshape(-1), tensor.format, shape)
         if shape is not None and tensor.shape != shape:
             have, want = list(tensor.shape), list(shape)
             self.refuse(self.prefix + name + suffix, f"has the shape {have}, the rest of the file asks for {want}")

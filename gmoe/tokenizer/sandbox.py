@@ -22,6 +22,7 @@ SECONDS = 5.0
 MOST_VALUE = 32 << 20  # bytes of any value, with all that is in it
 MOST_MADE = 2 << 30  # bytes of all values that a rendering makes
 MOST_BITS = 1 << 16  # of a number
+SMALL, NOW_AND_THEN = 1 << 12, 16  # a look at the clock costs more than making what is small
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?")
 _BRACE = re.compile(r"\{[^{}]*?(?::[^{}\d]*(\d*)(?:\.(\d+))?[^{}]*)?\}")
 
@@ -29,10 +30,10 @@ _BRACE = re.compile(r"\{[^{}]*?(?::[^{}\d]*(\d*)(?:\.(\d+))?[^{}]*)?\}")
 class Meter(threading.local):
     """What the rendering of this thread may still do; time is that of its own work: others may keep it waiting."""
 
-    end, made = math.inf, 0
+    end, made, counted = math.inf, 0, 0
 
     def start(self) -> None:
-        self.end, self.made = time.thread_time() + SECONDS, 0
+        self.end, self.made, self.counted = time.thread_time() + SECONDS, 0, 0
         self.sizes: dict[int, tuple[Any, int]] = {}  # by id; it keeps the container, so that no other gets that id
 
     def stop(self) -> None:
@@ -43,6 +44,8 @@ class Meter(threading.local):
 
     def size(self, value: Any) -> int:
         """Bytes of a value with all that is in it, as often as it is in it."""
+        if type(value) is str:
+            return sys.getsizeof(value)
         if not isinstance(value, list | tuple | dict):
             return sys.getsizeof(value) if isinstance(value, str | bytes | int) else 1
         known = self.sizes.get(id(value))
@@ -61,7 +64,8 @@ class Meter(threading.local):
         self.made += size
         if self.made > MOST_MADE:
             raise jinja2.TemplateError("what it makes would fill the memory")
-        if self.late():
+        self.counted += 1
+        if (size > SMALL or self.counted % NOW_AND_THEN == 0) and self.late():
             raise jinja2.TemplateError(f"it ran longer than {SECONDS:g} seconds")
 
     def keep(self, value: Any, what: str) -> Any:
@@ -149,6 +153,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _coming(self, operator: str, left: Any, right: Any) -> int:
         """Bytes of what an operator gives, or more."""
+        if operator == "+" and isinstance(left, str):
+            return self.meter.size(left) + self.meter.size(right)
         numbers = [n for n in (left, right) if isinstance(n, int)]
         if len(numbers) == 2:
             bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
