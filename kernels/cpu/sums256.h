@@ -73,6 +73,7 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
       const __m256i which = _mm256_load_si256((const __m256i*)spread_of);
       const __m256i by = _mm256_shuffle_epi8(eight || k < 4 ? lower : upper, which);
       part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(dots(k), by));
+      asm("" : "+x"(part[k % 2]));  // or a compiler adds all at the end, out of memory
     }
   }
   total = _mm256_add_epi32(part[0], part[1]);
