@@ -113,7 +113,7 @@ def test_the_three_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     corpus = write_corpus(tmp_path)
     pack(corpus, tmp_path / "packed", SHAPE.n_vocab, 3000)
     tokenizer = Tokenizer.from_file(str(tmp_path / "packed" / "tokenizer.json"))
-    shape = replace(SHAPE, n_embd=64, n_ff_exp=64)
+    shape = replace(SHAPE, n_embd=64, n_ff_exp=64, n_vocab=tokenizer.get_vocab_size())
     export(noisy(shape).state_dict(), shape, tokenizer, tmp_path / "model.gguf", "Q8_0")
     common = [str(tmp_path / "model.gguf"), "--corpus", str(corpus)]
     measure_demo.main(["bits", *common, "--ngram-tokens", "2000"])

@@ -26,6 +26,7 @@ class Group(click.Group):
             try:
                 return super().main(*args, **given)
             except OSError as error:  # of --help
+                _let_go()
                 sys.exit(say(sentence(error)))
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -35,13 +36,22 @@ class Group(click.Group):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail
+            _let_go()
             status = BROKEN_PIPE
         except (click.Abort, KeyboardInterrupt):
             status = INTERRUPTED
         except (ValueError, OSError, MemoryError) as error:
+            _let_go()
             status = say(sentence(error))
         raise click.exceptions.Exit(status)
+
+
+def _let_go() -> None:
+    """What is still buffered for an output that takes no more must not fail again when Python ends (status 120)."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def interrupted(number: int, frame: FrameType | None) -> None:
