@@ -54,7 +54,7 @@ def edit_of(
             raise UnsupportedModel(
                 source,
                 info.name,
-                f"is {info.format.name} already; take an F16, BF16 or F32 file, or --allow-requantize",
+                f"is {info.format.name} already; take an F16, BF16 or F32 file, or gmoe quantize --allow-requantize",
             )
         return [(info.name, recode(tensor, kind, importance.get(info.name), f"{source}: {info.name}"))]
 
