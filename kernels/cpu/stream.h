@@ -1,8 +1,13 @@
 // One token and types of blocks of 256: each row's bytes are read once, in order.
 // A level states before this file `sums_of_block<F>`, 8 or 16; `asks<F>`; `put_in_order<F>(q, to)`; and `WideSums<F>`.
 
-// A CPU's own prefetcher follows a reader in order better than asking does, unless a block takes so many instructions
-// that the next ones' loads wait behind them: `ask_ahead` is for those. Beyond the weights' end both do nothing.
+// A Zen 4's own prefetcher follows bytes in order better than asking does, unless a block takes so many instructions
+// that the next loads wait behind them; a Xeon's left a third of the bandwidth unused. Beyond the weights' end asking
+// does nothing.
+inline bool falls_behind() {
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+}
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 #pragma GCC unroll 32
@@ -37,7 +42,7 @@ struct Ordered {
   }
 };
 
-template <class F>
+template <class F, bool ASK>
 void wide_stream(const Job& job, int token, int begin, int end) {
   constexpr int rows_at_once = 4;
   const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
@@ -50,7 +55,7 @@ void wide_stream(const Job& job, int token, int begin, int end) {
     int i = 0, b = 0;
     WideSums<F> sums;  // floats are made in the next step, so that nothing after them waits with them
     for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
-      if constexpr (asks<F>) ask_ahead<4 * F::bytes>(s);
+      if constexpr (ASK) ask_ahead<4 * F::bytes>(s);
       WideSums<F> now;
       now.template put<4>(s, met.y + 256 * b, met.sums + sums_of_block<F> * b);
       if (i) _mm_storeu_ps(met.values + i - 4, sums.values());

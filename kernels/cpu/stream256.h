@@ -1,6 +1,6 @@
 // One token and types of blocks of 32, and which loop serves a type.
 
-template <class F>
+template <class F, bool ASK>
 void narrow_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 8 * F::bytes, met = 256 + 32;
   const int whole = job.cols / 256, rest = job.cols / 32 % 8 * F::bytes;
@@ -19,6 +19,7 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
     s = job.weights + size_t(r) * job.row_bytes;
     float acc = 0.0f;
     for (int n = 0; n < whole; n++, s += size) {
+      if constexpr (ASK) ask_ahead<size>(s);
       acc = acc + narrow_value<F>(s, job.at(token, n), order + met * n);
     }
     if (rest) {
@@ -31,6 +32,7 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
 
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  if constexpr (F::wide) wide_stream<F>(job, token, begin, end);
-  else narrow_stream<F>(job, token, begin, end);
+  const bool behind = falls_behind();
+  if constexpr (F::wide) (behind ? wide_stream<F, true> : wide_stream<F, asks<F>>)(job, token, begin, end);
+  else (behind ? narrow_stream<F, true> : narrow_stream<F, false>)(job, token, begin, end);
 }

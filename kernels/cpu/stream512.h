@@ -1,6 +1,6 @@
 // One token and the other types: four times 256 weights a step.
 
-template <class F, class Sums, class Pair>
+template <class F, class Sums, class Pair, bool ASK>
 void paired_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 256 / F::block * F::bytes, rows_at_once = 4;
   const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, pairs = chunks % 2 ? chunks : chunks / 2;
@@ -35,7 +35,7 @@ void paired_stream(const Job& job, int token, int begin, int end) {
     auto step = [&](int i) __attribute__((always_inline)) {
       const uint8_t* s[4];
       for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
-      if constexpr (asks<F>) ask_ahead<4 * size>(s[0]);
+      if constexpr (ASK) ask_ahead<4 * size>(s[0]);
       one = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
       other = &pair[p];
@@ -70,9 +70,15 @@ void paired_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
+template <class F, bool ASK>
+inline void stream_asking(const Job& job, int token, int begin, int end) {
+  if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, ASK>(job, token, begin, end);
+  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements, ASK>(job, token, begin, end);
+  else wide_stream<F, ASK>(job, token, begin, end);
+}
+
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves>(job, token, begin, end);
-  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements>(job, token, begin, end);
-  else wide_stream<F>(job, token, begin, end);
+  if (falls_behind()) stream_asking<F, true>(job, token, begin, end);
+  else stream_asking<F, asks<F>>(job, token, begin, end);
 }

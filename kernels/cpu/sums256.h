@@ -4,7 +4,7 @@ template <class F>
 constexpr int sums_of_block = Block<F>::eight ? 8 : 16;  // of activations that it needs
 
 template <class F>
-constexpr bool asks = !__is_same(F, Q6_K);  // ahead for weights: the others have fewer bytes an instruction
+constexpr bool asks = !__is_same(F, Q6_K);  // ahead for weights, on every CPU: these have fewer bytes an instruction
 
 template <class F>
 inline void put_in_order(const int8_t* q, int8_t* to) {  // codes in registers have their own order

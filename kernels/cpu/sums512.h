@@ -18,7 +18,7 @@ template <class F>
 constexpr int sums_of_block = F::pairs ? 8 : 16;  // of activations that it needs
 
 template <class F>
-constexpr bool asks = F::grid;  // ahead for weights
+constexpr bool asks = F::grid;  // ahead for weights, on every CPU
 
 // 256 activations in the order that codes have in registers.
 template <class F>
