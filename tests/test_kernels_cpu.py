@@ -54,7 +54,7 @@ def assert_near(got: torch.Tensor, x: torch.Tensor, w: QuantTensor) -> None:
 
 
 def columns(form: QuantFormat) -> list[int]:
-    return {256: [256, 768], 32: [32, 352, 512]}.get(form.block_size, [7, 272])
+    return {256: [256, 512, 768, 1280], 32: [32, 352, 512]}.get(form.block_size, [7, 272])
 
 
 @pytest.mark.parametrize("level", cpu_ops.levels())
