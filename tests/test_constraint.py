@@ -11,6 +11,7 @@ from gmoe.engine.constraint import Constraint, Grammars
 from gmoe.engine.gbnf import GrammarError, gbnf_to_lark
 from gmoe.engine.sampler import Sampler
 from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.schema import MOST_INTEGER, bounded
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 JSON_GBNF = r"""
@@ -157,6 +158,37 @@ def test_random_answers_follow_their_schema(kind: str) -> None:
         value = json.loads(b"".join(own.token_bytes(id) for id in ids[1:]))
         assert list(value) == ["name", "n", "tags"] and 0 <= value["n"] <= 99 and len(value["name"]) <= 5
         assert len(value["tags"]) <= 2 and set(value["tags"]) <= {"a", "b"}
+
+
+A = {"a": {"type": "boolean"}}
+CLOSED = [  # schema, what it accepts, what it does not
+    ({"type": "object", "properties": A, "required": ["a"]}, ['{"a":true}'], ["{}", '{"a":true,"b":1}']),
+    ({"properties": {}}, ["{}"], ['{"b":1}']),
+    ({"properties": A, "additionalProperties": True}, ['{"a":true,"b":1}'], ['{"a":1}']),
+    ({"properties": A, "required": ["a", "b"]}, ['{"a":true,"b":1}'], ['{"a":true}']),
+    ({"type": "array", "items": {"properties": A}}, ['[{"a":true}]'], ['[{"c":true}]']),
+    ({"properties": {"properties": {"properties": A}}}, ['{"properties":{"a":true}}'], ['{"properties":{"b":1}}']),
+    ({"$ref": "#/$defs/x", "$defs": {"x": {"properties": A}}}, ['{"a":true}'], ['{"b":1}']),
+    ({"anyOf": [{"properties": A}, {"type": "null"}]}, ['{"a":true}', "null"], ['{"b":1}']),
+    ({"allOf": [{"properties": A}, {"properties": {"b": {}}}], "type": "object"}, ['{"a":true,"b":1}'], ['{"a":1}']),
+    ({"type": "integer"}, [str(MOST_INTEGER), str(-MOST_INTEGER), "0"], [str(MOST_INTEGER + 1), "1.5"]),
+    ({"type": ["integer", "null"]}, ["7", "null"], ["1" * 20]),
+    ({"type": "integer", "minimum": 0}, ["1" * 20], ["-1"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), CLOSED)
+def test_a_schema_has_an_end(schema: dict[str, object], good: list[str], bad: list[str]) -> None:
+    for texts, wanted in ((good, True), (bad, False)):
+        for text in texts:
+            constraint = grammars("bpe").compile(SamplingParams(json_schema=schema))
+            assert constraint is not None
+            assert follow(constraint, byte_ids(text, "bpe"), "bpe") is wanted, text
+
+
+def test_a_schema_that_says_all_stays_as_it_is() -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "additionalProperties": {"type": "string"}}
+    assert bounded(schema) == schema
 
 
 def test_the_mask_is_what_allows_says_and_no_padding_of_the_model() -> None:

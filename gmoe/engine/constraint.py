@@ -12,6 +12,7 @@ import numpy as np
 
 from gmoe.engine.gbnf import GrammarError, gbnf_to_lark
 from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.schema import bounded
 
 # Between the parts of a JSON text as llama.cpp has it: a model cannot go on with spaces for ever.
 JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})"}
@@ -102,7 +103,7 @@ class Grammars:
             text = gbnf_to_lark(params.grammar) if "::=" in params.grammar else params.grammar
             what, grammar = "grammar", LLMatcher.grammar_from_lark(text)
         else:
-            what, grammar = "json_schema", _schema_grammar(schema)
+            what, grammar = "json_schema", _schema_grammar(schema or {})
         matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise GrammarError(f"the {what} cannot be used: {_first_line(matcher.get_error())}")
@@ -145,11 +146,11 @@ class _Tokens:
         return self._vocabulary.encode(text, add_special=False)
 
 
-def _schema_grammar(schema: Mapping[str, Any] | None) -> str:
+def _schema_grammar(schema: Mapping[str, Any]) -> str:
     from llguidance import LLMatcher
 
     try:
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), defaults=JSON_STYLE))
     except (TypeError, ValueError) as error:
         raise GrammarError(f"the json_schema cannot be used: {_first_line(str(error))}") from None
 
