@@ -136,6 +136,7 @@ class LLM:
                     n_blocks=n_blocks,
                     admission=options.admission,
                     way=lambda: self.dispatch.way,
+                    name=name,
                 )
             engine.runner.rescue, engine.runner.turn = self._make_room, at_work
             engine.runner.checks += [self._check_file, self.store.check]

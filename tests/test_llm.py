@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gmoe
+from gmoe.gguf.file import GGUFFile
 from gmoe.library.create import create
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import parse_modelfile
@@ -181,6 +182,21 @@ def test_a_template_that_misbehaves_is_one_sentence(
         assert "\n" not in str(error)
     else:
         assert text == ""  # jinja gives nothing for what its sandbox hides
+
+
+@pytest.mark.parametrize("tensor", ["attn_q", "attn_k", "attn_v", "ffn_gate_inp"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_broken_weights_are_said_and_the_file_is_named(tmp_path: Path, tensor: str, kv_type: str) -> None:
+    path = write_model(tmp_path / "broken.gguf", "qwen3moe")
+    with GGUFFile.open(path) as file:
+        info = file.tensors[f"blk.0.{tensor}.weight"]
+        with path.open("r+b") as broken:
+            broken.seek(info.offset + 4 * 70)
+            broken.write(np.float32("nan").tobytes())
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=128, kv_type=kv_type)) as llm:
+        with pytest.raises(ValueError, match="logits that are not numbers") as error:
+            list(llm.generate("hello", GREEDY))
+    assert str(error.value) == f"{path}: the model gave logits that are not numbers"
 
 
 def test_tools_and_switches_reach_the_template(llm: gmoe.LLM) -> None:

@@ -179,6 +179,46 @@ def test_few_queries_are_those_of_many(level: str, shape: KvShape, heads: int, k
 
 @LEVELS
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("length", [70, 601])
+def test_what_is_no_number_reaches_all_who_see_it_and_nobody_else(level: str, kind: KvType, length: int) -> None:
+    shape, mask = KvShape(2, 64, 64), Mask("causal")
+    kv, turns = scene(shape, kind, [length], [66], level)
+    q = random(66, 4, 64)
+    good = cpu_step.attention(q, kv, turns, 0.125, mask, None, 2, level)
+    asked = q.clone()
+    asked[9, 1, 5] = float("nan")
+    got = cpu_step.attention(asked, kv, turns, 0.125, mask, None, 2, level)
+    assert got[9, 1].isnan().all()
+    got[9, 1] = good[9, 1]
+    assert torch.equal(got, good)
+    slot = turns.block_tables[0, (length - 40) // 32] * 32 + (length - 40) % 32
+    keys, values = random(1, 2, 64, seed=5), random(1, 2, 64, seed=6)
+    for x in (keys, values):
+        cpu_step.store(kv, slot[None].long(), keys, values, 2, level)
+        good = cpu_step.attention(q, kv, turns, 0.125, mask, None, 2, level)
+        bad = [torch.where(torch.arange(64) == 40, float("nan"), y) if y is x else y for y in (keys, values)]
+        cpu_step.store(kv, slot[None].long(), *bad, 2, level)
+        got = cpu_step.attention(q, kv, turns, 0.125, mask, None, 2, level)
+        assert torch.equal(got[:26], good[:26]) and got[26:, :, 40].isnan().all()
+
+
+@LEVELS
+def test_rows_of_what_is_no_number(level: str) -> None:
+    x = random(4, 60)
+    x[1] = x[2, 17] = float("nan")
+    for name in ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai"):
+        for gate, up in ((x, torch.ones(4, 60)), (torch.ones(4, 60), x)):
+            got, want = cpu_step.activate(name, gate, up, 1, level), reference_step.activate(name, gate, up)
+            assert torch.equal(got.isnan(), want.isnan()), name
+    assert cpu_step.gated(x[:, 17:18].contiguous(), torch.ones(4, 60), 1, level)[1:3].isnan().all()
+    for score in (Score.SOFTMAX, Score.SOFTMAX_WEIGHT, Score.SIGMOID):
+        ids, weights = cpu_step.Router(RouterRule(score, 60, 4, renormalize=True))(x, 1, level)
+        assert weights[1].isnan().all() and not weights[[0, 3]].isnan().any()
+        assert all(len(set(row)) == 4 and 0 <= min(row) and max(row) < 60 for row in ids.tolist())
+
+
+@LEVELS
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 def test_attention_alone_and_in_company(level: str, kind: KvType) -> None:
     kv, turns = scene(KvShape(2, 64, 64), kind, [1100, 300], [70, 9], level)
     q = random(79, 4, 64)

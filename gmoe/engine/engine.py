@@ -10,7 +10,7 @@ import numpy as np
 
 from gmoe.engine.block_manager import BlockManager
 from gmoe.engine.runner import Model, Runner
-from gmoe.engine.sampler import Logprobs
+from gmoe.engine.sampler import Logprobs, NotNumbers
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.scheduler import Scheduler, Turn
 from gmoe.engine.sequence import Sequence
@@ -35,7 +35,7 @@ class Engine:
     """Runs sequences of at most `context` tokens, `max_sequences` of them together, prompts in chunks.
 
     `n_blocks` of BLOCK_SIZE tokens are the KV cache of all; None: enough for every sequence to fill its context.
-    `admission` is a file name in admission/.
+    `admission` is a file name in admission/; `name` is the model's, for what it does wrong.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class Engine:
         admission: str = "first_come",
         clock: Callable[[], float] = time.monotonic,
         way: Callable[[], bytes] = lambda: b"",
+        name: str = "",
     ):
+        self.name = name
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
         self.runner = Runner(model, n_blocks, BLOCK_SIZE, kv_type)
@@ -147,7 +149,8 @@ class Engine:
             token = seq.sampler.sample(logits, seq.ids)
         except ValueError as error:  # the trouble of one sequence is not that of the others
             self.abort(seq)
-            return StepOutput(seq, -1, "abort", None, error)
+            named = ValueError(f"{self.name}: {error}") if self.name and isinstance(error, NotNumbers) else error
+            return StepOutput(seq, -1, "abort", None, named)
         seq.ids.append(token)
         if token in seq.end_ids or (seq.constraint is not None and seq.constraint.complete):
             seq.finish_reason = "stop"

@@ -10,6 +10,10 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.kernels.cpu_step import argmax, largest
 
 
+class NotNumbers(ValueError):
+    """The model gave NaN: weights or arithmetic are broken."""
+
+
 class Logprobs(NamedTuple):
     """Natural logarithms of the softmax over the raw logits."""
 
@@ -29,10 +33,10 @@ class Sampler:
         self.random = np.random.default_rng(None if seed is None else seed % 2**64)
 
     def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
-        """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are a `ValueError`."""
+        """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are `NotNumbers`."""
         greedy = argmax(np.ascontiguousarray(logits, np.float32))
         if greedy < 0:
-            raise ValueError("the model gave logits that are not numbers")
+            raise NotNumbers("the model gave logits that are not numbers")
         p = self.params
         if p.greedy and self.constraint is None and not p.logit_bias and self._neutral:
             return greedy

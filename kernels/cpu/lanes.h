@@ -1,4 +1,16 @@
 // Sixteen floats, and what a step does with them: the same bits at every level. Fused multiply-adds are explicit.
+// Of equals, and where one of two is NaN, `larger` and `smaller` give the second.
+
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float of_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
 
 #if defined(AVX512_LEVEL)
 struct Lanes {
@@ -161,13 +173,10 @@ inline Lanes larger(const Lanes& a, const Lanes& b) {
 inline Lanes smaller(const Lanes& a, const Lanes& b) {
   return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline float of_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
 inline Lanes two_to(const Lanes& n) {
-  return each([&](int i) { return of_bits(uint32_t(int(n.v[i]) + 127) << 23); });
+  return each([&](int i) {
+    return of_bits((bits_of(n.v[i] + 12582912.0f) + 127) << 23);  // 1.5 * 2^23: the lowest bits are n
+  });
 }
 inline float one_half(uint16_t h) {
   uint32_t sign = uint32_t(h & 0x8000) << 16, size = h & 0x7fff;
@@ -249,10 +258,10 @@ inline float largest(Lanes x) {
 }
 #endif
 
-// e to the x: 2^n * e^r by a polynomial, 1 to 2 units in the last place; held to [-87, 88].
+// e to the x: 2^n * e^r by a polynomial, 1 to 2 units in the last place; held to [-87, 88], and of NaN NaN.
 inline Lanes exponential(Lanes x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
-  x = smaller(larger(x, all(-87.0f)), all(88.0f));
+  x = smaller(all(88.0f), larger(all(-87.0f), x));
   Lanes n = fma(x, all(1.44269504f), all(magic)) - all(magic);
   Lanes r = fma(n, all(-0.693145752f), x);
   r = fma(n, all(-1.42860677e-6f), r);

@@ -51,11 +51,11 @@ void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
       Lanes z = all(1.5957691216f) * fma(all(0.044715f) * g * g, g, g);
       v = g * logistic(z) * u;
     }
-    if (kind == 2) v = larger(g, all(0.0f)) * u;
-    if (kind == 3) v = larger(u, all(0.0f)) * larger(u, all(0.0f));
+    if (kind == 2) v = larger(all(0.0f), g + all(0.0f)) * u;  // + 0: no zero is negative, and NaN stays
+    if (kind == 3) v = larger(all(0.0f), u) * larger(all(0.0f), u);
     if (kind == 4) {
-      g = smaller(g, all(7.0f));
-      u = smaller(larger(u, all(-7.0f)), all(7.0f));
+      g = smaller(all(7.0f), g);
+      u = smaller(all(7.0f), larger(all(-7.0f), u));
       v = g * logistic(all(1.702f) * g) * (u + all(1.0f));
     }
     if (kind == 5) v = u * logistic(all(gate[0]));  // a whole row behind one gate
@@ -136,12 +136,6 @@ void choose_experts(const Router& r, const float* logits, int32_t* ids, float* w
   }
 }
 
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
 inline uint16_t to_bfloat(float x) {
   uint32_t bits = bits_of(x);
   if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);
@@ -172,12 +166,15 @@ inline void store_head(Number number, const float* x, int n, char* to, size_t st
   if (number == Number::q8_0)
     for (int from = 0; from < n; from += 32, scales += scale_stride) {
       int end = from + 32 < n ? from + 32 : n;
-      float most = 0.0f;
-      for (int i = from; i < end; i++) most = __builtin_fabsf(x[i]) > most ? __builtin_fabsf(x[i]) : most;
-      float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+      uint32_t most = 0;  // the bits of sizes are in the order of sizes, NaN above all
+      for (int i = from; i < end; i++) {
+        const uint32_t size = bits_of(x[i]) & 0x7fffffff;
+        most = size > most ? size : most;
+      }
+      float scale = of_bits(most) / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
       const float magic = 12582912.0f;
       for (int i = from; i < end; i++)
-        reinterpret_cast<int8_t*>(to)[i * stride] = int8_t((x[i] * inverse + magic) - magic);
+        reinterpret_cast<int8_t*>(to)[i * stride] = int8_t(bits_of(x[i] * inverse + magic));
       *scales = to_half(scale);
     }
 }
