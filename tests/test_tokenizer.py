@@ -194,6 +194,23 @@ def test_harmony_message_end_is_not_the_end_of_the_answer() -> None:
     assert ends == [False, False, False, True, True]
 
 
+def test_a_type_that_does_not_exist_is_undefined() -> None:
+    known, strange = byte_level(), byte_level()
+    for metadata, kinds in ((known, (0, 0, 0)), (strange, (7, -1, 2**31 - 1))):
+        metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<a>", "<b>", "<c>"]
+        types = [*metadata["tokenizer.ggml.token_type"], *kinds]
+        metadata["tokenizer.ggml.token_type"] = np.array(types, np.int32)
+    want, got = (Tokenizer.from_gguf(metadata, "toy") for metadata in (known, strange))
+    text = "The quick <a><b> fox<c><|im_end|>"
+    ids = got.encode(text, parse_special=True)
+    assert ids == want.encode(text, parse_special=True)
+    every = range(got.n_vocab)
+    assert [got.decode([id]) for id in every] == [want.decode([id]) for id in every]
+
+
+N = len(byte_level()["tokenizer.ggml.tokens"])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -203,6 +220,7 @@ def test_harmony_message_end_is_not_the_end_of_the_answer() -> None:
         ({"tokenizer.ggml.merges": None}, "toy.*tokenizer.ggml.merges"),
         ({"tokenizer.ggml.token_type": [1, 2]}, "toy.*tokenizer.ggml.token_type"),
         ({"tokenizer.ggml.token_type": ["1", "2"]}, "toy: tokenizer.ggml.token_type: must be an array of numbers"),
+        ({"tokenizer.ggml.token_type": np.ones(N)}, "toy: tokenizer.ggml.token_type: its entries must be whole"),
         ({"tokenizer.ggml.token_type": 1}, "toy: tokenizer.ggml.token_type: must be an array of numbers"),
         ({"tokenizer.ggml.scores": [float("nan")]}, "toy: tokenizer.ggml.scores: must be an array of numbers"),
         ({"tokenizer.ggml.tokens": 1}, "toy: tokenizer.ggml.tokens: must be an array of strings"),

@@ -46,9 +46,9 @@ class Tokenizer:
         types = np.asarray(get("token_type", [NORMAL] * n))
         if len(types) != n:
             raise UnsupportedModel(file, KEY + "token_type", f"has {len(types)} entries for {n} tokens")
-        if n and not (UNDEFINED <= types.min() and types.max() <= BYTE and types.dtype.kind in "iu"):
-            raise UnsupportedModel(file, KEY + "token_type", f"its entries must be whole, from {UNDEFINED} to {BYTE}")
-        self._types = types.astype(np.int32)
+        if n and types.dtype.kind not in "iu":
+            raise UnsupportedModel(file, KEY + "token_type", "its entries must be whole numbers")
+        self._types = np.where((types >= UNDEFINED) & (types <= BYTE), types, UNDEFINED).astype(np.int32)
         roles = {key.removeprefix(KEY).removesuffix("_token_id") for key in metadata if key.endswith("_token_id")}
         named = {role: id for role in roles if isinstance(id := get(f"{role}_token_id"), int) and 0 <= id < n}
         self._types, self.end_ids = special.correct(self._tokens, self._types, named)
