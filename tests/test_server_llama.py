@@ -61,6 +61,10 @@ def test_options_that_ask_for_nothing_are_taken(ask: Any) -> None:
     assert ask(**{name: next(iter(values)) for name, values in IDLE.items()}).warnings == []
 
 
+def test_what_llama_cpp_takes_for_off_is_taken_so() -> None:
+    assert parsed(top_p=2, typical_p=1.5, top_k=-1).sampling == {"top_p": 1.0, "typical_p": 1.0, "top_k": 0}
+
+
 def test_the_other_dialects_tell_what_nobody_knows_too() -> None:
     asked = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "metadata": {}}
     assert anthropic.parse(asked | {"container": "c"}).warnings == ["invalid option provided: container"]

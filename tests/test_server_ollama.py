@@ -119,7 +119,7 @@ GOLDEN = [
     (chat(options={"temperature": "hot"}), 400, 'option "temperature" must be of type float32'),
     (chat(options={"stop": "x"}), 400, 'option "stop" must be of type array'),
     (chat(options={"stop": [1]}), 400, 'option "stop" must be of an array of strings'),
-    (chat(options={"top_p": 2}), 400, "top_p is 2.0; it must be between 0 and 1"),
+    (chat(options={"top_p": -2}), 400, "top_p is -2.0; it must be between 0 and 1"),
     (chat(logprobs=True, top_logprobs=21), 400, "top_logprobs must be between 0 and 20"),
     (chat(format="xml"), 400, 'invalid format: "xml"; expected "json" or a valid JSON Schema object'),
     (chat(messages=[{"role": "user", "content": "x", "images": ["aGk="]}]), 400, '"tiny" does not support image input'),
@@ -152,6 +152,8 @@ def test_options_have_types_and_unknown_ones_a_warning() -> None:
 def test_parsing_is_pure() -> None:
     ask = parse_chat({"model": "m", "messages": [{"role": "USER", "content": "x"}], "options": {"num_predict": -1}})
     assert ask.messages == [{"role": "user", "content": "x"}] and ask.sampling == {} and ask.stream
+    off = {"model": "m", "prompt": "x", "options": {"top_p": 2, "typical_p": 1.5, "top_k": -1}}
+    assert parse_generate(off).sampling == {"top_p": 1.0, "typical_p": 1.0, "top_k": 0}
     assert parse_generate({"model": "m", "prompt": "x", "format": "json"}).sampling == {
         "json_schema": {"type": "object"}
     }

@@ -50,6 +50,7 @@ class Package:
                 del values[name]
         if "top_k" in values:
             values["top_k"] = max(0, values["top_k"])  # Ollama's -1 is off too
+        values |= {name: min(values[name], 1.0) for name in ("top_p", "typical_p") if name in values}  # and so is 2
         return values | ({"stop": tuple(values["stop"])} if "stop" in values else {})
 
 

@@ -114,6 +114,9 @@ def _sampling(given: CompletionBody) -> dict[str, Any]:
     for name in ("typical_p", "typ_p"):
         if getattr(given, name) is not None:
             sampling["typical_p"] = getattr(given, name)
+    sampling |= {
+        name: min(sampling[name], 1.0) for name in ("top_p", "typical_p") if name in sampling
+    }  # more is off too
     if given.samplers is not None:
         sampling["samplers"] = samplers_of(given.samplers)
     if (given.n_predict or 0) > 0:
