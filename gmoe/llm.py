@@ -51,7 +51,7 @@ from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.text import TextStream, text_events
 from gmoe.tokenizer.gochat import template_of
-from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
+from gmoe.tokenizer.parsers.choose import dialect_of, known, marks_of, parser_for
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -79,9 +79,11 @@ class LLM:
         self._grammars = Grammars(self.tokenizer)
         self.modelfile = package.modelfile if package else Modelfile(())
         self.defaults = SamplingParams(**package.sampling if package else {})  # where a request gives no parameters
-        given = self.modelfile.last("template")
+        given, parser = self.modelfile.last("template"), self.modelfile.last("parser")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
-        self.dialect = dialect_of(self.template.source, self.modelfile.last("parser"))  # of thinking and tool calls
+        self.dialect = dialect_of(self.template.source, parser)  # of thinking and tool calls
+        if parser and not known(parser):
+            self.notices.append(f"PARSER {parser} is not known: answers are read as the chat template shows")
         self.device = device = open_device(options.device)  # None: the CPU
         choices, said = (tuned.SHIPPED, []) if device is None else tuned.read(home() / tuned.FILE, device.name)
         self.notices += said
@@ -163,8 +165,9 @@ class LLM:
         options = package.options(options)
 
         def on(device: str, why: str) -> LLM:
-            llm = cls(GGUFFile.open(package.path), on_device(options, device, why), package, progress)
-            llm.notices[:0] = [why] * bool(why)
+            chosen, said = on_device(options, device, why)
+            llm = cls(GGUFFile.open(package.path), chosen, package, progress)
+            llm.notices[:0] = [said] * bool(said)
             return llm
 
         return on_best(on) if options.device == "auto" else on(options.device, "")

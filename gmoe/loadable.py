@@ -8,8 +8,8 @@ from gmoe.engine.choices import AVAILABLE, require_available
 from gmoe.engine.sampling import SamplingParams
 from gmoe.experts import policy
 from gmoe.experts.calibration import budget_of
-from gmoe.experts.fingerprint import fingerprint
-from gmoe.experts.trace import Trace
+from gmoe.experts.fingerprint import header
+from gmoe.experts.trace_file import TraceFile
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -18,7 +18,7 @@ from gmoe.library.modelfile import Command, Modelfile
 from gmoe.options import POLICIES, RuntimeOptions
 from gmoe.tokenizer.gofunctions import TemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
-from gmoe.tokenizer.parsers.choose import dialect_of
+from gmoe.tokenizer.parsers.choose import require_parser
 
 NOBODY: Mapping[str, Any] = {  # what policies are given, of a model with a single expert
     "shape": (1, 1), "routers": None, "buddies": {}, "merged": (), "sensitivity": (), "costs": None,
@@ -31,7 +31,7 @@ def require_loadable(item: Command, options: Mapping[str, Any]) -> None:
     What depends on the machine or on the model is not looked at.
     """
     if item.name == "parser":
-        dialect_of("", item.value)
+        require_parser(item.value)
     elif item.name == "parameter":
         package = Package(Path(), Modelfile((item,)))
         package.options()
@@ -56,13 +56,14 @@ def passed_over(modelfile: Modelfile) -> list[str]:
 def require_fitting(kind: str, path: Path, model: Path) -> None:
     """Raises ValueError where the file is no "twin" or no "trace" of this model."""
     with GGUFFile.open(model) as file:
+        hparams = Hparams.from_metadata(file.metadata, str(model))
+        layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
         if kind == "trace":
-            Trace.load(path, fingerprint(file))
+            TraceFile(model, path, header(file, layout, hparams.n_layer))
             return
         from gmoe.experts.twin import open_twin  # which imports torch
 
-        hparams = Hparams.from_metadata(file.metadata, str(model))
-        twin, _ = open_twin(path, file, ExpertLayout(file, hparams.n_layer, hparams.n_expert))
+        twin, _ = open_twin(path, file, layout)
         twin.close()
 
 

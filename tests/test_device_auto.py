@@ -168,8 +168,13 @@ def test_without_a_card_nothing_is_said(model: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gmoe.experts.device_auto.usable", lambda: False)
     with load(model) as llm, load(model, device="cpu") as cpu:
         assert llm.device is None and llm.notices == cpu.notices and llm.options.device == "cpu"
-    with pytest.raises(ValueError, match="needs device='cuda'"):
-        load(model, gpu_memory="1GiB")
+    with load(model, gpu_memory="1GiB") as llm:
+        assert llm.notices == ["gpu_memory='1GiB' is not used: there is no card here", *cpu.notices]
+        assert llm.options.gpu_memory == "auto"
+    with pytest.raises(ValueError, match="gpu_memory='1GiB' needs device='cuda'"):
+        load(model, device="cpu", gpu_memory="1GiB")
+    with pytest.raises(ValueError, match="miss='cpu' needs a device beside the CPU"):
+        load(model, miss="cpu")
 
 
 def test_a_damaged_model_says_what_is_wrong_with_it(tmp_path: Path) -> None:

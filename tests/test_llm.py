@@ -110,7 +110,7 @@ def test_stop_texts_are_found_across_pieces() -> None:
     ("options", "what"),
     [
         ({"device": "cuda"}, "device='cuda' (needs a PyTorch that was built with CUDA|cannot be used: )"),
-        ({"gpu_memory": "1GiB"}, "gpu_memory='1GiB' needs device='cuda'"),
+        ({"device": "cpu", "gpu_memory": "1GiB"}, "gpu_memory='1GiB' needs device='cuda'"),
         ({"evict": "belady"}, "evict='belady' is not available"),
         ({"policy": {"t1": 0.5}}, "no knob is called 't1'; the chosen policies have"),
     ],
@@ -231,6 +231,21 @@ def test_a_model_of_the_library_brings_its_modelfile(tmp_path: Path, monkeypatch
         assert llm.template.source.startswith("{{ range")
     with gmoe.LLM.load("mine", gmoe.RuntimeOptions(context=96)) as llm:
         assert llm.context == 96
+
+
+def test_a_parser_of_ollama_alone_leaves_it_to_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
+    write_model(tmp_path / "m.gguf", template="{{ messages[0].content }}<think>")
+    (tmp_path / "strange.gguf").write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"qwen3moe", b"cogitoxx"))
+    for name, file, parser in (("a", "m.gguf", "lfm2"), ("b", "m.gguf", "tomorrow"), ("c", "strange.gguf", "cogito")):
+        text = f"FROM {file}\nRENDERER {parser}\nPARSER {parser}\n"
+        create(Library.default(), ModelName.parse(name), parse_modelfile(text), tmp_path)
+    for name, parser in (("a", "lfm2"), ("b", "tomorrow")):
+        with gmoe.LLM.load(name) as llm:
+            assert llm.dialect == "think"
+            assert f"PARSER {parser} is not known: answers are read as the chat template shows" in llm.notices
+    with pytest.raises(ValueError, match="general.architecture: 'cogitoxx'; supported: "):
+        gmoe.LLM.load("c")
 
 
 def test_a_template_beyond_the_subset_is_said_and_the_file_s_own_used(

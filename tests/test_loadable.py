@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,9 +11,11 @@ from gmoe.engine.choices import AVAILABLE
 from gmoe.experts import policy
 from gmoe.experts.fingerprint import header
 from gmoe.experts.recorder import Recorder
+from gmoe.experts.trace_csv import to_csv
+from gmoe.experts.trace_file import TraceFile
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
-from gmoe.library.find import Package
+from gmoe.library.find import Package, find
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import Command, Modelfile, ModelfileError, parse_modelfile
 from gmoe.loadable import NOBODY, require_loadable
@@ -47,7 +50,8 @@ REFUSED = [
     ("# gmoe: miss hobbit\n# gmoe: policy.t1 .85\n# gmoe: policy.t2 .7", "line 4: the knob t1 is 0.85 and t2 is 0.7"),
     ("PARSER klingon", "line 2: PARSER klingon is not supported; supported: deepseek,"),
     ("PARAMETER num_thread 513", "line 2: num_thread: threads is 513; it must be at most 512"),
-    ("PARAMETER top_p 1.1", "line 2: top_p is 1.1; it must be between 0 and 1"),
+    ("PARAMETER top_p -0.1", "line 2: top_p is -0.1; it must be between 0 and 1"),
+    ("PARAMETER top_p nan", "line 2: top_p is nan; it must be a finite number"),
     ("PARAMETER temperature nan", "line 2: temperature is nan; it must be a finite number"),
     ('PARAMETER stop ""', "line 2: stop must be a list of texts, none of them empty"),
 ]
@@ -58,6 +62,8 @@ LEFT = [
     "# gmoe: miss balance\n# gmoe: device auto",
     "PARAMETER num_predict -2\nPARAMETER seed -1\nPARAMETER num_ctx 0\nPARAMETER num_gpu -1",
     "PARAMETER num_ctx -1\nPARAMETER num_thread -1\nPARAMETER num_predict 0\nPARAMETER top_k -1",
+    "PARAMETER top_p 1.1\nPARAMETER typical_p 2",
+    "PARSER lfm2\nRENDERER lfm2",
     "PARSER qwen3-coder\nRENDERER klingon\nPARAMETER mirostat 7",
 ]
 
@@ -116,11 +122,22 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
     model, other = write_model(tmp_path / "m.gguf"), write_model(tmp_path / "other.gguf", seed=1)
     twin(model, tmp_path / "m-twin.gguf", "Q4_0")
     twin(other, tmp_path / "other-twin.gguf", "Q4_0")
+    heads = {}
     for name, file in (("m", model), ("other", other)):
         with GGUFFile.open(file) as opened:
             n_layer = int(opened.metadata["qwen3moe.block_count"])
-            head = header(opened, ExpertLayout(opened, n_layer, 8), n_layer)
-        Recorder(head).trace().save(tmp_path / f"{name}.trace")
+            head = heads[name] = header(opened, ExpertLayout(opened, n_layer, 8), n_layer)
+        recorder = Recorder(head)
+        recorder.begin_step(np.zeros(3, np.int32), np.zeros(3, np.int8), np.arange(3))
+        for layer in range(n_layer):
+            recorder.record(layer, np.array([[0, 1], [2, 3], [4, 5]]), np.full((3, 2), 0.5, np.float32))
+        recorder.trace().save(tmp_path / f"{name}.trace")
+        (tmp_path / f"{name}.csv").write_text("".join(to_csv(recorder.trace())))
+    lines = (tmp_path / "m.csv").read_text().splitlines()
+    (tmp_path / "bare.csv").write_text(
+        "\n".join(line.split(',"')[0].removesuffix(",header").rstrip(",") for line in lines)
+    )
+    (tmp_path / "broken.csv").write_text("\n".join(lines[:-1]))
     text = tmp_path / "Modelfile"
     for setting, sentence in (
         ("twin m-twin.gguf", ""),
@@ -131,11 +148,18 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
         ("trace other.trace", "other.trace: a trace of another model (other.gguf)"),
         ("trace m.gguf", "m.gguf: not a routing trace, or a damaged one"),
         ("trace none", "trace none: there is no such file"),
+        ("trace m.csv", ""),
+        ("trace bare.csv", ""),
+        ("trace other.csv", "a trace of another model"),
+        ("trace broken.csv", "not a whole trace of `gmoe trace export`"),
     ):
         text.write_text(f"FROM m.gguf\n# gmoe: miss hobbit\n# gmoe: {setting}\n")
         made = CliRunner().invoke(cli, ["create", "m", "-f", str(text)])
         assert (made.exit_code, sentence in made.stderr) == (1 if sentence else 0, True), made.stderr
         assert ("copying" in made.stderr) == (not sentence)
+        if not sentence and setting.startswith("trace"):
+            packed = TraceFile(model, find("m").options().trace, heads["m"]).trace
+            assert packed is not None and len(packed) == 6
 
 
 @pytest.mark.parametrize(
@@ -143,7 +167,7 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
     [
         ({"parser": "klingon"}, "PARSER klingon is not supported; supported: deepseek,"),
         ({"parameters": {"num_thread": 513}}, "num_thread: threads is 513; it must be"),
-        ({"parameters": {"top_p": 3}}, "top_p is 3.0; it must be between 0 and 1"),
+        ({"parameters": {"top_p": -3}}, "top_p is -3.0; it must be between 0 and 1"),
         ({"parameters": {"top_k": "many"}}, "top_k must be a whole number, not 'many'"),
         ({"parameters": {"stop": ["a", ""]}}, "stop must be a list of texts"),
     ],
@@ -161,9 +185,9 @@ def test_a_model_made_elsewhere_is_refused_by_the_parameter_s_name() -> None:
 
 
 def test_what_ollama_takes_for_automatic_is_automatic() -> None:
-    names = {"num_ctx": "-1", "num_thread": "-1", "num_predict": "0", "seed": "-1", "top_k": "-1"}
+    names = {"num_ctx": "-1", "num_thread": "-1", "num_predict": "0", "seed": "-1", "top_k": "-1", "top_p": "1.5"}
     package = Package(
         Path("m.gguf"), Modelfile(tuple(Command("parameter", value, key) for key, value in names.items()))
     )
     assert (package.options().context, package.options().threads) == (0, 0)
-    assert package.sampling == {"top_k": 0}
+    assert package.sampling == {"top_k": 0, "top_p": 1.0}

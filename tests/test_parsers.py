@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmoe.tokenizer.parsers.arguments import ToolCall
-from gmoe.tokenizer.parsers.choose import DIALECTS, dialect_of, marks_of, parser_for
+from gmoe.tokenizer.parsers.choose import DIALECTS, dialect_of, known, marks_of, parser_for, require_parser
 
 WEATHER = {
     "type": "function",
@@ -310,12 +310,18 @@ def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list
         ("<minimax:tool_call> <think>", None, "minimax"),
         ("<|start_header_id|>", None, "llama3"),
         ("<|start_of_role|> <|tool_call|>", None, "granite"),
+        ("<think> <tool_call>", "lfm2", "hermes"),
+        ("{{ messages }}", "one of tomorrow", "plain"),
     ],
 )
 def test_the_dialect_is_found(template: str, parser: str | None, dialect: str) -> None:
     assert dialect_of(template, parser) == dialect
 
 
-def test_an_unknown_parser_is_refused() -> None:
+def test_a_parser_of_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="PARSER klingon is not supported; supported: .*hermes"):
-        dialect_of("", "klingon")
+        require_parser("klingon")
+    for name in ("lfm2", "olmo3", "cogito", "glm-ocr", "functiongemma"):
+        require_parser(name)
+        assert not known(name)
+    assert known("qwen3-coder") and known("harmony")

@@ -18,7 +18,7 @@ from gmoe.cli.output import require_other, say_notes, whole
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.trace import Trace, TraceError
-from gmoe.experts.trace_csv import from_csv, to_csv
+from gmoe.experts.trace_csv import any_trace, to_csv
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 
@@ -29,7 +29,7 @@ FILE = click.argument("file", metavar="TRACE", type=EXISTING)
 def read(path: Path) -> Trace:
     """A trace of our own, as .npz or CSV, or a route_trace v1; one sentence where it is neither."""
     try:
-        return from_csv(path) if path.suffix == ".csv" else Trace.load(path)
+        return any_trace(path)
     except TraceError as error:
         raise click.ClickException(str(error)) from None
 

@@ -20,12 +20,18 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
 DEVICE_ONLY = ("cpu", "balance")  # miss policies that choose between a device and the host
 
 
-def on_device(options: RuntimeOptions, device: str, given_up: str = "") -> RuntimeOptions:
-    """The options on a device; where a card was `given_up`, without what only a card can do."""
-    if not given_up:
-        return replace(options, device=device)
-    miss = "auto" if options.miss in DEVICE_ONLY else options.miss
-    return replace(options, device=device, gpu_memory="auto", miss=miss)
+def on_device(options: RuntimeOptions, device: str, given_up: str = "") -> tuple[RuntimeOptions, str]:
+    """The options on a device, and what to say of that; where a card was `given_up`, without what only it can do.
+
+    Memory of a card that "auto" has not found is not used; of one that was named it is an error elsewhere.
+    """
+    if given_up:
+        miss = "auto" if options.miss in DEVICE_ONLY else options.miss
+        return replace(options, device=device, gpu_memory="auto", miss=miss), given_up
+    if device == "cpu" and options.device == "auto" and options.gpu_memory != "auto":
+        said = f"gpu_memory={options.gpu_memory!r} is not used: there is no card here"
+        return replace(options, device=device, gpu_memory="auto"), said
+    return replace(options, device=device), ""
 
 
 def require_available(options: RuntimeOptions) -> None:

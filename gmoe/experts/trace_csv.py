@@ -13,11 +13,13 @@ from gmoe.experts.trace import ROWS, Header, Trace, TraceError
 
 COLUMNS = ("request", "phase", "step", "layer", "position", "slot", "expert", "weight")
 LAST = "header"
+FIRST_LINES = (",".join(COLUMNS), ",".join((*COLUMNS, LAST)))
+ROUTE_TRACE = "# route_trace v1"
 
 
 def to_csv(trace: Trace) -> Iterator[str]:
     """The lines, each with its end; `scores` and `matrices` are left out, and the header where there are no rows."""
-    yield ",".join((*COLUMNS, LAST)) + "\n"
+    yield FIRST_LINES[-1] + "\n"
     said = '"' + json.dumps(asdict(trace.header)).replace('"', '""') + '"'
     columns = [trace.rows[name].tolist() for name in COLUMNS if name in ROWS]
     for row, ids, weights in zip(zip(*columns, strict=True), trace.ids, trace.weights, strict=True):
@@ -27,6 +29,15 @@ def to_csv(trace: Trace) -> Iterator[str]:
             said = ""
 
 
+def any_trace(path: Path, mine: Header | None = None) -> Trace:
+    """A trace as `.npz` or as CSV, whatever the file is called; raises OSError, or TraceError as these do."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(1 << 20)
+    if path.suffix == ".csv" or first.strip() in FIRST_LINES or first.startswith(ROUTE_TRACE):
+        return from_csv(path, mine)
+    return Trace.load(path, None if mine is None else mine.fingerprint)
+
+
 def from_csv(path: Path, mine: Header | None = None) -> Trace:
     """What `to_csv` writes, or a route_trace v1; raises OSError, or TraceError where it is neither.
 
@@ -34,10 +45,10 @@ def from_csv(path: Path, mine: Header | None = None) -> Trace:
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline(1 << 20)
-        if first.startswith("# route_trace v1"):
+        if first.startswith(ROUTE_TRACE):
             return from_route_csv(path)
-        if first.strip() not in (",".join(COLUMNS), ",".join((*COLUMNS, LAST))):
-            told = "its first line is neither that of `gmoe trace export` nor '# route_trace v1'"
+        if first.strip() not in FIRST_LINES:
+            told = f"its first line is neither that of `gmoe trace export` nor '{ROUTE_TRACE}'"
             raise TraceError(f"{path}: {told}")
         try:
             lines = file.read().splitlines()

@@ -13,7 +13,7 @@ from gmoe.experts.analysis import counts
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.matrices import Collection, of_trace
 from gmoe.experts.trace import ROWS, Header, Trace, TraceError
-from gmoe.experts.trace_csv import from_csv
+from gmoe.experts.trace_csv import any_trace
 
 ROWS_KEPT = 1 << 16
 MATRICES_KEPT = 120
@@ -33,8 +33,7 @@ class TraceFile:
         self.trace: Trace | None = None
         self.ours = True  # the file is not somebody else's
         if given is not None:
-            trace = from_csv(given, header) if given.suffix == ".csv" else Trace.load(given, header.fingerprint)
-            self.trace = self._ours(trace, given)
+            self.trace = self._ours(any_trace(given, header), given)
         elif found is not None:
             try:
                 self.trace = self._ours(Trace.load(found, header.fingerprint), found)

@@ -41,19 +41,35 @@ _OLLAMA = {  # Ollama's names for PARSER
     "kimi-k2": "kimi",
     "olmo3-think": "think",
 }
+_WRITTEN_ELSEWHERE = frozenset(  # Ollama's too, for which there is no file here
+    "cogito cohere deepseek-ocr functiongemma gemma4 glm-ocr glimmer laguna lfm2 lfm2-thinking nemotron-3-nano "
+    "olmo3 qwen3-vl".split()
+)
 _NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
 DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))
 
 
 def dialect_of(template: str, parser: str | None = None) -> str:
-    """The name of a dialect; `parser` is the Modelfile's PARSER, and one that is unknown is a `ValueError`."""
-    if parser:
-        name = _OLLAMA.get(parser, parser.replace("-", "_"))
-        if name not in DIALECTS:
-            known = ", ".join(sorted({*DIALECTS, *_OLLAMA}))
-            raise ValueError(f"PARSER {parser} is not supported; supported: {known}")
-        return name
+    """The name of a dialect; `parser` is the Modelfile's PARSER, and where it is not `known` the template decides."""
+    if parser and known(parser):
+        return _named(parser)
     return next((name for sign, name in _SIGNS if sign in template), "plain")
+
+
+def known(parser: str) -> bool:
+    """Whether a PARSER names a dialect."""
+    return _named(parser) in DIALECTS
+
+
+def require_parser(parser: str) -> None:
+    """Raises ValueError where a PARSER is neither `known` nor one of Ollama's."""
+    if not known(parser) and parser not in _WRITTEN_ELSEWHERE:
+        names = ", ".join(sorted({*DIALECTS, *_OLLAMA}))
+        raise ValueError(f"PARSER {parser} is not supported; supported: {names}")
+
+
+def _named(parser: str) -> str:
+    return _OLLAMA.get(parser, parser.replace("-", "_"))
 
 
 def parser_for(dialect: str, tools: Tools | None = None, prompt: str = "") -> Parser:
