@@ -21,6 +21,7 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.selfcheck import prepare
 from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
+from gmoe.engine.suggested import suggested
 from gmoe.experts import calibration
 from gmoe.experts.budget import Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
@@ -78,9 +79,11 @@ class LLM:
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
         self._grammars = Grammars(self.tokenizer)
         self.modelfile = package.modelfile if package else Modelfile(())
-        self.defaults = SamplingParams(**package.sampling if package else {})  # where a request gives no parameters
+        self.suggested, said_of = suggested(file.metadata, name)  # by the file, for where nobody else says anything
+        self.defaults = SamplingParams(**(self.suggested | (package.sampling if package else {})))  # of a request
         given, parser = self.modelfile.last("template"), self.modelfile.last("parser")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
+        self.notices += said_of
         self.dialect = dialect_of(self.template.source, parser)  # of thinking and tool calls
         if parser and not known(parser):
             self.notices.append(f"PARSER {parser} is not known: answers are read as the chat template shows")
@@ -239,7 +242,11 @@ class LLM:
         self._check(ids)
         params = params or self.defaults
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
-        seq = TokenSequence(list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params))
+        marks = params.dry_sequence_breakers if params.dry_multiplier else ()
+        breakers = {self.tokenizer.encode(f"a{mark}", add_special=False)[-1] for mark in marks}  # "a": none is a word
+        seq = TokenSequence(
+            list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params), breakers=breakers
+        )
         seq.task, seq.target_seconds = task, target_seconds
         outputs = self._loop.submit(seq, self.dispatch.begin)
 

@@ -1,16 +1,30 @@
 """The sampler's chain, against the same chain written again token by token in plain Python."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gmoe.engine import dry
 from gmoe.engine.sampler import Sampler
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.normal(0, 3, 200).astype(np.float32)
-CONTEXT = [3, 7, 7, 150, 7, 3, 199, 0]
+BEST = [int(i) for i in np.argsort(-LOGITS)[:4]]
+CONTEXT = [3, 7, 7, BEST[0], 7, 3, BEST[1], 199, 0, 7, 7]
+
+
+def longest_ends(context, breakers):
+    """What `dry.repeated` should say, each end of the context looked for everywhere."""
+    found = {}
+    for n in range(1, min(len(context), 51)):
+        if set(context[-n:]) & breakers:
+            break
+        places = [i for i in range(n, len(context)) if context[i - n : i] == context[-n:]]
+        found |= {context[i]: n for i in places if context[i] not in breakers}
+    return found
 
 
 def plain_candidates(p: SamplingParams, logits, context):
@@ -39,6 +53,17 @@ def plain_candidates(p: SamplingParams, logits, context):
             for token in set(recent) & set(left):
                 x[token] = x[token] * p.repeat_penalty if x[token] <= 0 else x[token] / p.repeat_penalty
                 x[token] -= recent.count(token) * p.frequency_penalty + p.presence_penalty
+        elif name == "dry" and p.dry_multiplier:
+            for token, n in longest_ends(context, set()).items():
+                x[token] -= p.dry_multiplier * p.dry_base ** (n - p.dry_allowed_length) * (n >= p.dry_allowed_length)
+        elif name == "top_n_sigma" and p.top_n_sigma > 0:
+            mean = sum(x[t] for t in left) / len(left)
+            sigma = math.sqrt(sum((x[t] - mean) ** 2 for t in left) / len(left))
+            left = [t for t in left if x[t] >= x[left[0]] - p.top_n_sigma * sigma]
+        elif name == "xtc" and p.xtc_probability:
+            share = chances(left)
+            likely = [t for t in left if share[t] >= p.xtc_threshold]
+            left = [t for t in left if t not in likely[:-1]]
         elif name == "top_k" and p.top_k:
             left = left[: p.top_k]
         elif name == "typical_p" and p.typical_p < 1:
@@ -71,6 +96,12 @@ CHAINS = {
     "backwards": dict(samplers=SAMPLERS[::-1], temperature=2.0, min_p=0.05, top_k=9, frequency_penalty=2.0),
     "top_k twice": dict(samplers=("top_k", "penalties", "top_k"), top_k=6, presence_penalty=9.0),
     "temperature twice": dict(samplers=("temperature", "temperature", "typical_p"), temperature=1.5, typical_p=0.8),
+    "dry": dict(dry_multiplier=1.5, dry_allowed_length=1, dry_base=2.0, top_p=1.0, temperature=2.0),
+    "dry late": dict(samplers=("top_k", "dry"), dry_multiplier=3.0, dry_allowed_length=1, dry_penalty_last_n=-1),
+    "top_n_sigma": dict(top_n_sigma=1.0, top_k=0, top_p=1.0, temperature=2.0),
+    "top_n_sigma late": dict(samplers=("top_k", "top_n_sigma", "temperature"), top_n_sigma=0.5),
+    "xtc": dict(xtc_probability=1.0, xtc_threshold=0.1, top_k=0, top_p=1.0, temperature=2.0),
+    "xtc of none": dict(xtc_probability=1.0, xtc_threshold=0.45, top_k=0, top_p=1.0, temperature=9.0),
     "none": dict(samplers=(), temperature=0.0, top_k=1, repeat_penalty=2.0),
 }
 
@@ -103,12 +134,69 @@ def test_a_sampler_that_is_not_named_is_off_and_an_unknown_one_refused():
     best = int(LOGITS.argmax())
     params = SamplingParams(samplers=("temperature",), temperature=0.0, repeat_penalty=9.0, presence_penalty=99.0)
     assert Sampler(params).sample(LOGITS, [best]) == best
-    with pytest.raises(ValueError, match="samplers has 'dry'; there are penalties, top_k, typical_p"):
-        SamplingParams(samplers=("top_k", "dry"))
+    with pytest.raises(ValueError, match="samplers has 'infill'; there are penalties, dry, top_n_sigma, top_k"):
+        SamplingParams(samplers=("top_k", "infill"))
     with pytest.raises(ValueError, match="samplers has 'top_k'"):
         SamplingParams(samplers="top_k")
     with pytest.raises(ValueError, match="samplers has 33 names; it must have at most 32"):
         SamplingParams(samplers=("top_k",) * 33)
+
+
+@pytest.mark.parametrize("breakers", [set(), {2}])
+def test_repetitions_are_found_up_to_their_breakers(breakers):
+    random = np.random.default_rng(3)
+    for tokens in (1, 2, 3, 5):
+        for n in (0, 1, 2, 9, 60, 130):
+            context = random.integers(0, tokens, n).tolist()
+            assert dry.repeated(context, breakers) == longest_ends(context, breakers)
+    assert dry.repeated([4, 5] * 100, {9}) == {4: 50}
+
+
+def test_dry_counts_where_the_best_is_taken_too():
+    logits, context = np.zeros(12, np.float32), [1, 2, 3, 4, 9, 1, 2, 3]
+    params = SamplingParams(temperature=0, dry_multiplier=0.8, samplers=("dry", "temperature"))
+    for lead, wanted in ((0.8 * 1.75 - 0.01, 0), (0.8 * 1.75 + 0.01, 4)):
+        logits[4] = lead
+        assert Sampler(params).sample(logits, context) == wanted
+        assert Sampler(params, breakers={2}).sample(logits, context) == 4
+        few = replace(params, dry_penalty_last_n=6)
+        assert Sampler(few).sample(logits, context) == (0 if lead < 0.8 else 4)
+    huge = replace(params, dry_base=1e308, dry_multiplier=1e308)
+    assert Sampler(huge).sample(logits, context) == 0
+    assert Sampler(replace(huge, temperature=1.0, samplers=("top_k", "dry"), top_k=1)).sample(logits, context) == 4
+
+
+def test_exclude_top_choices_now_and_then():
+    params = SamplingParams(xtc_probability=0.3, top_k=0, top_p=1.0, temperature=1.0, seed=5)
+    share = np.exp(LOGITS.astype(np.float64))
+    share /= share.sum()
+    assert (share[BEST[:2]] > 0.1).all()
+    sampler = Sampler(params)
+    drawn = [sampler.sample(LOGITS, CONTEXT) for _ in range(3000)]
+    assert abs(drawn.count(BEST[0]) - 3000 * 0.7 * share[BEST[0]]) < 150
+    never = Sampler(replace(params, xtc_threshold=0.51, xtc_probability=1.0))
+    assert BEST[0] in [never.sample(LOGITS, CONTEXT) for _ in range(100)]
+
+
+def test_mirostat_leads_to_its_surprise():
+    flat = RNG.normal(0, 1, 2000).astype(np.float32)
+    params = SamplingParams(mirostat=2, mirostat_tau=4.0, temperature=1.2, top_k=1, seed=3)
+    sampler, random = Sampler(params), np.random.default_rng(3)
+    x = flat.astype(np.float64) / 1.2
+    ids = np.argsort(-x, kind="stable")
+    share = np.exp(x[ids] - x.max())
+    share /= share.sum()
+    most, surprises = 8.0, []
+    for _ in range(300):
+        n = next((i for i, s in enumerate(share) if -math.log2(s) > most), len(share))
+        left = share[: max(1, n)] / share[: max(1, n)].sum()
+        place = int(np.searchsorted(np.cumsum(left), random.random()))
+        assert sampler.sample(flat, CONTEXT) == ids[place]
+        surprises.append(-math.log2(left[place]))
+        most -= 0.1 * (surprises[-1] - 4.0)
+    assert abs(np.mean(surprises[100:]) - 4.0) < 0.3
+    with pytest.raises(ValueError, match="mirostat is 1; it must be 0 or 2"):
+        SamplingParams(mirostat=1)
 
 
 def test_the_smallest_temperature_is_greedy():

@@ -13,6 +13,7 @@ def test_defaults_are_ollamas():
     p = SamplingParams()
     assert (p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p) == (0.8, 40, 0.9, 0.0, 1.0)
     assert (p.repeat_last_n, p.repeat_penalty, p.presence_penalty, p.frequency_penalty) == (64, 1.0, 0.0, 0.0)
+    assert (p.dry_multiplier, p.xtc_probability, p.top_n_sigma, p.mirostat) == (0.0, 0.0, -1.0, 0)
     assert (p.max_tokens, p.seed, p.stop, p.logit_bias, p.logprobs) == (None, None, (), {}, None)
 
 
@@ -41,6 +42,10 @@ def test_defaults_are_ollamas():
         ("logit_bias", {"5": 1.0}, "logit_bias has '5': 1.0; it maps token ids to numbers"),
         ("logit_bias", {5: float("nan")}, "logit_bias has 5: nan; it maps token ids to numbers"),
         ("logit_bias", {5: 10**400}, f"logit_bias has 5: {10**400}; it maps token ids to numbers"),
+        ("dry_sequence_breakers", "\n", "dry_sequence_breakers must be a list of texts, none of them empty"),
+        ("dry_base", 0.5, "dry_base is 0.5; it must be at least 1"),
+        ("xtc_probability", 2, "xtc_probability is 2; it must be between 0 and 1"),
+        ("mirostat", 1, "mirostat is 1; it must be 0 or 2"),
         ("grammar", " ", "grammar is ' '; it must be text"),
         ("grammar_after", 3, "grammar_after is 3; it must be text"),
         ("json_schema", [], 'json_schema is []; it must be a JSON schema, or "json" for any JSON object'),

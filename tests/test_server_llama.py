@@ -14,13 +14,8 @@ from gmoe.server.lacking import IDLE, KNOBS, LLAMA
 from tests.factory import write_model
 from tests.live_server import Live, live_server
 
-MIROSTAT = "mirostat is 2, which is not supported; it must be 0: the samplers are penalties, top_k, typ_p, top_p"
 LACKING = [
-    ("mirostat", 2, MIROSTAT),
-    ("dry_multiplier", 0.8, "dry_multiplier is 0.8, which is not supported; it must be 0: the samplers"),
-    ("xtc_probability", 0.5, "it must be 0: the samplers"),
-    ("dynatemp_range", 0.5, "it must be 0: the samplers"),
-    ("top_n_sigma", 1.0, "it must be 0 or less: the samplers"),
+    ("dynatemp_range", 0.5, "dynatemp_range is 0.5, which is not supported; it must be 0: the samplers are penalties,"),
     ("adaptive_target", 0.5, "it must be less than 0: the samplers"),
     ("min_keep", 3, "min_keep is 3, which is not supported; it must be at most 1"),
     ("n_indent", 2, "n_indent is 2, which is not supported; it must be 0"),
@@ -28,12 +23,12 @@ LACKING = [
     ("grammar_lazy", True, "it must be false"),
     ("lora", [{"id": 0, "scale": 0.5}], "lora is .*; it must be empty: there are no adapters"),
     ("image_data", [{"id": 1, "data": "x"}], "it must be empty: only text is read"),
-    ("mirostat", "two", "mirostat is two, which is not supported"),
+    ("dynatemp_range", "two", "dynatemp_range is two, which is not supported"),
+    ("mirostat", "two", "mirostat: input should be a valid integer"),
 ]
 NEUTRAL = {
-    **{"mirostat": 0, "dry_multiplier": 0.0, "xtc_probability": 0, "dynatemp_range": 0.0, "top_n_sigma": -1.0},
-    **{"adaptive_target": -1.0, "min_keep": 0, "n_indent": 0, "post_sampling_probs": False, "grammar_lazy": False},
-    **{"lora": [{"id": 0, "scale": 0}], "image_data": []},
+    **{"dynatemp_range": 0.0, "adaptive_target": -1.0, "min_keep": 0, "n_indent": 0, "post_sampling_probs": False},
+    **{"grammar_lazy": False, "lora": [{"id": 0, "scale": 0}], "image_data": []},
 }
 
 
@@ -107,7 +102,7 @@ def test_samplers_are_names_or_letters() -> None:
         assert ask(samplers="edskypmxt").sampling["samplers"] == SamplingParams().samplers
         assert ask(samplers=[]).sampling["samplers"] == ()
         for wrong in (["infill"], "i", ["top_k", "sorcery"]):
-            with pytest.raises(Refused, match="samplers: .* is not supported; the samplers are penalties, top_k"):
+            with pytest.raises(Refused, match="samplers: .* is not supported; the samplers are penalties, dry, top_n_"):
                 ask(samplers=wrong)
 
 
@@ -237,7 +232,24 @@ def test_samplers_count_in_the_order_they_are_named(live: Live) -> None:
     assert ask(live, samplers="kt", top_k=1, temperature=9.0)["content"] == greedy
     wild = ask(live, samplers=["temperature"], top_k=1, temperature=99.0, seed=1)
     assert wild["content"] != greedy and wild["generation_settings"]["samplers"] == ["temperature"]
-    assert ask(live)["generation_settings"]["samplers"][2] == "typ_p"
+    assert ask(live)["generation_settings"]["samplers"][4] == "typ_p"
+
+
+def test_the_newer_samplers_count(live: Live) -> None:
+    greedy = ask(live, n_predict=16)["content"]
+    spared = ask(live, n_predict=16, dry_multiplier=50, dry_allowed_length=0, dry_sequence_breakers=["z"])
+    assert spared["content"] != greedy
+    assert spared["generation_settings"]["dry_sequence_breakers"] == ["z"]
+    hot = {"temperature": 9.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 4}
+    plain = ask(live, **hot)["content"]
+    assert ask(live, **hot, top_n_sigma=1e-9)["content"] == ask(live)["content"] != plain
+    for name, value in (("xtc_probability", 1.0), ("mirostat", 2)):
+        more = {"xtc_threshold": 0.001, "mirostat_tau": 0.5, name: value}
+        changed = ask(live, **hot, **more)
+        assert changed["content"] != plain and changed["generation_settings"][name] == value
+        assert changed["content"] == ask(live, **hot, **more)["content"]
+    said = live.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "mirostat": 1})
+    assert said.status_code == 400 and said.json()["error"]["message"] == "mirostat is 1; it must be 0 or 2"
 
 
 def test_a_bias_is_for_ids_and_for_texts(live: Live) -> None:
@@ -287,8 +299,8 @@ def test_what_is_computed_is_computed_again_where_that_is_asked_for(live: Live) 
 
 
 def test_refusals_and_warnings_reach_client_and_log(live: Live, caplog: pytest.LogCaptureFixture) -> None:
-    response = live.http.post("/completion", json={"model": "tiny", "prompt": "x", "mirostat": 2})
-    assert response.status_code == 400 and response.json()["error"]["message"].startswith(MIROSTAT)
+    response = live.http.post("/completion", json={"model": "tiny", "prompt": "x", "n_indent": 2})
+    assert response.status_code == 400 and response.json()["error"]["message"].startswith("n_indent is 2, which is")
     ask(live, id_slot=1, top_q=3)
     assert ["id_slot changes nothing here", "invalid option provided: top_q"] == [
         record.getMessage() for record in caplog.records if record.name == "gmoe.server"

@@ -82,12 +82,24 @@ HELP: Mapping[str, str] = {
     "grammar": "Grammar that the answer must follow, GBNF or Lark.",
     "json_schema": 'JSON schema that the answer must follow; "json": any JSON object.',
     "grammar_after": "Begin with the grammar or schema behind this text.",
+    "dry_multiplier": "Subtract from the scores of tokens that would go on repeating; 0: off.",
+    "dry_base": "How much more for each further repeated token.",
+    "dry_allowed_length": "Repeated tokens that cost nothing.",
+    "dry_penalty_last_n": "Tokens in which repetitions are looked for; -1: the context.",
+    "dry_sequence_breakers": "End repetitions at this text; may be given again.",
+    "top_n_sigma": "Keep tokens within n standard deviations of the best score; 0 and below: off.",
+    "xtc_probability": "How often all likely tokens but the least likely of them are dropped.",
+    "xtc_threshold": "How likely is likely; above 0.5: off.",
+    "mirostat": "2: Mirostat 2.0 instead of all samplers but the temperature.",
+    "mirostat_tau": "Bits that a token should surprise by.",
+    "mirostat_eta": "How fast the answer is led there.",
 }
 _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "policy": {"multiple": True, "callback": _knobs, "metavar": "KNOB=VALUE"},
     "logit_bias": {"multiple": True, "callback": _biases, "metavar": "TOKEN_ID=BIAS"},
     "samplers": {"default": ";".join(SAMPLERS), "callback": _samplers, "show_default": True},
     "stop": {"multiple": True},
+    "dry_sequence_breakers": {"multiple": True, "default": SamplingParams.dry_sequence_breakers},
 }
 
 

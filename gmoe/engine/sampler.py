@@ -1,10 +1,11 @@
 """The sampler: one sequence's logits to its next token, through llama.cpp's chain in llama.cpp's order or another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from gmoe.engine import dry
 from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampling import SamplingParams
 from gmoe.kernels.cpu_step import argmax, largest
@@ -24,11 +25,19 @@ class Logprobs(NamedTuple):
 class Sampler:
     """One sequence's chain and its own random numbers: batch mates never change what it draws.
 
-    As in llama.cpp, a token that the grammar forbids is drawn again from those that it allows.
+    As in llama.cpp, a token that the grammar forbids is drawn again from those that it allows. At `breakers`, which are
+    token ids, DRY's repetitions end.
     """
 
-    def __init__(self, params: SamplingParams, default_seed: int | None = None, constraint: Constraint | None = None):
-        self.params, self.constraint = params, constraint
+    def __init__(
+        self,
+        params: SamplingParams,
+        default_seed: int | None = None,
+        constraint: Constraint | None = None,
+        breakers: Collection[int] = (),
+    ):
+        self.params, self.constraint, self.breakers = params, constraint, breakers
+        self.most_bits = 2.0 * params.mirostat_tau  # by which Mirostat lets a token surprise
         seed = params.seed if params.seed is not None else default_seed
         self.random = np.random.default_rng(None if seed is None else seed % 2**64)
 
@@ -44,9 +53,11 @@ class Sampler:
         for token, bias in p.logit_bias.items():
             if 0 <= token < len(x):
                 x[token] += bias
+        most_bits = self.most_bits
         token = self._draw(x if self.constraint is None else x.copy(), context)
         if self.constraint is not None:
             if not self.constraint.allows(token):
+                self.most_bits = most_bits
                 token = self._draw(np.where(self.constraint.mask(len(x)), x, -np.inf), context)
             self.constraint.accept(token)
         return token
@@ -54,16 +65,28 @@ class Sampler:
     def _draw(self, x: np.ndarray, context: Sequence[int]) -> int:
         """The chain over the scores x [V] float64, which it may change, then a draw among the tokens that it leaves."""
         p, left = self.params, _Left(None, x)
+        now = _Now(context, self.breakers, self.random)
+        if p.mirostat and not p.greedy:
+            return self._mirostat(_temperature(left, p, now))
         for name in p.samplers:
-            if name == "penalties":
-                left = left if self._neutral else _penalized(left, p, context)
-            elif not p.greedy:
-                left = _CHAIN[name](left, p)
+            if not p.greedy or name in _COUNTS_WHEN_GREEDY:
+                left = _CHAIN[name](left, p, now)
         if p.greedy:
             return int(left.x.argmax())
         ids, x = left.best_first()
-        chances = _softmax(x)
-        return int(ids[min(int(np.searchsorted(np.cumsum(chances), self.random.random())), len(ids) - 1)])
+        return int(ids[self._drawn(_softmax(x))])
+
+    def _drawn(self, chances: np.ndarray) -> int:
+        return min(int(np.searchsorted(np.cumsum(chances), self.random.random())), len(chances) - 1)
+
+    def _mirostat(self, left: "_Left") -> int:
+        """Mirostat 2.0 (Basu et al., 2021): none that surprises by more bits than those drawn have left room for."""
+        ids, x = left.best_first()
+        bits = -np.log2(np.maximum(_softmax(x), 1e-300))
+        chances = _softmax(x[: max(1, int(np.searchsorted(bits, self.most_bits, side="right")))])
+        place = self._drawn(chances)
+        self.most_bits -= self.params.mirostat_eta * (-float(np.log2(chances[place])) - self.params.mirostat_tau)
+        return int(ids[place])
 
     def logprobs(self, logits: np.ndarray, token: int) -> Logprobs | None:
         """What is reported of the choice, where the request asks for it."""
@@ -77,8 +100,7 @@ class Sampler:
     @property
     def _neutral(self) -> bool:
         p = self.params
-        off = not p.repeat_last_n or "penalties" not in p.samplers
-        return off or (p.repeat_penalty == 1 and not p.presence_penalty and not p.frequency_penalty)
+        return all(name not in p.samplers or off(p) for name, off in _COUNTS_WHEN_GREEDY.items())
 
 
 class _Best(NamedTuple):
@@ -101,27 +123,86 @@ class _Left(NamedTuple):
         ids = _best(self.x, len(self.x) if n is None else n)
         return _Best(ids, self.x[ids])
 
+    def where(self, tokens: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of ascending `tokens` with a value each, those that are left: their places and values."""
+        if self.ids is None:
+            return tokens, values
+        at = np.flatnonzero(np.isin(self.ids, tokens))
+        return at, values[np.searchsorted(tokens, self.ids[at])]
 
-def _penalized(left: _Left, p: SamplingParams, context: Sequence[int]) -> _Left:
-    recent = context if p.repeat_last_n < 0 else context[-p.repeat_last_n :]
-    at, counts = np.unique(np.array(recent, dtype=np.int64), return_counts=True)
-    if left.ids is not None:
-        tokens, at = at, np.flatnonzero(np.isin(left.ids, at))
-        counts = counts[np.searchsorted(tokens, left.ids[at])]
+    def in_order(self) -> "_Left":
+        """Best first again, after scores were changed."""
+        if self.ids is None:
+            return self
+        order = np.argsort(-self.x, kind="stable")
+        return _Left(self.ids[order], self.x[order])
+
+
+class _Now(NamedTuple):
+    """What samplers may look at beside the scores."""
+
+    context: Sequence[int]
+    breakers: Collection[int]
+    random: np.random.Generator
+
+    def recent(self, n: int) -> Sequence[int]:
+        """The last n tokens; below 0: all."""
+        return self.context if n < 0 else self.context[-n:]
+
+
+def _unpenalized(p: SamplingParams) -> bool:
+    off = p.repeat_penalty == 1 and not p.presence_penalty and not p.frequency_penalty
+    return not p.repeat_last_n or off
+
+
+def _penalties(left: _Left, p: SamplingParams, now: _Now) -> _Left:
+    if _unpenalized(p):
+        return left
+    at, counts = left.where(*np.unique(np.array(now.recent(p.repeat_last_n), dtype=np.int64), return_counts=True))
     x = left.x
     x[at] = np.where(x[at] <= 0, x[at] * p.repeat_penalty, x[at] / p.repeat_penalty)
     x[at] -= counts * float(p.frequency_penalty) + float(p.presence_penalty)
-    if left.ids is None:
-        return _Left(None, x)
-    order = np.argsort(-x, kind="stable")
-    return _Left(left.ids[order], x[order])
+    return left.in_order()
 
 
-def _top_k(left: _Left, p: SamplingParams) -> _Left:
+def _undry(p: SamplingParams) -> bool:
+    return not p.dry_multiplier or not p.dry_penalty_last_n
+
+
+def _dry(left: _Left, p: SamplingParams, now: _Now) -> _Left:
+    if _undry(p):
+        return left
+    repeated = sorted(dry.repeated(now.recent(p.dry_penalty_last_n), now.breakers).items())
+    costly = [(token, length) for token, length in repeated if length >= p.dry_allowed_length]
+    at, lengths = left.where(*np.array(costly, np.int64).reshape(-1, 2).T)
+    with np.errstate(over="ignore"):
+        price = p.dry_multiplier * np.power(float(p.dry_base), lengths - p.dry_allowed_length)
+    left.x[at] -= np.minimum(price, 1e300)
+    return left.in_order()
+
+
+def _top_n_sigma(left: _Left, p: SamplingParams, now: _Now) -> _Left:
+    """Those within n standard deviations of the best score (Tang et al., 2024)."""
+    if p.top_n_sigma <= 0:
+        return left
+    x = left.x[left.x > -np.inf]
+    return _Left(*left.best_first(int((x >= x.max() - p.top_n_sigma * x.std()).sum())))
+
+
+def _xtc(left: _Left, p: SamplingParams, now: _Now) -> _Left:
+    """Exclude top choices (p-e-w, 2024): now and then all that are likely enough but the least likely of them."""
+    if not p.xtc_probability or p.xtc_threshold > 0.5 or now.random.random() >= p.xtc_probability:
+        return left
+    ids, x = left.best_first()
+    first = max(0, int((_softmax(x) >= p.xtc_threshold).sum()) - 1)
+    return _Left(ids[first:], x[first:])
+
+
+def _top_k(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     return _Left(*left.best_first(p.top_k)) if p.top_k else left
 
 
-def _typical_p(left: _Left, p: SamplingParams) -> _Left:
+def _typical_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     """Those whose surprise is nearest to the expected one, until the mass is reached (Meister et al., 2022)."""
     if p.typical_p >= 1:
         return left
@@ -133,7 +214,7 @@ def _typical_p(left: _Left, p: SamplingParams) -> _Left:
     return _Left(ids[kept], x[kept])
 
 
-def _top_p(left: _Left, p: SamplingParams) -> _Left:
+def _top_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if p.top_p >= 1:
         return left
     ids, x = left.best_first()
@@ -141,7 +222,7 @@ def _top_p(left: _Left, p: SamplingParams) -> _Left:
     return _Left(ids[:n], x[:n])
 
 
-def _min_p(left: _Left, p: SamplingParams) -> _Left:
+def _min_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if p.min_p <= 0:
         return left
     ids, x = left.best_first()
@@ -149,17 +230,22 @@ def _min_p(left: _Left, p: SamplingParams) -> _Left:
     return _Left(ids[kept], x[kept])
 
 
-def _temperature(left: _Left, p: SamplingParams) -> _Left:
+def _temperature(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     return _Left(left.ids, left.x / max(p.temperature, 1e-6))  # below, the quotient could overflow
 
 
-_CHAIN: Mapping[str, Callable[[_Left, SamplingParams], _Left]] = {
+_CHAIN: Mapping[str, Callable[[_Left, SamplingParams, _Now], _Left]] = {
+    "penalties": _penalties,
+    "dry": _dry,
+    "top_n_sigma": _top_n_sigma,
     "top_k": _top_k,
     "typical_p": _typical_p,
     "top_p": _top_p,
     "min_p": _min_p,
+    "xtc": _xtc,
     "temperature": _temperature,
 }
+_COUNTS_WHEN_GREEDY: Mapping[str, Callable[[SamplingParams], bool]] = {"penalties": _unpenalized, "dry": _undry}
 
 
 def _best(x: np.ndarray, n: int) -> np.ndarray:

@@ -22,8 +22,20 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("frequency_penalty", float, -_INF, _INF),
     ("seed", int, -_INF, _INF),
     ("logprobs", int, 0, 1000),
+    ("dry_multiplier", float, 0, _INF),
+    ("dry_base", float, 1, _INF),
+    ("dry_allowed_length", int, 0, _INF),
+    ("dry_penalty_last_n", int, -1, _INF),
+    ("top_n_sigma", float, -_INF, _INF),
+    ("xtc_probability", float, 0, 1),
+    ("xtc_threshold", float, 0, 1),
+    ("mirostat", int, 0, 2),
+    ("mirostat_tau", float, 0, _INF),
+    ("mirostat_eta", float, 0, _INF),
 )
-SAMPLERS = ("penalties", "top_k", "typical_p", "top_p", "min_p", "temperature")  # in llama.cpp's order
+SAMPLERS = tuple(  # in llama.cpp's order
+    "penalties dry top_n_sigma top_k typical_p top_p min_p xtc temperature".split()
+)
 MOST_SAMPLERS = 32  # each is applied to every token
 _MAY_BE_NONE = ("max_tokens", "seed", "logprobs")
 
@@ -50,12 +62,27 @@ class SamplingParams:
     grammar: str | None = None  # GBNF, as llama.cpp has it, or Lark, as llguidance has it
     json_schema: Any = None  # a mapping or its JSON text; True or "json": any JSON object
     grammar_after: str | None = None  # the text behind which the grammar or schema begins, as "</think>"
+    dry_multiplier: float = 0.0  # 0: nothing is done about repeated sequences
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2  # tokens that may be repeated before it costs something
+    dry_penalty_last_n: int = 64  # 0: off; -1: the whole context
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # repetitions end at the last token of each
+    top_n_sigma: float = -1.0  # 0 and below: off
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1  # above 0.5: off
+    mirostat: int = 0  # 2: Mirostat 2.0 in the place of all samplers but the temperature
+    mirostat_tau: float = 5.0  # bits that a token should surprise by
+    mirostat_eta: float = 0.1  # how fast the answer is led there
 
     def __post_init__(self) -> None:
         for name, kind, low, high in _RANGES:
             self._check_number(name, kind, low, high)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError("stop must be a list of texts, none of them empty")
+        for name in ("stop", "dry_sequence_breakers"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+                raise ValueError(f"{name} must be a list of texts, none of them empty")
+        if self.mirostat == 1:
+            raise ValueError("mirostat is 1; it must be 0 or 2")
         if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in SAMPLERS]):
             wrong = self.samplers if isinstance(self.samplers, str) else unknown[0]
             raise ValueError(f"samplers has {wrong!r}; there are {', '.join(SAMPLERS)}")

@@ -1,6 +1,6 @@
 """Sequence: one request's tokens and where it stands."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,6 +34,7 @@ class Sequence:
     reuse_prefix: bool = True
     constraint: Constraint | None = None
     task: str | None = None  # what kind of request it is, for the admission of several of one kind
+    breakers: Collection[int] = frozenset()  # token ids at which the repetitions of DRY end
     target_seconds: float | None = None  # from its arrival to the end of its answer
     arrived: float = field(default=0.0, init=False)  # when it was queued
     way: bytes = field(default=b"", init=False)  # in which it is computed; another's blocks are of no use to it
@@ -49,7 +50,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.ids)
-        self.sampler = Sampler(self.params, self.default_seed, self.constraint)
+        self.sampler = Sampler(self.params, self.default_seed, self.constraint, self.breakers)
 
     @property
     def generated(self) -> Ids[int]:

@@ -18,7 +18,6 @@ from gmoe.text import TextEvent, TextStream
 from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
 from gmoe.tokenizer.parsers.tags import THINK
 
-GGUF_SAMPLING = {"temp": "temperature", "penalty_last_n": "repeat_last_n", "penalty_repeat": "repeat_penalty"}
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
@@ -101,11 +100,7 @@ class Answer:
 
     def _params(self, prompt: Prompt, dialect: str, forced: bool) -> SamplingParams:
         ask = self.ask
-        sampling = dict(ask.defaults)
-        for key, value in self.llm.file.metadata.items():
-            name = key.removeprefix("general.sampling.")
-            if name != key and GGUF_SAMPLING.get(name, name) in PARAMS:
-                sampling[GGUF_SAMPLING.get(name, name)] = value
+        sampling = dict(ask.defaults) | self.llm.suggested
         sampling |= sampling_of(self.entry.parameters)
         sampling |= ask.sampling
         if prompt.room < (sampling.get("max_tokens") or prompt.room + 1):

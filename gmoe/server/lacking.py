@@ -28,10 +28,7 @@ def _false(value: Any) -> bool:
 
 
 LLAMA: Mapping[str, Lacking] = {
-    **dict.fromkeys(
-        ("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), Lacking(_zero, f"must be 0: {THERE}")
-    ),
-    "top_n_sigma": Lacking(lambda value: value <= 0, f"must be 0 or less: {THERE}"),
+    "dynatemp_range": Lacking(_zero, f"must be 0: {THERE}"),
     "adaptive_target": Lacking(lambda value: value < 0, f"must be less than 0: {THERE}"),
     "min_keep": Lacking(lambda value: value <= 1, "must be at most 1"),
     "n_indent": Lacking(_zero, "must be 0"),
@@ -49,8 +46,7 @@ OPENAI: Mapping[str, Lacking] = {
     "best_of": Lacking(lambda value: value <= 1, "must be at most 1: n gives several answers"),
 }
 KNOBS = frozenset(  # of what is off
-    "mirostat_tau mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold"
-    " dynatemp_exponent adaptive_decay grammar_triggers preserved_tokens".split()
+    "dynatemp_exponent adaptive_decay grammar_triggers preserved_tokens".split()
 )
 ELSEWHERE = frozenset(  # what OpenAI's own service does with a request, not what it answers
     "user store metadata service_tier prediction safety_identifier prompt_cache_key prompt_cache_retention".split()

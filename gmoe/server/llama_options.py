@@ -5,13 +5,55 @@ from typing import Any
 
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
 from gmoe.server.ask import Refused
-from gmoe.server.body import short
+from gmoe.server.body import Body, short
 
 DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 NAMES: Mapping[str, str] = {name: "typ_p" if name == "typical_p" else name for name in SAMPLERS}  # ours: llama-server's
-LETTERS = dict(zip("ekypmtdsxa", (*NAMES.values(), "dry", "top_n_sigma", "xtc", "adaptive_p"), strict=True))
-OFF = ("dry", "top_n_sigma", "xtc", "adaptive_p")  # are not here, and in no chain as long as their options are off
+LETTERS = dict(zip("edskypmxta", (*NAMES.values(), "adaptive_p"), strict=True))
+OFF = ("adaptive_p",)  # is not here, and in no chain as long as its options are off
+FIELDS = (  # those that llama-server calls as `SamplingParams` does
+    "temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty presence_penalty frequency_penalty "
+    "dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers top_n_sigma "
+    "xtc_probability xtc_threshold mirostat mirostat_tau mirostat_eta"
+).split()
 THERE = f"the samplers are {', '.join(NAMES.values())}"
+
+
+class SamplingBody(Body):
+    """Fields that /completion and OpenAI's routes have in common."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    samplers: str | list[str] | None = None
+    seed: int | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+
+
+def sampled(given: SamplingBody) -> dict[str, Any]:
+    """Those that are given, as fields of `SamplingParams`."""
+    sampling = {name: getattr(given, name) for name in (*FIELDS, "seed") if getattr(given, name) is not None}
+    if "dry_sequence_breakers" in sampling:
+        sampling["dry_sequence_breakers"] = tuple(filter(None, sampling["dry_sequence_breakers"]))
+    if given.samplers is not None:
+        sampling["samplers"] = samplers_of(given.samplers)
+    return sampling
 
 
 def samplers_of(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -29,14 +71,13 @@ def samplers_of(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def settings(params: SamplingParams, **more: Any) -> dict[str, Any]:
     """How an answer is made, in llama-server's words."""
-    names = "temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty presence_penalty frequency_penalty"
     bias = [
         {"token": token, "bias": False if value == float("-inf") else value}
         for token, value in params.logit_bias.items()
     ]
     return {
         "seed": -1 if params.seed is None else params.seed,
-        **{name: getattr(params, name) for name in names.split()},
+        **{name: getattr(params, name) for name in FIELDS},
         "stop": list(params.stop),
         "logit_bias": bias,
         "n_probs": params.logprobs or 0,

@@ -8,18 +8,17 @@ from pydantic import Field
 
 from gmoe.engine.sampling import SamplingParams
 from gmoe.server.ask import Ask, Chosen, End, Events, Piece, Refused, wholes
-from gmoe.server.body import Body, read
+from gmoe.server.body import read
 from gmoe.server.lacking import LLAMA, checked
-from gmoe.server.llama_options import DEFAULTS, fields_of, samplers_of, settings
+from gmoe.server.llama_options import DEFAULTS, SamplingBody, fields_of, sampled, settings
 from gmoe.server.openai import LONGEST_MS, several, so_far, timings
 from gmoe.server.stream import Chunk
 
-SAMPLING = "temperature top_k top_p min_p repeat_last_n repeat_penalty presence_penalty frequency_penalty seed".split()
 ALIASES = {"max_completion_tokens": "n_predict", "max_tokens": "n_predict", "n": "n_cmpl", "logprobs": "n_probs"}
 OTHERS = ("stream_options",)  # of OpenAI's dialect, which some clients send here as well
 
 
-class CompletionBody(Body):
+class CompletionBody(SamplingBody):
     """POST /completion"""
 
     model: str | None = None
@@ -28,18 +27,7 @@ class CompletionBody(Body):
     n_predict: int | None = None
     n_cmpl: int | None = Field(None, ge=1)
     t_max_predict_ms: int | None = Field(None, le=LONGEST_MS)
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
     typ_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    samplers: str | list[str] | None = None
-    seed: int | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     logit_bias: list[list[float | str | bool]] | dict[str, float] | None = None
@@ -106,19 +94,16 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
 
 
 def _sampling(given: CompletionBody) -> dict[str, Any]:
-    sampling = {name: getattr(given, name) for name in SAMPLING if getattr(given, name) is not None}
+    sampling = sampled(given)
     if sampling.get("seed") == -1:
         del sampling["seed"]
     if sampling.get("top_k", 1) < 0:
         sampling["top_k"] = 0
-    for name in ("typical_p", "typ_p"):
-        if getattr(given, name) is not None:
-            sampling["typical_p"] = getattr(given, name)
+    if given.typ_p is not None:
+        sampling["typical_p"] = given.typ_p
     sampling |= {
         name: min(sampling[name], 1.0) for name in ("top_p", "typical_p") if name in sampling
     }  # more is off too
-    if given.samplers is not None:
-        sampling["samplers"] = samplers_of(given.samplers)
     if (given.n_predict or 0) > 0:
         sampling["max_tokens"] = given.n_predict
     if given.stop:

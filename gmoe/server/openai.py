@@ -13,7 +13,7 @@ from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, T
 from gmoe.server.body import Body, read
 from gmoe.server.catalog import Entry
 from gmoe.server.lacking import ELSEWHERE, OPENAI, checked
-from gmoe.server.llama_options import samplers_of
+from gmoe.server.llama_options import SamplingBody, sampled
 from gmoe.server.ollama import keep_alive_of
 from gmoe.server.stream import Chunk, to_bytes
 
@@ -23,30 +23,18 @@ DONE = "[DONE]"
 MOST_ANSWERS = 512
 LONGEST_MS = 2**53
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
-EXTRA = ("top_k", "min_p", "typical_p", "repeat_last_n", "repeat_penalty", "grammar", "json_schema")
 
 
-class Sampled(Body):
-    """What chats and completions have in common; the second half are llama-server's additions."""
+class Sampled(SamplingBody):
+    """What chats and completions have in common."""
 
     model: str
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     max_tokens: int | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     n: int | None = Field(None, ge=1)
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    samplers: str | list[str] | None = None
     t_max_predict_ms: int | None = Field(None, le=LONGEST_MS)
     cache_prompt: bool | None = None
     timings_per_token: bool | None = None
@@ -239,12 +227,10 @@ def think_of(effort: Any) -> bool | str | None:
 
 def sampling(given: Sampled) -> dict[str, Any]:
     """Fields of `SamplingParams`."""
-    names = ("temperature", "top_p", "max_tokens", "seed", "frequency_penalty", "presence_penalty", *EXTRA)
-    wanted = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    names = ("max_tokens", "grammar", "json_schema")
+    wanted = sampled(given) | {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if wanted.get("max_tokens", 1) < 1:
         del wanted["max_tokens"]
-    if given.samplers is not None:
-        wanted["samplers"] = samplers_of(given.samplers)
     if given.stop is not None:
         wanted["stop"] = [text for text in ([given.stop] if isinstance(given.stop, str) else given.stop) if text]
     if given.logit_bias:
