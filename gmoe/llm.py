@@ -232,12 +232,13 @@ class LLM:
         task: str | None = None,
         target_seconds: float | None = None,
         reuse: bool = True,
+        tells: bool = False,
     ) -> TextStream:
         """Continue token ids; closing the stream ends the answer.
 
         `ignore_end` goes on past end tokens; without `reuse` all of the prompt is computed. The events' text has the
         control tokens `spelled`, and no others. `task` and `target_seconds`, from now to the answer's end, are for the
-        admission policies of these names.
+        admission policies of these names. With `tells` there are events while the prompt is computed.
         """
         self._check(ids)
         params = params or self.defaults
@@ -247,7 +248,7 @@ class LLM:
         seq = TokenSequence(
             list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params), breakers=breakers
         )
-        seq.task, seq.target_seconds = task, target_seconds
+        seq.task, seq.target_seconds, seq.tells = task, target_seconds, tells
         outputs = self._loop.submit(seq, self.dispatch.begin)
 
         def heard(first: bool, seconds: float) -> None:

@@ -20,7 +20,8 @@ class TextEvent:
     """A piece of an answer; `finish_reason` is None but on the last: "stop", "length" or, where it was closed, "abort".
 
     The event of an abort has no token, and the text that was held back until then. `stop_text` is the one of the stop
-    texts that ended the answer.
+    texts that ended the answer. Where that was asked for, events without text or token say how much of the prompt is
+    computed: `n_read` tokens.
     """
 
     text: str
@@ -28,6 +29,7 @@ class TextEvent:
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     stop_text: str | None = None
+    n_read: int = 0
 
 
 class TextStream:
@@ -63,11 +65,14 @@ def text_events(
 ) -> Iterator[TextEvent]:
     """The events of a sequence that was queued; `heard` is told of each token. Raises what the engine raised."""
     stop, text = StopMatcher(seq.params.stop), Detokenizer(tokenizer, spelled=spelled)
-    last = time.perf_counter()
-    for n, output in enumerate(outputs):
+    last, first = time.perf_counter(), True
+    for output in outputs:
+        if output.token_id is None:
+            yield TextEvent("", None, n_read=output.n_read)
+            continue
         now = time.perf_counter()
-        heard(n == 0, now - last)
-        last = now
+        heard(first, now - last)
+        last, first = now, False
         reason = output.finish_reason
         piece = "" if output.token_id in seq.end_ids else stop.push(text.push(output.token_id))
         if stop.stopped:

@@ -192,6 +192,14 @@ def test_closing_the_iterator_aborts(loop):
     assert seq.finish_reason in ("abort", "length")
 
 
+def test_a_prompt_tells_how_far_it_is():
+    loop = EngineLoop(make(counting, chunk=16))
+    outputs = list(loop.submit(Sequence([1] * 40, GREEDY, end_ids={3}, tells=True)))
+    assert [(o.token_id, o.n_read) for o in outputs] == [(None, 16), (None, 32), (None, 40), (2, 0), (3, 0)]
+    assert all(o.n_read == 0 for o in loop.submit(Sequence([1] * 40, GREEDY, end_ids={3})))
+    loop.close()
+
+
 def test_errors_reach_who_asked_and_the_loop_lives_on(loop):
     with pytest.raises(ValueError, match="the context holds 256"):
         next(loop.submit(Sequence([1] * 300, GREEDY)))

@@ -76,7 +76,7 @@ def test_the_other_dialects_tell_what_nobody_knows_too() -> None:
 
 @pytest.mark.parametrize("ask", [parsed, said])
 def test_options_that_change_nothing_and_those_nobody_knows_are_told(ask: Any) -> None:
-    idle = {"id_slot": 2, "n_keep": 5, "n_cache_reuse": 256, "return_progress": True}
+    idle = {"id_slot": 2, "n_keep": 5, "n_cache_reuse": 256, "backend_sampling": True}
     assert ask(**idle).warnings == [f"{name} changes nothing here" for name in idle]
     assert ask(**{"top_q": 1, "a b\n": 2}).warnings == [
         "invalid option provided: top_q", "invalid option provided: 'a b\\n'"
@@ -233,6 +233,26 @@ def test_samplers_count_in_the_order_they_are_named(live: Live) -> None:
     wild = ask(live, samplers=["temperature"], top_k=1, temperature=99.0, seed=1)
     assert wild["content"] != greedy and wild["generation_settings"]["samplers"] == ["temperature"]
     assert ask(live)["generation_settings"]["samplers"][4] == "typ_p"
+
+
+def test_the_prompt_s_progress_is_told_where_it_is_asked_for(live: Live) -> None:
+    prompt = live.http.post("/tokenize", json={"content": "hello and the world " * 40}).json()["tokens"][:100]
+    for path, more in (("/completion", {"n_predict": 2}), ("/v1/completions", {"max_tokens": 2})):
+        body = {"model": "tiny", "prompt": prompt, "return_progress": True, "cache_prompt": False} | more
+        chunks = lines(live, path, **body)
+        told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+        assert told[-1] | {"time_ms": 0} == {"total": 100, "cache": 0, "processed": 100, "time_ms": 0}
+        counts = [one["processed"] for one in told]
+        assert counts == sorted(set(counts)) and all(one["time_ms"] > 0 for one in told)
+        again = lines(live, path, **body | {"cache_prompt": True})
+        assert next(chunk["prompt_progress"]["cache"] for chunk in again if "prompt_progress" in chunk) == 96
+        silent = lines(live, path, **body | {"return_progress": False})
+        whole = live.http.post(path, json=body).json()
+        assert all("prompt_progress" not in chunk for chunk in (*silent, whole))
+    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1, "return_progress": True}
+    last = [chunk for chunk in lines(live, "/v1/chat/completions", **chat) if "prompt_progress" in chunk][-1]
+    assert last["prompt_progress"]["processed"] == last["prompt_progress"]["total"] > 1
+    assert last["choices"][0]["delta"] == {}
 
 
 def test_the_newer_samplers_count(live: Live) -> None:

@@ -22,13 +22,17 @@ SCORED_AT_ONCE = 128  # tokens whose logits are in memory together
 
 
 class StepOutput(NamedTuple):
-    """One new token of one sequence; with an `error` there is none, and the sequence has ended."""
+    """One new token of one sequence; with an `error` there is none, and the sequence has ended.
+
+    None, too, where `n_read` tokens of its prompt are computed and the sequence `tells` so.
+    """
 
     seq: Sequence
-    token_id: int
-    finish_reason: str | None
-    logprobs: Logprobs | None
+    token_id: int | None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
     error: ValueError | None = None
+    n_read: int = 0
 
 
 class Engine:
@@ -69,7 +73,7 @@ class Engine:
         self.scheduler.remove(seq)
 
     def step(self) -> list[StepOutput]:
-        """One forward pass; a sequence whose prompt is not yet through gives no output."""
+        """One forward pass; a sequence whose prompt is not yet through gives no token."""
         turns = self.scheduler.schedule()
         if not turns:
             return []
@@ -81,7 +85,9 @@ class Engine:
         for turn in turns:
             turn.seq.n_cached += turn.n_new
             self.scheduler.blocks.publish(turn.seq)
-        return [self._choose(seq, row) for seq, row in zip(rows, logits, strict=True)]
+        read = [turn.seq for turn in turns if turn.seq.tells and len(turn.seq.ids) == turn.seq.n_prompt]
+        told = [StepOutput(seq, None, n_read=seq.n_cached) for seq in read]
+        return told + [self._choose(seq, row) for seq, row in zip(rows, logits, strict=True)]
 
     def logits(self, ids: Ids[int], step: int = 0) -> np.ndarray:
         """Logits [len(ids), n_vocab] float32 of one fresh sequence, every position; others may have to wait for it.
@@ -150,7 +156,7 @@ class Engine:
         except ValueError as error:  # the trouble of one sequence is not that of the others
             self.abort(seq)
             named = ValueError(f"{self.name}: {error}") if self.name and isinstance(error, NotNumbers) else error
-            return StepOutput(seq, -1, "abort", None, named)
+            return StepOutput(seq, None, "abort", error=named)
         seq.ids.append(token)
         if token in seq.end_ids or (seq.constraint is not None and seq.constraint.complete):
             seq.finish_reason = "stop"

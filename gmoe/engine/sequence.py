@@ -36,6 +36,7 @@ class Sequence:
     task: str | None = None  # what kind of request it is, for the admission of several of one kind
     breakers: Collection[int] = frozenset()  # token ids at which the repetitions of DRY end
     target_seconds: float | None = None  # from its arrival to the end of its answer
+    tells: bool = False  # how much of its prompt is computed
     arrived: float = field(default=0.0, init=False)  # when it was queued
     way: bytes = field(default=b"", init=False)  # in which it is computed; another's blocks are of no use to it
     admitted: bool = field(default=False, init=False)  # it has run, and perhaps been sent back

@@ -10,7 +10,7 @@ from typing import Any
 from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.llm import LLM
-from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Refused, ToolCall, Usage
+from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Read, Refused, ToolCall, Usage
 from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
@@ -54,7 +54,7 @@ class Answer:
         before = expert_counters(llm)
         spelled = marks_of(dialect)
         stream = self._stream = llm.run(
-            prompt.ids, params, ask.ignore_end, spelled, ask.task, ask.target_seconds, ask.reuse
+            prompt.ids, params, ask.ignore_end, spelled, ask.task, ask.target_seconds, ask.reuse, ask.tells
         )
         if self._cancelled:
             stream.close()
@@ -68,6 +68,10 @@ class Answer:
             return clock.usage(len(prompt.ids), stream.n_reused, len(ids))
 
         for event in stream:
+            if event.n_read:
+                seconds = time.perf_counter() - began
+                yield Piece(read=Read(len(prompt.ids), stream.n_reused, event.n_read, seconds))
+                continue
             if event.token_id is None:  # cancelled
                 return
             clock.tick()

@@ -47,6 +47,7 @@ class Ask:
     predict_seconds: float = 0.0  # after so many from its first token the answer ends with its line; 0: it goes on
     reuse: bool = True  # what is already computed of the prompt is not computed again
     timed: bool = False  # each piece says what the answer took so far
+    tells: bool = False  # how much of the prompt is computed is said meanwhile
     mute: bool = False  # the prompt is computed, and nothing is said
     num_ctx: int | None = None
     num_thread: int | None = None
@@ -107,8 +108,17 @@ class Loading(NamedTuple):
     share: float | None = None
 
 
+class Read(NamedTuple):
+    """Of the prompt's `total` tokens so many were found computed, and so many are computed after `seconds`."""
+
+    total: int
+    cached: int
+    computed: int
+    seconds: float
+
+
 class Piece(NamedTuple):
-    """A part of an answer."""
+    """A part of an answer, or with `read` of its prompt."""
 
     content: str = ""
     thinking: str = ""
@@ -117,6 +127,7 @@ class Piece(NamedTuple):
     logprobs: tuple[Chosen, ...] = ()
     choice: int = 0  # of the answers to a request for several
     usage: Usage | None = None  # so far
+    read: Read | None = None
 
 
 class End(NamedTuple):

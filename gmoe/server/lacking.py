@@ -54,7 +54,7 @@ ELSEWHERE = frozenset(  # what OpenAI's own service does with a request, not wha
 IDLE: Mapping[str, Collection[Any]] = {  # what changes nothing here, and the values with which it asks for nothing
     **dict.fromkeys(("id_slot", "sse_ping_interval"), (-1,)),
     **dict.fromkeys(("n_keep", "n_discard", "n_cache_reuse"), (0,)),
-    **dict.fromkeys(("return_progress", "backend_sampling", "verbose"), (False,)),
+    **dict.fromkeys(("backend_sampling", "verbose"), (False,)),
     "parallel_tool_calls": (True,),
     "reasoning_format": ("auto", "deepseek"),
 }

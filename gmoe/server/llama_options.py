@@ -44,6 +44,7 @@ class SamplingBody(Body):
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
+    return_progress: bool | None = None
 
 
 def sampled(given: SamplingBody) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def parse_completion(body: Any, model: str) -> Ask:
         truncate=False,
         reuse=given.cache_prompt is not False,
         timed=bool(given.timings_per_token),
+        tells=bool(given.stream and given.return_progress),
         predict_seconds=(given.t_max_predict_ms or 0) / 1e3,
         task=given.task,
         target_seconds=given.target_seconds,

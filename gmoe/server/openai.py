@@ -126,7 +126,7 @@ def render_chat(ask: Ask, events: Events) -> Iterator[Chunk]:
         if event.tool_calls:
             delta["tool_calls"] = [{"index": calls[n] + i, **_call(call)} for i, call in enumerate(event.tool_calls)]
             calls[n] += len(event.tool_calls)
-        if delta or event.logprobs:
+        if delta or event.logprobs or event.read:
             choices = [_delta(n, delta, logprobs=_chat_logprobs(event))]
             yield first | {"choices": choices, **no_usage(ask), **so_far(event)}
     if wants_usage(ask):
@@ -254,6 +254,7 @@ def common(given: Sampled, sampling: Mapping[str, Any], body: Mapping[str, Any])
         "predict_seconds": (given.t_max_predict_ms or 0) / 1e3,
         "reuse": given.cache_prompt is not False,
         "timed": bool(given.timings_per_token),
+        "tells": bool(given.stream and given.return_progress),
         "think_strict": False,
         "task": given.task,
         "target_seconds": given.target_seconds,
@@ -286,8 +287,12 @@ def no_usage(ask: Ask) -> dict[str, Any]:
 
 
 def so_far(piece: Piece) -> dict[str, Any]:
-    """The figures of a piece, where they are asked for."""
-    return {"timings": timings(piece.usage)} if piece.usage else {}
+    """The figures of a piece, where they are asked for; of a piece of the prompt how far that is."""
+    said: dict[str, Any] = {"timings": timings(piece.usage)} if piece.usage else {}
+    if piece.read:
+        total, cached, computed, seconds = piece.read
+        said["prompt_progress"] = {"total": total, "cache": cached, "processed": computed, "time_ms": seconds * 1e3}
+    return said
 
 
 def _choice(index: int, answer: Whole) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
         if isinstance(event, End):
             ends.append(event)
             yield first | {"choices": [_text(event.choice, "", None, event.reason)], **no_usage(ask)}
-        elif isinstance(event, Piece) and (event.content or event.logprobs):
+        elif isinstance(event, Piece) and (event.content or event.logprobs or event.read):
             said = _text(event.choice, event.content, _text_logprobs(event, at[event.choice]))
             yield first | {"choices": [said], **no_usage(ask), **so_far(event)}
             at[event.choice] += len(event.content)
