@@ -81,7 +81,7 @@ class LLM:
         self.modelfile = package.modelfile if package else Modelfile(())
         self.suggested, said_of = suggested(file.metadata, name)  # by the file, for where nobody else says anything
         self.defaults = SamplingParams(**(self.suggested | (package.sampling if package else {})))  # of a request
-        given, parser = self.modelfile.last("template"), self.modelfile.last("parser")
+        given, parser = self.modelfile.template, self.modelfile.last("parser")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.notices += said_of
         self.dialect = dialect_of(self.template.source, parser)  # of thinking and tool calls

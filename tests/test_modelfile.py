@@ -94,6 +94,14 @@ FILES = [  # whole files: what peers accept, and what it means
 ]
 
 
+def test_a_stand_in_for_a_template_is_none() -> None:
+    stand_in = "FROM a\nTEMPLATE {{ .Prompt }}\n"
+    assert parse_modelfile(stand_in).template == "{{ .Prompt }}"
+    assert parse_modelfile(f"{stand_in}RENDERER x").template is None
+    assert parse_modelfile("FROM a\nTEMPLATE {{ .Prompt }}!\nRENDERER x").template == "{{ .Prompt }}!"
+    assert parse_modelfile("FROM a\nRENDERER x").template is None
+
+
 @pytest.mark.parametrize(("text", "commands"), FILES)
 def test_files(text: str, commands: list[tuple[str, str, str]] | None) -> None:
     if commands is None:

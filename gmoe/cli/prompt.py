@@ -262,7 +262,7 @@ class Chat:
                 self.system or self.llm.modelfile.last("system") or "No system message was specified for this model."
             )
         elif what == "template":
-            given = self.llm.modelfile.last("template")
+            given = self.llm.modelfile.template
             click.echo(given or metadata.get("tokenizer.chat_template", "No template was specified for this model."))
         elif what == "license":
             click.echo(metadata.get("general.license", "No license was specified for this model."))

@@ -72,6 +72,12 @@ class Modelfile:
         return next(reversed(self.values(name)), None)
 
     @property
+    def template(self) -> str | None:
+        """What TEMPLATE says; beside a RENDERER the `{{ .Prompt }}` that Ollama shows where there is none is nothing."""
+        text = self.last("template")
+        return None if self.last("renderer") and (text or "").replace(" ", "") == "{{.Prompt}}" else text
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """PARAMETERs with their types; `stop` gathers a list, of the others the last counts."""
         given: dict[str, Any] = {}

@@ -20,7 +20,7 @@ LONG_ARRAY = 0  # arrays longer than this are null where nobody asks for all
 
 def capabilities(metadata: Mapping[str, Any], modelfile: Modelfile) -> list[str]:
     """Ollama's words: completion, tools, insert, thinking."""
-    source = modelfile.last("template")
+    source = modelfile.template
     template = str(metadata.get("tokenizer.chat_template", ""))
     fields: frozenset[str] = frozenset()
     if source:

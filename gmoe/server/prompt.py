@@ -103,7 +103,7 @@ def _of_generate(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
 
 def render(llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message]) -> str:
     """The prompt's text: by the request's or the Modelfile's Go template, else by the GGUF's own."""
-    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.last("template"))
+    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.template)
     if template is None:
         values = {**think_values(ask.think), **ask.template_values}
         taken = next((name for name in ("messages", "tools", "self") if name in values), None)
@@ -152,7 +152,7 @@ def fim_tokens(metadata: Mapping[str, Any], tokens: Sequence[str] = ()) -> tuple
 
 
 def _filled_in(llm: LLM, entry: Entry, ask: Ask) -> str:
-    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.last("template"))
+    template = parsed(ask.template) if ask.template else own_template(entry.modelfile.template)
     if template and "Suffix" in template.fields:
         return template.render({"Prompt": ask.prompt or "", "Suffix": ask.suffix, "Response": ""})
     tokens = fim_tokens(llm.file.metadata)
