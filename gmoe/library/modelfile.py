@@ -73,7 +73,7 @@ class Modelfile:
 
     @property
     def template(self) -> str | None:
-        """What TEMPLATE says; beside a RENDERER the `{{ .Prompt }}` that Ollama shows where there is none is nothing."""
+        """What TEMPLATE says; beside a RENDERER Ollama's stand-in for none, `{{ .Prompt }}`, is none."""
         text = self.last("template")
         return None if self.last("renderer") and (text or "").replace(" ", "") == "{{.Prompt}}" else text
 
