@@ -76,7 +76,11 @@ def plain_candidates(p: SamplingParams, logits, context):
         elif name == "min_p" and p.min_p > 0:
             left = [t for t in left if x[t] >= x[left[0]] + math.log(p.min_p)]
         elif name == "temperature":
-            x = {t: score / p.temperature for t, score in x.items()}
+            share, heat = chances(left), p.temperature
+            if p.dynatemp_range:
+                unsure = -sum(c * math.log(c) for c in share.values()) / math.log(len(left))
+                heat += p.dynatemp_range * (2 * unsure**p.dynatemp_exponent - 1)
+            x = {t: score / heat for t, score in x.items()}
     return chances(left)
 
 
@@ -100,6 +104,8 @@ CHAINS = {
     "dry late": dict(samplers=("top_k", "dry"), dry_multiplier=3.0, dry_allowed_length=1, dry_penalty_last_n=-1),
     "top_n_sigma": dict(top_n_sigma=1.0, top_k=0, top_p=1.0, temperature=2.0),
     "top_n_sigma late": dict(samplers=("top_k", "top_n_sigma", "temperature"), top_n_sigma=0.5),
+    "dynatemp": dict(dynatemp_range=1.2, dynatemp_exponent=1.5, temperature=1.5, top_k=0, top_p=1.0),
+    "dynatemp of few": dict(dynatemp_range=1.0, temperature=1.5, top_k=5, top_p=1.0),
     "xtc": dict(xtc_probability=1.0, xtc_threshold=0.1, top_k=0, top_p=1.0, temperature=2.0),
     "xtc of none": dict(xtc_probability=1.0, xtc_threshold=0.45, top_k=0, top_p=1.0, temperature=9.0),
     "none": dict(samplers=(), temperature=0.0, top_k=1, repeat_penalty=2.0),

@@ -15,7 +15,6 @@ from tests.factory import write_model
 from tests.live_server import Live, live_server
 
 LACKING = [
-    ("dynatemp_range", 0.5, "dynatemp_range is 0.5, which is not supported; it must be 0: the samplers are penalties,"),
     ("adaptive_target", 0.5, "it must be less than 0: the samplers"),
     ("min_keep", 3, "min_keep is 3, which is not supported; it must be at most 1"),
     ("n_indent", 2, "n_indent is 2, which is not supported; it must be 0"),
@@ -23,11 +22,11 @@ LACKING = [
     ("grammar_lazy", True, "it must be false"),
     ("lora", [{"id": 0, "scale": 0.5}], "lora is .*; it must be empty: there are no adapters"),
     ("image_data", [{"id": 1, "data": "x"}], "it must be empty: only text is read"),
-    ("dynatemp_range", "two", "dynatemp_range is two, which is not supported"),
+    ("min_keep", "two", "min_keep is two, which is not supported"),
     ("mirostat", "two", "mirostat: input should be a valid integer"),
 ]
 NEUTRAL = {
-    **{"dynatemp_range": 0.0, "adaptive_target": -1.0, "min_keep": 0, "n_indent": 0, "post_sampling_probs": False},
+    **{"adaptive_target": -1.0, "min_keep": 0, "n_indent": 0, "post_sampling_probs": False},
     **{"grammar_lazy": False, "lora": [{"id": 0, "scale": 0}], "image_data": []},
 }
 

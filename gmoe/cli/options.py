@@ -90,6 +90,8 @@ HELP: Mapping[str, str] = {
     "top_n_sigma": "Keep tokens within n standard deviations of the best score; 0 and below: off.",
     "xtc_probability": "How often all likely tokens but the least likely of them are dropped.",
     "xtc_threshold": "How likely is likely; above 0.5: off.",
+    "dynatemp_range": "How far the temperature goes down where the model is sure, and up where it is not; 0: off.",
+    "dynatemp_exponent": "The power of the share of the greatest uncertainty by which it goes.",
     "mirostat": "2: Mirostat 2.0 instead of all samplers but the temperature.",
     "mirostat_tau": "Bits that a token should surprise by.",
     "mirostat_eta": "How fast the answer is led there.",

@@ -231,7 +231,14 @@ def _min_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
 
 
 def _temperature(left: _Left, p: SamplingParams, now: _Now) -> _Left:
-    return _Left(left.ids, left.x / max(p.temperature, 1e-6))  # below, the quotient could overflow
+    """Dynamic where there is a range: from its low end for one sure token to its high end for all alike (kalomaze)."""
+    temperature = p.temperature
+    if p.dynatemp_range and len(left.x) > 1:
+        chances = _softmax(left.x)
+        entropy = -(chances * np.log(np.maximum(chances, 1e-300))).sum() / np.log(len(chances))
+        low, high = max(0.0, temperature - p.dynatemp_range), temperature + p.dynatemp_range
+        temperature = low + (high - low) * max(0.0, float(entropy)) ** p.dynatemp_exponent
+    return _Left(left.ids, left.x / max(temperature, 1e-6))  # below, the quotient could overflow
 
 
 _CHAIN: Mapping[str, Callable[[_Left, SamplingParams, _Now], _Left]] = {

@@ -29,6 +29,8 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("top_n_sigma", float, -_INF, _INF),
     ("xtc_probability", float, 0, 1),
     ("xtc_threshold", float, 0, 1),
+    ("dynatemp_range", float, 0, _INF),
+    ("dynatemp_exponent", float, 0, _INF),
     ("mirostat", int, 0, 2),
     ("mirostat_tau", float, 0, _INF),
     ("mirostat_eta", float, 0, _INF),
@@ -70,6 +72,8 @@ class SamplingParams:
     top_n_sigma: float = -1.0  # 0 and below: off
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1  # above 0.5: off
+    dynatemp_range: float = 0.0  # the temperature goes so far below where the model is sure, and above where it is not
+    dynatemp_exponent: float = 1.0
     mirostat: int = 0  # 2: Mirostat 2.0 in the place of all samplers but the temperature
     mirostat_tau: float = 5.0  # bits that a token should surprise by
     mirostat_eta: float = 0.1  # how fast the answer is led there

@@ -28,7 +28,6 @@ def _false(value: Any) -> bool:
 
 
 LLAMA: Mapping[str, Lacking] = {
-    "dynatemp_range": Lacking(_zero, f"must be 0: {THERE}"),
     "adaptive_target": Lacking(lambda value: value < 0, f"must be less than 0: {THERE}"),
     "min_keep": Lacking(lambda value: value <= 1, "must be at most 1"),
     "n_indent": Lacking(_zero, "must be 0"),
@@ -46,7 +45,7 @@ OPENAI: Mapping[str, Lacking] = {
     "best_of": Lacking(lambda value: value <= 1, "must be at most 1: n gives several answers"),
 }
 KNOBS = frozenset(  # of what is off
-    "dynatemp_exponent adaptive_decay grammar_triggers preserved_tokens".split()
+    "adaptive_decay grammar_triggers preserved_tokens".split()
 )
 ELSEWHERE = frozenset(  # what OpenAI's own service does with a request, not what it answers
     "user store metadata service_tier prediction safety_identifier prompt_cache_key prompt_cache_retention".split()

@@ -14,7 +14,7 @@ OFF = ("adaptive_p",)  # is not here, and in no chain as long as its options are
 FIELDS = (  # those that llama-server calls as `SamplingParams` does
     "temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty presence_penalty frequency_penalty "
     "dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers top_n_sigma "
-    "xtc_probability xtc_threshold mirostat mirostat_tau mirostat_eta"
+    "xtc_probability xtc_threshold dynatemp_range dynatemp_exponent mirostat mirostat_tau mirostat_eta"
 ).split()
 THERE = f"the samplers are {', '.join(NAMES.values())}"
 
@@ -41,6 +41,8 @@ class SamplingBody(Body):
     top_n_sigma: float | None = None
     xtc_probability: float | None = None
     xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
