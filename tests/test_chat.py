@@ -158,7 +158,6 @@ def test_what_templates_do_is_done() -> None:
         ("{{ [1]|tojson(indent=999999999) }}", "the result of tojson would be too large"),
         ("{{ range(10)|slice(99999999)|list }}", "No filter named 'slice'"),
         ("{{ 1e999|int }}", "inf"),
-        ("{{ '\\ud800' }}", "surrogates not allowed"),
         ("{% for a in b %}" * 60 + "{% endfor %}" * 60, "too many statically nested blocks"),
         ("{{ messages[0].content + 1 }}", "str"),
     ],
@@ -169,6 +168,14 @@ def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monk
         rendered(source)
     assert str(refusal.value).startswith("toy: ") and "\n" not in str(refusal.value)
     assert isinstance(refusal.value, ValueError)
+
+
+def test_half_a_surrogate_counts_as_the_replacement_character() -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '\\ud800' }}"
+    assert (
+        rendered(source, [{"role": "user", "content": "cut \ud83d, whole \ud83d\ude00"}])
+        == "cut \ufffd, whole 😀\ufffd"
+    )
 
 
 def test_waiting_for_others_is_not_the_template_s_time(monkeypatch: pytest.MonkeyPatch) -> None:

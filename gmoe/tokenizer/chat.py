@@ -54,7 +54,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
-        """The prompt's text; `kwargs` such as `enable_thinking` go to the template; raises `TemplateError`."""
+        """The prompt's text; `kwargs` such as `enable_thinking` go to the template; raises `TemplateError`.
+
+        A lone surrogate counts as U+FFFD, as it does to the tokenizer.
+        """
         source = self.named.get("tool_use", self.source) if tools else self.source
         values = {
             "messages": [dict(message) for message in messages],
@@ -90,8 +93,7 @@ def _limited(pieces: Iterator[str], meter: Meter) -> str:
             raise jinja2.TemplateError("its text does not end")
         out.append(piece)
     text = "".join(out)
-    text.encode()  # half a surrogate is no text
-    return text
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _raise(message: str) -> None:
