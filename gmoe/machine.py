@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,15 @@ SAMPLE = 256 << 20  # bytes read for a measurement
 def usable_cores() -> int:
     """Cores that the process may use: its affinity, and the quota of its control group."""
     return cpu_ops.usable_cores()
+
+
+def cpu_name() -> str:
+    """The model of the CPU, or its kind where the system does not say."""
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        rows = []
+    return next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.machine())
 
 
 def memory_bandwidth(data: np.ndarray, threads: int) -> float:

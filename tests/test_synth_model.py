@@ -70,9 +70,11 @@ def test_bench(tmp_path: Path) -> None:
     assert (prompt["n_prompt"], prompt["n_gen"], prompt["n_depth"], prompt["n_threads"]) == (8, 0, 3, 1)
     assert len(generation["samples_ns"]) == 2 and generation["avg_ts"] > 0 and generation["bandwidth_share"] > 0
     assert prompt["hit_rate"] == 1.0 and prompt["load_seconds"] > 0
+    assert prompt["cpu_info"] and prompt["gpu_info"] == ""
     for kind, begin in (("md", "|"), ("csv", "build_commit")):
         run = CliRunner().invoke(cli, ["bench", str(path), *"-p 0 -n 2 -t 1 -r 1 -o".split(), kind])
-        assert run.exit_code == 0 and run.stdout.startswith(begin) and "tg2" in run.stdout or kind == "csv"
+        assert run.exit_code == 0 and run.stdout.startswith(begin)
+        assert kind == "csv" or ("tg2" in run.stdout and " MiB |" in run.stdout and " M |" in run.stdout)
     run = CliRunner().invoke(cli, ["bench", str(path), *"-p 4,8 -p 2 -n 1 -d 0,3 -t 1 -r 1 -o json".split()])
     asked = [(row["n_depth"], row["n_prompt"], row["n_gen"]) for row in json.loads(run.stdout)]
     assert asked == [(0, 4, 0), (0, 8, 0), (0, 2, 0), (3, 4, 0), (3, 8, 0), (3, 2, 0), (0, 0, 1), (3, 0, 1)]

@@ -24,6 +24,8 @@ class Row:
     """One test, in llama-bench's words, then in ours."""
 
     build_commit: str
+    cpu_info: str
+    gpu_info: str
     model_filename: str
     model_type: str
     model_size: int
@@ -120,7 +122,9 @@ def _markdown(rows: list[Row]) -> str:
     for r in rows:
         share = "" if r.bandwidth_share is None else f"{100 * r.bandwidth_share:.0f} %"
         hits = "" if r.hit_rate is None else f"{100 * r.hit_rate:.1f} %"
-        size, params = f"{r.model_size / 2**30:.2f} GiB", f"{r.model_n_params / 1e9:.2f} B"
+        n, m = r.model_size, r.model_n_params
+        size = f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
+        params = f"{m / 1e9:.2f} B" if m >= 1e9 else f"{m / 1e6:.2f} M"
         speed = f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}"
         table.append([r.model_type, size, params, r.backends, str(r.n_threads), r.test, speed, share, hits])
     widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
@@ -199,7 +203,7 @@ def bench(
     with LLM.load(path, options) as llm:
         say_notes(llm.notices)
         loaded = time.perf_counter() - began
-        from gmoe.machine import SAMPLE, disk_bandwidth, memory_bandwidth, usable_cores
+        from gmoe.machine import SAMPLE, cpu_name, disk_bandwidth, memory_bandwidth, usable_cores
 
         ids = _tokens(llm, text, need)
         threads = options.threads or usable_cores()
@@ -208,6 +212,8 @@ def bench(
         info = llm.file.tensors.values()
         base = {
             "build_commit": __version__,
+            "cpu_info": cpu_name(),
+            "gpu_info": "" if llm.device is None else llm.device.name,
             "model_filename": str(path),
             "model_type": f"{llm.hparams.architecture} {_common_format(llm)}",
             "model_size": sum(i.nbytes for i in info),
