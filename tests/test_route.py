@@ -10,6 +10,7 @@ import torch
 
 import gmoe
 from gmoe.experts import policy
+from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.policy import PolicyError, Scores
 from gmoe.gguf.hparams import Gating
 from gmoe.layers.router import topk
@@ -200,3 +201,18 @@ def test_a_model_is_bit_equal_at_the_neutral_knob_and_changes_are_counted(model:
     assert 0 < stats["rerouted"]["mass"] < stats["routed"]["mass"]
     assert stats["host"]["misses"] < plain["host"]["misses"]
     assert not all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_prefetchers_hear_the_router_s_own_choice(model: Path) -> None:
+    heard: list[tuple[int, int]] = []
+
+    class Spy(policy.Prefetcher):
+        def predict(self, layer: int, hidden: Any, ids: policy.Ids, weights: policy.Floats) -> list[ExpertId]:
+            heard.append((int(ids.min()), ids.shape[1]))
+            return []
+
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(host_memory=small(model), context=64, route="odp")) as llm:
+        llm.dispatch.prefetch = Spy()
+        llm.logits(IDS[0])
+        assert llm.stats["rerouted"]["count"] > 0
+    assert heard and all(least >= 0 and k == 4 for least, k in heard)

@@ -125,8 +125,9 @@ class ExpertDispatch:
     def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         store, twin = self.store, self.store.twin
         ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
-        store.observe(layer, reading(ids), reading(weights))
-        self.working_set.observe(layer, reading(ids), reading(weights))
+        asked = reading(ids), reading(weights)
+        store.observe(layer, *asked)
+        self.working_set.observe(layer, *asked)
         if layer <= self._last_layer:
             store.keep(self.working_set.plan(store.slots // 2))
         self._last_layer = layer
@@ -142,7 +143,7 @@ class ExpertDispatch:
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            told = self.prefetch.predict(layer, Hidden(x), reading(ids), reading(weights))
+            told = self.prefetch.predict(layer, Hidden(x), *asked)
             store.prefetch(told, parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         beside()
