@@ -19,12 +19,11 @@ class Policy(MissPolicy):
 
     def __init__(self, costs: Costs):
         self.costs = costs
-        self.layer = -1
         self.loading = self.computing = 0.0
 
     def resolve(self, miss: Miss, residency: Residency) -> Action:
-        if miss.id.layer != self.layer:
-            self.layer, self.loading, self.computing = miss.id.layer, 0.0, 0.0
+        if miss.first:
+            self.loading = self.computing = 0.0
         load, cpu = self.costs.load(miss.tier), self.costs.cpu(miss.tokens)
         if miss.tier is not Tier.HOST or self.loading + load <= self.computing + cpu:
             self.loading += load
