@@ -90,7 +90,7 @@ def test_working_set_contract(name):
     for plan in first:
         assert len(set(plan)) == len(plan) <= 9
         assert all(0 <= id.layer < SHAPE[0] and 0 <= id.expert < SHAPE[1] for id in plan)
-    assert any(first) == (name not in ("none", "task"))  # a task is foretold anew every 20 requests
+    assert any(first) == (name != "none")
 
 
 def test_task_keeps_a_profile_of_each_task():
@@ -102,6 +102,15 @@ def test_task_keeps_a_profile_of_each_task():
     assert policy.plan(4) == [ExpertId(0, 0)]
     policy.begin("b")
     assert policy.plan(4) == [ExpertId(0, 3)]
+
+
+def test_task_foretells_after_the_first_request_and_then_every_period():
+    policy, told = load("working_set", "task", {"period": 2, "memory": 0.0}, shape=(1, 8)), []
+    for expert in range(6):
+        policy.begin()
+        told.append([id.expert for id in policy.plan(4)])
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
+    assert told == [[], [0], [0], [2], [2], [4]]
 
 
 def test_quota_gives_slots_to_the_layer_that_spreads():

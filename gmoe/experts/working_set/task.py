@@ -1,5 +1,7 @@
 """eMoE (arXiv 2503.06823): the experts that requests of this task used, foretold anew every `period` requests.
 
+Nothing is foretold to the first request of a task; its own routing is what the second is told.
+
 The paper's predictor is a trained sequence model; here it is the decayed count of each task's own routing.
 """
 
@@ -28,7 +30,7 @@ class Policy(WorkingSet):
         self.profiles[self.task] = share if old is None else self.memory * old + (1 - self.memory) * share
         self.current = np.zeros(self.shape)
         n = self.requests[task] = self.requests.get(task, 0) + 1
-        if task != self.task or n % self.period == 1 or self.period == 1:
+        if task != self.task or (n - 2) % self.period == 0:
             self.foretold = self.profiles.get(task, np.zeros(self.shape))
         self.task = task
 
