@@ -316,9 +316,11 @@ class LLM:
                 raise TransferError(f"{path} was cut off while in use")
 
     def _check(self, ids: Sequence[int]) -> None:
-        bad = next((id for id in ids if not 0 <= id < self.model.n_vocab), None)
-        if bad is not None:
-            raise ValueError(f"the token id {bad} is not one of {self.model.n_vocab}")
+        for id in ids:
+            if not hasattr(id, "__index__"):
+                raise ValueError(f"the token id {id!r} is no whole number")
+            if not 0 <= id < self.model.n_vocab:
+                raise ValueError(f"the token id {id} is not one of {self.model.n_vocab}")
 
     def _count(self, first: bool, n_prompt: int, seconds: float) -> None:
         self._counts["generated_tokens"] += 1

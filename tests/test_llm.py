@@ -123,6 +123,22 @@ def test_what_is_not_there_yet_is_refused_and_not_ignored(
         gmoe.LLM.load(path, gmoe.RuntimeOptions(**options))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("ids", [[1, 2.5], [1.0], "hi", [None], [-1], [10**9]])
+def test_what_is_no_token_is_refused(llm: gmoe.LLM, ids: Any) -> None:
+    with pytest.raises(ValueError, match=r"the token id .* is (no whole number|not one of)"):
+        llm.logits(ids)
+
+
+def test_ids_may_be_an_array(llm: gmoe.LLM) -> None:
+    ids: Any = np.array([3, 4], np.int32)
+    assert np.array_equal(llm.logits(ids), llm.logits([3, 4]))
+
+
+def test_a_trace_that_is_not_there_is_one_sentence(llm: gmoe.LLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nope\.npz: No such file or directory"):
+        gmoe.LLM.load(llm.file.path, gmoe.RuntimeOptions(trace=tmp_path / "nope.npz"))
+
+
 def test_a_prompt_longer_than_the_context_is_refused(llm: gmoe.LLM) -> None:
     with pytest.raises(ValueError, match="the prompt has .* tokens, the context holds 128"):
         next(llm.generate("a b " * 200))

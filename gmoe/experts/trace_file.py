@@ -22,7 +22,7 @@ MATRICES_KEPT = 120
 class TraceFile:
     """`trace` is what is known at the start, or None; `notices` what should be said about it.
 
-    A `given` trace must be of this model: TraceError, or OSError. One found beside the model that is not is left alone.
+    A `given` trace must be there and of this model, or it is a TraceError. One found beside the model that is not is left alone.
     """
 
     def __init__(self, model: Path, given: Path | None, header: Header):
@@ -33,7 +33,10 @@ class TraceFile:
         self.trace: Trace | None = None
         self.ours = True  # the file is not somebody else's
         if given is not None:
-            self.trace = self._ours(any_trace(given, header), given)
+            try:
+                self.trace = self._ours(any_trace(given, header), given)
+            except OSError as error:
+                raise TraceError(f"{given}: {error.strerror}") from None
         elif found is not None:
             try:
                 self.trace = self._ours(Trace.load(found, header.fingerprint), found)
