@@ -22,7 +22,8 @@ MATRICES_KEPT = 120
 class TraceFile:
     """`trace` is what is known at the start, or None; `notices` what should be said about it.
 
-    A `given` trace must be there and of this model, or it is a TraceError. One found beside the model that is not is left alone.
+    A `given` trace must be there and of this model, or it is a TraceError. One found beside the model that is not
+    is left alone.
     """
 
     def __init__(self, model: Path, given: Path | None, header: Header):
