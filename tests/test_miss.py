@@ -275,6 +275,10 @@ def test_the_twins_part_is_the_one_with_the_least_reading(model: Path) -> None:
     assert part(named("hobbit", t1=1.0), full=1.0, low=1.0) == PARTS[0]  # never a twin
     assert part(both, room=2 * size, full=1.0) == UNKNOWN  # no room for a layer's four
     assert best_part(None, both, 24_000, low, float) == UNKNOWN
+    for room, least in ((1000, (600, 390)), (1000, (850, 10)), (999_999, (500_001, 499_000)), (7, (3, 3))):
+        part = best_part(None, both, room, low, float, least)  # both pools have their least where that can be
+        assert int(room * part) >= least[1] and int(room * (1 - part)) >= least[0], (room, part)
+    assert best_part(None, both, 1000, low, float, (600, 600)) == UNKNOWN  # neither way
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:

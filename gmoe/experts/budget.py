@@ -71,6 +71,11 @@ class Budget:
         """Bytes that are left for experts."""
         return self._total - self.fixed - self._reserve(kv_bytes)
 
+    @property
+    def smallest(self) -> int:
+        """Bytes of a slot for each group, and of what gives way to the shortest chunk's activations."""
+        return least(self.groups) + self.lent(CHUNKS[-1])
+
     def counts(self, kv_bytes: int | None, part: float = 1.0) -> list[int]:
         """Slots of each group in `part` of the room; `TooSmall` where there is not one for each.
 
@@ -79,7 +84,7 @@ class Budget:
         shared = kv_bytes is None and self.asked is None
         kv_bytes = self.kv_share if kv_bytes is None else kv_bytes
         room = int(self.room(kv_bytes) * part)
-        slots = least(self.groups) + self.lent(CHUNKS[-1])
+        slots = self.smallest
         if room < slots:
             need = self.fixed + self._reserve(0 if shared else kv_bytes) + int(slots / part)
             need = -(-need * KV_PART // (KV_PART - 1)) if shared else need

@@ -184,7 +184,7 @@ class ExpertCache:
         costs = self.costs.costs
         assert costs is not None
         bandwidth, latency = costs.bandwidth, costs.latency
-        smallest = least(self.budget.groups), least(groups(twins, extents(twins)))
+        smallest = self.budget.smallest, least(groups(twins, extents(twins)))
         return best_part(trace, self.dispatch.miss, room, sizes, lambda n: latency + n / bandwidth, smallest)
 
     def _costs(self, home: Path) -> CostModel:

@@ -31,10 +31,13 @@ def best_part(
 
     A run begins with the most wanted experts in half of its slots; the least recently used leaves either pool, and
     `miss` decides as it will. Not tried is what leaves either pool less than its `least` bytes, or no room for the
-    experts that a layer's tokens want together.
+    experts that a layer's tokens want together. Where nothing is known it is `UNKNOWN`, or the part nearest to it that
+    leaves both pools their `least`.
     """
+    lowest, highest = ((least[1] + 0.5) / max(room, 1), 1 - (least[0] + 0.5) / max(room, 1))  # half a byte to round
+    unknown = min(max(UNKNOWN, lowest), highest) if lowest <= highest else UNKNOWN
     if trace is None or not len(trace):
-        return UNKNOWN
+        return unknown
     tail = trace.tail(PASSES)
     found = {}
     for part in PARTS:
@@ -45,7 +48,7 @@ def best_part(
             found[part] = _wait(tail, miss, full, low, twin_bytes, seconds)
         except ValueError:  # no room
             continue
-    return min(found, key=lambda part: found[part], default=UNKNOWN)
+    return min(found, key=lambda part: found[part], default=unknown)
 
 
 def _wait(trace: Trace, miss: MissPolicy, room: int, twin_room: int, twin_bytes: list[int], seconds: Seconds) -> float:
