@@ -115,6 +115,29 @@ def test_uneven_activations_change_no_bit(name: str, level: str) -> None:
     assert_near(whole[8:], x[8:], w)
 
 
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("total", [1039, 1040, 1326, 1327, 1350, 1600, 2100, 4064])
+def test_sums_at_the_limits_of_their_numbers_change_no_bit(total: int, level: str) -> None:
+    """32 activations of one sign add up to `total`, which meets codes that are all largest, none, or by turns."""
+    fours = np.arange(32) // 4 % 2 == 0
+    groups = []
+    for here in (np.full(32, True), fours, ~fours):
+        group, n = np.zeros(32, dtype=int), int(here.sum())
+        group[here] = np.minimum(total // n + (np.arange(n) < total % n), 127)
+        groups += [group, -group]
+    x = np.tile(groups, 8).astype(np.float32)  # [6, 256]
+    x[:, :32] = 0
+    x[:, [24, 25]] = 127, -127  # so that all of them are whole numbers of one scale
+    x = torch.from_numpy(x).repeat_interleave(8, 0)
+    w = random_rows("Q4_K", 32, 256)
+    codes = [np.full(32, 255), np.zeros(32), np.where(fours, 255, 0), np.where(fours, 0, 255)]
+    for row in range(24):
+        w.data[row, 16:] = np.tile(codes[row % 4], 4)
+    whole = cpu_ops.matmul(x, w, level=level)
+    assert_near(whole, x, w)
+    assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if cpu_ops.has_values(name)])
 def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     w, ids = random_rows(name, 9, 512), torch.tensor([8, 0, 3, 3, 7])

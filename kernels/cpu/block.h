@@ -38,6 +38,7 @@ struct alignas(64) Eight {
   float d[8];
   uint8_t first[8];       // 0, or the last Far of the token, counted from 1
   int32_t far;            // in the first of up to 16: how many Fars they have, or -1: more than are kept
+  bool small;             // the sums of a scale fit in 16 bits
 };
 
 // What four neighbours of a token have in excess of what Eight holds.

@@ -70,26 +70,27 @@ inline void pack_bytes(Q4_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
   }
 }
 
-// For `winograd512.h`: even columns of four moved by 128, and what the sums of all tokens have in excess.
-inline __m512i pack_moved(Q4_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  const __m512i moved = byte64(128), none = _mm512_setzero_si512();
-  __m512i excess = none, sum[2] = {none, none};
+// For `winograd512.h`: the even ones of the columns that it pairs are moved by 128; returns what the sums of all tokens
+// have in excess, where each of a scale starts from `below`.
+inline __m512i pack_moved(Q4_K, const uint8_t* s, size_t row_bytes, int below, Tile& tile) {
+  const __m512i moved = byte64(128), start = _mm512_set1_epi32(-below);
+  __m512i excess = _mm512_setzero_si512(), sum[2] = {start, start};
   pack_six_bits(s, row_bytes, tile);
   for (int i = 0; i < 8; i++) {
     __m512i x[4], *q = tile.q + 16 * (i / 2) + 4 * (i % 2);
     columns4((const char*)s + 16 + 16 * i, row_bytes, x);
-    for (int k = 0; k < 4; k += 2) {
-      const __m512i low = _mm512_or_si512(lows4(x[k]), moved), high = _mm512_or_si512(highs4(x[k]), moved);
-      q[k] = low;
-      q[k + 8] = high;
-      q[k + 1] = lows4(x[k + 1]);
-      q[k + 9] = highs4(x[k + 1]);
-      sum[0] = _mm512_dpbusd_epi32(sum[0], low, q[k + 1]);
-      sum[1] = _mm512_dpbusd_epi32(sum[1], high, q[k + 9]);
+    for (int k = 0; k < 4; k++) {
+      q[k] = lows4(x[k]);
+      q[k + 8] = highs4(x[k]);
     }
+    for (int k = 0; k < (i % 2 ? 2 : 4); k += 2)
+      for (int h = 0; h < 2; h++) {
+        q[k + 8 * h] = _mm512_or_si512(q[k + 8 * h], moved);
+        sum[h] = _mm512_dpbusd_epi32(sum[h], q[k + 8 * h], q[k + 8 * h + 1]);
+      }
     for (int h = 0; h < 2 && i % 2; h++) {
       excess = _mm512_add_epi32(excess, _mm512_mullo_epi32(sum[h], tile.scale[i - 1 + h]));
-      sum[h] = none;
+      sum[h] = start;
     }
   }
   return excess;
