@@ -128,7 +128,7 @@ inline void winograd_tile(const uint8_t* s, size_t row_bytes, const Far* far, in
   for (int i = 0; i < count; i++) {
     const Far& f = far[i];
     const __m512i dot = _mm512_dpbusd_epi32(word(&f.start), tile.q[f.column], word(f.rest));
-    first[i + 1] = _mm512_add_epi32(first[f.before], _mm512_mullo_epi32(dot, tile.scale[f.column / 8]));
+    first[i + 1] = _mm512_dpwssd_epi32(first[f.before], dot, tile.scale[f.column / 8]);
   }
 }
 
@@ -147,9 +147,9 @@ __attribute__((noinline)) void winograd_tokens(const Tile& tile, const Eight& a,
       const __m512i even = q[i], odd = q[i + 1], alone = q[2 * winograd_pairs + i / 2 % 2];
 #pragma GCC unroll 8
       for (int u = 0; u < T; u++) {
+        if (i < 4) dot[u] = _mm512_dpbusd_epi32(dot[u], alone, word(&part.q[2 * winograd_pairs + i / 2][u]));
         const __m512i x = _mm512_add_epi8(even, word(&part.q[i + 1][u])), y = _mm512_add_epi8(odd, word(&part.q[i][u]));
         dot[u] = _mm512_dpbusd_epi32(dot[u], x, y);
-        if (i < 4) dot[u] = _mm512_dpbusd_epi32(dot[u], alone, word(&part.q[2 * winograd_pairs + i / 2][u]));
       }
     }
     for (int u = 0; u < T; u++)
