@@ -49,6 +49,7 @@ def test_a_packed_model_runs_out_of_slots(tmp_path):
     stock, packed = write_model(tmp_path / "a.gguf"), tmp_path / "b.gguf"
     ran = CliRunner().invoke(command, [str(stock), str(packed)])
     assert ran.exit_code == 0, ran.output
+    assert ran.stdout == "" and ran.stderr.startswith(f"{packed}: ")
     with gmoe.LLM.load(packed, gmoe.RuntimeOptions(context=64, max_sequences=1)) as llm:
         want, budget = llm.logits(IDS), llm.budget
     memory = str(budget.fixed + 5 * max(group.slot_bytes for group in budget.groups))

@@ -203,7 +203,7 @@ def test_record_command(model, tmp_path):
     assert ran.exit_code == 0, ran.output
     assert Trace.load(tmp_path / "t.trace").header.tasks == ("x", "")
     ran = CliRunner().invoke(command, [*args, "-f", str(prompts), "--window", "16", "--limit", "2"])
-    assert ran.exit_code == 0 and "of 2 requests" in ran.output
+    assert ran.exit_code == 0 and ran.stdout == "" and "of 2 requests" in ran.stderr
     png = tmp_path / "a.png"
     shown = CliRunner().invoke(command, ["show", str(tmp_path / "t.trace"), "--plot", str(png)])
     assert shown.exit_code == 0 and "passes until" in shown.output and png.read_bytes()[1:4] == b"PNG"

@@ -20,4 +20,4 @@ def pack(source: str, target: Path) -> None:
     path = model_file(source)
     require_other(path, target)
     write_packed(path, target)
-    click.echo(f"{target}: {target.stat().st_size / 2**20:.0f} MiB")
+    click.echo(f"{target}: {target.stat().st_size / 2**20:.0f} MiB", err=True)

@@ -101,7 +101,7 @@ def record(
             click.echo(err=True)
         recorded = recorder.trace()
     recorded = replace(recorded, header=replace(recorded.header, tasks=tuple(tasks)))
-    click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests")
+    click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests", err=True)
 
 
 def _prompt(line: str, where: str) -> tuple[str, str]:
