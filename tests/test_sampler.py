@@ -184,6 +184,37 @@ def test_exclude_top_choices_now_and_then():
     assert BEST[0] in [never.sample(LOGITS, CONTEXT) for _ in range(100)]
 
 
+EDGES = {
+    "xtc of all": dict(xtc_probability=1.0, xtc_threshold=0.0),
+    "top_n_sigma beside a bias beyond all bounds": dict(top_n_sigma=1.0, logit_bias={0: -np.inf, 4: 1e308, 5: 1e308}),
+    "dry that allows all": dict(dry_multiplier=1.0, dry_allowed_length=10**30, dry_penalty_last_n=10**30),
+    "dynatemp beyond all bounds": dict(dynatemp_range=1.7e308, temperature=1.7e308, dynatemp_exponent=1e308),
+    "mirostat beyond all bounds": dict(mirostat=2, mirostat_tau=1.7e308, mirostat_eta=1.7e308),
+}
+
+
+@pytest.mark.parametrize("logits", [LOGITS, np.zeros(200, np.float32)], ids=["random", "flat"])
+@pytest.mark.parametrize("more", EDGES.values(), ids=EDGES)
+def test_the_edges_of_what_may_be_asked_for(more, logits):
+    params = SamplingParams(**{"logit_bias": {0: -np.inf, 199: -np.inf}, "top_k": 0, "top_p": 1.0, "seed": 1} | more)
+    sampler = Sampler(params)
+    assert 0 not in [sampler.sample(logits, CONTEXT) for _ in range(20)]
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"top_n_sigma": 1.0}, {"mirostat": 2}, {"top_k": 3}])
+def test_a_bias_that_leaves_nothing_is_said(more):
+    params = SamplingParams(logit_bias=dict.fromkeys(range(200), -np.inf), **more)
+    with pytest.raises(ValueError, match="no token is left that may come"):
+        Sampler(params).sample(LOGITS, CONTEXT)
+
+
+def test_mirostat_stands_for_the_penalties_where_the_best_is_taken_too():
+    params = SamplingParams(mirostat=2, temperature=0, repeat_penalty=99.0, dry_multiplier=99.0, dry_allowed_length=1)
+    assert Sampler(params).sample(LOGITS, BEST[:2]) == BEST[0]
+    assert Sampler(replace(params, mirostat=0)).sample(LOGITS, BEST[:2]) != BEST[0]
+    assert Sampler(replace(params, logit_bias={BEST[2]: 99.0})).sample(LOGITS, BEST[:2]) == BEST[2]
+
+
 def test_mirostat_leads_to_its_surprise():
     flat = RNG.normal(0, 1, 2000).astype(np.float32)
     params = SamplingParams(mirostat=2, mirostat_tau=4.0, temperature=1.2, top_k=1, seed=3)

@@ -10,6 +10,8 @@ from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampling import SamplingParams
 from gmoe.kernels.cpu_step import argmax, largest
 
+_TINY, _HUGE = 1e-300, 1e300  # float64 has room beyond them for a sum or a quotient
+
 
 class NotNumbers(ValueError):
     """The model gave NaN: weights or arithmetic are broken."""
@@ -68,11 +70,13 @@ class Sampler:
         now = _Now(context, self.breakers, self.random)
         if p.mirostat and not p.greedy:
             return self._mirostat(_temperature(left, p, now))
-        for name in p.samplers:
+        for name in () if p.mirostat else p.samplers:
             if not p.greedy or name in _COUNTS_WHEN_GREEDY:
                 left = _CHAIN[name](left, p, now)
         if p.greedy:
-            return int(left.x.argmax())
+            place = int(left.x.argmax())
+            _require_any(left.x[place])
+            return place
         ids, x = left.best_first()
         return int(ids[self._drawn(_softmax(x))])
 
@@ -82,7 +86,7 @@ class Sampler:
     def _mirostat(self, left: "_Left") -> int:
         """Mirostat 2.0 (Basu et al., 2021): none that surprises by more bits than those drawn have left room for."""
         ids, x = left.best_first()
-        bits = -np.log2(np.maximum(_softmax(x), 1e-300))
+        bits = -np.log2(np.maximum(_softmax(x), _TINY))
         chances = _softmax(x[: max(1, int(np.searchsorted(bits, self.most_bits, side="right")))])
         place = self._drawn(chances)
         self.most_bits -= self.params.mirostat_eta * (-float(np.log2(chances[place])) - self.params.mirostat_tau)
@@ -100,7 +104,7 @@ class Sampler:
     @property
     def _neutral(self) -> bool:
         p = self.params
-        return all(name not in p.samplers or off(p) for name, off in _COUNTS_WHEN_GREEDY.items())
+        return p.mirostat > 0 or all(name not in p.samplers or off(p) for name, off in _COUNTS_WHEN_GREEDY.items())
 
 
 class _Best(NamedTuple):
@@ -174,10 +178,12 @@ def _dry(left: _Left, p: SamplingParams, now: _Now) -> _Left:
         return left
     repeated = sorted(dry.repeated(now.recent(p.dry_penalty_last_n), now.breakers).items())
     costly = [(token, length) for token, length in repeated if length >= p.dry_allowed_length]
-    at, lengths = left.where(*np.array(costly, np.int64).reshape(-1, 2).T)
+    if not costly:
+        return left
+    at, lengths = left.where(*np.array(costly, np.int64).T)
     with np.errstate(over="ignore"):
         price = p.dry_multiplier * np.power(float(p.dry_base), lengths - p.dry_allowed_length)
-    left.x[at] -= np.minimum(price, 1e300)
+    left.x[at] -= np.minimum(price, _HUGE)
     return left.in_order()
 
 
@@ -186,7 +192,10 @@ def _top_n_sigma(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if p.top_n_sigma <= 0:
         return left
     x = left.x[left.x > -np.inf]
-    return _Left(*left.best_first(int((x >= x.max() - p.top_n_sigma * x.std()).sum())))
+    _require_any(left.x.max())
+    with np.errstate(over="ignore", invalid="ignore"):  # where biases are beyond all bounds none is too far off
+        far = x < x.max() - p.top_n_sigma * x.std()
+    return _Left(*left.best_first(len(x) - int(far.sum())))
 
 
 def _xtc(left: _Left, p: SamplingParams, now: _Now) -> _Left:
@@ -194,7 +203,7 @@ def _xtc(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if not p.xtc_probability or p.xtc_threshold > 0.5 or now.random.random() >= p.xtc_probability:
         return left
     ids, x = left.best_first()
-    first = max(0, int((_softmax(x) >= p.xtc_threshold).sum()) - 1)
+    first = max(0, int((_softmax(x) >= max(p.xtc_threshold, _TINY)).sum()) - 1)
     return _Left(ids[first:], x[first:])
 
 
@@ -208,7 +217,7 @@ def _typical_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
         return left
     ids, x = left.best_first()
     chances = _softmax(x)
-    surprise = -np.log(np.maximum(chances, 1e-300))
+    surprise = -np.log(np.maximum(chances, _TINY))
     order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
     kept = np.sort(order[: int(np.searchsorted(np.cumsum(chances[order]), p.typical_p)) + 1])
     return _Left(ids[kept], x[kept])
@@ -235,9 +244,9 @@ def _temperature(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     temperature = p.temperature
     if p.dynatemp_range and len(left.x) > 1:
         chances = _softmax(left.x)
-        entropy = -(chances * np.log(np.maximum(chances, 1e-300))).sum() / np.log(len(chances))
-        low, high = max(0.0, temperature - p.dynatemp_range), temperature + p.dynatemp_range
-        temperature = low + (high - low) * max(0.0, float(entropy)) ** p.dynatemp_exponent
+        entropy = -(chances * np.log(np.maximum(chances, _TINY))).sum() / np.log(len(chances))
+        low, high = max(0.0, temperature - p.dynatemp_range), min(temperature + p.dynatemp_range, _HUGE)
+        temperature = low + (high - low) * min(max(0.0, float(entropy)), 1.0) ** p.dynatemp_exponent
     return _Left(left.ids, left.x / max(temperature, 1e-6))  # below, the quotient could overflow
 
 
@@ -268,7 +277,14 @@ def _best(x: np.ndarray, n: int) -> np.ndarray:
     return best
 
 
+def _require_any(best: float) -> None:
+    if best == -np.inf:
+        raise ValueError("no token is left that may come: each has a bias of minus infinity or is against the grammar")
+
+
 def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max())
+    top = x.max()
+    _require_any(top)
+    e = np.exp(x - top)
     shares: np.ndarray = e / e.sum()
     return shares
