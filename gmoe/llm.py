@@ -51,6 +51,7 @@ from gmoe.machine import usable_cores
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
 from gmoe.text import TextStream, text_events
+from gmoe.tokenizer.breakers import Breakers
 from gmoe.tokenizer.gochat import template_of
 from gmoe.tokenizer.parsers.choose import dialect_of, known, marks_of, parser_for
 from gmoe.tokenizer.tokenizer import Tokenizer
@@ -243,8 +244,7 @@ class LLM:
         self._check(ids)
         params = params or self.defaults
         ends: frozenset[int] = frozenset() if ignore_end else self.tokenizer.end_ids
-        marks = params.dry_sequence_breakers if params.dry_multiplier else ()
-        breakers = {self.tokenizer.encode(f"a{mark}", add_special=False)[-1] for mark in marks}  # "a": none is a word
+        breakers = Breakers(self.tokenizer, params.dry_sequence_breakers if params.dry_multiplier else ())
         seq = TokenSequence(
             list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params), breakers=breakers
         )

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Split
 from toy_tokenizers import CORPUS, byte_level, sentence_pieces
 
 from gmoe.gguf.file import GGUFError
+from gmoe.tokenizer.breakers import Breakers
 from gmoe.tokenizer.pretokenize import PRETOKENIZERS
 from gmoe.tokenizer.tokenizer import Tokenizer
 
@@ -206,6 +207,20 @@ def test_a_type_that_does_not_exist_is_undefined() -> None:
     assert ids == want.encode(text, parse_special=True)
     every = range(got.n_vocab)
     assert [got.decode([id]) for id in every] == [want.decode([id]) for id in every]
+
+
+def test_repetitions_end_at_tokens_with_a_breaker_in_them() -> None:
+    metadata = byte_level()
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], ".ĊĊ", "<|turn|>"]
+    metadata["tokenizer.ggml.token_type"] = np.array([*metadata["tokenizer.ggml.token_type"], 1, 3], np.int32)
+    tokenizer = Tokenizer.from_gguf(metadata, "toy")
+    texts = [tokenizer.decode([id]) for id in range(tokenizer.n_vocab)]
+    breakers = Breakers(tokenizer, ("\n", "<|turn|>"))
+    assert [id in breakers for id in range(len(texts))] == ["\n" in text or text == "<|turn|>" for text in texts]
+    assert texts[-2] == ".\n\n" and N in breakers
+    split = tokenizer.encode("a;;!", add_special=False)[1:]
+    assert len(split) == 3 and [id in Breakers(tokenizer, [";;!"]) for id in split] == [False, False, True]
+    assert len(texts) not in breakers and 3 not in Breakers(tokenizer, ())
 
 
 N = len(byte_level()["tokenizer.ggml.tokens"])

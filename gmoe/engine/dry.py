@@ -1,13 +1,13 @@
 """DRY: a token that would continue a repetition is the less likely, the longer that already is (p-e-w, 2024)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
 LONGEST = 50  # tokens of a repetition that are looked at
 
 
-def repeated(context: Sequence[int], breakers: Collection[int]) -> dict[int, int]:
+def repeated(context: Sequence[int], breakers: Container[int]) -> dict[int, int]:
     """Of each token that has followed what the context ends with: how many tokens of that stood before it.
 
     No repetition goes over one of the `breakers`, and none of them continues one.

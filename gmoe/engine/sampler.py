@@ -1,6 +1,6 @@
 """The sampler: one sequence's logits to its next token, through llama.cpp's chain in llama.cpp's order or another."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class Sampler:
         params: SamplingParams,
         default_seed: int | None = None,
         constraint: Constraint | None = None,
-        breakers: Collection[int] = (),
+        breakers: Container[int] = (),
     ):
         self.params, self.constraint, self.breakers = params, constraint, breakers
         self.most_bits = 2.0 * params.mirostat_tau  # by which Mirostat lets a token surprise
@@ -146,7 +146,7 @@ class _Now(NamedTuple):
     """What samplers may look at beside the scores."""
 
     context: Sequence[int]
-    breakers: Collection[int]
+    breakers: Container[int]
     random: np.random.Generator
 
     def recent(self, n: int) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """Sequence: one request's tokens and where it stands."""
 
-from collections.abc import Collection, Container
+from collections.abc import Container
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,7 +34,7 @@ class Sequence:
     reuse_prefix: bool = True
     constraint: Constraint | None = None
     task: str | None = None  # what kind of request it is, for the admission of several of one kind
-    breakers: Collection[int] = frozenset()  # token ids at which the repetitions of DRY end
+    breakers: Container[int] = frozenset()  # token ids at which the repetitions of DRY end
     target_seconds: float | None = None  # from its arrival to the end of its answer
     tells: bool = False  # how much of its prompt is computed
     arrived: float = field(default=0.0, init=False)  # when it was queued
