@@ -28,7 +28,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def test_it_says_that_it_runs(live: Live) -> None:
-    assert live.http.get("/").text == "gmoe is running"
+    assert live.http.get("/").text == "Ollama is running"
     assert live.http.head("/").status_code == 200
     assert live.http.get("/api/version").json()["version"].count(".") == 2
 

@@ -31,7 +31,7 @@ def test_browsers_get_the_page_and_others_a_line(live: Live) -> None:
     page = live.http.get("/", headers=HTML)
     assert page.headers["content-type"].startswith("text/html") and "<title>gmoe</title>" in page.text
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    assert live.http.get("/").text == "gmoe is running"
+    assert live.http.get("/").text == "Ollama is running"
     for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
         assert live.http.get(f"/{name}").headers["content-type"].startswith(kind)
         assert "http://" not in live.http.get(f"/{name}").text.replace("http://www.w3.org", "")

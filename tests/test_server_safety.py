@@ -1,6 +1,7 @@
 """Strangers, large and slow requests, full queues, poisoned neighbours; errors in each dialect's own form."""
 
 import concurrent.futures
+import hashlib
 import json
 import socket
 import time
@@ -112,6 +113,15 @@ def test_no_path_is_opened(live: Live, tmp_path: Path) -> None:
         assert live.http.head(f"/api/blobs/{digest}").status_code in (400, 404)
     files = {"model": "x", "files": {"a": "../../etc/passwd"}, "stream": False}
     assert live.http.post("/api/create", json=files).status_code == 400
+
+
+def test_a_blob_that_is_no_model_makes_none(live: Live) -> None:
+    content = b"not a GGUF file"
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert live.http.post(f"/api/blobs/{digest}", content=content).status_code == 201
+    refused = live.http.post("/api/create", json={"model": "x", "files": {"a.gguf": digest}, "stream": False})
+    assert refused.status_code == 400 and "is not a valid GGUF file" in refused.json()["error"]
+    assert live.http.post("/api/show", json={"model": "x"}).status_code == 404
 
 
 def test_an_api_key(files: list[Path], tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ class _Views:
         self.description = description()
 
     async def root(self, request: Request) -> Response:
-        """The page for browsers, and a sign of life for everybody else."""
+        """The page for browsers, and Ollama's sign of life, which clients compare, for everybody else."""
         if "text/html" in request.headers.get("accept", ""):
             headers = {"content-security-policy": POLICY, "vary": "Accept", "x-content-type-options": "nosniff"}
             return Response(_asset("page.html"), media_type="text/html", headers=headers)
-        return PlainTextResponse("gmoe is running", headers={"vary": "Accept"})
+        return PlainTextResponse("Ollama is running", headers={"vary": "Accept"})
 
     async def asset(self, request: Request) -> Response:
         """A part of the page."""

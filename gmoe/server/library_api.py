@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.file import GGUFError
 from gmoe.library.create import create
 from gmoe.library.manifest import Library, LibraryError, ModelNotFound
 from gmoe.library.pull import pull
@@ -98,7 +98,7 @@ class LibraryApi:
                     create(self.library, name, source, None, lambda status: put({"status": status}))
             except ModelNotFound as error:
                 raise Refused(404, str(error)) from None
-            except (LibraryError, UnsupportedModel) as error:
+            except (LibraryError, GGUFError) as error:
                 raise Refused(400, str(error)) from None
 
         return self._reporting(run, given.stream)
