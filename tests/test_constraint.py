@@ -171,6 +171,16 @@ CLOSED = [  # schema, what it accepts, what it does not
     ({"$ref": "#/$defs/x", "$defs": {"x": {"properties": A}}}, ['{"a":true}'], ['{"b":1}']),
     ({"anyOf": [{"properties": A}, {"type": "null"}]}, ['{"a":true}', "null"], ['{"b":1}']),
     ({"allOf": [{"properties": A}, {"properties": {"b": {}}}], "type": "object"}, ['{"a":true,"b":1}'], ['{"a":1}']),
+    (
+        {"properties": {"x": {"allOf": [{"$ref": "#/$defs/y"}]}}, "$defs": {"y": {"properties": A}}},
+        ['{"x":{}}'],
+        ['{"x":{"b":1}}'],
+    ),
+    (
+        {"$ref": "#/$defs/x", "allOf": [{"properties": {"b": {}}}], "$defs": {"x": {"properties": A}}},
+        ['{"a":true,"b":1}'],
+        ['{"a":1}'],
+    ),
     ({"type": "integer"}, [str(MOST_INTEGER), str(-MOST_INTEGER), "0"], [str(MOST_INTEGER + 1), "1.5"]),
     ({"type": ["integer", "null"]}, ["7", "null"], ["1" * 20]),
     ({"type": "integer", "minimum": 0}, ["1" * 20], ["-1"]),
@@ -184,6 +194,21 @@ def test_a_schema_has_an_end(schema: dict[str, object], good: list[str], bad: li
             constraint = grammars("bpe").compile(SamplingParams(json_schema=schema))
             assert constraint is not None
             assert follow(constraint, byte_ids(text, "bpe"), "bpe") is wanted, text
+
+
+@pytest.mark.parametrize("depth", [300, 3000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(depth: int) -> None:
+    schema: dict[str, object] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(GrammarError, match="the json_schema cannot be used: (it is nested too deeply|recursion limit)"):
+        grammars("bpe").compile(SamplingParams(json_schema=schema))
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf"])
+def test_a_schema_that_is_none_is_refused_by_its_keyword(keyword: str) -> None:
+    with pytest.raises(GrammarError, match=f"the json_schema cannot be used: {keyword} must be an array"):
+        grammars("bpe").compile(SamplingParams(json_schema={keyword: 5}))
 
 
 def test_a_schema_that_says_all_stays_as_it_is() -> None:

@@ -151,6 +151,8 @@ def _schema_grammar(schema: Mapping[str, Any]) -> str:
 
     try:
         return str(LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), defaults=JSON_STYLE))
+    except RecursionError:
+        raise GrammarError("the json_schema cannot be used: it is nested too deeply") from None
     except (TypeError, ValueError) as error:
         raise GrammarError(f"the json_schema cannot be used: {_first_line(str(error))}") from None
 

@@ -5,14 +5,14 @@ from typing import Any
 
 MOST_INTEGER = 2**53 - 1  # what every reader of JSON holds exactly
 _NAMED = ("properties", "$defs", "definitions")  # keywords that hold schemas by name
-_HELD = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf")  # a schema, or a list of them
+_HELD = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")  # a schema, or a list of them
 # What one part closes another may need: such schemas stay as they are.
-_TOGETHER = ("allOf", "not", "if", "dependentSchemas", "patternProperties", "unevaluatedProperties", "$dynamicRef")
-_OTHERS = ("anyOf", "oneOf", "$ref")  # likewise beside properties
+_TOGETHER = ("not", "if", "dependentSchemas", "patternProperties", "unevaluatedProperties", "$dynamicRef")
+_OTHERS = ("anyOf", "oneOf", "allOf", "$ref")  # likewise beside properties and beside each other
 
 
 def bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema without what goes on for ever: whatever follows it follows `schema` too.
+    """The schema without two things that go on for ever: whatever follows it follows `schema` too.
 
     Where nothing is said of other properties than those named there are none, as in llama.cpp, and an integer without
     bounds has 53 bits at most.
@@ -58,8 +58,9 @@ def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _together(schema: Mapping[str, Any]) -> bool:
-    beside = "properties" in schema and any(keyword in schema for keyword in _OTHERS)
-    return beside or any(keyword in schema for keyword in _TOGETHER)
+    parts = schema.get("allOf")
+    beside = sum(keyword in schema for keyword in ("properties", *_OTHERS)) > 1
+    return beside or (isinstance(parts, list) and len(parts) > 1) or any(keyword in schema for keyword in _TOGETHER)
 
 
 def _closes(schema: Mapping[str, Any]) -> bool:
