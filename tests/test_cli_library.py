@@ -132,6 +132,15 @@ def test_show_tells_what_a_model_s_modelfile_says(home: Path) -> None:
     assert words in " ".join(refused.stderr.split())
 
 
+def test_show_takes_a_stand_in_for_a_template_for_none(home: Path) -> None:
+    write_model(home / "m.gguf", template="{{ tools }}<think>{{ messages }}")
+    (home / "Modelfile").write_text("FROM m.gguf\nTEMPLATE {{ .Prompt }}\nRENDERER lfm2\n")
+    assert gmoe("create", "mine").exit_code == 0
+    assert gmoe("show", "mine", "--template").stdout == "{{ tools }}<think>{{ messages }}\n"
+    shown = gmoe("show", "mine").stdout
+    assert "    tools\n" in shown and "    thinking\n" in shown
+
+
 def test_push_and_pull_from_the_command_line(home: Path) -> None:
     write_gguf(home / "m.gguf")
     (home / "Modelfile").write_text("FROM m.gguf\n")

@@ -106,7 +106,7 @@ def _quantization(file: GGUFFile) -> str:
 
 
 def _template(metadata: Mapping[str, Any], modelfile: Modelfile) -> str:
-    return modelfile.last("template") or str(metadata.get("tokenizer.chat_template", ""))
+    return modelfile.template or str(metadata.get("tokenizer.chat_template", ""))
 
 
 def _first_lines(texts: Sequence[str]) -> list[tuple[str]]:
