@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gmoe.options import RuntimeOptions
 from gmoe.server import anthropic, llama_text, ollama, openai, openai_text, responses
 from gmoe.server.ask import Ask, End, Event, Piece, Refused, Usage
 from gmoe.server.lacking import IDLE, KNOBS, LLAMA
+from gmoe.server.llama_options import FIELDS
 from tests.factory import write_model
 from tests.live_server import Live, live_server
 
@@ -53,6 +55,11 @@ def test_options_that_ask_for_nothing_are_taken(ask: Any) -> None:
     knobs = dict.fromkeys(KNOBS, 3) | dict.fromkeys(LLAMA)  # of what is off; null is as good as left out
     assert ask(**NEUTRAL).warnings == ask(**knobs).warnings == []
     assert ask(**{name: next(iter(values)) for name, values in IDLE.items()}).warnings == []
+
+
+def test_the_server_knows_every_sampler() -> None:
+    others = set("max_tokens samplers seed stop logit_bias logprobs grammar json_schema grammar_after".split())
+    assert {*FIELDS} | others == {field.name for field in fields(SamplingParams)}
 
 
 def test_what_llama_cpp_takes_for_off_is_taken_so() -> None:

@@ -260,9 +260,8 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
         del sampling["seed"]
     if (sampling.get("top_k") or 0) < 0:
         sampling["top_k"] = 0
-    sampling |= {
-        name: min(sampling[name], 1.0) for name in ("top_p", "typical_p") if name in sampling
-    }  # more is off too
+    for name in sampling.keys() & {"top_p", "typical_p"}:
+        sampling[name] = min(sampling[name], 1.0)  # more is off too
     if options.get("num_predict", 0) > 0:
         sampling["max_tokens"] = options["num_predict"]
     return sampling

@@ -11,11 +11,6 @@ DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "
 NAMES: Mapping[str, str] = {name: "typ_p" if name == "typical_p" else name for name in SAMPLERS}  # ours: llama-server's
 LETTERS = dict(zip("edskypmxta", (*NAMES.values(), "adaptive_p"), strict=True))
 OFF = ("adaptive_p",)  # is not here, and in no chain as long as its options are off
-FIELDS = (  # those that llama-server calls as `SamplingParams` does
-    "temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty presence_penalty frequency_penalty "
-    "dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers top_n_sigma "
-    "xtc_probability xtc_threshold dynatemp_range dynatemp_exponent mirostat mirostat_tau mirostat_eta"
-).split()
 THERE = f"the samplers are {', '.join(NAMES.values())}"
 
 
@@ -47,6 +42,10 @@ class SamplingBody(Body):
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
     return_progress: bool | None = None
+
+
+# Those that llama-server calls as `SamplingParams` does, and means alike.
+FIELDS = tuple(name for name in SamplingBody.model_fields if name not in ("samplers", "seed", "return_progress"))
 
 
 def sampled(given: SamplingBody) -> dict[str, Any]:

@@ -102,9 +102,8 @@ def _sampling(given: CompletionBody) -> dict[str, Any]:
         sampling["top_k"] = 0
     if given.typ_p is not None:
         sampling["typical_p"] = given.typ_p
-    sampling |= {
-        name: min(sampling[name], 1.0) for name in ("top_p", "typical_p") if name in sampling
-    }  # more is off too
+    for name in sampling.keys() & {"top_p", "typical_p"}:
+        sampling[name] = min(sampling[name], 1.0)  # more is off too
     if (given.n_predict or 0) > 0:
         sampling["max_tokens"] = given.n_predict
     if given.stop:
