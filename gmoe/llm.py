@@ -23,7 +23,7 @@ from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.engine.suggested import suggested
 from gmoe.experts import calibration
-from gmoe.experts.budget import Budget, budget_of, fixed_tensors
+from gmoe.experts.budget import CHUNKS, Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.device import open_device, out_of_memory, speaks
 from gmoe.experts.device_auto import on_best
@@ -138,7 +138,7 @@ class LLM:
                     self.context,
                     options.max_sequences,
                     kv_type,
-                    chunk=budget.chunk(n_blocks * block_bytes if device is None else 0),
+                    chunk=budget.chunk(n_blocks * block_bytes, CHUNKS[0]) if device is None else budget.chunk(0),
                     n_blocks=n_blocks,
                     admission=options.admission,
                     way=lambda: self.dispatch.way,

@@ -127,6 +127,19 @@ def test_a_chunk_takes_no_more_than_half_of_the_slots(layout: ExpertLayout) -> N
     assert budget(kept, asked=1 << 20).lent(512) == 0
 
 
+def test_a_chunk_is_longer_where_each_reads_the_experts_anew(layout: ExpertLayout) -> None:
+    def budget(free: int, asked: int | None = None) -> Budget:
+        return Budget("m", layout, 0, asked, Limit(free, "x"), lambda rows: rows << 8)
+
+    kept = budget(0).reserve
+    for free, longest, chunk in ((600, 2048, 512), (1100, 2048, 1024), (2100, 2048, 2048), (2100, 512, 512)):
+        assert budget(kept + (free << 10)).chunk(0, longest) == chunk  # of the slots no more than a quarter
+    assert budget(1 << 40).whole and budget(1 << 40).chunk(0, 2048) == 512
+    for asked, chunk in ((1 << 20, 512), (3 << 20, 1024)):
+        small = Budget("m", layout, 8 << 20, asked, Limit(kept + (64 << 20), "x"), lambda rows: rows << 8)
+        assert not small.whole and small.chunk(0, 2048) == chunk  # an eighth of what was asked for
+
+
 @pytest.mark.parametrize("n_blocks", [1 << 45, 1 << 60])
 def test_a_context_that_does_not_fit_is_said_in_tokens(n_blocks: int) -> None:
     with pytest.raises(MemoryError, match=f"^{n_blocks * BLOCK} tokens of KV cache .* a smaller context"):

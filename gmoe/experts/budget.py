@@ -16,7 +16,9 @@ RESERVE = 40 << 20  # for what a run allocates besides: kernels, heap, code that
 EXPERT_RESERVE = 4096  # and for the tables, by expert
 DECODE_ROWS = 8  # tokens whose activations are within the reserve; more take the place of experts while they run
 LENT_PART = 2  # 1 / LENT_PART of the slots may give way to the activations of a chunk of a prompt
-CHUNKS = (512, 256, 128, 64, 32, 16)
+CHUNKS = (2048, 1024, 512, 256, 128, 64, 32, 16)
+USUAL = 512  # tokens of a chunk where every expert stays in memory
+LONG_PART = 8  # 1 / LONG_PART of the memory for all weights is the most that more tokens may take beside it
 KV_PART = 12  # the KV cache of an offloaded model gets 1 / KV_PART of the memory where the context is not given
 
 
@@ -43,7 +45,7 @@ class Budget:
     @property
     def whole(self) -> bool:
         """Everything fits and is used straight from the map."""
-        reserve = 0 if self.asked is not None else self.reserve + self.lent(CHUNKS[0]) + self.kv_share
+        reserve = 0 if self.asked is not None else self.reserve + self.lent(USUAL) + self.kv_share
         return not self.groups or self.fixed + self.experts + reserve <= self._total
 
     @property
@@ -51,11 +53,15 @@ class Budget:
         """Bytes that the KV cache may take where the context is not given."""
         return self.free.free // KV_PART
 
-    def chunk(self, kv_bytes: int) -> int:
-        """The most prompt tokens to run together."""
+    def chunk(self, kv_bytes: int, longest: int = USUAL) -> int:
+        """The most prompt tokens to run together; above USUAL only where each chunk reads experts anew."""
         room = (self.free.free - self.fixed - self.reserve - kv_bytes) // LENT_PART
-        fits = (chunk for chunk in CHUNKS if self.lent(chunk) <= room)
-        return next(fits, CHUNKS[-1])
+        spare = room // 2 if self.asked is None else min(self.asked // LONG_PART, (self.free.free - self.asked) // 2)
+        longest = USUAL if self.whole else longest
+        for chunk in CHUNKS:
+            if chunk <= longest and (self.lent(chunk) <= room if chunk <= USUAL else self.activations(chunk) <= spare):
+                return chunk
+        return CHUNKS[-1]
 
     @property
     def reserve(self) -> int:
