@@ -23,7 +23,7 @@ from gmoe.engine.sequence import Sequence as TokenSequence
 from gmoe.engine.steps import Steps
 from gmoe.engine.suggested import suggested
 from gmoe.experts import calibration
-from gmoe.experts.budget import CHUNKS, Budget, budget_of, fixed_tensors
+from gmoe.experts.budget import CHUNKS, USUAL, Budget, budget_of, fixed_tensors
 from gmoe.experts.cache import ExpertCache
 from gmoe.experts.device import open_device, out_of_memory, speaks
 from gmoe.experts.device_auto import on_best
@@ -128,6 +128,8 @@ class LLM:
         self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
+        kv_bytes, longest = (n_blocks * block_bytes, CHUNKS[0]) if device is None else (0, USUAL)
+        self.chunk = budget.chunk(kv_bytes, longest)  # the most prompt tokens that run together
         with kept(self.store), at_work(True):
             self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
             with speaks(device, "taking the KV cache"):
@@ -138,7 +140,7 @@ class LLM:
                     self.context,
                     options.max_sequences,
                     kv_type,
-                    chunk=budget.chunk(n_blocks * block_bytes, CHUNKS[0]) if device is None else budget.chunk(0),
+                    chunk=self.chunk,
                     n_blocks=n_blocks,
                     admission=options.admission,
                     way=lambda: self.dispatch.way,

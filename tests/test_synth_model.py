@@ -71,6 +71,7 @@ def test_bench(tmp_path: Path) -> None:
     assert len(generation["samples_ns"]) == 2 and generation["avg_ts"] > 0 and generation["bandwidth_share"] > 0
     assert prompt["hit_rate"] == 1.0 and prompt["load_seconds"] > 0
     assert prompt["cpu_info"] and prompt["gpu_info"] == ""
+    assert prompt["n_batch"] == prompt["n_ubatch"] == 512 and prompt["n_gpu_layers"] == 0
     for kind, begin in (("md", "|"), ("csv", "build_commit")):
         run = CliRunner().invoke(cli, ["bench", str(path), *"-p 0 -n 2 -t 1 -r 1 -o".split(), kind])
         assert run.exit_code == 0 and run.stdout.startswith(begin)

@@ -32,7 +32,9 @@ class Row:
     model_n_params: int
     backends: str
     n_batch: int
+    n_ubatch: int
     n_threads: int
+    n_gpu_layers: int
     type_k: str
     type_v: str
     n_prompt: int
@@ -219,8 +221,10 @@ def bench(
             "model_size": sum(i.nbytes for i in info),
             "model_n_params": sum(i.nbytes // i.format.type_size * i.format.block_size for i in info),
             "backends": "CPU" if llm.device is None else "CUDA",
-            "n_batch": 512,
+            "n_batch": llm.chunk,
+            "n_ubatch": llm.chunk,
             "n_threads": threads,
+            "n_gpu_layers": 0 if llm.device is None else llm.hparams.n_layer,
             "type_k": options.kv_type,
             "type_v": options.kv_type,
             "load_seconds": loaded,
