@@ -42,6 +42,15 @@ MOST_SAMPLERS = 32  # each is applied to every token
 _MAY_BE_NONE = ("max_tokens", "seed", "logprobs")
 
 
+def lenient(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `SamplingParams` as llama.cpp and Ollama read them: off are a `top_k` below 0 and shares above 1."""
+    out = dict(values)
+    for name, value in values.items():
+        if name in ("top_k", "top_p", "typical_p") and isinstance(value, int | float):
+            out[name] = max(0, value) if name == "top_k" else min(value, 1.0)
+    return out
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """The fields of llama.cpp's samplers with Ollama's defaults; a value out of range is a `ValueError` naming it."""
@@ -68,7 +77,7 @@ class SamplingParams:
     dry_base: float = 1.75
     dry_allowed_length: int = 2  # tokens that may be repeated before it costs something
     dry_penalty_last_n: int = 64  # 0: off; -1: the whole context
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # repetitions end at the last token of each
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # repetitions end at every token with one in it
     top_n_sigma: float = -1.0  # 0 and below: off
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1  # above 0.5: off

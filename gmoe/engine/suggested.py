@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SamplingParams, lenient
 
 PREFIX = "general.sampling."
 FIELDS: Mapping[str, str] = {  # llama.cpp's name: ours
@@ -39,10 +39,8 @@ def suggested(metadata: Mapping[str, Any], file: str) -> tuple[dict[str, Any], l
 
 
 def _read(field: str, value: Any) -> Any:
-    """A value as ours; what llama.cpp takes for off is off."""
+    """A value as ours."""
     if field == "samplers" and isinstance(value, str):
         names = (name.strip().replace("-", "_") for name in value.split(";"))
         return tuple(SAMPLER_NAMES.get(name, name) for name in names if name)
-    if field == "top_k" and isinstance(value, int):
-        return max(0, value)
-    return min(value, 1.0) if field in ("top_p", "typical_p") and isinstance(value, int | float) else value
+    return lenient({field: value})[field]

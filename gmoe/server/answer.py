@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from gmoe.engine.sampler import Logprobs
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SamplingParams, lenient
 from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Chosen, End, Event, Piece, Read, Refused, ToolCall, Usage
 from gmoe.server.catalog import Entry
@@ -258,13 +258,9 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
     sampling = {name: value for name, value in options.items() if name in PARAMS and name != "max_tokens"}
     if sampling.get("seed") == -1:
         del sampling["seed"]
-    if (sampling.get("top_k") or 0) < 0:
-        sampling["top_k"] = 0
-    for name in sampling.keys() & {"top_p", "typical_p"}:
-        sampling[name] = min(sampling[name], 1.0)  # more is off too
     if options.get("num_predict", 0) > 0:
         sampling["max_tokens"] = options["num_predict"]
-    return sampling
+    return lenient(sampling)
 
 
 def expert_counters(llm: LLM) -> dict[str, Any]:

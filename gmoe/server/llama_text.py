@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SamplingParams, lenient
 from gmoe.server.ask import Ask, Chosen, End, Events, Piece, Refused, wholes
 from gmoe.server.body import read
 from gmoe.server.lacking import LLAMA, checked
@@ -98,12 +98,9 @@ def _sampling(given: CompletionBody) -> dict[str, Any]:
     sampling = sampled(given)
     if sampling.get("seed") == -1:
         del sampling["seed"]
-    if sampling.get("top_k", 1) < 0:
-        sampling["top_k"] = 0
     if given.typ_p is not None:
         sampling["typical_p"] = given.typ_p
-    for name in sampling.keys() & {"top_p", "typical_p"}:
-        sampling[name] = min(sampling[name], 1.0)  # more is off too
+    sampling = lenient(sampling)
     if (given.n_predict or 0) > 0:
         sampling["max_tokens"] = given.n_predict
     if given.stop:

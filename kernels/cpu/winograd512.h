@@ -13,10 +13,11 @@
 inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
 constexpr int winograd_most = 112;
-constexpr int winograd_below = 12870;
+constexpr int winograd_below = 12 * 15 * (15 + 128) / 2;
 constexpr int winograd_small = (32767 - winograd_below) / 15;  // for the activations of a scale above, or below, zero
 constexpr int winograd_pairs = 3;                              // of eight columns
 constexpr int winograd_paired = 0x3f3f;                        // of 16
+constexpr uint64_t winograd_paired_bytes = 0x00ffffff00ffffff;
 
 template <class F>
 constexpr bool by_winograd = __is_same(F, Q4_K);
@@ -95,7 +96,7 @@ void put_side_by_side(const Activation* a, int tokens, Eight* to, Far* far) {
     for (int k = 0; k < 4; k++) {
       if (negated) q[k] = opposite[k];
       _mm512_store_si512(all + 64 * k, q[k]);
-      q[k] = _mm512_mask_min_epi8(q[k], 0x00ffffff00ffffff, q[k], byte64(winograd_most));
+      q[k] = _mm512_mask_min_epi8(q[k], winograd_paired_bytes, q[k], byte64(winograd_most));
       _mm512_store_si512(kept[u] + 64 * k, q[k]);
     }
     winograd_starts(q, u, e);
