@@ -293,7 +293,8 @@ def churn(root: Path, seed: int) -> None:
             named(library, name, rng.bytes(2000), b"shared by all")
         if rng.random() < 0.5:
             library.remove(name)
-    named(library, name, b"last", b"shared by all")
+    with library.adding():
+        named(library, name, b"last", b"shared by all")
 
 
 def test_two_processes_at_once_corrupt_nothing(library: Library) -> None:
