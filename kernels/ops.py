@@ -10,7 +10,7 @@ import torch
 from gmoe.kernels import cpu_ops, cpu_step, reference, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import DeviceKernels
-from gmoe.kernels.formats import QuantFormat, QuantTensor
+from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.lend import lender
 from gmoe.kernels.record import record
@@ -57,10 +57,11 @@ class ExpertTable:
     down: ExpertMatrix
 
     @cached_property
-    def compiled(self) -> "cpu_ops.Experts | None":
-        """The table as the CPU kernels take it, None where they have not all of its formats."""
-        matrices = [m for m in (self.gate, self.up, self.down) if m is not None]
-        return cpu_ops.Experts(self) if all(cpu_ops.supported(m.format.name) for m in matrices) else None
+    def compiled(self) -> "dict[Activations, cpu_ops.Experts | None]":
+        """The table as the CPU kernels take it, by the kind of activations; None where they lack one of its formats."""
+        formats = [m.format for m in (self.gate, self.up, self.down) if m is not None]
+        kinds: tuple[Activations, ...] = ("q8", "float")
+        return {kind: cpu_ops.Experts(self) if all(_compiles(f, kind) for f in formats) else None for kind in kinds}
 
 
 def dequantize(w: QuantTensor, dtype: torch.dtype = torch.float32, on: On = None) -> Tensor:
@@ -98,22 +99,23 @@ def matmul(x: Tensor, w: QuantTensor, *, activations: Activations = "q8", on: On
     """`x @ w.T`: x [T, in] float32 -> [T, out] float32, both where x is.
 
     On the CPU "q8" rounds x to 8-bit blocks as llama.cpp does; "float" multiplies with the exactly dequantized weights.
+    A row's bits depend on no other row there.
     """
     if on is not None:
         return on.matmul(x, w, activations == "float")
-    if activations == "q8":
-        if cpu_ops.supported(w.format.name):
-            return cpu_ops.matmul(x, w, threads=torch.get_num_threads())
-        x = round_activations(x, w.format)
-    return x @ dequantize(w).T
+    if not _compiles(w.format, activations):
+        x = round_activations(x, w.format) if activations == "q8" else x
+        w = QuantTensor(dequantize(w).view(torch.uint8), FORMATS["F32"], w.shape)
+    return cpu_ops.matmul(x, w, threads=torch.get_num_threads())
 
 
 def expert_rows(
     x: Tensor, topk_ids: Tensor, table: ExpertTable, activation: str, activations: Activations, out: Tensor
 ) -> None:
     """Fill out[t, j] with expert topk_ids[t, j] of x[t]; x [T, D], out [T, k, D]; an id of -1 leaves its row alone."""
-    if activations == "q8" and table.compiled is not None:
-        cpu_ops.expert_rows(x, topk_ids, table.compiled, activation, out, threads=torch.get_num_threads())
+    compiled = table.compiled[activations]
+    if compiled is not None:
+        cpu_ops.expert_rows(x, topk_ids, compiled, activation, out, threads=torch.get_num_threads())
         return
     for expert in torch.unique(topk_ids).tolist():
         if expert >= 0:
@@ -151,9 +153,10 @@ def expert_mlp(
     activations: Activations = "q8",
 ) -> Tensor:
     """The routed experts' sum for x [T, D] -> [T, D]; bit for bit `combine(expert_rows(...))`."""
-    if activations == "q8" and x.device.type == "cpu" and table.compiled is not None:
+    compiled = table.compiled[activations]
+    if x.device.type == "cpu" and compiled is not None:
         threads = torch.get_num_threads()
-        return cpu_ops.expert_mlp(x, topk_ids, topk_weights, table.compiled, activation, threads=threads)
+        return cpu_ops.expert_mlp(x, topk_ids, topk_weights, compiled, activation, threads=threads)
     out = x.new_empty(x.shape[0], topk_ids.shape[1], table.down.rows)
     expert_rows(x, topk_ids, table, activation, activations, out)
     return combine(out, topk_weights, topk_ids)
@@ -164,8 +167,8 @@ class Linears:
 
     def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], activations: Activations, on: On = None):
         self.weights, self.activations, self.on = list(weights), activations, on
-        here = all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w, _ in self.weights)
-        self._compiled = cpu_step.Linears(self.weights) if activations == "q8" and here else None
+        here = all(_on_cpu(w) and _compiles(w.format, activations) for w, _ in self.weights)
+        self._compiled = cpu_step.Linears(self.weights) if here else None
 
     @property
     def compiled(self) -> bool:
@@ -194,7 +197,7 @@ class HeadMaps:
 
     def __init__(self, maps: Sequence[QuantTensor], activations: Activations, on: On = None):
         self.maps, self.activations, self.on = list(maps), activations, on
-        here = activations == "q8" and all(_on_cpu(w) and cpu_ops.supported(w.format.name) for w in maps)
+        here = all(_on_cpu(w) and _compiles(w.format, activations) for w in maps)
         self._compiled = cpu_step.HeadMaps(self.maps) if here else None
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -377,12 +380,17 @@ def attention(
 def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:
     gate = None if table.gate is None else _biased(x, table.gate, expert, activations)
     up = _biased(x, table.up, expert, activations)
-    return _biased(reference_step.activate(activation, gate, up), table.down, expert, activations)
+    return _biased(activate(activation, gate, up), table.down, expert, activations)
 
 
 def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
     y = matmul(x, matrix.tensor(expert), activations=activations)
     return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])
+
+
+def _compiles(format: QuantFormat, activations: Activations) -> bool:
+    """Whether the CPU's kernels read this format as it lies and round nothing that is not to be rounded."""
+    return cpu_ops.supported(format.name) and (activations == "q8" or format.name == "F32")
 
 
 def _on_cpu(w: QuantTensor) -> bool:
