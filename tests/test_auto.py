@@ -41,7 +41,7 @@ def test_a_policy_is_exchanged_while_it_runs(name):
             before = set(pool)
             policy.change(name, SCHEDULE.turns[:100])
             assert set(pool) == before and policy.name == name
-        policy.observe(turn.layer, turn.ids, turn.weights)
+        policy.observe(turn.layer, turn.ids, turn.weights, None)
         for id in pool.absent(turn.wanted):
             held = set(pool)
             assert set(pool.place(id, turn.pinned).evicted) <= held - turn.pinned
@@ -67,7 +67,7 @@ def test_a_prefetcher_stays_only_while_it_pays():
 
 def test_a_prefetcher_that_is_off_foretells_nothing():
     policy = AutoPrefetch(build("prefetch"), ("transition",))
-    assert list(policy.predict(0, None, TRACE.ids[:1], TRACE.weights[:1])) == []
+    assert list(policy.predict(0, None, TRACE.ids[:1], TRACE.weights[:1], None)) == []
 
 
 def test_comparison_finds_what_reads_least():

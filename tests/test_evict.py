@@ -1,5 +1,6 @@
 """Every eviction policy keeps the contract, and none beats the oracle."""
 
+import numpy as np
 import pytest
 from traces import synthetic
 
@@ -30,7 +31,7 @@ def test_contract(name, capacity):
             if n % 97 == 0:
                 policy.begin()
             wanted = [ExpertId(event.layer, e) for e in sorted(set(event.ids.ravel().tolist()))][:capacity]
-            policy.observe(event.layer, event.ids, event.weights)
+            policy.observe(event.layer, event.ids, event.weights, None)
             slots = []
             for id in wanted:
                 before = set(pool)
@@ -93,6 +94,30 @@ def test_sieve_spares_the_used_once():
     policy.remove(ExpertId(0, 2))
     policy.insert(ExpertId(0, 3))  # the hand was at the end of the queue: it starts over, and does not chase newcomers
     assert policy.victim(()) == ExpertId(0, 0)
+
+
+def test_all_scores_count_where_they_are_known():
+    """Expert 2 is never chosen, and nearly: by the chosen ones' weights it would be the first to leave."""
+    ids, weights, every = np.array([[0]]), np.ones((1, 1)), np.array([[0.5, 0.1, 0.4, 0.0]])
+    for name in ("score_window", "probability"):
+        policy = load("evict", name, shape=(1, 4))
+        for expert in (2, 1):
+            policy.insert(ExpertId(0, expert))
+        policy.observe(0, ids, weights, None)
+        assert policy.victim(()) == ExpertId(0, 2)
+        policy.observe(0, ids, weights, lambda: every)
+        assert policy.victim(()) == ExpertId(0, 1)
+
+
+def test_score_window_is_a_mean_over_the_last_runs():
+    policy = load("evict", "score_window", {"window": 2}, shape=(1, 2))
+    for expert in (0, 1):
+        policy.insert(ExpertId(0, expert))
+    gone = []
+    for first in (0.9, 0.2, 0.6, 0.3):
+        policy.observe(0, np.array([[0]]), np.ones((1, 1)), lambda first=first: np.array([[first, 1 - first]]))
+        gone.append(policy.victim(()).expert)
+    assert gone == [1, 1, 0, 0]  # means of the first: 0.9, 0.55, 0.4, 0.45
 
 
 def test_unknown_names_and_knobs_are_told():

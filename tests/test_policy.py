@@ -76,9 +76,9 @@ def test_neither_a_run_nor_a_replay_goes_on_over_a_pinned_victim(llm: gmoe.LLM, 
         Replay(SCHEDULE, 9000).run()
 
 
-@pytest.mark.parametrize("changes", [lambda layer, hidden, ids, weights: ids.fill(0),
-                                     lambda layer, hidden, ids, weights: weights.fill(0),
-                                     lambda layer, hidden, ids, weights: np.asarray(hidden).fill(0)])  # fmt: skip
+@pytest.mark.parametrize("changes", [lambda layer, hidden, ids, weights, told: ids.fill(0),
+                                     lambda layer, hidden, ids, weights, told: weights.fill(0),
+                                     lambda layer, hidden, ids, weights, told: np.asarray(hidden).fill(0)])  # fmt: skip
 def test_what_a_prefetcher_is_given_is_for_reading(llm: gmoe.LLM, changes: Callable[..., Any]) -> None:
     llm.dispatch.prefetch = predicts(changes)
     with pytest.raises(ValueError, match="read-only"):
@@ -87,7 +87,7 @@ def test_what_a_prefetcher_is_given_is_for_reading(llm: gmoe.LLM, changes: Calla
 
 def test_what_a_replay_gives_is_for_reading_and_serves_the_next_one() -> None:
     replay = Replay(SCHEDULE, 9000, prefetch="transition")
-    replay.prefetcher = predicts(lambda layer, hidden, ids, weights: ids.fill(0))
+    replay.prefetcher = predicts(lambda layer, hidden, ids, weights, told: ids.fill(0))
     with pytest.raises(ValueError, match="read-only"):
         replay.run()
 
@@ -95,7 +95,7 @@ def test_what_a_replay_gives_is_for_reading_and_serves_the_next_one() -> None:
 def test_a_copy_of_the_hidden_state_is_its_own(llm: gmoe.LLM) -> None:
     want = logits(llm)
 
-    def scale(layer: int, hidden: Any, ids: Any, weights: Any) -> list[ExpertId]:
+    def scale(layer: int, hidden: Any, ids: Any, weights: Any, told: Any) -> list[ExpertId]:
         own = np.array(hidden)
         own *= 0
         assert np.asarray(hidden).any()

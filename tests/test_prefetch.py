@@ -22,7 +22,7 @@ def replay(policy, trace=TRACE):
         if event.request != request:
             policy.begin()
         request = event.request
-        told.append((event, list(policy.predict(event.layer, None, event.ids, event.weights))))
+        told.append((event, list(policy.predict(event.layer, None, event.ids, event.weights, None))))
     return told
 
 
@@ -57,9 +57,75 @@ def test_next_gate_asks_the_routers():
 
     policy = load("prefetch", "next_gate", {"ahead": 2}, shape=(3, 4), routers=gate)
     ids = np.array([[0, 1], [2, 3]])
-    assert list(policy.predict(1, "hidden", ids, ids)) == [ExpertId(2, 3), ExpertId(2, 1)]
+    assert list(policy.predict(1, "hidden", ids, ids, None)) == [ExpertId(2, 3), ExpertId(2, 1)]
     assert seen == [(2, "hidden")]
-    assert {id.layer for id in policy.predict(0, "hidden", ids, ids)} == {1, 2}
+    assert {id.layer for id in policy.predict(0, "hidden", ids, ids, None)} == {1, 2}
+
+
+def test_next_gate_looks_past_a_layer_only_where_that_lacks_none():
+    class Here:
+        def __init__(self, layers):
+            self.layers = layers
+
+        def resident(self, id):
+            return id.layer in self.layers
+
+        def arriving(self, id):
+            return False
+
+    def told(layers):
+        given = {"shape": (4, 2), "residency": Here(layers), "routers": lambda layer, hidden: np.array([[0.7, 0.3]])}
+        policy = load("prefetch", "next_gate", {"ahead": 3}, **given)
+        return [id.layer for id in policy.predict(0, "hidden", np.array([[0]]), np.ones((1, 1)), None)]
+
+    assert (told({1, 2}), told({1}), told({2, 3})) == ([1, 2, 3], [1, 2], [1])
+
+
+def maps(*passes, distance=1, **knobs):
+    """What an expert_map of two layers and four experts foretells after each layer, told of all probabilities [E]."""
+    policy = load("prefetch", "expert_map", {"distance": distance, **knobs}, shape=(len(passes[0][1]), 4))
+    told = []
+    for hidden, layers in passes:
+        for layer, probabilities in enumerate(layers):
+            every = np.array([probabilities])
+            ids = np.argsort(-every, axis=1)[:, :1]
+            weights = np.ones((1, 1))
+            foretold = policy.predict(layer, np.array([hidden]), ids, weights, lambda every=every: every)
+            told.append([tuple(id) for id in foretold])
+    return told
+
+
+def test_expert_maps_hold_all_probabilities():
+    """What was never chosen can be foretold; the less alike the map, the more, up to 1 - likeness of its mass."""
+    first = [0.0, 1.0], [[0.4, 0.3, 0.2, 0.1]] * 2
+    assert maps(first, first)[2] == [(1, 0)]  # the same input: one expert, as many as a token has
+    told = maps(first, ([1.0, 0.0], [[0.4, 0.3, 0.2, 0.1]] * 2))
+    assert told[2] == [(1, 0), (1, 1), (1, 2), (1, 3)]  # the likeness is 0
+    told = maps(first, ([1.0, 1.0], [[0.4, 0.3, 0.2, 0.1]] * 2), distance=2)
+    assert told[2] == [(1, 0)]  # 0.29 of the mass is less than the first expert has
+
+
+def test_expert_maps_go_by_the_layers_seen_after_the_first():
+    a, b, c = [1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]
+    one, two = ([1.0, 0.0], [a, a, a]), ([0.0, 1.0], [b, b, c])
+    told = maps(one, two, ([1.0, 0.0], [b, b, c]))
+    assert told[6:] == [[(1, 0)], [(2, 2)], []]  # by the input it is `one`, by the layers `two`
+
+
+def test_expert_maps_are_most_urgent_by_probability_and_nearness():
+    one = [1.0, 0.0], [[1.0, 0, 0, 0], [0.4, 0.3, 0.3, 0], [0, 0, 0.7, 0.3], [0.8, 0.2, 0, 0]]
+    assert maps(one, one, distance=3)[4] == [(2, 2), (1, 0), (3, 0)]  # 0.7 * 2 / 4, 0.4 * 3 / 4, 0.8 * 1 / 4
+
+
+def test_a_full_store_of_maps_gives_up_the_one_most_like_the_newcomer():
+    policy = load("prefetch", "expert_map", {"capacity": 2, "distance": 1}, shape=(2, 4))
+    rows = np.eye(4)
+    for pass_ in (0, 1, 1):
+        for layer in range(2):
+            every = rows[[pass_]]
+            policy.predict(layer, every, np.array([[pass_]]), np.ones((1, 1)), lambda every=every: every)
+    policy.begin()
+    assert policy.maps.argmax(axis=2).tolist() == [[0, 0], [1, 1]]
 
 
 def test_activation_matrices_are_kept_within_capacity():
@@ -69,7 +135,7 @@ def test_activation_matrices_are_kept_within_capacity():
     assert len(policy.collection.stored) == 2
     heir = load("prefetch", "activation_matrix", shape=SHAPE, matrices=policy.collection.matrices())
     event = next(TRACE.events())
-    assert list(heir.predict(event.layer, None, event.ids, event.weights))
+    assert list(heir.predict(event.layer, None, event.ids, event.weights, None))
 
 
 @pytest.mark.parametrize("name", names("working_set"))
@@ -82,7 +148,7 @@ def test_working_set_contract(name):
             if event.request != request:
                 policy.begin("task")
             request = event.request
-            policy.observe(event.layer, event.ids, event.weights)
+            policy.observe(event.layer, event.ids, event.weights, None)
             yield list(policy.plan(9))
 
     first = list(plans())
@@ -97,7 +163,7 @@ def test_task_keeps_a_profile_of_each_task():
     policy = load("working_set", "task", {"period": 1}, shape=(1, 4))
     for task, expert in (("a", 0), ("b", 3), ("a", 0), ("b", 3)):
         policy.begin(task)
-        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)), None)
     policy.begin("a")
     assert policy.plan(4) == [ExpertId(0, 0)]
     policy.begin("b")
@@ -109,13 +175,13 @@ def test_task_foretells_after_the_first_request_and_then_every_period():
     for expert in range(6):
         policy.begin()
         told.append([id.expert for id in policy.plan(4)])
-        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)), None)
     assert told == [[], [0], [0], [2], [2], [4]]
 
 
 def test_quota_gives_slots_to_the_layer_that_spreads():
     policy = load("working_set", "quota", {"memory": 1.0}, shape=(2, 4))
     for expert in (0, 1, 2, 3) * 3:
-        policy.observe(0, np.array([[expert]]), np.ones((1, 1)))
-        policy.observe(1, np.array([[2]]), np.ones((1, 1)))
+        policy.observe(0, np.array([[expert]]), np.ones((1, 1)), None)
+        policy.observe(1, np.array([[2]]), np.ones((1, 1)), None)
     assert policy.quotas(3) == [2, 1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gmoe.kernels.ops import Router
 
 import gmoe
 from gmoe.experts import policy
@@ -203,11 +204,32 @@ def test_a_model_is_bit_equal_at_the_neutral_knob_and_changes_are_counted(model:
     assert not all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize(("evict", "asks"), [("score_window", True), ("probability", True), ("lru", False),
+                                             ("auto", False)])  # fmt: skip
+def test_what_the_router_thought_is_reckoned_for_those_who_ask_and_only_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, evict: str, asks: bool
+) -> None:
+    thoughts, reckoned = Router.thoughts, list[int]()
+
+    def counted(self: Router, logits: torch.Tensor) -> Any:
+        reckoned.append(len(logits))
+        return thoughts(self, logits)
+
+    monkeypatch.setattr(Router, "thoughts", counted)
+    plain = {"prefetch": "expert_map" if asks else "none", "working_set": "none"}
+    with gmoe.LLM.load(model, gmoe.RuntimeOptions(host_memory=small(model), context=64, evict=evict, **plain)) as llm:
+        llm.logits(IDS[0])
+        layers = len(llm.layout.layers)
+    assert reckoned == [len(IDS[0])] * layers * asks
+
+
 def test_prefetchers_hear_the_router_s_own_choice(model: Path) -> None:
     heard: list[tuple[int, int]] = []
 
     class Spy(policy.Prefetcher):
-        def predict(self, layer: int, hidden: Any, ids: policy.Ids, weights: policy.Floats) -> list[ExpertId]:
+        def predict(
+            self, layer: int, hidden: Any, ids: policy.Ids, weights: policy.Floats, *told: Any
+        ) -> list[ExpertId]:
             heard.append((int(ids.min()), ids.shape[1]))
             return []
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_grouped_pools_have_equal_slots():
     replay = Replay(schedule, 8000, groups=equal_slots(schedule, 8000))
     assert [pool.capacity for pool in replay.pools] == [2, 2]
     assert replay.run().decode.hits == 0
+
+
+def test_recorded_scores_reach_the_policies_that_ask():
+    trace = synthetic(steps=20)
+    flat = replace(trace, scores=np.full((len(trace), trace.header.n_expert), 1 / 16, np.float16))
+    for evict, heard in (("lru", False), ("score_window", True), ("probability", True)):
+        bare, scored = (Replay(Schedule(of), 20_000, evict).run() for of in (trace, flat))
+        assert (bare != scored) == heard
+    plain, scored = (Replay(Schedule(of), 20_000, "lru", "expert_map").run() for of in (trace, flat))
+    assert plain.decode.bytes != scored.decode.bytes
 
 
 def test_wasted_bytes():

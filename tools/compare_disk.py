@@ -212,7 +212,7 @@ def belady_misses(routed: Sequence[tuple[int, list[int]]], slots: int, shape: tu
     layers = len({layer for layer, _ in routed})
     misses = 0
     for n, (layer, experts) in enumerate(routed):
-        pool.evict.observe(layer, np.array([experts]), np.ones((1, len(experts))))
+        pool.evict.observe(layer, np.array([experts]), np.ones((1, len(experts))), None)
         pinned = {ExpertId(layer, expert) for expert in experts}
         for id in sorted(pinned):
             if pool.lookup(id) < 0:

@@ -9,14 +9,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import EvictionPolicy, Floats, Ids, Prefetcher, WorkingSet
+from gmoe.experts.policy import EvictionPolicy, Floats, Ids, Prefetcher, Probabilities, WorkingSet
 from gmoe.experts.schedule import Turn
 
 FIRST = "least_stale"  # cheap, and on no real trace worse than LRU: docs/benchmarks/policies.md
 
 
 class AutoEviction(EvictionPolicy):
-    """One pool's policy, which can be exchanged while it runs; `build` makes one by its name."""
+    """One pool's policy, which can be exchanged while it runs; `build` makes one by its name.
+
+    It is told of the chosen experts only, as were those that it was compared with: replays of what has run.
+    """
 
     def __init__(self, build: Callable[[str], EvictionPolicy], name: str = FIRST):
         self.build, self.name = build, name
@@ -27,15 +30,15 @@ class AutoEviction(EvictionPolicy):
         """Go on with another policy, which has seen the past."""
         self.name, self.policy = name, self.build(name)
         for turn in past:
-            self.policy.observe(turn.layer, turn.ids, turn.weights)
+            self.policy.observe(turn.layer, turn.ids, turn.weights, None)
         for id in self.residents:
             self.policy.insert(id)
 
     def begin(self) -> None:
         self.policy.begin()
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
-        self.policy.observe(layer, ids, weights)
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
+        self.policy.observe(layer, ids, weights, None)
 
     def hit(self, id: ExpertId) -> None:
         self.residents.move_to_end(id)
@@ -67,8 +70,8 @@ class AutoWorkingSet(WorkingSet):
     def begin(self, task: str = "") -> None:
         self.policy.begin(task)
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
-        self.policy.observe(layer, ids, weights)
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
+        self.policy.observe(layer, ids, weights, probabilities)
 
     def plan(self, slots: int) -> Sequence[ExpertId]:
         return self.policy.plan(slots)
@@ -97,8 +100,10 @@ class AutoPrefetch(Prefetcher):
     def begin(self) -> None:
         self.policy.begin()
 
-    def predict(self, layer: int, hidden: Any, ids: Ids, weights: Floats) -> Iterable[ExpertId]:
-        return self.policy.predict(layer, hidden, ids, weights) if self.on else ()
+    def predict(
+        self, layer: int, hidden: Any, ids: Ids, weights: Floats, probabilities: Probabilities
+    ) -> Iterable[ExpertId]:
+        return self.policy.predict(layer, hidden, ids, weights, probabilities) if self.on else ()
 
     def passed(self, seconds: float) -> None:
         """A decode pass took so long; decides about the next."""

@@ -86,7 +86,7 @@ class ExpertCache:
         shape = self.n_layer, self.layout.n_expert
 
         def build(kind: str) -> Callable[[str], Any]:
-            given = {"shape": shape, "routers": routers, "matrices": known.matrices}
+            given = {"shape": shape, "routers": routers, "matrices": known.matrices, "residency": self.store}
             return lambda name: policy.load(kind, name, knobs.get(kind), **given)
 
         evicts: list[AutoEviction] = []

@@ -6,6 +6,7 @@ sample of the layers, with their part of the slots, stand for all.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ class Chooser:
 
     def learn(self, trace: Trace, seconds: float) -> None:
         """Decide by a trace of earlier runs, at most so long."""
-        schedule = Schedule(trace.tail(PASSES))
+        schedule = Schedule(replace(trace.tail(PASSES), scores=None))  # `AutoEviction` does without
         if not self.evicts or not len(schedule):
             return
         self._schedule = schedule

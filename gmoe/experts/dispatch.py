@@ -9,10 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gmoe.experts.expert import ExpertId, Hidden, Routing
+from gmoe.experts.expert import ExpertId, Hidden, Routing, Thought
 from gmoe.experts.miss import load
 from gmoe.experts.misses import Served, resolve
-from gmoe.experts.policy import Floats, Ids, MissPolicy, PolicyError, Prefetcher, RoutePolicy, WorkingSet, reading
+from gmoe.experts.policy import (
+    Floats,
+    Ids,
+    MissPolicy,
+    PolicyError,
+    Prefetcher,
+    RoutePolicy,
+    WorkingSet,
+    reading,
+)
 from gmoe.experts.prefetch import none as no_prefetch
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
@@ -125,7 +134,7 @@ class ExpertDispatch:
     def _serve(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         store, twin = self.store, self.store.twin
         ids, weights = routing.topk_ids.numpy(), routing.topk_weights.numpy()  # [T, k]
-        asked = reading(ids), reading(weights)
+        asked = reading(ids), reading(weights), routing.scores and Thought(routing.scores)
         store.observe(layer, *asked)
         self.working_set.observe(layer, *asked)
         if layer <= self._last_layer:

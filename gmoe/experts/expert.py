@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency, Tier
-from gmoe.experts.policy import Scores, reading
+from gmoe.experts.policy import Floats, Scores, reading
 
-__all__ = ["Action", "ExpertId", "Hidden", "Miss", "Residency", "Routing", "Tier"]
+__all__ = ["Action", "ExpertId", "Hidden", "Miss", "Residency", "Routing", "Thought", "Tier"]
 
 
 class Hidden:
@@ -22,6 +22,19 @@ class Hidden:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         rows = self.rows.cpu().numpy()
         return np.array(rows, dtype) if copy else reading(np.asarray(rows, dtype))
+
+
+class Thought:
+    """The probabilities of all experts [T, E], for policies that ask for them: reckoned then, once, and for reading."""
+
+    def __init__(self, scores: Callable[[], Scores]):
+        self._scores = scores
+        self._known: Floats | None = None
+
+    def __call__(self) -> Floats:
+        if self._known is None:
+            self._known = reading(self._scores().probabilities)
+        return self._known
 
 
 class Routing(NamedTuple):

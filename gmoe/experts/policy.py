@@ -19,6 +19,7 @@ from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency
 Ids = NDArray[np.integer]  # [T, k]
 Floats = NDArray[np.floating]
 Shape = tuple[int, int]  # layers, experts a layer
+Probabilities = Callable[[], Floats] | None  # of all experts [T, E], reckoned when asked for; None: nobody knows
 MOST = 10**9  # of any knob
 
 
@@ -32,7 +33,7 @@ class EvictionPolicy(ABC):
     def begin(self) -> None:  # noqa: B027
         """A new request starts."""
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:  # noqa: B027
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:  # noqa: B027
         """A layer's routing, ids and weights [T, k], before its experts are looked up."""
 
     @abstractmethod
@@ -72,7 +73,7 @@ class ScoredEviction(EvictionPolicy):
     def score(self) -> Floats:
         """[layers, experts]; the lowest leaves first. It changes with an observation or a touch only."""
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         """What `observe` tells."""
 
     def touch(self, id: ExpertId) -> None:
@@ -80,9 +81,9 @@ class ScoredEviction(EvictionPolicy):
         self.clock += 1
         self.used[id] = self.clock
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self._line.clear()
-        self.learn(layer, ids, weights)
+        self.learn(layer, ids, weights, probabilities)
 
     def hit(self, id: ExpertId) -> None:
         self._line.clear()
@@ -134,7 +135,9 @@ class Prefetcher(ABC):
         """A new request starts."""
 
     @abstractmethod
-    def predict(self, layer: int, hidden: Any, ids: Ids, weights: Floats) -> Iterable[ExpertId]:
+    def predict(
+        self, layer: int, hidden: Any, ids: Ids, weights: Floats, probabilities: Probabilities
+    ) -> Iterable[ExpertId]:
         """Experts of later layers, most urgent first; `hidden` [T, D] is what the router saw, None in a replay.
 
         Layers without experts, or behind the last, are passed over; a number that no expert has is a `PolicyError`.
@@ -147,7 +150,7 @@ class WorkingSet(ABC):
     def begin(self, task: str = "") -> None:  # noqa: B027
         """A new request starts."""
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:  # noqa: B027
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:  # noqa: B027
         """A layer's routing, ids and weights [T, k]."""
 
     @abstractmethod
@@ -289,6 +292,13 @@ def needs(kind: str, name: str) -> list[str]:
     """What a policy cannot do without, by the names under which `load` is given it."""
     takes = signature(_policy(kind, name)).parameters
     return [key for key, p in takes.items() if p.default is Parameter.empty]
+
+
+def likelihood(n_expert: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> Floats:
+    """How likely the router found each expert [E], a mean over tokens; if nobody knows, the chosen ones' weights."""
+    if probabilities is None:
+        return np.bincount(ids.ravel(), weights.ravel() / len(ids), n_expert).astype(np.float64)
+    return np.asarray(probabilities().mean(axis=0))
 
 
 def top(scores: Floats, layer: int, n: int) -> list[ExpertId]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Container
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import reading
+from gmoe.experts.policy import Probabilities, reading
 from gmoe.experts.trace import Header, Trace, TraceError
 
 
@@ -23,6 +24,7 @@ class Turn(NamedTuple):
     weights: NDArray[np.float32]  # [T, k]
     wanted: tuple[ExpertId, ...]  # distinct, in the order in which the tokens name them
     pinned: frozenset[ExpertId]  # the same
+    probabilities: Probabilities  # of all experts, where they were recorded
 
 
 class Schedule:
@@ -38,7 +40,8 @@ class Schedule:
             row = names[event.layer]
             wanted = tuple(row[expert] for expert in dict.fromkeys(event.ids.ravel().tolist()))
             where = event.request, event.step, event.phase, event.layer
-            self.turns.append(Turn(*where, reading(event.ids), reading(event.weights), wanted, frozenset(wanted)))
+            told = None if event.scores is None else partial(event.scores.astype, np.float32)
+            self.turns.append(Turn(*where, reading(event.ids), reading(event.weights), wanted, frozenset(wanted), told))
         if any(not trace.header.expert_bytes[turn.layer] for turn in self.turns):
             raise TraceError("the trace does not say how many bytes an expert has")
 

@@ -156,9 +156,9 @@ class Replay:
             self.work_off_queue(tally)
             self.queue = [id for id in self.queue if id.layer > turn.layer]
         for evict in self.evicts:
-            evict.observe(turn.layer, turn.ids, turn.weights)
+            evict.observe(turn.layer, turn.ids, turn.weights, turn.probabilities)
         if self.keeps:
-            self.working_set.observe(turn.layer, turn.ids, turn.weights)
+            self.working_set.observe(turn.layer, turn.ids, turn.weights, turn.probabilities)
         arrived = started
         absent = pool.absent(wanted)
         if self.ready:
@@ -179,7 +179,7 @@ class Replay:
         self.now = end + machine.layer_seconds
         tally.seconds += self.now - started
         if self.foretells:
-            foretold = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights)
+            foretold = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights, turn.probabilities)
             queued = set(self.queue)
             self.queue += [id for id in self._real(foretold) if id not in self.pools[id.layer] and id not in queued]
 

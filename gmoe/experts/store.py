@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import ExpertId, Tier
-from gmoe.experts.policy import EvictionPolicy, Floats, Ids, real
+from gmoe.experts.policy import EvictionPolicy, Floats, Ids, Probabilities, real
 from gmoe.experts.pool import SlotPool
 from gmoe.experts.slots import Arena, Extent, Group
 from gmoe.experts.transfer import State, Ticket, Transfer
@@ -147,10 +147,10 @@ class ExpertStore:
         """How many experts of a layer can be here at once."""
         return self._pools[self._group_of[layer]].capacity
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         """A layer's routing, before its experts are looked up: for the eviction policies."""
         for pool in self._pools:
-            pool.evict.observe(layer, ids, weights)
+            pool.evict.observe(layer, ids, weights, probabilities)
 
     def begin(self) -> None:
         """A new request starts."""

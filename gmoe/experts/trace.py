@@ -56,6 +56,7 @@ class Event(NamedTuple):
     layer: int
     ids: NDArray[np.int16]  # [T, k]
     weights: NDArray[np.float32]  # [T, k]
+    scores: NDArray[np.float16] | None  # [T, E], the router's own
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Trace:
         start = 0
         for end in [*ends.tolist(), len(self)] if len(self) else []:
             where = {name: int(column[end - 1]) for name, column in self.rows.items() if name != "position"}
-            yield Event(**where, ids=self.ids[start:end], weights=self.weights[start:end])
+            scores = None if self.scores is None else self.scores[start:end]
+            yield Event(**where, ids=self.ids[start:end], weights=self.weights[start:end], scores=scores)
             start = end
 
     def tail(self, passes: int) -> "Trace":

@@ -8,7 +8,7 @@ the weight of `own` records just like it.
 import numpy as np
 
 from gmoe.experts.matrices import Collection
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
@@ -25,7 +25,7 @@ class Policy(ScoredEviction):
     def begin(self) -> None:
         self.collection.begin()
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.collection.observe(layer, ids)
         mine = self.collection.current[layer]
         alike = float(self.collection.likeness().sum())

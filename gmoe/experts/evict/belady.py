@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
@@ -20,7 +20,7 @@ class Policy(ScoredEviction):
             self.next_use[layer, experts] = n
         self.runs = [experts for _, experts in reversed(future)]
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.next_use[layer, self.runs.pop()] = self.again.pop()
 
     def score(self) -> Floats:

@@ -6,7 +6,7 @@ HOBBIT would serve in high precision: the weights before it in its token sum to 
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
@@ -25,7 +25,7 @@ class Policy(ScoredEviction):
         for record in (self.last, self.uses, self.heavy_uses, self.tokens):
             record[:] = 0
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.layer = layer
         self.tokens[layer] += len(ids)
         share = -np.sort(-weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9), axis=1)

@@ -5,7 +5,7 @@ After the observation in MoE-Infinity (arXiv 2401.14361) and HOBBIT (2411.01433)
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
@@ -14,7 +14,7 @@ class Policy(ScoredEviction):
         self.spare = spare
         self.layer = 0
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.layer = layer
 
     def score(self) -> Floats:

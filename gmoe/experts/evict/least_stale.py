@@ -6,7 +6,7 @@ leaves, and only then those still fresh.
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape
 
 
 class Policy(ScoredEviction):
@@ -15,7 +15,7 @@ class Policy(ScoredEviction):
         self.layer = 0
         self.passed_over = np.zeros(shape)  # times in a row
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.layer = layer
         self.passed_over[layer] += 1
         self.passed_over[layer, ids.ravel()] = 0

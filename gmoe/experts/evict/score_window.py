@@ -1,8 +1,12 @@
-"""SMoE's eviction (arXiv 2508.18983): the lowest mean score over the last `window` runs of its layer leaves."""
+"""SMoE's eviction (arXiv 2508.18983): the lowest mean score over the last `window` runs of its layer leaves.
+
+The scores are the router's probabilities of all experts, chosen or not; where a trace holds none, the chosen ones'
+weights. A run of several tokens counts as their mean. How long the window is the paper does not print.
+"""
 
 import numpy as np
 
-from gmoe.experts.policy import Floats, Ids, ScoredEviction, Shape, within
+from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shape, likelihood, within
 
 
 class Policy(ScoredEviction):
@@ -12,11 +16,10 @@ class Policy(ScoredEviction):
         self.sum = np.zeros(shape)
         self.runs = np.zeros(shape[0], dtype=int)
 
-    def learn(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def learn(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         row = self.history[self.runs[layer] % len(self.history), layer]
         self.sum[layer] -= row
-        row[:] = 0
-        np.add.at(row, ids.ravel(), weights.ravel() / len(ids))
+        row[:] = likelihood(len(row), ids, weights, probabilities)
         self.sum[layer] += row
         self.runs[layer] += 1
 

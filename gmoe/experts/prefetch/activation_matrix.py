@@ -11,7 +11,7 @@ import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.matrices import Collection
-from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape
+from gmoe.experts.policy import Floats, Ids, Prefetcher, Probabilities, Shape
 
 
 class Policy(Prefetcher):
@@ -28,7 +28,9 @@ class Policy(Prefetcher):
     def begin(self) -> None:
         self.collection.begin()
 
-    def predict(self, layer: int, hidden: Any, ids: Ids, weights: Floats) -> Iterable[ExpertId]:
+    def predict(
+        self, layer: int, hidden: Any, ids: Ids, weights: Floats, probabilities: Probabilities
+    ) -> Iterable[ExpertId]:
         self.collection.observe(layer, ids)
         found: list[tuple[float, ExpertId]] = []
         for later in range(layer + 1, min(layer + 1 + self.ahead, self.n_layers)):

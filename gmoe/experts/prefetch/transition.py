@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Prefetcher, Shape, top, within
+from gmoe.experts.policy import Floats, Ids, Prefetcher, Probabilities, Shape, top, within
 
 
 class Policy(Prefetcher):
@@ -20,7 +20,9 @@ class Policy(Prefetcher):
     def begin(self) -> None:
         self.before = None
 
-    def predict(self, layer: int, hidden: Any, ids: Ids, weights: Floats) -> Iterable[ExpertId]:
+    def predict(
+        self, layer: int, hidden: Any, ids: Ids, weights: Floats, probabilities: Probabilities
+    ) -> Iterable[ExpertId]:
         if self.before and self.before[0] < layer:
             came = self.before[1]
             for token in range(1, min(len(ids), len(came)) + 1):  # the last rows are the same tokens

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
+from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
@@ -26,7 +26,7 @@ class Policy(WorkingSet):
         self.current = np.zeros(self.shape)
         self.tokens = np.zeros((self.shape[0], 1))
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         np.add.at(self.current[layer], ids.ravel(), weights.ravel())
         self.tokens[layer] += len(ids)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
+from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
@@ -17,7 +17,7 @@ class Policy(WorkingSet):
         self.memory = within("memory", memory, 0, 1)
         self.count = np.zeros(shape)
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         self.count[layer] *= self.memory
         self.count[layer][np.unique(ids)] += 1
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Shape, WorkingSet, within
+from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, within
 
 
 class Policy(WorkingSet):
@@ -34,7 +34,7 @@ class Policy(WorkingSet):
             self.foretold = self.profiles.get(task, np.zeros(self.shape))
         self.task = task
 
-    def observe(self, layer: int, ids: Ids, weights: Floats) -> None:
+    def observe(self, layer: int, ids: Ids, weights: Floats, probabilities: Probabilities) -> None:
         np.add.at(self.current[layer], ids.ravel(), 1)
 
     def plan(self, slots: int) -> Sequence[ExpertId]:
