@@ -119,20 +119,30 @@ def test_buddy_has_two_gates_a_limit_and_takes_nobody_twice() -> None:
     made = named("buddy", tau=0.5, beta=0.6, most=1)
     open_ = {"entropy": 0.9, "missing": 0.3}
     assert made.resolve(miss(4, **open_), Here()) == Action("substitute", 1)  # 5 and 3 are not here
-    assert made.resolve(miss(5, first=False, **open_), Here()).how == "load"  # one a layer
+    assert made.resolve(miss(5, **open_), Here()).how == "load"  # one a layer
+    made.meet([])
     assert made.resolve(miss(4, entropy=0.5, missing=0.3), Here()).how == "load"  # sure of its choice
     assert made.resolve(miss(4, entropy=0.9, missing=0.6), Here()).how == "load"  # too many are missing
     assert made.resolve(miss(4, wanted=frozenset({1}), **open_), Here()) == Action("substitute", 0)
     made = named("buddy", tau=0.5, beta=0.6, most=3)
     assert made.resolve(miss(4, **open_), Here()) == Action("substitute", 1)
-    assert made.resolve(miss(5, first=False, **open_), Here()) == Action("substitute", 0)
+    assert made.resolve(miss(5, **open_), Here()) == Action("substitute", 0)
+    assert named("buddy").tau == 0.95
 
 
-def test_balance_fills_both_queues() -> None:
+def test_balance_loads_what_weighs_most_and_computes_what_weighs_least() -> None:
     made = named("balance")
+
+    def shared(*weights: float, tier: Tier = Tier.HOST, tokens: int = 1) -> list[str]:
+        misses = [Miss(ExpertId(0, n), weight, tokens, tier, False) for n, weight in enumerate(weights)]
+        made.meet(misses)
+        return [made.resolve(miss, Here()).how for miss in misses]
+
     for _ in range(2):  # each layer and pass begins with empty queues, the same layer's next pass too
-        how = [made.resolve(miss(tier=Tier.HOST, first=n == 0), Here()).how for n in range(5)]
-        assert how == ["cpu", "load", "cpu", "load", "cpu"]  # 2 | 3 | 4 | 6 | 6
+        # the CPU ends at 2, a load at 3, the CPU at 4, a load at 6, the CPU at 6
+        assert shared(0.3, 0.1, 0.5, 0.2, 0.4) == ["cpu", "cpu", "load", "cpu", "load"]
+    assert shared(0.5, 0.1, tokens=4) == ["load", "load"]  # 8 a miss on the CPU
+    assert shared(0.5, 0.1, tier=Tier.DISK) == ["load", "load"]
     assert named("cpu").resolve(miss(tier=Tier.DISK), Here()).how == "load"
 
 
@@ -148,7 +158,7 @@ def test_a_miss_is_described_by_its_most_demanding_token() -> None:
     four, five = describe([ExpertId(0, 4), ExpertId(0, 5)], ids, weights, Here())
     assert (four.tokens, four.k, four.wanted, four.missing) == (2, 3, frozenset({0, 1, 4, 5}), 0.5)
     np.testing.assert_allclose((four.share, four.above, five.share, five.above), (0.6, 0.0, 0.2, 0.8), rtol=1e-6)
-    assert four.entropy < five.entropy < 1 and four.first and not five.first
+    assert four.entropy < five.entropy < 1
 
 
 def test_what_is_skipped_has_no_weight_and_the_others_get_what_the_router_gives() -> None:

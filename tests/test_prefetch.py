@@ -179,6 +179,18 @@ def test_task_foretells_after_the_first_request_and_then_every_period():
     assert told == [[], [0], [0], [2], [2], [4]]
 
 
+@pytest.mark.parametrize("name", ["task", "pattern"])
+def test_every_layer_keeps_as_many(name):
+    """Layer 0 asks for one expert always, layer 1 for four in turn: both keep two, in the order of their use."""
+    policy = load("working_set", name, shape=(2, 8))
+    for _ in range(2):
+        policy.begin()
+        for n in range(10):
+            policy.observe(0, np.array([[0 if n else 5]]), np.ones((1, 1)), None)
+            policy.observe(1, np.array([[(3, 2, 2, 1)[n % 4]]]), np.ones((1, 1)), None)
+    assert policy.plan(4) == [ExpertId(0, 0), ExpertId(1, 2), ExpertId(1, 3), ExpertId(0, 5)]
+
+
 def test_quota_gives_slots_to_the_layer_that_spreads():
     policy = load("working_set", "quota", {"memory": 1.0}, shape=(2, 4))
     for expert in (0, 1, 2, 3) * 3:

@@ -139,6 +139,28 @@ def test_smoe_swaps_within_the_band() -> None:
     assert named("smoe", alpha=0.2).route(0, ids, weights, Here((0, 5)), scores)[0] is ids
 
 
+def test_smoe_sees_who_comes_for_another_token() -> None:
+    """Nobody can stand in for the first token's 4: it is loaded, and the second token keeps it too."""
+    p = np.array([[0.04, 0.18, 0.05, 0.36, 0.2, 0.17], [0.05, 0.18, 0.17, 0.36, 0.2, 0.04]])
+    ids, weights, scores = routed(np.log(p).tolist())
+    made = named("smoe", alpha=0.2)
+    assert ids.tolist() == [[3, 4], [3, 4]]
+    assert made.route(0, ids, weights, Here((2,)), scores)[0] is ids
+    fresh = made.route(0, ids[1:], weights[1:], Here((2,)), Scores(scores.selection[1:], scores.probabilities[1:],
+                                                                   lambda ids: ids * 0.5))[0]  # fmt: skip
+    assert fresh.tolist() == [[3, 2]]
+
+
+def test_smoe_looks_at_all_within_the_band_where_a_bias_orders_them_otherwise() -> None:
+    p = np.array([[0.5, 0.3, 0.25, 0.1, 0.28, 0.02]])
+    bias = torch.tensor([0.0, 0, 0, 0.16, 0, 0])
+    logits = np.log(p / (1 - p)).tolist()
+    ids, weights, scores = routed(logits, gating=Gating.SIGMOID, renormalize=False, bias=bias)
+    assert ids.tolist() == [[0, 1]]  # then 4, which is the cut, 3 by its bias, and 2
+    fresh = named("smoe", alpha=0.2).route(0, ids, weights, Here((0, 2)), scores)[0]
+    assert fresh.tolist() == [[0, 2]]
+
+
 def test_adaptive_k_drops_the_tail_for_one_token_only() -> None:
     ids, weights, scores = routed(np.log([[0.05, 0.1, 0.15, 0.4, 0.2, 0.1]]).tolist(), k=4)
     made = policy.load("route", "adaptive_k", {"threshold": 0.05}, sensitivity=[1.0, 0.1, 1000.0])

@@ -39,7 +39,6 @@ class Miss(NamedTuple):
     entropy: float = 1.0  # of a token's routed weights, the smallest; 1: even, 0: one expert has all
     missing: float = 0.0  # the part of the layer's wanted experts that is not here
     wanted: frozenset[int] = frozenset()  # all experts of the layer that the batch asks for
-    first: bool = True  # the first miss of this layer and pass
 
 
 class Residency(Protocol):

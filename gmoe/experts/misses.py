@@ -46,7 +46,9 @@ def resolve(
     """
     out = Served(ids.copy(), weights, np.full_like(ids, -1), np.zeros(ids.shape, bool))
     skipped = np.zeros(ids.shape, bool)
-    for miss in describe(list(absent), ids, weights, residency):
+    misses = list(describe(list(absent), ids, weights, residency))
+    policy.meet(misses)
+    for miss in misses:
         where = ids == miss.id.expert
         action = policy.resolve(miss, residency)
         out.tally.append((action.how, float(weights[where].sum())))
@@ -91,7 +93,7 @@ def describe(absent: list[ExpertId], ids: Ids, weights: Floats, residency: Resid
     k = ids.shape[1]
     spread = -(share * np.log(np.maximum(share, 1e-30))).sum(-1) / np.log(k) if k > 1 else np.zeros(len(ids))
     wanted = frozenset(e for e in ids.ravel().tolist() if e >= 0)
-    for n, id in enumerate(absent):
+    for id in absent:
         where = ids == id.expert
         tokens = where.any(-1)
         yield Miss(
@@ -106,5 +108,4 @@ def describe(absent: list[ExpertId], ids: Ids, weights: Floats, residency: Resid
             entropy=float(spread[tokens].min()),
             missing=len(absent) / len(wanted),
             wanted=wanted,
-            first=n == 0,
         )

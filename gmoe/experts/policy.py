@@ -192,6 +192,9 @@ class RoutePolicy(ABC):
 class MissPolicy(ABC):
     """What to do about a wanted expert that is not resident. It decides, dispatch acts; it must not block."""
 
+    def meet(self, misses: Sequence[Miss]) -> None:  # noqa: B027
+        """All misses of a layer and pass, before each of them is resolved."""
+
     @abstractmethod
     def resolve(self, miss: Miss, residency: Residency) -> Action:
         """One of the five actions; "substitute" names a resident expert of the same layer, "twin" needs one.
@@ -299,6 +302,18 @@ def likelihood(n_expert: int, ids: Ids, weights: Floats, probabilities: Probabil
     if probabilities is None:
         return np.bincount(ids.ravel(), weights.ravel() / len(ids), n_expert).astype(np.float64)
     return np.asarray(probabilities().mean(axis=0))
+
+
+def evenly(chances: Floats, n: int) -> list[ExpertId]:
+    """The `n` experts with the highest positive chances [L, E], every layer's first before any layer's second."""
+    order = np.argsort(-chances, axis=1, kind="stable")
+    ranked = np.take_along_axis(chances, order, axis=1)
+    layers = np.argsort(-ranked, axis=0, kind="stable")  # of each rank, the likeliest first
+    ranks = np.broadcast_to(np.arange(chances.shape[1]), chances.shape)
+    flat = layers.ravel("F"), ranks.ravel("F")
+    some = np.flatnonzero(ranked[flat] > 0)[:n]
+    layer, rank = flat[0][some], flat[1][some]
+    return [ExpertId(*id) for id in zip(layer.tolist(), order[layer, rank].tolist(), strict=True)]
 
 
 def top(scores: Floats, layer: int, n: int) -> list[ExpertId]:

@@ -1,8 +1,9 @@
-"""SMoE's balance (2508.18983): load or compute on the CPU, whichever is through first by measured cost."""
+"""SMoE's balance (2508.18983): what weighs most is loaded and what weighs least computed on the CPU, side by side."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from gmoe.experts.expert_id import Action, Miss, Residency, Tier
+from gmoe.experts.expert_id import Action, ExpertId, Miss, Residency, Tier
 from gmoe.experts.policy import MissPolicy
 
 
@@ -15,18 +16,27 @@ class Costs(Protocol):
 
 
 class Policy(MissPolicy):
-    """Both work side by side: a miss goes to the one whose queue ends sooner; a layer starts with empty queues."""
+    """A layer's misses go, from both ends of their order by weight, to the queue that ends sooner with its next.
+
+    What lies on disk is loaded, before the others.
+    """
 
     def __init__(self, costs: Costs):
         self.costs = costs
-        self.loading = self.computing = 0.0
+        self.computed: set[ExpertId] = set()
+
+    def meet(self, misses: Sequence[Miss]) -> None:
+        left = sorted((miss for miss in misses if miss.tier is Tier.HOST), key=lambda miss: -miss.weight)
+        loading = sum(self.costs.load(miss.tier) for miss in misses if miss.tier is not Tier.HOST)
+        computing, self.computed = 0.0, set()
+        while left:
+            load, cpu = self.costs.load(Tier.HOST), self.costs.cpu(left[-1].tokens)
+            if loading + load <= computing + cpu:
+                loading += load
+                left.pop(0)
+            else:
+                computing += cpu
+                self.computed.add(left.pop().id)
 
     def resolve(self, miss: Miss, residency: Residency) -> Action:
-        if miss.first:
-            self.loading = self.computing = 0.0
-        load, cpu = self.costs.load(miss.tier), self.costs.cpu(miss.tokens)
-        if miss.tier is not Tier.HOST or self.loading + load <= self.computing + cpu:
-            self.loading += load
-            return Action("load")
-        self.computing += cpu
-        return Action("cpu")
+        return Action("cpu" if miss.id in self.computed else "load")

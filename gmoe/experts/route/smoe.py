@@ -7,7 +7,10 @@ from gmoe.experts.policy import Floats, Ids, RoutePolicy, Scores, within
 
 
 class Policy(RoutePolicy):
-    """S is the best score not chosen: absent experts below (1 + alpha) S yield to others above (1 - alpha) S."""
+    """S is the best score not chosen: absent experts below (1 + alpha) S yield to others above (1 - alpha) S.
+
+    The others are resident, or come anyway for this token or another. 0: exact.
+    """
 
     def __init__(self, alpha: float = 0.3):
         self.alpha = within("alpha", alpha, 0, 1)
@@ -23,11 +26,14 @@ class Policy(RoutePolicy):
         free = residency.here(layer).copy()
         free[ids[chosen >= (1 + self.alpha) * cut]] = True  # needed anyway, by this token or another
         fresh = ids.copy()
-        for t, j in np.argwhere((chosen < (1 + self.alpha) * cut) & ~free[ids]):
-            for other in order[t, k:]:
-                if p[t, other] <= (1 - self.alpha) * cut[t, 0] or not np.isfinite(scores.selection[t, other]):
-                    break
-                if free[other] and other not in fresh[t]:
-                    fresh[t, j] = other
-                    break
+        near = (p > (1 - self.alpha) * cut) & (p <= cut) & np.isfinite(scores.selection)
+        for t, j in np.argwhere(chosen < (1 + self.alpha) * cut):
+            if free[ids[t, j]]:
+                continue
+            rest = order[t, k:]
+            others = rest[near[t, rest] & free[rest] & ~np.isin(rest, fresh[t])]
+            if len(others):
+                fresh[t, j] = others[0]
+            else:
+                free[ids[t, j]] = True  # it comes
         return scores.choose(fresh, ids, weights)

@@ -1,6 +1,8 @@
 """PreMoe (arXiv 2505.17639): the stored pattern nearest to this request's first layer says which experts it needs.
 
-A pattern is the mean routing weight of every expert over a request; its key is the row of the first layer.
+A pattern is the mean routing weight of every expert over a request; its key is the row of the first layer. Every layer
+keeps as many of its experts. The paper takes means of logits, of each token's best experts, over the texts of a task,
+and of the other layers their order only; a trace holds weights, and requests stand for tasks.
 """
 
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, within
+from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, evenly, within
 
 
 class Policy(WorkingSet):
@@ -37,5 +39,4 @@ class Policy(WorkingSet):
         first = routed[0]
         key = self.current[first] / self.tokens[first]
         pattern = min(self.patterns, key=lambda stored: float(np.linalg.norm(stored[first] - key)))
-        best = np.argsort(-pattern, axis=None, kind="stable")[:slots]
-        return [ExpertId(*divmod(int(n), self.shape[1])) for n in best if pattern.flat[n] > 0]
+        return evenly(pattern, slots)
