@@ -113,7 +113,9 @@ class LLM:
         weights.finish(layout.names)
         slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
         if slow and activations == "q8":
-            self.notices.append(f"{', '.join(sorted(slow))} has no compiled kernel: torch multiplies, and is slow")
+            self.notices.append(
+                f"{', '.join(sorted(slow))} has no compiled kernel: torch unpacks it for each pass, which is slow"
+            )
         if self.model.n_vocab != self.tokenizer.n_vocab:
             many = f"{self.tokenizer.n_vocab} tokens for {self.model.n_vocab} embeddings"
             weights.refuse("tokenizer.ggml.tokens", many)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from gmoe.kernels import cpu_ops, cpu_step
 from gmoe.kernels.cpu_step import HeadMaps, Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
-from gmoe.kernels.ops import activate
+from gmoe.kernels.ops import activate, matmul
 from gmoe.kernels.reference import dequantize
 from gmoe.kernels.rounding import round_activations
 
@@ -186,6 +187,17 @@ def test_many_tokens_and_threads_change_no_bit(name: str) -> None:
     assert_near(whole, x, w)
     assert torch.equal(whole, cpu_ops.matmul(x, w, threads=1))
     assert torch.equal(whole[170:171], cpu_ops.matmul(x[170:171], w, threads=2))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("NVFP4", "q8"), ("NVFP4", "float"), ("Q4_K", "float"), ("F16", "float")])
+def test_what_is_unpacked_first_has_the_same_bits_in_any_company(name: str, kind: Literal["q8", "float"]) -> None:
+    w, x = random_rows(name, 70, 512), activations(40, 512)
+    whole = matmul(x, w, activations=kind)
+    seen = round_activations(x, w.format) if kind == "q8" else x
+    want = seen.double() @ dequantize(w).double().T
+    assert (whole - want).abs().max() < 1e-5 * (seen.abs().double() @ dequantize(w).abs().double().T).max()
+    for begin, end in ((0, 1), (3, 4), (7, 9), (5, 38)):
+        assert torch.equal(whole[begin:end], matmul(x[begin:end], w, activations=kind))
 
 
 def test_all_formats_are_here() -> None:
