@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-UNITS = {"": 1, "B": 1} | {
+UNITS = {"": 1, "B": 1, "bytes": 1} | {
     letter + end: base**power
     for power, letter in enumerate("KMGT", start=1)
     for end, base in (("", 1024), ("iB", 1024), ("B", 1000))
@@ -108,6 +108,20 @@ def memory_bytes(text: str, total: int, name: str = "memory") -> int:
         if unit in UNITS and 1 <= number * UNITS[unit] <= MOST_MEMORY:
             return int(number * UNITS[unit])
     raise ValueError(f"{name} is {text!r}; it must be auto, an amount such as 6GiB, or a share such as 60%")
+
+
+def memory_text(nbytes: int) -> str:
+    """An amount for a sentence, never more than `nbytes`: in MiB, what is small or nearly nothing in KiB or bytes."""
+    for size, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if nbytes >= 32 * size or (nbytes and not nbytes % size):
+            return f"{nbytes // size} {unit}"
+    return f"{max(nbytes, 0)} bytes"
+
+
+def enough_memory(nbytes: int) -> str:
+    """The same, but never less: given back as an option it is enough."""
+    unit = next((size for size in (1 << 20, 1 << 10) if nbytes >= 32 * size), 1)
+    return memory_text(-(-nbytes // unit) * unit)
 
 
 def _unit(text: str) -> str:

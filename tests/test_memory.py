@@ -1,6 +1,8 @@
 """What memory is left, read from made-up `/proc` and cgroup trees; and the budget made of it."""
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ from gmoe.kernels.kv import BLOCK, KvLayer, KvShape
 
 from gmoe.experts import memory
 from gmoe.experts.budget import Budget, TooSmall
+from gmoe.experts.device_budget import DeviceBudget
 from gmoe.experts.memory import Limit, available, limits
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.options import memory_bytes
 from tests.factory import write_model
 
 MEMINFO = "MemTotal:       16000 kB\nMemFree: 10 kB\nMemAvailable:   8000 kB\n"
@@ -94,7 +98,7 @@ def test_what_fits_is_used_straight_from_the_map(layout: ExpertLayout) -> None:
 
 def test_too_small_a_budget_says_the_least_that_would_do(layout: ExpertLayout) -> None:
     budget = Budget("m.gguf", layout, 5 << 20, 5 << 20)
-    with pytest.raises(TooSmall, match="m.gguf needs at least 6 MiB .* host_memory leaves 5 MiB"):
+    with pytest.raises(TooSmall, match="m.gguf needs at least 5156 KiB .* host_memory leaves 5 MiB"):
         budget.counts(0)
     budget = Budget("m.gguf", layout, 5 << 20, None, Limit(4 << 20, "the memory cgroup's limit of 9 bytes"))
     with pytest.raises(TooSmall, match="the memory cgroup's limit of 9 bytes leaves 4 MiB"):
@@ -114,6 +118,33 @@ def test_the_least_that_is_named_would_do(layout: ExpertLayout) -> None:
         assert sum(budget(least - (50 << 20)).counts(kv)) >= 1
         with pytest.raises(TooSmall):
             budget(least - (52 << 20)).counts(kv)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.9, 0.3, 1 / 7])
+@pytest.mark.parametrize("fixed", [1000, 3_456_789, 77_777_777])
+def test_the_budget_that_is_named_is_enough(layout: ExpertLayout, fixed: int, part: float) -> None:
+    for asked in (1, fixed - 1, fixed + 10_000):
+        with pytest.raises(TooSmall) as refused:
+            Budget("m.gguf", layout, fixed, asked).counts(0, part)
+        named = re.search("needs at least (.+) of memory .* leaves (.+)", str(refused.value))
+        assert named and memory_bytes(named[2], 0) <= asked
+        enough = memory_bytes(named[1], 0)
+        assert sum(Budget("m.gguf", layout, fixed, enough).counts(0, part)) >= 1
+        groups = Budget("m.gguf", layout, fixed, enough).groups
+        device = DeviceBudget("m.gguf", groups, 1 << 30, fixed, 1 << 20, 1 << 20, asked)
+        with pytest.raises(TooSmall) as refused:
+            device.counts(part)
+        named = re.search("needs at least (.+) for its .* gpu_memory leaves (.+)", str(refused.value))
+        assert named and replace(device, asked=memory_bytes(named[1], 0)).counts(part)[0] >= 1
+
+
+def test_the_least_of_a_device_would_do(layout: ExpertLayout) -> None:
+    groups = Budget("m.gguf", layout, 0, 1 << 30).groups
+    device = DeviceBudget("m.gguf", groups, 300 << 20, 12_345_678, 3 << 20, 5 << 20)
+    with pytest.raises(TooSmall, match="needs .* on the device .* 300 MiB are free") as refused:
+        device.counts()
+    named = str(refused.value).split("needs ")[1].split(" on the device")[0]
+    assert replace(device, free=memory_bytes(named, 0)).counts()[0] >= 1
 
 
 def test_a_chunk_takes_no_more_than_half_of_the_slots(layout: ExpertLayout) -> None:

@@ -10,7 +10,7 @@ from gmoe.experts.slots import extents, groups, least, share
 from gmoe.gguf.file import GGUFFile, TensorInfo
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
-from gmoe.options import memory_bytes
+from gmoe.options import enough_memory, memory_bytes, memory_text
 
 RESERVE = 40 << 20  # for what a run allocates besides: kernels, heap, code that is not there yet; measured, not known
 EXPERT_RESERVE = 4096  # and for the tables, by expert
@@ -92,13 +92,13 @@ class Budget:
         room = int(self.room(kv_bytes) * part)
         slots = self.smallest
         if room < slots:
-            need = self.fixed + self._reserve(0 if shared else kv_bytes) + int(slots / part)
+            need = self.fixed + self._reserve(0 if shared else kv_bytes) + math.ceil(slots / part) + (part < 1)
             need = -(-need * KV_PART // (KV_PART - 1)) if shared else need
             source = "host_memory" if self.asked is not None else self.free.source
-            text = f"{self.name} needs at least {_mib(need)} of memory to run out of slots, {source} leaves "
-            text += f"{self._total >> 20} MiB"
+            text = f"{self.name} needs at least {enough_memory(need)} of memory to run out of slots, {source} leaves "
+            text += memory_text(self._total)
             if self.asked is None and self.free.most:
-                text += f"; a limit of {_mib(self.free.most + need - self.free.free)} would do"
+                text += f"; a limit of {enough_memory(self.free.most + need - self.free.free)} would do"
             raise TooSmall(text)
         return share(self.groups, room)
 
@@ -108,10 +108,6 @@ class Budget:
     @property
     def _total(self) -> int:
         return self.free.free if self.asked is None else self.asked
-
-
-def _mib(n: int) -> str:
-    return f"{-(-n // (1 << 20))} MiB"
 
 
 def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:

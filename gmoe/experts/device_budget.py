@@ -1,12 +1,13 @@
 """DeviceBudget: how many experts a device holds beside the other weights, the KV cache and a reserve."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gmoe.experts.budget import TooSmall
 from gmoe.experts.slots import Group, least, share
 from gmoe.gguf.hparams import Hparams
-from gmoe.options import memory_bytes
+from gmoe.options import enough_memory, memory_bytes, memory_text
 
 KV_SHARE = 0.25  # of what the weights leave, where the context is not given
 RESERVE = 384 << 20  # bytes for kernels, libraries and what torch keeps between steps; not measured on a card yet
@@ -42,10 +43,18 @@ class DeviceBudget:
         """Slots of each group in `part` of the room; `TooSmall` where there is not one for each."""
         room = int(self.room * part)
         if room < least(self.groups):
-            need = (self.free - room + least(self.groups)) >> 20
+            experts = math.ceil(least(self.groups) / part) + (part < 1)
+            if self.asked is not None and self.asked < min(self.free, self.weights + experts):
+                need, asked = enough_memory(self.weights + experts), memory_text(self.asked)
+                text = (
+                    f"{self.name} needs at least {need} for its weights and an expert of each kind, gpu_memory leaves"
+                )
+                raise TooSmall(f"{text} {asked}")
+            beside = 0 if self.asked is not None else self.kv + self.work + RESERVE
+            need, free = enough_memory(self.weights + beside + experts), memory_text(self.free)
             raise TooSmall(
-                f"{self.name} needs {need} MiB on the device for its weights, the KV cache and an expert of each kind, "
-                f"and {self.free >> 20} MiB are free: lower the context, or leave the device out"
+                f"{self.name} needs {need} on the device for its weights, the KV cache and an expert of each kind, "
+                f"and {free} are free: lower the context, or leave the device out"
             )
         return share(self.groups, room)
 
