@@ -195,13 +195,16 @@ def test_a_model_is_recorded(model, tmp_path):
             Trace.load(tmp_path / "t", other.record().header.fingerprint)
 
 
-def test_record_command(model, tmp_path):
+def test_record_command(model, tmp_path, monkeypatch):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"task": "x", "prompt": "hello"}\nthe world\n')
     args = ["record", str(model), "--context", "128", "-o", str(tmp_path / "t.trace")]
     ran = CliRunner().invoke(command, [*args, "--prompts", str(prompts), "-n", "3"])
     assert ran.exit_code == 0, ran.output
     assert Trace.load(tmp_path / "t.trace").header.tasks == ("x", "")
+    monkeypatch.chdir(tmp_path)
+    here = CliRunner().invoke(command, [*args[:-2], "--prompts", str(prompts), "-n", "1", "--limit", "1"])
+    assert f"{tmp_path / model.stem}.trace: " in here.stderr and (tmp_path / f"{model.stem}.trace").is_file()
     ran = CliRunner().invoke(command, [*args, "-f", str(prompts), "--window", "16", "--limit", "2"])
     assert ran.exit_code == 0 and ran.stdout == "" and "of 2 requests" in ran.stderr
     png = tmp_path / "a.png"

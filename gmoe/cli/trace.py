@@ -55,7 +55,9 @@ trace.add_command(sensitivity)
 @click.option("--window", default=512, show_default=True, help="Tokens of the text that are one request.")
 @click.option("--limit", default=0, help="Requests to run; 0: all.")
 @click.option("--scores", is_flag=True, help="Record the probabilities of all experts too.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: MODEL's name, .trace.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: MODEL's name, .trace, here."
+)
 @runtime_flags
 def record(
     model: str, text: Path | None, prompts: Path | None, tokens: int, window: int, limit: int, scores: bool,
@@ -101,7 +103,7 @@ def record(
             click.echo(err=True)
         recorded = recorder.trace()
     recorded = replace(recorded, header=replace(recorded.header, tasks=tuple(tasks)))
-    click.echo(f"{_save(recorded, output)}: {len(recorded)} rows of {len(tasks)} requests", err=True)
+    click.echo(f"{_save(recorded, output.resolve())}: {len(recorded)} rows of {len(tasks)} requests", err=True)
 
 
 def _prompt(line: str, where: str) -> tuple[str, str]:
