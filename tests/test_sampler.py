@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gmoe.engine import dry
-from gmoe.engine.sampler import Sampler
+from gmoe.engine.sampler import Sampler, _by_zipf
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
 
 RNG = np.random.default_rng(7)
@@ -42,7 +42,7 @@ def plain_candidates(p: SamplingParams, logits, context):
         for token in tokens:
             kept.append(token)
             total += share[token]
-            if total >= mass:
+            if total >= mass and len(kept) >= p.min_keep:
                 break
         return kept
 
@@ -63,7 +63,8 @@ def plain_candidates(p: SamplingParams, logits, context):
         elif name == "xtc" and p.xtc_probability:
             share = chances(left)
             likely = [t for t in left if share[t] >= p.xtc_threshold]
-            left = [t for t in left if t not in likely[:-1]]
+            rest = [t for t in left if t not in likely[:-1]]
+            left = rest if len(rest) >= p.min_keep else left
         elif name == "top_k" and p.top_k:
             left = left[: p.top_k]
         elif name == "typical_p" and p.typical_p < 1:
@@ -74,7 +75,8 @@ def plain_candidates(p: SamplingParams, logits, context):
         elif name == "top_p" and p.top_p < 1:
             left = until(left, chances(left), p.top_p)
         elif name == "min_p" and p.min_p > 0:
-            left = [t for t in left if x[t] >= x[left[0]] + math.log(p.min_p)]
+            least = x[left[0]] + math.log(p.min_p)
+            left = [t for n, t in enumerate(left) if x[t] >= least or n < p.min_keep]
         elif name == "temperature":
             share, heat = chances(left), p.temperature
             if p.dynatemp_range:
@@ -108,6 +110,12 @@ CHAINS = {
     "dynatemp of few": dict(dynatemp_range=1.0, temperature=1.5, top_k=5, top_p=1.0),
     "xtc": dict(xtc_probability=1.0, xtc_threshold=0.1, top_k=0, top_p=1.0, temperature=2.0),
     "xtc of none": dict(xtc_probability=1.0, xtc_threshold=0.45, top_k=0, top_p=1.0, temperature=9.0),
+    "xtc that leaves enough": dict(xtc_probability=1.0, min_keep=50, top_k=0, top_p=1.0, temperature=2.0),
+    "xtc that leaves too few": dict(xtc_probability=1.0, min_keep=5, top_k=5, top_p=1.0, temperature=2.0),
+    "top_p of at least so many": dict(top_p=0.0, min_keep=4),
+    "min_p of at least so many": dict(top_p=1.0, min_p=1.0, min_keep=7, temperature=2.0),
+    "typical_p of at least so many": dict(top_p=1.0, typical_p=0.1, min_keep=6, samplers=("typical_p",)),
+    "more than there are": dict(top_k=3, top_p=0.1, min_p=0.9, typical_p=0.1, min_keep=9),
     "none": dict(samplers=(), temperature=0.0, top_k=1, repeat_penalty=2.0),
 }
 
@@ -190,6 +198,9 @@ EDGES = {
     "dry that allows all": dict(dry_multiplier=1.0, dry_allowed_length=10**30, dry_penalty_last_n=10**30),
     "dynatemp beyond all bounds": dict(dynatemp_range=1.7e308, temperature=1.7e308, dynatemp_exponent=1e308),
     "mirostat beyond all bounds": dict(mirostat=2, mirostat_tau=1.7e308, mirostat_eta=1.7e308),
+    "mirostat 1 beyond all bounds": dict(mirostat=1, mirostat_tau=1.7e308, mirostat_eta=1.7e308),
+    "mirostat 1 that wants nothing": dict(mirostat=1, mirostat_tau=0.0, mirostat_eta=1e9),
+    "min_keep beyond all bounds": dict(min_keep=10**30, typical_p=0.0, top_p=0.0, min_p=1.0, xtc_probability=1.0),
 }
 
 
@@ -201,7 +212,9 @@ def test_the_edges_of_what_may_be_asked_for(more, logits):
     assert 0 not in [sampler.sample(logits, CONTEXT) for _ in range(20)]
 
 
-@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"top_n_sigma": 1.0}, {"mirostat": 2}, {"top_k": 3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"temperature": 0}, {"top_n_sigma": 1.0}, {"mirostat": 1}, {"mirostat": 2}, {"top_k": 3}]
+)
 def test_a_bias_that_leaves_nothing_is_said(more):
     params = SamplingParams(logit_bias=dict.fromkeys(range(200), -np.inf), **more)
     with pytest.raises(ValueError, match="no token is left that may come"):
@@ -215,9 +228,29 @@ def test_mirostat_stands_for_the_penalties_where_the_best_is_taken_too():
     assert Sampler(replace(params, logit_bias={BEST[2]: 99.0})).sample(LOGITS, BEST[:2]) == BEST[2]
 
 
-def test_mirostat_leads_to_its_surprise():
+def zipf_count(share, bits):
+    """How many tokens the first version leaves, as the paper has it: `share` is best first."""
+    ratios = [(math.log((i + 1) / i), math.log(share[i - 1] / share[i])) for i in range(1, 100)]
+    s = sum(t * b for t, b in ratios) / sum(t * t for t, _ in ratios)
+    return int((((s - 1) * 2**bits) / (1 - len(share) ** -(s - 1))) ** (1 / s))
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1.0, 1.7])
+def test_mirostat_knows_zipfs_law_when_it_sees_it(exponent):
+    """As many are left as have, by the law, the bits that are left of the first; where the law is exact, so is that."""
+    x = -exponent * np.log(np.arange(1, 50_001))
+    for bits in (0.0, 3.0, 9.0):
+        over = exponent - 1
+        total = math.log(len(x)) if over == 0 else (1 - len(x) ** -over) / over  # the integral over all ranks
+        assert abs(_by_zipf(x, bits) - min(max((2**bits / total) ** (1 / exponent), 1), len(x))) <= 1
+    assert _by_zipf(np.zeros(7), 5.0) == 7 and _by_zipf(np.zeros(1), 5.0) == 1
+    assert _by_zipf(np.array([0.0, -1.0, -np.inf]), 1e308) == 3
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_leads_to_its_surprise(version):
     flat = RNG.normal(0, 1, 2000).astype(np.float32)
-    params = SamplingParams(mirostat=2, mirostat_tau=4.0, temperature=1.2, top_k=1, seed=3)
+    params = SamplingParams(mirostat=version, mirostat_tau=4.0, temperature=1.2, top_k=1, seed=3)
     sampler, random = Sampler(params), np.random.default_rng(3)
     x = flat.astype(np.float64) / 1.2
     ids = np.argsort(-x, kind="stable")
@@ -226,14 +259,13 @@ def test_mirostat_leads_to_its_surprise():
     most, surprises = 8.0, []
     for _ in range(300):
         n = next((i for i, s in enumerate(share) if -math.log2(s) > most), len(share))
+        n = min(zipf_count(share, most), len(share)) if version == 1 else n
         left = share[: max(1, n)] / share[: max(1, n)].sum()
         place = int(np.searchsorted(np.cumsum(left), random.random()))
         assert sampler.sample(flat, CONTEXT) == ids[place]
         surprises.append(-math.log2(left[place]))
         most -= 0.1 * (surprises[-1] - 4.0)
     assert abs(np.mean(surprises[100:]) - 4.0) < 0.3
-    with pytest.raises(ValueError, match="mirostat is 1; it must be 0 or 2"):
-        SamplingParams(mirostat=1)
 
 
 def test_the_smallest_temperature_is_greedy():

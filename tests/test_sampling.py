@@ -45,7 +45,7 @@ def test_defaults_are_ollamas():
         ("dry_sequence_breakers", "\n", "dry_sequence_breakers must be a list of texts, none of them empty"),
         ("dry_base", 0.5, "dry_base is 0.5; it must be at least 1"),
         ("xtc_probability", 2, "xtc_probability is 2; it must be between 0 and 1"),
-        ("mirostat", 1, "mirostat is 1; it must be 0 or 2"),
+        ("mirostat", 3, "mirostat is 3; it must be between 0 and 2"),
         ("grammar", " ", "grammar is ' '; it must be text"),
         ("grammar_after", 3, "grammar_after is 3; it must be text"),
         ("json_schema", [], 'json_schema is []; it must be a JSON schema, or "json" for any JSON object'),

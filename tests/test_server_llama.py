@@ -18,17 +18,16 @@ from tests.live_server import Live, live_server
 
 LACKING = [
     ("adaptive_target", 0.5, "it must be less than 0: the samplers"),
-    ("min_keep", 3, "min_keep is 3, which is not supported; it must be at most 1"),
     ("n_indent", 2, "n_indent is 2, which is not supported; it must be 0"),
     ("post_sampling_probs", True, "post_sampling_probs is True, which is not supported; it must be false"),
     ("grammar_lazy", True, "it must be false"),
     ("lora", [{"id": 0, "scale": 0.5}], "lora is .*; it must be empty: there are no adapters"),
     ("image_data", [{"id": 1, "data": "x"}], "it must be empty: only text is read"),
-    ("min_keep", "two", "min_keep is two, which is not supported"),
+    ("min_keep", "two", "min_keep: input should be a valid integer"),
     ("mirostat", "two", "mirostat: input should be a valid integer"),
 ]
 NEUTRAL = {
-    **{"adaptive_target": -1.0, "min_keep": 0, "n_indent": 0, "post_sampling_probs": False},
+    **{"adaptive_target": -1.0, "n_indent": 0, "post_sampling_probs": False},
     **{"grammar_lazy": False, "lora": [{"id": 0, "scale": 0}], "image_data": []},
 }
 
@@ -269,13 +268,13 @@ def test_the_newer_samplers_count(live: Live) -> None:
     hot = {"temperature": 9.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 4}
     plain = ask(live, **hot)["content"]
     assert ask(live, **hot, top_n_sigma=1e-9)["content"] == ask(live)["content"] != plain
-    for name, value in (("xtc_probability", 1.0), ("mirostat", 2)):
+    for name, value in (("xtc_probability", 1.0), ("mirostat", 1), ("mirostat", 2)):
         more = {"xtc_threshold": 0.001, "mirostat_tau": 0.5, name: value}
         changed = ask(live, **hot, **more)
         assert changed["content"] != plain and changed["generation_settings"][name] == value
         assert changed["content"] == ask(live, **hot, **more)["content"]
-    said = live.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "mirostat": 1})
-    assert said.status_code == 400 and said.json()["error"]["message"] == "mirostat is 1; it must be 0 or 2"
+    said = live.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "mirostat": 3})
+    assert said.status_code == 400 and said.json()["error"]["message"] == "mirostat is 3; it must be between 0 and 2"
 
 
 def test_a_bias_is_for_ids_and_for_texts(live: Live) -> None:

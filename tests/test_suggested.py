@@ -28,7 +28,7 @@ def test_keys_of_llama_cpp_become_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("mirostat", 1, "mirostat is 1; it must be 0 or 2"),
+        ("mirostat", 3, "mirostat is 3; it must be between 0 and 2"),
         ("temp", "hot", "temperature is 'hot'; it must be a finite number"),
         ("sequence", "infill", "samplers has 'infill'; there are penalties, dry,"),
         ("seed", 3, "it is not known"),
@@ -50,7 +50,7 @@ def test_a_model_answers_as_its_file_suggests(tmp_path: Path) -> None:
             writer.add_key_value(field.name, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None)
     writer.add_float32("general.sampling.temp", 0.0)
     writer.add_int32("general.sampling.top_k", 7)
-    writer.add_int32("general.sampling.mirostat", 1)
+    writer.add_int32("general.sampling.mirostat", 3)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data)
     writer.write_header_to_file()
@@ -59,6 +59,8 @@ def test_a_model_answers_as_its_file_suggests(tmp_path: Path) -> None:
     writer.close()
     with gmoe.LLM.load(path) as llm:
         assert llm.defaults == gmoe.SamplingParams(temperature=0.0, top_k=7)
-        assert llm.notices == [f"{path}: general.sampling.mirostat is not used: mirostat is 1; it must be 0 or 2"]
+        assert llm.notices == [
+            f"{path}: general.sampling.mirostat is not used: mirostat is 3; it must be between 0 and 2"
+        ]
         first, second = ([event.token_id for event in llm.generate("he")][:8] for _ in range(2))
         assert first == second

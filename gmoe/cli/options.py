@@ -70,6 +70,7 @@ HELP: Mapping[str, str] = {
     "top_p": "Keep the most likely tokens up to this probability.",
     "min_p": "Drop tokens less likely than this share of the best.",
     "typical_p": "Locally typical sampling; 1: off.",
+    "min_keep": "Tokens that typical_p, top_p, min_p and XTC leave at least.",
     "repeat_last_n": "Tokens that the penalties look back; -1: the context.",
     "repeat_penalty": "Divide the scores of repeated tokens; 1: off.",
     "presence_penalty": "Subtract from the scores of tokens that were there.",
@@ -92,7 +93,7 @@ HELP: Mapping[str, str] = {
     "xtc_threshold": "How probable a token must be to count as likely; above 0.5: off.",
     "dynatemp_range": "How far the temperature goes down where the model is sure, and up where it is not; 0: off.",
     "dynatemp_exponent": "How late the temperature goes up as the model grows less sure; 1: evenly.",
-    "mirostat": "2: Mirostat 2.0 instead of all samplers but the temperature.",
+    "mirostat": "1, 2: Mirostat or Mirostat 2.0 instead of all samplers but the temperature.",
     "mirostat_tau": "Bits that a token should surprise by.",
     "mirostat_eta": "How fast the answer is led there.",
 }

@@ -10,6 +10,7 @@ from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampling import SamplingParams
 from gmoe.kernels.cpu_step import argmax, largest
 
+ZIPF = 100  # of the best tokens from which Mirostat reckons the others
 _TINY, _HUGE = 1e-300, 1e300  # float64 has room beyond them for a sum or a quotient
 
 
@@ -84,10 +85,17 @@ class Sampler:
         return min(int(np.searchsorted(np.cumsum(chances), self.random.random())), len(chances) - 1)
 
     def _mirostat(self, left: "_Left") -> int:
-        """Mirostat 2.0 (Basu et al., 2021): none that surprises by more bits than those drawn have left room for."""
+        """Mirostat (Basu et al., 2021): none that surprises by more bits than those drawn have left room for.
+
+        The first version finds how many these are by Zipf's law, the second by their chances.
+        """
         ids, x = left.best_first()
-        bits = -np.log2(np.maximum(_softmax(x), _TINY))
-        chances = _softmax(x[: max(1, int(np.searchsorted(bits, self.most_bits, side="right")))])
+        if self.params.mirostat == 1:
+            n = _by_zipf(x, self.most_bits)
+        else:
+            bits = -np.log2(np.maximum(_softmax(x), _TINY))
+            n = max(1, int(np.searchsorted(bits, self.most_bits, side="right")))
+        chances = _softmax(x[:n])
         place = self._drawn(chances)
         self.most_bits -= self.params.mirostat_eta * (-float(np.log2(chances[place])) - self.params.mirostat_tau)
         return int(ids[place])
@@ -204,7 +212,20 @@ def _xtc(left: _Left, p: SamplingParams, now: _Now) -> _Left:
         return left
     ids, x = left.best_first()
     first = max(0, int((_softmax(x) >= max(p.xtc_threshold, _TINY)).sum()) - 1)
+    first = first if len(x) - first >= p.min_keep else 0
     return _Left(ids[first:], x[first:])
+
+
+def _by_zipf(x: np.ndarray, most_bits: float) -> int:
+    """How many of the scores x [V], best first, Mirostat leaves: the chances of the best tell the law's exponent."""
+    best = x[:ZIPF]
+    steps = -np.diff(best[best > -np.inf])
+    ranks = np.diff(np.log(np.arange(1, len(steps) + 2)))
+    exponent = max(float((ranks * steps).sum() / max(float((ranks**2).sum()), _TINY)), _TINY)
+    over = exponent - 1  # of the sum over all ranks, whose bits are `most_bits`
+    all_ranks = np.log(len(x)) if over == 0 else -np.expm1(-over * np.log(len(x))) / over
+    most = (most_bits * np.log(2) - np.log(max(float(all_ranks), _TINY))) / exponent
+    return len(x) if most >= np.log(len(x)) else max(1, int(np.exp(most)))
 
 
 def _top_k(left: _Left, p: SamplingParams, now: _Now) -> _Left:
@@ -219,7 +240,8 @@ def _typical_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     chances = _softmax(x)
     surprise = -np.log(np.maximum(chances, _TINY))
     order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
-    kept = np.sort(order[: int(np.searchsorted(np.cumsum(chances[order]), p.typical_p)) + 1])
+    n = int(np.searchsorted(np.cumsum(chances[order]), p.typical_p)) + 1
+    kept = np.sort(order[: max(n, p.min_keep)])
     return _Left(ids[kept], x[kept])
 
 
@@ -227,7 +249,7 @@ def _top_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if p.top_p >= 1:
         return left
     ids, x = left.best_first()
-    n = int(np.searchsorted(np.cumsum(_softmax(x)), p.top_p)) + 1
+    n = max(p.min_keep, int(np.searchsorted(np.cumsum(_softmax(x)), p.top_p)) + 1)
     return _Left(ids[:n], x[:n])
 
 
@@ -235,8 +257,8 @@ def _min_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if p.min_p <= 0:
         return left
     ids, x = left.best_first()
-    kept = x >= x[0] + np.log(p.min_p)
-    return _Left(ids[kept], x[kept])
+    n = max(p.min_keep, int((x >= x[0] + np.log(p.min_p)).sum()))
+    return _Left(ids[:n], x[:n])
 
 
 def _temperature(left: _Left, p: SamplingParams, now: _Now) -> _Left:

@@ -16,6 +16,7 @@ _RANGES: tuple[tuple[str, type, float, float], ...] = (
     ("top_p", float, 0, 1),
     ("min_p", float, 0, 1),
     ("typical_p", float, 0, 1),
+    ("min_keep", int, 0, _INF),
     ("repeat_last_n", int, -1, _INF),
     ("repeat_penalty", float, 1e-6, _INF),
     ("presence_penalty", float, -_INF, _INF),
@@ -61,6 +62,7 @@ class SamplingParams:
     top_p: float = 0.9
     min_p: float = 0.0
     typical_p: float = 1.0
+    min_keep: int = 0  # so many tokens are left by top_p, min_p, typical_p and XTC
     repeat_last_n: int = 64  # 0: no penalties; -1: the whole context
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -83,7 +85,7 @@ class SamplingParams:
     xtc_threshold: float = 0.1  # above 0.5: off
     dynatemp_range: float = 0.0  # the temperature goes so far below where the model is sure, and above where it is not
     dynatemp_exponent: float = 1.0
-    mirostat: int = 0  # 2: Mirostat 2.0 in the place of all samplers but the temperature
+    mirostat: int = 0  # 1, 2: Mirostat or Mirostat 2.0 in the place of all samplers but the temperature
     mirostat_tau: float = 5.0  # bits that a token should surprise by
     mirostat_eta: float = 0.1  # how fast the answer is led there
 
@@ -94,8 +96,6 @@ class SamplingParams:
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
                 raise ValueError(f"{name} must be a list of texts, none of them empty")
-        if self.mirostat == 1:
-            raise ValueError("mirostat is 1; it must be 0 or 2")
         if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in SAMPLERS]):
             wrong = self.samplers if isinstance(self.samplers, str) else unknown[0]
             raise ValueError(f"samplers has {wrong!r}; there are {', '.join(SAMPLERS)}")

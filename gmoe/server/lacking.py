@@ -29,7 +29,6 @@ def _false(value: Any) -> bool:
 
 LLAMA: Mapping[str, Lacking] = {
     "adaptive_target": Lacking(lambda value: value < 0, f"must be less than 0: {THERE}"),
-    "min_keep": Lacking(lambda value: value <= 1, "must be at most 1"),
     "n_indent": Lacking(_zero, "must be 0"),
     "post_sampling_probs": Lacking(_false, "must be false: probabilities are those before sampling"),
     "grammar_lazy": Lacking(_false, "must be false: a grammar counts from the first token on"),

@@ -22,6 +22,7 @@ class SamplingBody(Body):
     top_p: float | None = None
     min_p: float | None = None
     typical_p: float | None = None
+    min_keep: int | None = None
     repeat_last_n: int | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
