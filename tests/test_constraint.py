@@ -170,6 +170,8 @@ CLOSED = [  # schema, what it accepts, what it does not
     ({"properties": {"properties": {"properties": A}}}, ['{"properties":{"a":true}}'], ['{"properties":{"b":1}}']),
     ({"$ref": "#/$defs/x", "$defs": {"x": {"properties": A}}}, ['{"a":true}'], ['{"b":1}']),
     ({"anyOf": [{"properties": A}, {"type": "null"}]}, ['{"a":true}', "null"], ['{"b":1}']),
+    ({"oneOf": [{"properties": A}, {"type": "null"}]}, ['{"a":true}', "null"], ['{"b":1}']),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, ["1", "1.5"], ['"x"']),  # of both as well
     ({"allOf": [{"properties": A}, {"properties": {"b": {}}}], "type": "object"}, ['{"a":true,"b":1}'], ['{"a":1}']),
     (
         {"properties": {"x": {"allOf": [{"$ref": "#/$defs/y"}]}}, "$defs": {"y": {"properties": A}}},

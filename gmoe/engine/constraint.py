@@ -14,8 +14,8 @@ from gmoe.engine.gbnf import GrammarError, gbnf_to_lark
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.schema import bounded
 
-# Between the parts of a JSON text as llama.cpp has it: a model cannot go on with spaces for ever.
-JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})"}
+# As llama.cpp has it: between the parts of a JSON text no spaces for ever, and oneOf is anyOf.
+JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})", "coerce_one_of": True}
 SPECIAL = b"\xff"  # how llguidance knows a token that is no text
 LIMITS: dict[str, Any] = {"step_max_items": 2_000_000, "initial_lexer_fuel": 10_000_000, "verbose_errors": False}
 
