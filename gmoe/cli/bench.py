@@ -24,6 +24,7 @@ class Row:
     """One test, in llama-bench's words, then in ours."""
 
     build_commit: str
+    build_number: int
     cpu_info: str
     gpu_info: str
     model_filename: str
@@ -37,6 +38,16 @@ class Row:
     n_gpu_layers: int
     type_k: str
     type_v: str
+    cpu_mask: str
+    cpu_strict: bool
+    split_mode: str
+    main_gpu: int
+    no_kv_offload: bool
+    tensor_split: str
+    flash_attn: bool
+    use_mmap: bool
+    use_direct_io: bool
+    embeddings: bool
     n_prompt: int
     n_gen: int
     n_depth: int
@@ -174,7 +185,7 @@ def _counts(default: str) -> dict[str, Any]:
 @click.option("-d", "--n-depth", **_counts("0"), help="Tokens of context before each.")
 @click.option("-t", "short_threads", type=int, help="The same as --threads.")
 @click.option("-r", "--repetitions", default=5, show_default=True, help="Times each is measured.")
-@click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", show_default=True)
+@click.option("-o", "--output", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md", show_default=True)
 @click.option("--text", type=click.Path(path_type=Path), help="Real text, so that routing is real; else random tokens.")
 @runtime_flags
 def bench(
@@ -214,6 +225,7 @@ def bench(
         info = llm.file.tensors.values()
         base = {
             "build_commit": __version__,
+            "build_number": 0,  # as llama.cpp has it where it is not known
             "cpu_info": cpu_name(),
             "gpu_info": "" if llm.device is None else llm.device.name,
             "model_filename": str(path),
@@ -227,6 +239,7 @@ def bench(
             "n_gpu_layers": 0 if llm.device is None else llm.hparams.n_layer,
             "type_k": options.kv_type,
             "type_v": options.kv_type,
+            **_as_llama_bench_says(llm),
             "load_seconds": loaded,
             "memory_bandwidth": memory_bandwidth(data, threads),
             "disk_bandwidth": disk_bandwidth(path),
@@ -234,8 +247,27 @@ def bench(
         rows = [_measure(llm, ids, p, g, depth, repetitions, base) for depth, p, g in kinds]
     if output == "json":
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    elif output == "jsonl":
+        click.echo("\n".join(json.dumps(asdict(row)) for row in rows))
     else:
         click.echo(_markdown(rows) if output == "md" else _csv(rows))
+
+
+def _as_llama_bench_says(llm: Any) -> dict[str, Any]:
+    """What scripts ask of a row: of no mask, one device, attention in blocks, and how the file is read."""
+    direct = llm.cache.reader == "direct"
+    return {
+        "cpu_mask": "0x0",
+        "cpu_strict": False,
+        "split_mode": "none",
+        "main_gpu": 0 if llm.device is None else llm.device.torch.index or 0,
+        "no_kv_offload": False,
+        "tensor_split": "0.00",
+        "flash_attn": True,
+        "use_mmap": not direct,
+        "use_direct_io": direct,
+        "embeddings": False,
+    }
 
 
 def _tokens(llm: Any, text: Path | None, need: int) -> list[int]:
