@@ -109,6 +109,28 @@ def test_all_scores_count_where_they_are_known():
         assert policy.victim(()) == ExpertId(0, 1)
 
 
+def test_hobbit_knows_when_in_a_prompt_an_expert_was_last_used():
+    policy = load("evict", "hobbit", {"lru": 1.0, "lfu": 0.0, "lhu": 0.0, "fld": 0.0}, shape=(1, 4))
+    policy.observe(0, np.array([[0, 3], [1, 3], [2, 0]]), np.full((3, 2), 0.5), None)
+    for expert in (0, 2, 1, 3):  # otherwise the first inserted would leave
+        policy.insert(ExpertId(0, expert))
+    assert policy.score()[0].tolist() == [1.0, 2 / 3, 1.0, 2 / 3]
+    assert policy.victim(()) == ExpertId(0, 1)
+
+
+def test_activation_matches_the_pass_and_on_demand_the_request():
+    """The request was like the first record until now, this pass is like the second."""
+    records = np.array([[[9, 0, 0, 0], [0, 9, 0, 0]], [[0, 0, 9, 0], [0, 0, 0, 9]]])
+    shares = {}
+    for scope in ("iteration", "request"):
+        policy = load("evict", "activation", {"own": 0.0, "scope": scope}, shape=(2, 4), matrices=records)
+        policy.begin()
+        for layer, expert in ((0, 0), (1, 1), (0, 0), (1, 1), (0, 2), (1, 3)):
+            policy.observe(layer, np.array([[expert]]), np.ones((1, 1)), None)
+        shares[scope] = policy.share[1]
+    assert shares["iteration"].argmax() == 3 and shares["request"].argmax() == 1
+
+
 def test_score_window_is_a_mean_over_the_last_runs():
     policy = load("evict", "score_window", {"window": 2}, shape=(1, 2))
     for expert in (0, 1):

@@ -1,8 +1,9 @@
 """Activation-aware eviction (MoE-Infinity, arXiv 2401.14361): by what requests like this one activate.
 
 Score: (foretold share of the layer's tokens + epsilon) * (1 - layer / layers): early layers, whose experts no prefetch
-finds in time, are kept. Foretold are the recorded requests, each by its likeness, and this request's own counts with
-the weight of `own` records just like it.
+finds in time, are kept. Foretold are the recorded requests, each by its likeness to this pass (`scope`: or to this
+request) when the layer last ran, and this request's own counts with the weight of `own` records just like it. The paper
+has no such record (0).
 """
 
 import numpy as np
@@ -14,11 +15,11 @@ from gmoe.experts.policy import Floats, Ids, Probabilities, ScoredEviction, Shap
 class Policy(ScoredEviction):
     def __init__(
         self, shape: Shape, matrices: Floats | None = None, epsilon: float = 1e-3, own: float = 1.0,
-        capacity: int = 120, early: float = 1.0,
+        capacity: int = 120, early: float = 1.0, scope: str = "iteration",
     ):  # fmt: skip
         super().__init__(shape)
         self.epsilon, self.own = epsilon, own
-        self.collection = Collection(shape, matrices, capacity)
+        self.collection = Collection(shape, matrices, capacity, scope)
         self.share = np.zeros(shape)
         self.early = 1 - early * np.arange(shape[0])[:, None] / shape[0]
 

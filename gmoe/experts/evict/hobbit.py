@@ -34,7 +34,7 @@ class Policy(ScoredEviction):
         ranked = np.take_along_axis(ids, order, axis=1)
         np.add.at(self.uses[layer], ids.ravel(), 1)
         np.add.at(self.heavy_uses[layer], ranked[before <= self.heavy], 1)
-        self.last[layer, ids.ravel()] = self.tokens[layer]
+        self.last[layer, ids] = self.tokens[layer] - np.arange(len(ids))[::-1, None]  # of several the last one counts
 
     def score(self) -> Floats:
         n_layers = len(self.tokens)

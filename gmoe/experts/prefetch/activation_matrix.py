@@ -1,7 +1,8 @@
 """MoE-Infinity (arXiv 2401.14361): the recorded requests whose activation matrices are nearest foretell this one.
 
-The matches are summed by likeness and each layer is normed; the next layers are the most urgent (`ahead` of them, their
-shares times 1 - distance / layers). The collection grows with every request; a run keeps it in MODEL.trace.
+The matches are summed by likeness and each layer is normed; the next layers are the most urgent (their shares times
+1 - distance / layers). The paper foretells all layers; here `ahead` of them are, and as many experts as a token has,
+since more would be read in vain. The collection grows with every request; a run keeps it in MODEL.trace.
 """
 
 from collections.abc import Iterable
@@ -15,11 +16,11 @@ from gmoe.experts.policy import Floats, Ids, Prefetcher, Probabilities, Shape
 
 
 class Policy(Prefetcher):
-    """`matrices` [n, L, E] is what earlier runs left."""
+    """`matrices` [n, L, E] is what earlier runs left; matched is this "iteration" (pass), or all of the "request"."""
 
     def __init__(
         self, shape: Shape, matrices: Floats | None = None, capacity: int = 120, ahead: int = 2,
-        scope: str = "request",
+        scope: str = "iteration",
     ):  # fmt: skip
         self.n_layers = shape[0]
         self.ahead = ahead
