@@ -170,6 +170,16 @@ def test_task_keeps_a_profile_of_each_task():
     assert policy.plan(4) == [ExpertId(0, 3)]
 
 
+def test_task_counts_what_ran_last_most():
+    for tasks in (("", "", ""), ("a", "a", "a")):
+        policy = load("working_set", "task", {"period": 1}, shape=(1, 4))
+        for task, expert in zip(tasks, (0, 1, None), strict=True):
+            policy.begin(task)
+            if expert is not None:
+                policy.observe(0, np.array([[expert]]), np.ones((1, 1)), None)
+        assert policy.plan(4) == [ExpertId(0, 1), ExpertId(0, 0)]
+
+
 def test_task_foretells_after_the_first_request_and_then_every_period():
     policy, told = load("working_set", "task", {"period": 2, "memory": 0.0}, shape=(1, 8)), []
     for expert in range(6):

@@ -27,9 +27,8 @@ class Policy(WorkingSet):
         self.task = ""
 
     def begin(self, task: str = "") -> None:
-        old = self.profiles.get(self.task)
         share = self.current / max(self.current.sum(), 1)
-        self.profiles[self.task] = share if old is None else self.memory * old + (1 - self.memory) * share
+        self.profiles[self.task] = self.memory * self.profiles.get(self.task, 0.0) + share
         self.current = np.zeros(self.shape)
         n = self.requests[task] = self.requests.get(task, 0) + 1
         if task != self.task or (n - 2) % self.period == 0:
