@@ -225,6 +225,41 @@ def test_openai_forces_a_tool(client: openai.OpenAI) -> None:
     assert chat(client, messages=after, tools=[TOOL], tool_choice="none").choices[0].message.tool_calls is None
 
 
+def test_openai_allows_some_tools(client: openai.OpenAI) -> None:
+    other = {"type": "function", "function": {"name": "sub"}}
+    few: dict[str, Any] = {"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": few}
+    answer = chat(client, tools=[other, TOOL], tool_choice=choice, max_tokens=300, temperature=1)
+    assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["add"]
+    flat: dict[str, Any] = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}
+    tools: list[Any] = [{"type": "function", **tool["function"]} for tool in (other, TOOL)]  # type: ignore[dict-item]
+    said = client.responses.create(model="tiny", input="x", tools=tools, tool_choice=flat)  # type: ignore[arg-type]
+    assert [item.name for item in said.output if item.type == "function_call"] == ["add"]
+    for wrong, why in (({"tools": []}, "allowed_tools needs a list"), ({"tools": [{"name": "x"}]}, "no tool 'x'")):
+        with pytest.raises(openai.BadRequestError, match=why):
+            chat(client, tools=[TOOL], tool_choice={"type": "allowed_tools", "allowed_tools": few | wrong})
+
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+CALLS = "root ::= " + json.dumps(CALL) + '{2} "and so on"'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_ends_with_the_first_call_where_one_is_wanted(client: openai.OpenAI, stream: bool) -> None:
+    def calls(**more: Any) -> tuple[int, str, str]:
+        asked: dict[str, Any] = {"tools": [TOOL], "max_tokens": 300, "reasoning_effort": "none", "stream": stream}
+        answer = chat(client, **asked, extra_body={"grammar": CALLS}, **more)
+        if not stream:
+            (one,) = answer.choices
+            return len(one.message.tool_calls), one.message.content or "", one.finish_reason
+        deltas = [chunk.choices[0] for chunk in answer]
+        found = [call for one in deltas for call in one.delta.tool_calls or ()]
+        return len(found), "".join(one.delta.content or "" for one in deltas), deltas[-1].finish_reason
+
+    assert calls() == calls(parallel_tool_calls=True) == (2, "and so on", "tool_calls")
+    assert calls(parallel_tool_calls=False) == (1, "", "tool_calls")
+
+
 def test_openai_formats(client: openai.OpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
     answer = chat(client, response_format=schema, max_tokens=300, temperature=1, reasoning_effort="none")
@@ -301,6 +336,30 @@ def test_openai_responses(client: openai.OpenAI) -> None:
     assert forced.output[-1].type == "function_call" and forced.output[-1].name == "add"
     with client.responses.stream(model="tiny", input="hello", **wanted) as stream:
         assert stream.get_final_response().output[-1].type == "function_call"
+    long: dict[str, Any] = {"model": "tiny", "input": "hello " * 1000, "max_output_tokens": 3}
+    assert client.responses.create(**long, truncation="auto").truncation == "auto"
+    for more in ({}, {"truncation": "disabled"}):
+        with pytest.raises(openai.BadRequestError, match="tokens, the context holds 1024"):
+            client.responses.create(**long, **more)  # type: ignore[call-overload]
+
+
+def test_openai_responses_tell_probabilities(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "input": "hello", "max_output_tokens": 5, "temperature": 0}
+    asked |= {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "parallel_tool_calls": False}
+    answer = client.responses.create(**asked)
+    assert answer.top_logprobs == 2 and answer.parallel_tool_calls is False
+    told = answer.output[0].content[0].logprobs
+    want = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert [(one.token, one.logprob, one.bytes) for one in told] == [
+        (one.token, one.logprob, one.bytes) for one in want
+    ]
+    assert [len(one.top_logprobs) for one in told] == [2] * 5
+    events = list(client.responses.create(**asked, stream=True))
+    streamed = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert streamed and [one.logprob for one in done.logprobs] == [one.logprob for one in told]
+    assert [one.logprob for one in streamed] == [one.logprob for one in told][: len(streamed)]
+    assert events[-1].response.output[0].content[0].logprobs == told
 
 
 def test_openai_errors_have_their_types(client: openai.OpenAI) -> None:
@@ -311,6 +370,8 @@ def test_openai_errors_have_their_types(client: openai.OpenAI) -> None:
     }  # fmt: skip
     with pytest.raises(openai.BadRequestError, match="n: .*greater than or equal to 1"):
         chat(client, n=0)
+    with pytest.raises(openai.BadRequestError, match="top_logprobs needs logprobs to be true"):
+        chat(client, top_logprobs=2)
     with pytest.raises(openai.BadRequestError, match="does not support image input"):
         image = {"type": "image_url", "image_url": {"url": "http://x/y.png"}}
         chat(client, messages=[{"role": "user", "content": [image]}])

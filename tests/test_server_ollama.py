@@ -71,6 +71,19 @@ def test_an_empty_request_loads_and_unloads(live: Live) -> None:
     assert "other:latest" not in live.service.host.running
 
 
+def test_an_embedding_of_nothing_loads(live: Live) -> None:
+    for body in ({}, {"input": None}, {"input": ""}, {"input": []}):
+        said = live.http.post("/api/embed", json={"model": "other", "keep_alive": 0} | body)
+        assert said.status_code == 200 and said.json()["embeddings"] == []
+
+
+def test_a_file_of_the_command_line_is_not_in_the_library(live: Live) -> None:
+    why = {"error": "model 'tiny' is a file that the server was started with: the library has it not"}
+    copied = live.http.post("/api/copy", json={"source": "tiny", "destination": "x"})
+    deleted = live.http.request("DELETE", "/api/delete", json={"model": "tiny"})
+    assert [(said.status_code, said.json()) for said in (copied, deleted)] == [(400, why)] * 2
+
+
 LONG = {"model": "tiny", "prompt": "a", "raw": True}
 
 
@@ -117,7 +130,7 @@ GOLDEN = [
     (chat(messages="x"), 400, "messages: input should be a valid list"),
     (chat(options={"num_ctx": "8"}), 400, 'option "num_ctx" must be of type integer'),
     (chat(options={"temperature": "hot"}), 400, 'option "temperature" must be of type float32'),
-    (chat(options={"stop": "x"}), 400, 'option "stop" must be of type array'),
+    (chat(options={"stop": 3}), 400, 'option "stop" must be of type array'),
     (chat(options={"stop": [1]}), 400, 'option "stop" must be of an array of strings'),
     (chat(options={"top_p": -2}), 400, "top_p is -2.0; it must be between 0 and 1"),
     (chat(logprobs=True, top_logprobs=21), 400, "top_logprobs must be between 0 and 20"),
@@ -145,6 +158,7 @@ def test_durations_are_gos() -> None:
 
 
 def test_options_have_types_and_unknown_ones_a_warning() -> None:
+    assert options_of({"stop": "a"}) == ({"stop": ["a"]}, [])
     known, warnings = options_of({"num_predict": 3.0, "seed": None, "stop": ["a"], "moon": 1})
     assert (known, warnings) == ({"num_predict": 3, "stop": ["a"]}, ["invalid option provided: moon"])
 

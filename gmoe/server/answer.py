@@ -83,6 +83,9 @@ class Answer:
             given = parser.push(text) + (parser.close() if reason else [])
             piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
             called = called or bool(piece.tool_calls)
+            if ask.one_call and called:
+                stream.close()
+                reason, piece, _ = "stop", piece._replace(tool_calls=piece.tool_calls[:1]), list(stream)
             if not ask.mute:
                 yield piece._replace(usage=usage() if ask.timed else None)
         if ask.mute:

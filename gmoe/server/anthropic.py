@@ -156,6 +156,7 @@ def _conversation(given: CountBody) -> dict[str, Any]:
         "messages": messages,
         "tools": tools,
         "tool_choice": choice,
+        "one_call": (given.tool_choice or {}).get("disable_parallel_tool_use") is True,
         "think": None if enabled is None else enabled in ("enabled", "adaptive"),
         "think_strict": False,
     }

@@ -34,6 +34,7 @@ class Ask:
     context: Sequence[int] = ()  # ids of the conversation before the prompt
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str | None = None  # "none", "auto", "required", or the name of a function
+    one_call: bool = False  # the answer ends with the first call of a tool
     think: bool | str | None = None
     think_strict: bool = True  # asking a model to think that cannot is an error
     template_values: Mapping[str, Any] = field(default_factory=dict)

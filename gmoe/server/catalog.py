@@ -66,13 +66,17 @@ class Catalog:
             parsed = ModelName.parse(name)
         except InvalidName:
             raise Refused(404, f"model '{name}' not found") from None
-        for known, path in self.files.items():
-            if known.casefold() == str(parsed).casefold():
-                return _of_file(known, path)
+        known = self.file_called(parsed)
+        if known is not None:
+            return _of_file(known, self.files[known])
         try:
             return self._of_library(parsed, self.library.resolve(parsed))
         except ModelNotFound:
             raise Refused(404, f"model '{name}' not found") from None
+
+    def file_called(self, name: ModelName) -> str | None:
+        """The name of one of `files` as it is spelled there, whatever the case of the letters."""
+        return next((known for known in self.files if known.casefold() == str(name).casefold()), None)
 
     def entries(self) -> list[Entry]:
         """All of them; the files first, then the library's, the one changed last first."""

@@ -53,7 +53,7 @@ IDLE: Mapping[str, Collection[Any]] = {  # what changes nothing here, and the va
     **dict.fromkeys(("id_slot", "sse_ping_interval"), (-1,)),
     **dict.fromkeys(("n_keep", "n_discard", "n_cache_reuse"), (0,)),
     **dict.fromkeys(("backend_sampling", "verbose"), (False,)),
-    "parallel_tool_calls": (True,),
+    "verbosity": ("medium",),
     "reasoning_format": ("auto", "deepseek"),
 }
 

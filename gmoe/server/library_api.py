@@ -110,7 +110,7 @@ class LibraryApi:
         try:
             await asyncio.to_thread(self.library.copy, source, target)
         except ModelNotFound:
-            raise Refused(404, f"model '{given.source}' not found") from None
+            raise self._missing(given.source) from None
         return Response(status_code=200)
 
     async def delete(self, request: Request) -> Response:
@@ -122,8 +122,14 @@ class LibraryApi:
             await self.host.unload(name)
             await asyncio.to_thread(self.library.remove, parsed)
         except ModelNotFound:
-            raise Refused(404, f"model '{name}' not found") from None
+            raise self._missing(name) from None
         return Response(status_code=200)
+
+    def _missing(self, name: str) -> Refused:
+        """Why a model is not in the library."""
+        if self.host.catalog.file_called(name_of(name)) is None:
+            return Refused(404, f"model '{name}' not found")
+        return Refused(400, f"model '{name}' is a file that the server was started with: the library has it not")
 
     async def pull(self, request: Request) -> Response:
         """A model from a registry."""

@@ -96,7 +96,7 @@ class EmbedBody(Body):
     """POST /api/embed"""
 
     model: str
-    input: str | list[str]
+    input: str | list[str] | None = None  # nothing: the model is only loaded
     truncate: bool | None = None
     dimensions: int | None = Field(None, ge=1)
     keep_alive: float | str | None = None
@@ -316,6 +316,7 @@ def options_of(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             if not isinstance(value, bool):
                 raise Refused(400, f'option "{name}" must be of type boolean')
         elif name == "stop":
+            value = [value] if isinstance(value, str) else value  # which its documentation allows and its server not
             if not isinstance(value, list):
                 raise Refused(400, f'option "{name}" must be of type array')
             if not all(isinstance(text, str) for text in value):

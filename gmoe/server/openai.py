@@ -63,6 +63,7 @@ class ChatBody(Sampled):
     messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -81,6 +82,8 @@ def parse_chat(body: Any) -> Ask:
     if given.max_completion_tokens is not None:
         given.max_tokens = given.max_completion_tokens
     wanted = sampling(given)
+    if given.top_logprobs is not None and not given.logprobs:
+        raise Refused(400, "top_logprobs needs logprobs to be true")
     if given.logprobs:
         if not 0 <= (given.top_logprobs or 0) <= 20:
             raise Refused(400, "top_logprobs must be between 0 and 20")
@@ -91,6 +94,7 @@ def parse_chat(body: Any) -> Ask:
         messages=[message_of(given.model, message) for message in given.messages],
         tools=tools,
         tool_choice=choice,
+        one_call=given.parallel_tool_calls is False,
         think=think_of(effort),
         template_values=given.chat_template_kwargs or {},
         **common(given, wanted, body),
@@ -188,6 +192,8 @@ def chosen_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[st
     for tool in tools:
         if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
             raise Refused(400, "tools: each needs a type of 'function' and a function with a name")
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        tools, choice = _allowed(tools, choice.get("allowed_tools") or choice)
     if isinstance(choice, dict):
         name = (choice.get("function") or choice).get("name")
         tools = [tool for tool in tools if tool["function"]["name"] == name]
@@ -199,6 +205,17 @@ def chosen_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[st
     if choice == "required" and not tools:
         raise Refused(400, "tool_choice is 'required', and there are no tools")
     return ([] if choice == "none" else tools), choice or "auto"
+
+
+def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+    """Those of the tools that are allowed, and whether one of them must be called."""
+    given = choice.get("tools")
+    listed = [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
+    names = {str((tool.get("function") or tool).get("name")) for tool in listed}
+    if not names or (unknown := names - {tool["function"]["name"] for tool in tools}):
+        what = f"there is no tool {min(unknown)!r}" if names else "allowed_tools needs a list of tools"
+        raise Refused(400, f"tool_choice: {what}")
+    return [tool for tool in tools if tool["function"]["name"] in names], choice.get("mode", "auto")
 
 
 def response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -358,9 +375,12 @@ def timings(usage: Usage) -> dict[str, Any]:
 
 
 def _chat_logprobs(piece: Piece) -> dict[str, Any] | None:
-    if not piece.logprobs:
-        return None
-    return {"content": [_chosen(t) | {"top_logprobs": [_chosen(top) for top in t.top]} for t in piece.logprobs]}
+    return {"content": logprobs_of(piece.logprobs)} if piece.logprobs else None
+
+
+def logprobs_of(tokens: Sequence[Chosen]) -> list[dict[str, Any]]:
+    """How probable tokens were, and those likeliest in their places."""
+    return [_chosen(token) | {"top_logprobs": [_chosen(top) for top in token.top]} for token in tokens]
 
 
 def _chosen(token: Chosen) -> dict[str, Any]:

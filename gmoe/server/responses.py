@@ -3,8 +3,10 @@
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, Usage, whole
 from gmoe.server.body import Body, read
@@ -13,6 +15,7 @@ from gmoe.server.openai import (
     DEFAULTS,
     chosen_tools,
     encode,
+    logprobs_of,
     media,
     read_call,
     refuse,
@@ -22,6 +25,7 @@ from gmoe.server.openai import (
 )
 from gmoe.server.stream import Chunk
 
+LOGPROBS = "message.output_text.logprobs"  # as `include` has it
 __all__ = ["encode", "media", "parse", "refuse", "render"]
 
 
@@ -37,6 +41,12 @@ class ResponsesBody(Body):
     stream: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None  # of tools that a service runs itself: here there are none
+    include: list[str] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    truncation: Literal["auto", "disabled"] | None = None
+    stream_options: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     previous_response_id: str | None = None
@@ -68,11 +78,17 @@ def parse(body: Any) -> Ask:
     wished = {"max_tokens": given.max_output_tokens, "temperature": given.temperature, "top_p": given.top_p}
     sampling = {name: value for name, value in wished.items() if value is not None}
     sampling |= response_format((given.text or {}).get("format"))
+    if given.top_logprobs is not None or LOGPROBS in (given.include or ()):
+        sampling["logprobs"] = given.top_logprobs or 0
+    shortened = given.truncation == "auto"
     return Ask(
         model=given.model,
         messages=messages or [{"role": "user", "content": ""}],
         tools=tools,
         tool_choice=choice,
+        one_call=given.parallel_tool_calls is False,
+        truncate=shortened,
+        shift=shortened,
         think=think_of((given.reasoning or {}).get("effort")),
         think_strict=False,
         sampling=sampling,
@@ -92,7 +108,7 @@ def render(ask: Ask, events: Events) -> Iterator[Chunk]:
         if piece.thinking:
             output.append(_reasoning(_id("rs"), piece.thinking))
         if piece.content or not piece.tool_calls:
-            output.append(_said(_id("msg"), piece.content))
+            output.append(_said(_id("msg"), piece.content, logprobs_of(piece.logprobs)))
         output += [_called(_id("fc"), call.id, call.name, _json(call.arguments)) for call in piece.tool_calls]
         yield _ended(response, output, end)
         return
@@ -112,10 +128,13 @@ class _Stream:
         self._number = -1
         self._output: list[dict[str, Any]] = []
         self._kind = self._id = self._text = ""
+        self._logprobs: list[dict[str, Any]] = []  # of the open message, as far as they were told
+        self._untold: list[dict[str, Any]] = []  # of tokens that gave no text yet
 
     def push(self, piece: Piece) -> Iterator[Chunk]:
         """What one piece adds."""
         yield from self._begin()
+        self._untold += [] if piece.thinking else logprobs_of(piece.logprobs)
         for kind, text in (("reasoning", piece.thinking), ("message", piece.content)):
             if text:
                 yield from self._open(kind)
@@ -151,7 +170,7 @@ class _Stream:
         if kind == self._kind:
             return
         yield from self._close()
-        self._kind, self._text = kind, ""
+        self._kind, self._text, self._logprobs = kind, "", []
         self._id = _id("rs" if kind == "reasoning" else "msg")
         item = _reasoning(self._id, "") if kind == "reasoning" else _said(self._id, "")
         item |= {"content": [], "status": "in_progress"}
@@ -162,15 +181,19 @@ class _Stream:
         if not self._kind:
             return
         yield self._of_part("done", text=self._text)
-        yield self._part("response.content_part.done", _part(self._kind, self._text))
-        item = _reasoning(self._id, self._text) if self._kind == "reasoning" else _said(self._id, self._text)
+        logprobs = self._logprobs
+        yield self._part("response.content_part.done", _part(self._kind, self._text, logprobs))
+        item = _reasoning(self._id, self._text) if self._kind == "reasoning" else _said(self._id, self._text, logprobs)
         yield self._event("response.output_item.done", output_index=len(self._output), item=item)
         self._output.append(item)
         self._kind = ""
 
     def _of_part(self, what: str, **body: Any) -> Chunk:
-        name = "reasoning_text" if self._kind == "reasoning" else "output_text"
-        more: dict[str, Any] = {} if self._kind == "reasoning" else {"logprobs": []}
+        name, more = "reasoning_text", dict[str, Any]()
+        if self._kind == "message":
+            name, more = "output_text", {"logprobs": self._untold}
+            self._logprobs, self._untold = [*self._logprobs, *self._untold], []
+            more = more if what == "delta" else {"logprobs": self._logprobs}
         where = {"item_id": self._id, "output_index": len(self._output), "content_index": 0}
         return self._event(f"response.{name}.{what}", **where, **body, **more)
 
@@ -213,7 +236,7 @@ def _response(ask: Ask) -> dict[str, Any]:
         "metadata": given.metadata or {},
         "model": ask.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": given.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": (given.reasoning or {}).get("effort"), "summary": None},
         "store": False,
@@ -222,7 +245,8 @@ def _response(ask: Ask) -> dict[str, Any]:
         "tool_choice": given.tool_choice or "auto",
         "tools": given.tools or [],
         "top_p": given.top_p if given.top_p is not None else 1.0,
-        "truncation": "disabled",
+        "top_logprobs": given.top_logprobs or 0,
+        "truncation": given.truncation or "disabled",
         "usage": None,
         "user": None,
     }
@@ -238,8 +262,8 @@ def _ended(response: dict[str, Any], output: list[dict[str, Any]], end: End) -> 
     }
 
 
-def _said(id: str, text: str) -> dict[str, Any]:
-    part = _part("message", text)
+def _said(id: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    part = _part("message", text, logprobs)
     return {"id": id, "type": "message", "status": "completed", "role": "assistant", "content": [part]}
 
 
@@ -247,10 +271,10 @@ def _reasoning(id: str, text: str) -> dict[str, Any]:
     return {"id": id, "type": "reasoning", "summary": [], "content": [_part("reasoning", text)], "status": "completed"}
 
 
-def _part(kind: str, text: str) -> dict[str, Any]:
+def _part(kind: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
 def _called(id: str, call_id: str, name: str, arguments: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class TextApi:
         began = time.perf_counter()
         given = read(ollama.EmbedBody, await read_json(request))
         options, _ = ollama.options_of(given.options or {})
-        inputs = [given.input] if isinstance(given.input, str) else given.input
+        inputs = [given.input] * bool(given.input) if isinstance(given.input, str) else given.input or []
         vectors, count, waited = await self.service.embed(
             given.model,
             list(inputs),
