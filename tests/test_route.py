@@ -20,7 +20,7 @@ from tests.test_miss import IDS, Here, small
 
 NEUTRAL: dict[str, dict[str, Any]] = {
     "exact": {}, "cache_prior": {"prior": 0}, "smoe": {"alpha": 0}, "adaptive_k": {"threshold": 0}, "odp": {"beta": 0},
-    "little": {"mass": 1.0},
+    "little": {"mass": 1.0}, "resident_only": {"keep": 1024},
 }  # fmt: skip
 LOSSY: dict[str, dict[str, Any]] = {
     "cache_prior": {"prior": 5.0}, "smoe": {"alpha": 1.0}, "adaptive_k": {"threshold": 1.0}, "odp": {"beta": 1.0},

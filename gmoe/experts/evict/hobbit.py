@@ -1,7 +1,8 @@
 """HOBBIT's four terms (arXiv 2411.01433): recency, uses, heavy uses and the distance to its layer, weighted.
 
 The paper fits the weights to a calibration set and does not print them; these are equal. A heavy use is one that
-HOBBIT would serve in high precision: the weights before it in its token sum to `heavy` or less.
+HOBBIT would serve in high precision: the weights before it in its token sum to `heavy` or less. As in the paper twins
+have slots of their own; who leaves those is the least recently used.
 """
 
 import numpy as np

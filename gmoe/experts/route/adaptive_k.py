@@ -11,7 +11,8 @@ from gmoe.experts.policy import Floats, Ids, PolicyError, RoutePolicy, Scores, w
 class Policy(RoutePolicy):
     """The tail is dropped as long as (its part of the weight) ** 2 * sensitivity < threshold; tokens one at a time.
 
-    `sensitivity` of each layer: what `gmoe trace sensitivity` measures.
+    `sensitivity` of each layer: what `gmoe trace sensitivity` measures; the paper's comes from gradients. Its tail
+    is the second of two experts.
     """
 
     def __init__(self, sensitivity: Sequence[float], threshold: float = 0.005):

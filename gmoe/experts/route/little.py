@@ -7,7 +7,10 @@ from gmoe.experts.policy import Floats, Ids, RoutePolicy, Scores, within
 
 
 class Policy(RoutePolicy):
-    """A token whose better half of experts has at least `mass` of the weight gets only that half; 1: exact."""
+    """A token whose better half of experts has at least `mass` of the weight gets only that half; 1: exact.
+
+    What the paper looks at instead of the weight, and what it falls back to, is not known here.
+    """
 
     def __init__(self, mass: float = 0.8):
         self.mass = within("mass", mass, 0, 1)

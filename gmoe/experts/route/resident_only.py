@@ -7,7 +7,10 @@ from gmoe.experts.policy import Floats, Ids, RoutePolicy, Scores, within
 
 
 class Policy(RoutePolicy):
-    """The first `keep` choices are always served; where too few are resident, the best absent ones are asked for."""
+    """The first `keep` choices are always served; where too few are resident, the best absent ones are asked for.
+
+    With `keep` of as many as a token has it is exact.
+    """
 
     def __init__(self, keep: int = 0):
         self.keep = int(within("keep", keep, 0, 1024))

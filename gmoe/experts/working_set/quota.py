@@ -1,7 +1,8 @@
 """AdapMoE's slots by layer (arXiv 2408.10284): the split of the budget with the fewest misses, by measured curves.
 
-The curve of a layer says how many asks its n most used experts would have served. Counting most used first makes it
-concave, so that giving each slot to the layer that gains most is the dynamic programme's own answer.
+The curve of a layer says how many asks its n most used experts would have served; the paper has a formula, for eight
+experts of which two are used. Counting most used first makes it concave, so that giving each slot to the layer that
+gains most is the dynamic programme's own answer. These experts fill a layer's slots; in the paper it is by LRU.
 """
 
 from collections.abc import Sequence
