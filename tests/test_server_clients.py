@@ -370,6 +370,11 @@ def test_openai_errors_have_their_types(client: openai.OpenAI) -> None:
     }  # fmt: skip
     with pytest.raises(openai.BadRequestError, match="n: .*greater than or equal to 1"):
         chat(client, n=0)
+    with pytest.raises(
+        openai.BadRequestError, match="reasoning effort is banana; it must be one of none, minimal, low"
+    ):
+        chat(client, reasoning_effort="banana")
+    assert chat(client, reasoning_effort="xhigh").choices
     with pytest.raises(openai.BadRequestError, match="top_logprobs needs logprobs to be true"):
         chat(client, top_logprobs=2)
     with pytest.raises(openai.BadRequestError, match="does not support image input"):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from gmoe.options import RuntimeOptions
+from gmoe.library.demo import bundle
 from gmoe.server.ask import Refused
 from gmoe.server.ollama import duration, keep_alive_of, options_of, parse_chat, parse_generate
 from tests.factory import write_model
@@ -81,7 +82,23 @@ def test_a_file_of_the_command_line_is_not_in_the_library(live: Live) -> None:
     why = {"error": "model 'tiny' is a file that the server was started with: the library has it not"}
     copied = live.http.post("/api/copy", json={"source": "tiny", "destination": "x"})
     deleted = live.http.request("DELETE", "/api/delete", json={"model": "tiny"})
-    assert [(said.status_code, said.json()) for said in (copied, deleted)] == [(400, why)] * 2
+    made = live.http.post("/api/create", json={"model": "x", "from": "tiny", "stream": False})
+    assert [(said.status_code, said.json()) for said in (copied, deleted, made)] == [(400, why)] * 3
+
+
+@pytest.mark.skipif(not bundle(), reason="no demo model is bundled")
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"draft_files": {"d.gguf": "sha256:0"}}, "draft models are not supported: gmoe runs a single GGUF file"),
+        ({"adapters": {"a.gguf": "sha256:0"}}, "adapters are not supported: gmoe runs a single GGUF file"),
+        ({"remote_host": "http://x"}, "remote_host is not supported: models run here"),
+        ({"quantization": "q9"}, "q9 is not a type that can be written"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused(live: Live, more: dict[str, Any], why: str) -> None:
+    said = live.http.post("/api/create", json={"model": "x", "from": "demo", "stream": False} | more)
+    assert said.status_code == 400 and said.json()["error"].startswith(why)
 
 
 LONG = {"model": "tiny", "prompt": "a", "raw": True}

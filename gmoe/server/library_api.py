@@ -90,14 +90,12 @@ class LibraryApi:
             try:
                 with ExitStack() as stack:
                     source = modelfile
-                    if given.quantize:
-                        smaller = quantized(
-                            self.library, modelfile, None, given.quantize, lambda step: put(progress_line(step))
-                        )
+                    if kind := given.quantize or given.quantization:
+                        smaller = quantized(self.library, modelfile, None, kind, lambda step: put(progress_line(step)))
                         source = stack.enter_context(smaller)
                     create(self.library, name, source, None, lambda status: put({"status": status}))
             except ModelNotFound as error:
-                raise Refused(404, str(error)) from None
+                raise self._missing(given.from_ or "", str(error)) from None
             except (LibraryError, GGUFError) as error:
                 raise Refused(400, str(error)) from None
 
@@ -125,10 +123,10 @@ class LibraryApi:
             raise self._missing(name) from None
         return Response(status_code=200)
 
-    def _missing(self, name: str) -> Refused:
+    def _missing(self, name: str, otherwise: str = "") -> Refused:
         """Why a model is not in the library."""
         if self.host.catalog.file_called(name_of(name)) is None:
-            return Refused(404, f"model '{name}' not found")
+            return Refused(404, otherwise or f"model '{name}' not found")
         return Refused(400, f"model '{name}' is a file that the server was started with: the library has it not")
 
     async def pull(self, request: Request) -> Response:

@@ -77,6 +77,10 @@ class CreateBody(NameBody):
     parameters: dict[str, Any] | None = None
     messages: list[CreateMessage] | None = None
     quantize: str | None = None
+    quantization: str | None = None  # the same, as older clients have it
+    draft_files: dict[str, str] | None = None
+    draft_quantize: str | None = None
+    remote_host: str | None = None
     renderer: str | None = None
     parser: str | None = None
     requires: str | None = None
@@ -192,6 +196,10 @@ def recipe(body: CreateBody) -> Modelfile:
     """The Modelfile that a create request means; FROM is another model or the digest of a blob, never a path."""
     if body.adapters:
         raise Refused(400, "adapters are not supported: gmoe runs a single GGUF file")
+    if body.draft_files or body.draft_quantize:
+        raise Refused(400, "draft models are not supported: gmoe runs a single GGUF file")
+    if body.remote_host:
+        raise Refused(400, "remote_host is not supported: models run here")
     if body.from_:
         source = str(name_of(body.from_)) if not body.from_.startswith("sha256:") else body.from_
     elif body.files:

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from gmoe.server.ask import Ask, Chosen, End, Events, Loading, Piece, Refused, ToolCall, Usage, Whole, together, wholes
-from gmoe.server.body import Body, read
+from gmoe.server.body import Body, read, short
 from gmoe.server.catalog import Entry
 from gmoe.server.lacking import ELSEWHERE, OPENAI, checked
 from gmoe.server.llama_options import SamplingBody, sampled
-from gmoe.server.ollama import keep_alive_of
+from gmoe.server.ollama import LEVELS, keep_alive_of
 from gmoe.server.stream import Chunk, to_bytes
 
 media = "text/event-stream"
@@ -239,7 +239,11 @@ def think_of(effort: Any) -> bool | str | None:
         return None
     if effort in ("none", "off"):
         return False
-    return {"minimal": "low", "xhigh": "high"}.get(str(effort), str(effort))
+    level = {"minimal": "low", "xhigh": "max", "ultra": "max"}.get(str(effort), str(effort))
+    if level not in LEVELS:
+        known = ", ".join(["none", "minimal", *LEVELS, "xhigh", "ultra"])
+        raise Refused(400, f"reasoning effort is {short(effort)}; it must be one of {known}")
+    return level
 
 
 def sampling(given: Sampled) -> dict[str, Any]:
