@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gmoe.options import RuntimeOptions
 from gmoe.library.demo import bundle
+from gmoe.options import RuntimeOptions
 from gmoe.server.ask import Refused
 from gmoe.server.ollama import duration, keep_alive_of, options_of, parse_chat, parse_generate
 from tests.factory import write_model
