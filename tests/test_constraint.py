@@ -185,6 +185,9 @@ CLOSED = [  # schema, what it accepts, what it does not
     ),
     ({"type": "integer"}, [str(MOST_INTEGER), str(-MOST_INTEGER), "0"], [str(MOST_INTEGER + 1), "1.5"]),
     ({"type": ["integer", "null"]}, ["7", "null"], ["1" * 20]),
+    ({"type": "string", "format": "path"}, ['"a b"'], ["7"]),
+    ({"type": "string", "format": "date"}, ['"2026-11-27"'], ['"a b"']),
+    ({"properties": {"format": {"const": {"format": "x"}}}}, ['{"format":{"format": "x"}}'], ['{"format":{}}']),
     ({"type": "integer", "minimum": 0}, ["1" * 20], ["-1"]),
 ]
 

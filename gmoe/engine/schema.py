@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST_INTEGER = 2**53 - 1  # what every reader of JSON holds exactly
+FORMATS = frozenset(  # of texts, that JSON Schema defines; any other says nothing
+    "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri uri-reference iri iri-reference "
+    "uuid uri-template json-pointer relative-json-pointer regex".split()
+)
 _NAMED = ("properties", "$defs", "definitions")  # keywords that hold schemas by name
 _HELD = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")  # a schema, or a list of them
 # What one part closes another may need: such schemas stay as they are.
@@ -15,7 +19,7 @@ def bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema without two things that go on for ever: whatever follows it follows `schema` too.
 
     Where nothing is said of other properties than those named there are none, as in llama.cpp, and an integer without
-    bounds has 53 bits at most.
+    bounds has 53 bits at most. A format that is nobody's, such as "path", is left out.
     """
     if any(_together(part) for part in _parts(schema)):
         return schema
@@ -31,6 +35,8 @@ def _bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
         if keyword in schema:
             held = schema[keyword]
             out[keyword] = [_inside(one) for one in held] if isinstance(held, list) else _inside(held)
+    if isinstance(schema.get("format"), str) and schema["format"] not in FORMATS:
+        del out["format"]
     if _closes(schema):
         out["additionalProperties"] = False
     if _endless(schema):
