@@ -277,6 +277,16 @@ def test_the_newer_samplers_count(live: Live) -> None:
     assert said.status_code == 400 and said.json()["error"]["message"] == "mirostat is 3; it must be between 0 and 2"
 
 
+def test_no_slot_is_saved(live: Live) -> None:
+    said = live.http.post("/slots/0?action=save", json={"filename": "x"})
+    assert said.status_code == 501 and said.json()["error"]["type"] == "not_supported_error"
+    assert "slots are not saved" in said.json()["error"]["message"]
+
+
+def test_a_top_k_below_0_is_off_under_v1_too() -> None:
+    assert said(top_k=-1).sampling == {"top_k": 0} and said().sampling == {}
+
+
 def test_a_bias_is_for_ids_and_for_texts(live: Live) -> None:
     ids = live.http.post("/tokenize", json={"model": "tiny", "content": "hello and"}).json()["tokens"]
     for bias in ([["hello and", 1000]], {"hello and": 1000}, [[id, 1000] for id in ids]):

@@ -13,7 +13,8 @@ from gmoe.server.openai import encode, media
 from gmoe.server.stream import Chunk
 
 __all__ = ["encode", "media", "refuse"]
-TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
+TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+TYPES |= {501: "not_supported_error", 503: "unavailable_error"}
 
 
 class TokenizeBody(Body):

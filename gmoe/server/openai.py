@@ -250,6 +250,8 @@ def sampling(given: Sampled) -> dict[str, Any]:
     """Fields of `SamplingParams`."""
     names = ("max_tokens", "grammar", "json_schema")
     wanted = sampled(given) | {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    if wanted.get("top_k", 0) < 0:  # off, as for llama-server
+        wanted["top_k"] = 0
     if wanted.get("max_tokens", 1) < 1:
         del wanted["max_tokens"]
     if given.stop is not None:

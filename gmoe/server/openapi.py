@@ -66,6 +66,8 @@ def description() -> dict[str, Any]:
         "delete": _operation("Forget a model.", (), references[(ollama_models.NameBody, "validation")])
     }
     paths["/v1/models/{id}"] = {"get": _operation("A model.", (JSON,)) | {"parameters": [_parameter("id")]}}
+    slot = _operation("Refused: no slot is saved, restored or erased.", ())
+    paths["/slots/{id}"] = {"post": slot | {"parameters": [_parameter("id")]}}
     digest = {"parameters": [_parameter("digest")]}
     blob: dict[str, Any] = {"requestBody": {"content": {"application/octet-stream": {}}}}
     paths["/api/blobs/{digest}"] = {

@@ -43,6 +43,7 @@ class TextApi:
             ("/tokenize", spoken(llama, self.tokenize)),
             ("/detokenize", spoken(llama, self.detokenize)),
             ("/apply-template", spoken(llama, self.apply_template)),
+            ("/slots/{id}", spoken(llama, self.slot)),
         ]
         gets: list[tuple[str, Dialect, Endpoint]] = [
             ("/v1/models", openai, self.models),
@@ -172,6 +173,10 @@ class TextApi:
         if "fail_on_no_slot" in request.query_params and all(slot["is_processing"] for slot in slots):
             raise Refused(503, "no slot available")
         return json_response(slots)
+
+    async def slot(self, request: Request) -> Response:
+        """POST /slots/{id}?action=save, restore or erase: what has been computed is found again by itself"""
+        raise Refused(501, "slots are not saved or erased here: an answer finds what any other has computed")
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics"""
