@@ -139,6 +139,23 @@ def test_sums_at_the_limits_of_their_numbers_change_no_bit(total: int, level: st
     assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))
 
 
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("total", [500, 1022, 1023, 1024, 1025, 2032])
+@pytest.mark.parametrize(("name", "codes"), [("Q6_K", slice(192)), ("Q3_K", slice(96)), ("Q2_K", slice(16, 80))])
+def test_sums_of_16_at_the_limits_of_words_change_no_bit(name: str, codes: slice, total: int, level: str) -> None:
+    """16 activations of one sign add up to `total`, which meets codes that are all smallest or all largest."""
+    group = np.full(16, 127)
+    group[1:] = np.minimum((total - 127) // 15 + (np.arange(15) < (total - 127) % 15), 127)
+    x = torch.from_numpy(np.stack([np.tile(g, 16) for g in (group, -group)]).astype(np.float32))
+    x = torch.cat([x, x.roll(1, 0).repeat_interleave(7, 0), x.repeat_interleave(8, 0), activations(3, 256)])
+    w = random_rows(name, 32, 256)
+    for row in range(24):
+        w.data[row, codes] = row % 2 * 255
+    whole = cpu_ops.matmul(x, w, level=level)
+    assert_near(whole, x, w)
+    assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if cpu_ops.has_values(name)])
 def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     w, ids = random_rows(name, 9, 512), torch.tensor([8, 0, 3, 3, 7])

@@ -26,6 +26,7 @@ struct alignas(64) Activation {
   float d[8];
   int16_t sum16[16];
   int16_t sum32[8];
+  int16_t size16;  // the largest sum of 16 sizes
 };
 
 // Eight tokens side by side in one block of a wide type, for levels that multiply them as `winograd512.h` says.

@@ -2,10 +2,17 @@
 
 struct Tile {
   __m512i q[64];      // four neighbouring codes of 16 rows; biased ones are moved to a bias of 128
-  __m512i scale[16];  // of each group, or of each pair
+  __m512i scale[16];  // of each group, or of each pair; `by_twos`: words of two neighbouring groups
   __m512i low[8];     // int16 of two neighbouring groups or pairs
   __m512 d[8], m[8];  // by place
 };
+
+// Types whose sums of 16 mostly fit in words (`wide_by_twos`), and the largest of their codes without bias.
+template <class F>
+constexpr int largest = __is_same(F, Q6_K) ? 32 : __is_same(F, Q3_K) ? 4 : __is_same(F, Q2_K) ? 3 : 0;
+template <class F>
+constexpr bool by_twos = largest<F> > 0;
+constexpr __mmask32 odd_words = 0xaaaaaaaa;
 
 // The 32-bit columns of four rows, in each 16-byte lane.
 inline void transpose4(const __m512i* v, __m512i* to) {
@@ -131,7 +138,11 @@ inline void pack_bytes(Q6_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
   __m512i scale[4], end[4];
   columns4((const char*)s + 192, row_bytes, scale);
   columns4((const char*)s + 194, row_bytes, end);
-  for (int g = 0; g < 16; g++) tile.scale[g] = _mm512_srai_epi32(_mm512_slli_epi32(scale[g / 4], 24 - g % 4 * 8), 24);
+  for (int i = 0; i < 4; i++) {
+    const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(scale[i], 8), 8), odd = _mm512_srai_epi16(scale[i], 8);
+    tile.scale[2 * i] = _mm512_mask_blend_epi16(odd_words, even, _mm512_slli_epi32(odd, 16));
+    tile.scale[2 * i + 1] = _mm512_mask_blend_epi16(odd_words, _mm512_srli_epi32(even, 16), odd);
+  }
   tile.d[0] = high_half(end[3]);
 }
 
@@ -307,6 +318,8 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
     __m512i two[4];
     columns4((const char*)u.scale[0] + 16 * h, 32, two);
     for (int i = 0; i < 4; i++) {
+      if (by_twos<F>) tile.scale[4 * h + i] = two[i];
+      if (by_twos<F>) continue;
       tile.scale[8 * h + 2 * i] = _mm512_srai_epi32(_mm512_slli_epi32(two[i], 16), 16);
       tile.scale[8 * h + 2 * i + 1] = _mm512_srai_epi32(two[i], 16);
     }

@@ -39,11 +39,14 @@ inline float round_block(const float* x, int8_t* q) {
 }
 
 inline void add_up(Activation& a) {
+  a.size16 = 0;
   for (int g = 0; g < 16; g++) {
-    int sum = 0;
+    int sum = 0, size = 0;
     for (int i = 0; i < 16; i++) sum += a.q[16 * g + i];
+    for (int i = 0; i < 16; i++) size += a.q[16 * g + i] < 0 ? -a.q[16 * g + i] : a.q[16 * g + i];
     a.sum16[g] = int16_t(sum);
     a.low16[g] = -128 * sum;
+    a.size16 = int16_t(size) > a.size16 ? int16_t(size) : a.size16;
   }
   for (int j = 0; j < 8; j++) {
     int sum = a.sum16[2 * j] + a.sum16[2 * j + 1];

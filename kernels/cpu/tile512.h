@@ -11,6 +11,24 @@ inline __attribute__((always_inline)) void dots(const Tile& tile, const Activati
   }
 }
 
+// The floats of a block, behind its sums.
+template <class F, int T>
+inline void add_block(const Tile& tile, const Activation* a, const __m512i* total, __m512* acc) {
+  __m512i low[T];
+  for (int u = 0; u < T; u++) low[u] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int i = 0; i < (F::pairs ? 4 : 8) * F::lows; i++)
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++)
+      low[u] = _mm512_dpwssd_epi32(low[u], tile.low[i], word(F::pairs ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i));
+#pragma GCC unroll 8
+  for (int u = 0; u < T; u++) {
+    __m512 value = _mm512_mul_ps(tile.d[0], _mm512_cvtepi32_ps(total[u]));
+    if (F::lows) value = _mm512_fnmadd_ps(tile.m[0], _mm512_cvtepi32_ps(low[u]), value);
+    acc[u] = _mm512_fmadd_ps(_mm512_set1_ps(a[u].d[0]), value, acc[u]);
+  }
+}
+
 template <class F, int T>
 __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, __m512* acc) {
   constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
@@ -26,16 +44,47 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
     __m512i scale = tile.scale[g];
     for (int u = 0; u < T; u++) total[u] = _mm512_add_epi32(total[u], _mm512_mullo_epi32(dot[u], scale));
   }
-  for (int u = 0; u < T; u++) {
-    __m512 value = _mm512_mul_ps(tile.d[0], _mm512_cvtepi32_ps(total[u]));
-    if (F::lows) {
-      __m512i low = _mm512_setzero_si512();
-      for (int i = 0; i < groups / 2; i++)
-        low = _mm512_dpwssd_epi32(low, tile.low[i], word(F::pairs ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i));
-      value = _mm512_fnmadd_ps(tile.m[0], _mm512_cvtepi32_ps(low), value);
+  add_block<F, T>(tile, a, total, acc);
+}
+
+// dot[u]: with the sums of code * y of group g.
+template <int T>
+inline __attribute__((always_inline)) void add_dots_of_16(const Tile& tile, const Activation* a, int g, __m512i* dot) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) dot[u] = add_product(dot[u], tile.q[4 * g + i], a[u].q + 16 * g + 4 * i);
+}
+
+// Two groups at a time: where their sums fit in words, `SMALL`, one `vpdpwssd` scales and adds both.
+template <class F, int T, bool SMALL>
+__attribute__((noinline)) void wide_by_twos(const Tile& tile, const Activation* a, __m512* acc) {
+  __m512i total[T];
+#pragma GCC unroll 8
+  for (int u = 0; u < T; u++) total[u] = _mm512_setzero_si512();
+#pragma GCC unroll 1
+  for (int g = 0; g < 16; g += 2) {
+    __m512i even[T], odd[T];
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) even[u] = F::bias ? word(&a[u].low16[g]) : _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) odd[u] = F::bias ? word(&a[u].low16[g + 1]) : _mm512_setzero_si512();
+    add_dots_of_16<T>(tile, a, g, even);
+    add_dots_of_16<T>(tile, a, g + 1, odd);
+    const __m512i scale = tile.scale[g / 2];
+    const __m512i first = _mm512_srai_epi32(_mm512_slli_epi32(scale, 16), 16), second = _mm512_srai_epi32(scale, 16);
+#pragma GCC unroll 8
+    for (int u = 0; u < T; u++) {
+      if (SMALL) {
+        const __m512i both = _mm512_mask_blend_epi16(odd_words, even[u], _mm512_slli_epi32(odd[u], 16));
+        total[u] = _mm512_dpwssd_epi32(total[u], both, scale);
+      } else {
+        total[u] = _mm512_add_epi32(total[u], _mm512_mullo_epi32(even[u], first));
+        total[u] = _mm512_add_epi32(total[u], _mm512_mullo_epi32(odd[u], second));
+      }
     }
-    acc[u] = _mm512_fmadd_ps(_mm512_set1_ps(a[u].d[0]), value, acc[u]);
   }
+  add_block<F, T>(tile, a, total, acc);
 }
 
 template <class F, int T>
@@ -63,8 +112,15 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
 
 template <class F, int T>
 inline void tile_tokens(const Tile& tile, const Activation* a, __m512* acc) {
-  if constexpr (F::wide) wide_tile<F, T>(tile, a, acc);
-  else narrow_tile<F, T>(tile, a, acc);
+  if constexpr (by_twos<F>) {
+    bool small = true;
+    for (int u = 0; u < T; u++) small &= a[u].size16 * largest<F> <= 32767;
+    (small ? wide_by_twos<F, T, true> : wide_by_twos<F, T, false>)(tile, a, acc);
+  } else if constexpr (F::wide) {
+    wide_tile<F, T>(tile, a, acc);
+  } else {
+    narrow_tile<F, T>(tile, a, acc);
+  }
 }
 
 template <class F, int T>
