@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
+from gmoe.engine.suggested import samplers
 from gmoe.experts.memory import available
 from gmoe.options import RuntimeOptions
 
@@ -36,11 +37,6 @@ def _biases(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
         return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in value)}
     except ValueError:
         raise click.BadParameter("must be TOKEN_ID=BIAS, both numbers") from None
-
-
-def _samplers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    """`--samplers "top_k;temperature"`, as llama.cpp's programs have it."""
-    return tuple(name.strip() for name in value.split(";") if name.strip())
 
 
 HELP: Mapping[str, str] = {
@@ -100,7 +96,11 @@ HELP: Mapping[str, str] = {
 _SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "policy": {"multiple": True, "callback": _knobs, "metavar": "KNOB=VALUE"},
     "logit_bias": {"multiple": True, "callback": _biases, "metavar": "TOKEN_ID=BIAS"},
-    "samplers": {"default": ";".join(SAMPLERS), "callback": _samplers, "show_default": True},
+    "samplers": {
+        "default": ";".join(SAMPLERS),
+        "callback": lambda ctx, param, value: samplers(value),
+        "show_default": True,
+    },
     "stop": {"multiple": True},
     "dry_sequence_breakers": {"multiple": True, "default": SamplingParams.dry_sequence_breakers},
 }

@@ -38,9 +38,14 @@ def suggested(metadata: Mapping[str, Any], file: str) -> tuple[dict[str, Any], l
     return found, notices
 
 
+def samplers(text: str) -> tuple[str, ...]:
+    """`samplers` of llama.cpp's text, names between semicolons, some with another spelling there."""
+    names = (name.strip().replace("-", "_") for name in text.split(";"))
+    return tuple(SAMPLER_NAMES.get(name, name) for name in names if name)
+
+
 def _read(field: str, value: Any) -> Any:
     """A value as ours."""
     if field == "samplers" and isinstance(value, str):
-        names = (name.strip().replace("-", "_") for name in value.split(";"))
-        return tuple(SAMPLER_NAMES.get(name, name) for name in names if name)
+        return samplers(value)
     return lenient({field: value})[field]
