@@ -270,6 +270,18 @@ def test_openai_formats(client: openai.OpenAI) -> None:
     assert stopped.choices[0].message.content == "" and stopped.choices[0].finish_reason == "stop"
 
 
+def test_openai_counts_the_tokens_of_thinking(client: openai.OpenAI) -> None:
+    bias = {str(n): -100 for n in range(272)} | {"65": 100}
+    for effort, thought in (("none", 0), ("low", 5)):
+        answer = chat(client, logit_bias=bias, reasoning_effort=effort)
+        assert answer.usage.completion_tokens_details.reasoning_tokens == thought
+        assert (answer.choices[0].message.content or "") == "A" * (5 - thought)
+    asked: dict[str, Any] = {"model": "tiny", "input": "x", "max_output_tokens": 5, "temperature": 0}
+    said = client.responses.create(**asked, reasoning={"effort": "low"})
+    assert [item.type for item in said.output] == ["reasoning", "message"]
+    assert said.usage and said.usage.output_tokens_details.reasoning_tokens == 5
+
+
 def test_openai_completes_embeds_and_lists(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0, echo=True, logprobs=1)
     assert answer.choices[0].text.startswith("hello") and answer.choices[0].logprobs is not None

@@ -15,7 +15,15 @@ from gmoe.server.stream import to_bytes
 from tests.factory import write_model
 from tests.live_server import Live, live_server
 
-USAGE = Usage(prompt_tokens=7, cached_tokens=3, tokens=4, prompt_seconds=0.5, decode_seconds=2.0, total_seconds=2.5)
+USAGE = Usage(
+    prompt_tokens=7,
+    cached_tokens=3,
+    tokens=4,
+    thinking_tokens=1,
+    prompt_seconds=0.5,
+    decode_seconds=2.0,
+    total_seconds=2.5,
+)
 EVENTS: list[Event] = [
     Piece(thinking="hm"),
     Piece("Hé"),
@@ -85,6 +93,7 @@ def test_openais_chunks() -> None:
         "completion_tokens": 4,
         "total_tokens": 11,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 1},
     }
     assert chunks[7:] == ["[DONE]"]
     assert openai.encode("[DONE]") == b"data: [DONE]\n\n"

@@ -60,12 +60,13 @@ class Answer:
             stream.close()
         clock = Clock(began, self.waited)
         ids: list[int] = []
-        called = False
+        called = thinks = False
+        thought = 0  # tokens
         reason = ""
         stop: str | None = None
 
         def usage() -> Usage:
-            return clock.usage(len(prompt.ids), stream.n_reused, len(ids))
+            return replace(clock.usage(len(prompt.ids), stream.n_reused, len(ids)), thinking_tokens=thought)
 
         for event in stream:
             if event.n_read:
@@ -83,13 +84,15 @@ class Answer:
             given = parser.push(text) + (parser.close() if reason else [])
             piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
             called = called or bool(piece.tool_calls)
+            thinks = bool(piece.thinking) or (thinks and not piece.content and not piece.tool_calls)
+            thought += thinks
             if ask.one_call and called:
                 stream.close()
                 reason, piece, _ = "stop", piece._replace(tool_calls=piece.tool_calls[:1]), list(stream)
             if not ask.mute:
                 yield piece._replace(usage=usage() if ask.timed else None)
         if ask.mute:
-            ids, reason, called, stop = [], "length", False, None
+            ids, thought, reason, called, stop = [], 0, "length", False, None
         taken = replace(usage(), experts=difference(expert_counters(llm), before))
         reason = "tool_calls" if called and reason == "stop" else reason
         n_ctx = len(prompt.ids) + prompt.room

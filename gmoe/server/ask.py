@@ -95,6 +95,7 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    thinking_tokens: int = 0  # of these, before the answer proper
     load_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -196,6 +197,7 @@ def together(ends: Iterable[End], ask: Ask) -> Usage:
         prompt_tokens=sum(usage.prompt_tokens for usage in prompts),
         cached_tokens=sum(usage.cached_tokens for usage in prompts),
         tokens=sum(usage.tokens for usage in all.values()),
+        thinking_tokens=sum(usage.thinking_tokens for usage in all.values()),
         load_seconds=first.load_seconds,
         prompt_seconds=max((usage.prompt_seconds for usage in all.values()), default=0.0),
         decode_seconds=max((usage.decode_seconds for usage in all.values()), default=0.0),

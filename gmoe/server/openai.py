@@ -361,6 +361,7 @@ def usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.tokens,
         "total_tokens": usage.prompt_tokens + usage.tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
     }
     return {"usage": body, "timings": timings(usage)}
 
