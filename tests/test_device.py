@@ -134,7 +134,8 @@ def test_ten_thousand_random_steps_leak_nothing(tmp_path: Path, slots: int, belo
             here, absent = store.lookup(layer, choose.sample(range(SHAPE.expert), choose.randint(1, 4)))
             pinned, flying = set(here), []
             if choose.random() < 0.7:
-                store.prefetch([ExpertId(choose.randrange(SHAPE.layer), choose.randrange(SHAPE.expert))], pinned)
+                told = [ExpertId(choose.randrange(SHAPE.layer), choose.randrange(SHAPE.expert))]
+                choose.choice([store.prefetch, store.foretell])(told, pinned)
             try:
                 while absent or flying:
                     while absent and (ticket := store.fetch(absent[0], pinned)):

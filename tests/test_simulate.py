@@ -11,6 +11,7 @@ from traces import SHARED, synthetic
 
 from gmoe.cli.simulate import budgets, number, simulate
 from gmoe.cli.trace import trace as trace_command
+from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.machine import Machine
 from gmoe.experts.policy import PolicyError, names
 from gmoe.experts.recorder import Recorder
@@ -97,6 +98,17 @@ def test_recorded_scores_reach_the_policies_that_ask():
         assert (bare != scored) == heard
     plain, scored = (Replay(Schedule(of), 20_000, "lru", "expert_map").run() for of in (trace, flat))
     assert plain.decode.bytes != scored.decode.bytes
+
+
+def test_what_is_foretold_stays_until_its_layer_has_come():
+    """Three fit; when layer 0 runs the 0 of layer 3 is here and will be the oldest, when layer 2 wants a place."""
+    trace = by_hand(*[[0, n % 8, 7 - n % 8, 0] for n in range(40)], n_layer=4)
+    replay = Replay(Schedule(trace), 3000, prefetch="transition")
+    told = {0: [ExpertId(3, 0)]}
+    replay.prefetcher.predict = lambda layer, *rest: told.get(layer, [])
+    assert Replay(Schedule(trace), 3000).run().decode.hits == 0
+    report = replay.run()
+    assert (report.decode.hits, report.decode.bytes) == (40, 1000 * (4 * 40 - 39))  # at first it is read ahead
 
 
 def test_wasted_bytes():

@@ -73,7 +73,8 @@ def test_ten_thousand_random_steps_leak_nothing(file: GGUFFile, slots: int) -> N
         assert all(store.resident(id) for id in here)
         pinned, flying = set(here), []
         if choose.random() < 0.7:
-            store.prefetch([ExpertId(choose.randrange(SHAPE.layer), choose.randrange(SHAPE.expert))], pinned)
+            told = [ExpertId(choose.randrange(SHAPE.layer), choose.randrange(SHAPE.expert))]
+            choose.choice([store.prefetch, store.foretell])(told, pinned)
         try:
             while absent or flying:
                 while absent and (ticket := store.fetch(absent[0], pinned)):
@@ -135,6 +136,32 @@ def test_threads_read_what_the_file_holds(file: GGUFFile, mapped: bool) -> None:
     while tickets := [ticket for ticket in tickets if ticket not in store.wait(tickets)]:
         pass
     assert check(store, layout) == 24
+    store.close()
+
+
+def test_what_is_foretold_stays_until_its_layer_has_come(file: GGUFFile) -> None:
+    store = opened(file, 3, scripted(file))
+
+    def ask(layer: int, expert: int) -> None:
+        store.lookup(layer, [expert])
+        if not store.resident(id := ExpertId(layer, expert)):
+            ticket = store.fetch(id, ())
+            while ticket not in store.wait([ticket]):
+                pass
+
+    for expert in (5, 6, 7):
+        ask(2, expert)
+    store.foretell([ExpertId(2, 5)], ())  # the oldest, and here
+    ask(0, 0)
+    assert store.resident(ExpertId(2, 5)) and not store.resident(ExpertId(2, 6))
+    store.foretell([ExpertId(2, 5), ExpertId(2, 7), ExpertId(1, 0), ExpertId(0, 0)], ())
+    ask(1, 1)  # nobody else can leave
+    assert store.resident(ExpertId(1, 1))
+    store.lookup(2, [])
+    store.lookup(0, [])
+    oldest = next(iter(store._pools[0].evict.order))
+    ask(1, 2)
+    assert not store.resident(oldest)
     store.close()
 
 

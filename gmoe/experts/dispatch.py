@@ -153,7 +153,7 @@ class ExpertDispatch:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
             told = self.prefetch.predict(layer, Hidden(x), *asked)
-            store.prefetch(told, parts[0].pinned)
+            store.foretell(told, parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         beside()
         if served.merged.any():

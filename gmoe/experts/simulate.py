@@ -93,6 +93,7 @@ class Replay:
         self.host = SlotPool(machine.host, Lru(), self._size) if machine.host else None
         self.report = Report(evict, prefetch, working_set, budget)
         self.kept = NONE
+        self.foretold: dict[int, frozenset[ExpertId]] = {}  # by layer, until that comes
         self.queue: list[ExpertId] = []
         self.ready: dict[ExpertId, float] = {}  # prefetched and not yet asked for: when it is here
         self._request = self._step = -1
@@ -155,6 +156,7 @@ class Replay:
         if self.queue:
             self.work_off_queue(tally)
             self.queue = [id for id in self.queue if id.layer > turn.layer]
+        self.foretold.pop(turn.layer, None)
         for evict in self.evicts:
             evict.observe(turn.layer, turn.ids, turn.weights, turn.probabilities)
         if self.keeps:
@@ -179,9 +181,11 @@ class Replay:
         self.now = end + machine.layer_seconds
         tally.seconds += self.now - started
         if self.foretells:
-            foretold = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights, turn.probabilities)
-            queued = set(self.queue)
-            self.queue += [id for id in self._real(foretold) if id not in self.pools[id.layer] and id not in queued]
+            told = self.prefetcher.predict(turn.layer, None, turn.ids, turn.weights, turn.probabilities)
+            queued, foretold = set(self.queue), list(self._real(told))
+            for id in foretold:
+                self.foretold[id.layer] = self.foretold.get(id.layer, NONE) | {id}
+            self.queue += [id for id in foretold if id not in self.pools[id.layer] and id not in queued]
 
     def read(self, id: ExpertId, tally: Tally) -> float:
         """Read an expert as soon as the disk is free; returns when it is here."""
@@ -200,9 +204,10 @@ class Replay:
         return size / min(self.machine.link, self.machine.bandwidth)
 
     def place(self, id: ExpertId, pinned: frozenset[ExpertId]) -> None:
-        """Spare the working set where that leaves a choice, and the layer's own experts where they fit at all."""
+        """Spare the working set and what was foretold where that leaves a choice, the layer's own where they fit."""
         pool = self.pools[id.layer]
-        for spared in (pinned | self.kept, pinned, NONE) if self.kept else (pinned, NONE):
+        more = self.kept.union(*self.foretold.values()) if self.foretells else self.kept
+        for spared in (pinned | more, pinned, NONE) if more else (pinned, NONE):
             try:
                 evicted = pool.place(id, spared).evicted
             except PolicyError:

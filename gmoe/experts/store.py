@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class ExpertStore:
         self._flying: dict[ExpertId, Ticket] = {}  # experts that have a slot and are not there
         self._unused: set[ExpertId] = set()  # prefetched, not yet asked for
         self._kept: frozenset[ExpertId] = frozenset()  # the working set
+        self._foretold: dict[int, set[ExpertId]] = {}  # by layer, until that comes
 
     def close(self) -> None:
         """End the transfer; no read is under way afterwards."""
@@ -169,6 +171,7 @@ class ExpertStore:
         One that is still on its way counts as a late hit, and is among those to fetch.
         """
         self._land([ticket for ticket in self._flying.values() if ticket.final])
+        self._foretold.pop(layer, None)
         pool = self._pools[self._group_of[layer]]
         here: list[ExpertId] = []
         absent: list[ExpertId] = []
@@ -213,6 +216,13 @@ class ExpertStore:
                 self._start(id, held, urgent=False)
                 self._unused.add(id)
 
+    def foretell(self, ids: Iterable[ExpertId], pinned: Collection[ExpertId]) -> None:
+        """`prefetch` of what later layers will ask for; until they do it leaves only where nobody else can."""
+        told = list(real(ids, self._group_of, self.layout.n_expert))
+        for id in told:
+            self._foretold.setdefault(id.layer, set()).add(id)
+        self.prefetch(told, pinned)
+
     def wait(self, tickets: Collection[Ticket]) -> list[Ticket]:
         """Those that have arrived, one at least; one that cannot be read has no slot then and is a `TransferError`."""
         final = self.transfer.wait(tickets)
@@ -237,7 +247,7 @@ class ExpertStore:
     def _start(self, id: ExpertId, held: set[ExpertId], urgent: bool) -> Ticket:
         group = self._group_of[id.layer]
         pool = self._pools[group]
-        spared = held | {kept for kept in self._kept if kept in pool}
+        spared = held | {other for other in chain(self._kept, *self._foretold.values()) if other in pool}
         placed = pool.place(id, spared if len(spared) < pool.capacity else held)
         for other in placed.evicted:
             self._forget(other)

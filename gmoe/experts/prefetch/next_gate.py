@@ -1,7 +1,7 @@
 """The next layers' routers applied to this layer's input (Mixtral-Offloading, arXiv 2312.17238; HOBBIT; AdapMoE).
 
-As in HOBBIT (2411.01433) it looks past a layer only where that layer lacks none of its foretold experts. HOBBIT pins
-those, and reads them in the precision that their rank asks for; here they are read as they are, and spared until then.
+As in HOBBIT (2411.01433) it looks past a layer only where that layer lacks none of its foretold experts. HOBBIT reads
+those in the precision that their rank asks for; here they are read as they are.
 """
 
 from collections.abc import Callable, Iterable
