@@ -125,9 +125,12 @@ class Pass {
   const Group& group(int e) const { return groups_[e]; }
   int place(int row) const { return places_[row]; }  // in the flattened ids
 
-  // Rows of gate and up; whoever ends a slice of the middle rounds it.
+  // Rows of gate and up; whoever ends a slice of the middle rounds it. Neighbouring tasks have different experts, one
+  // for each thread, so that a thread mostly stays with one and gathers its tokens once.
   void middle(int i) const {
-    const int e = i / parts_, begin = i % parts_ * step_, end = std::min(begin + step_, hidden_);
+    const int side = threads_ * parts_, first = i / side * threads_, among = std::min(threads_, experts() - first);
+    const int e = first + i % side % among, part = i % side / among;
+    const int begin = part * step_, end = std::min(begin + step_, hidden_);
     const int s = begin / slice, from = s * slice, n = std::min(slice, hidden_ - from);
     const Group& g = groups_[e];
     thread_local Own own;
