@@ -62,6 +62,23 @@ def test_belady_is_never_beaten(name, budget):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_where_all_fit_each_expert_is_read_once(name):
+    report = Replay(SCHEDULE, SCHEDULE.bytes, name).run()
+    once = len({id for turn in SCHEDULE.turns for id in turn.wanted})
+    assert report.prefill.asked + report.decode.asked - report.prefill.hits - report.decode.hits == once
+    assert report.prefill.bytes + report.decode.bytes == 1000 * once
+
+
+def test_lru_never_loses_by_more_room():
+    def hits(slots):
+        report = Replay(SCHEDULE, 1000 * slots, "lru").run()
+        return report.prefill.hits + report.decode.hits
+
+    by_room = [hits(slots) for slots in range(10, 65)]
+    assert by_room == sorted(by_room) and by_room[0] < by_room[-1]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_one_slot(name):
     pool = SlotPool(1, eviction(name, {}, SCHEDULE))
     pool.place(ExpertId(0, 1))
