@@ -108,7 +108,9 @@ def test_twins_make_room_as_well(model: Path, card: FakeDevice) -> None:
 
 
 def test_what_does_not_fit_or_belong_is_refused(model: Path, tmp_path: Path, card: FakeDevice) -> None:
-    with pytest.raises(ValueError, match="the twin needs .* bytes on the device at least, its share is"):
+    with pytest.raises(
+        ValueError, match="the twin needs at least .* on the device, its share is .*: a larger twin_share would do"
+    ):
         load(
             model,
             miss="twin",

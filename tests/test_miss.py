@@ -291,6 +291,19 @@ def test_the_twins_part_is_the_one_with_the_least_reading(model: Path) -> None:
     assert best_part(None, both, 1000, low, float, (600, 600)) == UNKNOWN  # neither way
 
 
+def test_the_memory_that_is_named_is_enough_beside_a_twin(model: Path) -> None:
+    given: dict[str, Any] = {"miss": "twin", "twin": model.with_name("twin.gguf")}
+    for knobs in ({}, {"twin_share": 0.1}, {"twin_share": 0.3}, {"twin_share": 0.7}):
+        memory, refused = "1", 0
+        while refused < 3:  # the first knows nothing of the twin
+            try:
+                run(model, host_memory=memory, policy=knobs, **given)
+                break
+            except ValueError as error:
+                memory, refused = str(error).split("needs at least ")[1].split(" of memory")[0], refused + 1
+        assert refused == 2
+
+
 def test_refusals(model: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", seed=3, quant="F16", shape=Shape(ff_exp=64, expert=16, used=4))
     cases: list[tuple[Path, dict[str, Any], str]] = [

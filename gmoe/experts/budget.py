@@ -82,17 +82,19 @@ class Budget:
         """Bytes of a slot for each group, and of what gives way to the shortest chunk's activations."""
         return least(self.groups) + self.lent(CHUNKS[-1])
 
-    def counts(self, kv_bytes: int | None, part: float = 1.0) -> list[int]:
+    def counts(self, kv_bytes: int | None, part: float = 1.0, beside: int = 0) -> list[int]:
         """Slots of each group in `part` of the room; `TooSmall` where there is not one for each.
 
-        None: the KV cache gets its share.
+        None: the KV cache gets its share. The other part must hold `beside` bytes.
         """
         shared = kv_bytes is None and self.asked is None
         kv_bytes = self.kv_share if kv_bytes is None else kv_bytes
         room = int(self.room(kv_bytes) * part)
         slots = self.smallest
-        if room < slots:
-            need = self.fixed + self._reserve(0 if shared else kv_bytes) + math.ceil(slots / part) + (part < 1)
+        if room < slots or int(self.room(kv_bytes) * (1 - part)) < beside:
+            wanted = math.ceil(slots / part) + (part < 1)
+            wanted = max(wanted, math.ceil(beside / (1 - part)) + 1) if beside else wanted
+            need = self.fixed + self._reserve(0 if shared else kv_bytes) + wanted
             need = -(-need * KV_PART // (KV_PART - 1)) if shared else need
             source = "host_memory" if self.asked is not None else self.free.source
             text = f"{self.name} needs at least {enough_memory(need)} of memory to run out of slots, {source} leaves "

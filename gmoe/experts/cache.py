@@ -142,10 +142,13 @@ class ExpertCache:
         if budget.whole:
             return []
         self.costs = self._costs(home)
+        beside = 0
         if wish is not None and options.twin is not None:
-            self.twins_part = wish or self._split(options.twin, trace, budget.room(kv_bytes))
+            _, twins = open_twin(options.twin, self.file, self.layout)
+            beside = least(groups(twins, extents(twins)))
+            self.twins_part = wish or self._split(twins, trace, budget.room(kv_bytes), beside)
             self.notices.append(f"the twins have {self.twins_part:.0%} of the experts' memory")
-        counts = budget.counts(kv_bytes, 1 - self.twins_part)
+        counts = budget.counts(kv_bytes, 1 - self.twins_part, beside)
         transfer = open_transfer(self.file.parts, budget.extents.values(), options.reader)
         self.reader = "mapped" if transfer.mapped else "direct"
         self.notices += [transfer.notice] if transfer.notice else []
@@ -177,14 +180,13 @@ class ExpertCache:
         self._at_close()
         self._at_close = lambda: None
 
-    def _split(self, twin: Path, trace: Trace | None, room: int) -> float:
-        """The twins' part, by what reading costs here."""
-        _, twins = open_twin(twin, self.file, self.layout)
+    def _split(self, twins: ExpertLayout, trace: Trace | None, room: int, fewest: int) -> float:
+        """The twins' part, which has `fewest` bytes or more, by what reading costs here."""
         sizes = [twins.expert_bytes(layer) if layer in twins.layers else 0 for layer in range(self.n_layer)]
         costs = self.costs.costs
         assert costs is not None
         bandwidth, latency = costs.bandwidth, costs.latency
-        smallest = self.budget.smallest, least(groups(twins, extents(twins)))
+        smallest = self.budget.smallest, fewest
         return best_part(trace, self.dispatch.miss, room, sizes, lambda n: latency + n / bandwidth, smallest)
 
     def _costs(self, home: Path) -> CostModel:

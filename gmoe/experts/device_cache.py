@@ -24,7 +24,7 @@ from gmoe.experts.split import best_part
 from gmoe.experts.store import ExpertStore
 from gmoe.experts.trace import Trace
 from gmoe.experts.transfer import open_transfer
-from gmoe.experts.twin import open_twin
+from gmoe.experts.twin import open_twin, require_room
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -135,8 +135,6 @@ def device_twin(path: Path, model: GGUFFile, layout: ExpertLayout, device: Devic
     """The twin's experts in `room` bytes of slots of their own on the device, out of its map; ValueError."""
     _, twins = open_twin(path, model, layout)
     store = DeviceStore(ExpertStore(twins), device)
-    if room < least(store.groups):
-        need = least(store.groups)
-        raise ValueError(f"{path}: the twin needs {need} bytes on the device at least, its share is {max(room, 0)}")
+    require_room(path, least(store.groups), room, "on the device")
     store.settle_within(share(store.groups, room), lru.Policy)
     return store

@@ -9,6 +9,7 @@ from gmoe.experts.transfer import open_transfer
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.fingerprint import fingerprint
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.options import enough_memory, memory_text
 
 FINGERPRINT = "gmoe.twin.fingerprint"  # of the model that the twin was made of
 MADE_OF = "gmoe.twin.model"  # that model's file name, for people
@@ -19,11 +20,18 @@ def twin_store(path: Path, model: GGUFFile, layout: ExpertLayout, room: int, rea
     file, twins = open_twin(path, model, layout)
     where = extents(twins)
     alike = groups(twins, where)
-    if room < least(alike):
-        raise ValueError(f"{path}: the twin needs {least(alike)} bytes of memory at least, its share is {max(room, 0)}")
+    require_room(path, least(alike), room, "of memory")
     store = ExpertStore(twins)
     store.offload(alike, share(alike, room), where, lru.Policy, open_transfer(file.parts, where.values(), reader))
     return store
+
+
+def require_room(path: Path, need: int, room: int, where: str) -> None:
+    """Raises ValueError where the twin's share of the memory, `room` bytes, holds not an expert of each kind."""
+    if room < need:
+        least, here = enough_memory(need), memory_text(room)
+        text = f"{path}: the twin needs at least {least} {where}, its share is {here}"
+        raise ValueError(f"{text}: a larger twin_share would do, or more memory")
 
 
 def open_twin(path: Path, model: GGUFFile, layout: ExpertLayout) -> tuple[GGUFFile, ExpertLayout]:
