@@ -72,6 +72,16 @@ def test_triton_runs_the_whole_model(
         assert not llm.store.whole and np.array_equal(llm.logits(IDS), got)
 
 
+def test_policies_hear_what_the_router_on_the_device_thought_of_all_experts(model: Path, card: FakeDevice) -> None:
+    with load(model, gpu_memory=half(model), evict="lru", prefetch="none") as llm:
+        want = llm.logits(IDS)
+    with load(model, gpu_memory=half(model), evict="score_window", prefetch="expert_map") as llm:
+        assert np.array_equal(llm.logits(IDS), want)
+        for pool in llm.store._pools:
+            assert (pool.evict.sum > 0).all()  # each would be a nought that no token chose
+        assert llm.dispatch.prefetch.current.all()
+
+
 @pytest.mark.parametrize("miss", ["cpu", "balance"])
 @pytest.mark.parametrize("host", ["map", "slots"])
 def test_misses_are_computed_where_they_lie(
