@@ -54,7 +54,8 @@ def live_server(
     catalog = Catalog.of(Library(home / "models", bundled=bundle()), files, default)
     service = Service(catalog, options or RuntimeOptions(context=256), **more)
     app = application(service, limits)
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    patient = {"timeout_graceful_shutdown": 5, "timeout_keep_alive": 600}  # a test may be stopped for a while
+    config = uvicorn.Config(app, log_level="error", lifespan="on", **patient)
     listener = socket.create_server(("127.0.0.1", 0))
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
