@@ -111,6 +111,16 @@ def test_what_is_foretold_stays_until_its_layer_has_come():
     assert (report.decode.hits, report.decode.bytes) == (40, 1000 * (4 * 40 - 39))  # at first it is read ahead
 
 
+def test_what_is_kept_stays_where_more_is_foretold_than_there_is_room_for():
+    replay = Replay(Schedule(by_hand([0, 0], n_layer=2)), 3000, prefetch="transition", working_set="task")
+    everyone = [ExpertId(1, expert) for expert in (5, 6, 7)]
+    for id in everyone:
+        replay.place(id, frozenset())
+    replay.kept, replay.foretold = frozenset(everyone[:1]), {1: frozenset(everyone[1:])}
+    replay.place(ExpertId(0, 0), frozenset())
+    assert [id in replay.pools[1] for id in everyone] == [True, False, True]
+
+
 def test_wasted_bytes():
     trace = by_hand(*[[0, n % 8] for n in range(80)], n_layer=2)  # what follows expert 0 cannot be foretold
     report = Replay(Schedule(trace), 3000, prefetch="transition", machine=Machine(1e6)).run()

@@ -165,6 +165,18 @@ def test_what_is_foretold_stays_until_its_layer_has_come(file: GGUFFile) -> None
     store.close()
 
 
+def test_what_is_kept_stays_where_more_is_foretold_than_there_is_room_for(file: GGUFFile) -> None:
+    store = opened(file, 3, scripted(file))
+    store.keep([ExpertId(2, 5)])
+    store.wait(list(store._flying.values()))
+    for expert in (6, 7):
+        store.wait([store.fetch(ExpertId(2, expert), ())])
+    store.foretell([ExpertId(2, 6), ExpertId(2, 7)], ())
+    store.wait([store.fetch(ExpertId(0, 0), ())])
+    assert [store.resident(ExpertId(2, expert)) for expert in (5, 6, 7)] == [True, False, True]
+    store.close()
+
+
 def test_a_system_without_direct_reading_reads_the_same(file: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("O_DIRECT", "posix_fadvise"):
         monkeypatch.delattr(os, name)

@@ -206,8 +206,11 @@ class Replay:
     def place(self, id: ExpertId, pinned: frozenset[ExpertId]) -> None:
         """Spare the working set and what was foretold where that leaves a choice, the layer's own where they fit."""
         pool = self.pools[id.layer]
-        more = self.kept.union(*self.foretold.values()) if self.foretells else self.kept
-        for spared in (pinned | more, pinned, NONE) if more else (pinned, NONE):
+        choices = [pinned, NONE]
+        if self.kept or self.foretold:
+            kept = pinned | self.kept
+            choices = [kept.union(*self.foretold.values()), kept, *choices]
+        for spared in choices:
             try:
                 evicted = pool.place(id, spared).evicted
             except PolicyError:

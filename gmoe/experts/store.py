@@ -247,14 +247,21 @@ class ExpertStore:
     def _start(self, id: ExpertId, held: set[ExpertId], urgent: bool) -> Ticket:
         group = self._group_of[id.layer]
         pool = self._pools[group]
-        spared = held | {other for other in chain(self._kept, *self._foretold.values()) if other in pool}
-        placed = pool.place(id, spared if len(spared) < pool.capacity else held)
+        placed = pool.place(id, self._spared(pool, held))
         for other in placed.evicted:
             self._forget(other)
         into = self._arena.slot(group, placed.slot)
         ticket = self.transfer.submit(id, placed.slot, self._extents[id], into, urgent)
         self._flying[id] = ticket
         return ticket
+
+    def _spared(self, pool: SlotPool, held: set[ExpertId]) -> set[ExpertId]:
+        """Who stays if one has to leave: the held, with them the working set and the foretold where that leaves one."""
+        for more in (chain(self._kept, *self._foretold.values()), self._kept):
+            spared = held | {id for id in more if id in pool}
+            if len(spared) < pool.capacity:
+                return spared
+        return held
 
     def _land(self, tickets: Iterable[Ticket]) -> None:
         """What is final has its address, or no slot any more."""
