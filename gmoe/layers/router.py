@@ -1,6 +1,6 @@
 """Routers: from an expert's logits to `Routing`, step by step as llama.cpp's `build_moe_ffn`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,11 +10,11 @@ from gmoe.experts.expert import Routing
 from gmoe.experts.policy import Scores
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Gating
+from gmoe.kernels.ops import DeviceKernels, RouterRule, Score
 from gmoe.kernels.ops import Router as Choice
-from gmoe.kernels.ops import RouterRule, Score
 from gmoe.layers.weights import Weights
 
-__all__ = ["Gating", "Router", "Routing", "topk"]
+__all__ = ["Gating", "Router", "Routing", "TopK", "topk"]
 
 Router = Callable[[Tensor], Routing]  # logits [T, E] float32 -> Routing
 
@@ -26,7 +26,39 @@ SCORES = {
 }
 
 
-def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None) -> Router:
+class TopK:
+    """The router of a rule: the best by score."""
+
+    def __init__(self, rule: RouterRule, on: DeviceKernels | None = None):
+        self.rule, self._choose, self._on = rule, Choice(rule, on), on
+
+    def __call__(self, logits: Tensor) -> Routing:
+        """Logits [T, E] float32 -> who is asked for."""
+        ids, weights = self._choose(logits)
+        return Routing(ids, weights, partial(self._thought, logits))
+
+    def among(self, kept: Sequence[int], used: int) -> Router:
+        """What is left of it where there are no experts but `kept`, ascending, of which `used` are chosen.
+
+        It takes and gives the numbers of all experts; groups must keep equally many.
+        """
+        few = torch.tensor(kept)
+        bias = None if self.rule.bias is None else self.rule.bias[few].contiguous()
+        left = TopK(self.rule._replace(experts=len(kept), chosen=used, bias=bias), self._on)
+
+        def route(logits: Tensor) -> Routing:
+            ids, weights, _ = left(logits[:, few])
+            return Routing(few[ids.long()].int(), weights)
+
+        return route
+
+    def _thought(self, logits: Tensor) -> Scores:
+        selection, probabilities, weigh = self._choose.thoughts(logits)
+        given = lambda ids: weigh(torch.from_numpy(ids).long().to(logits.device)).cpu().numpy()  # noqa: E731
+        return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
+
+
+def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None) -> TopK:
     """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights."""
     hp = w.hparams
     groups, used = (hp.n_expert_groups, hp.n_group_used) if hp.n_expert_groups > 1 else (1, 1)
@@ -35,17 +67,6 @@ def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None =
     scale = 1.0 if hp.expert_weights_scale in (0.0, 1.0) else hp.expert_weights_scale
     rule = RouterRule(SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used, bias, renormalize, scale)
     try:
-        choose = Choice(rule, w.on)
+        return TopK(rule, w.on)
     except ValueError as error:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_count", str(error)) from None
-
-    def thought(logits: Tensor) -> Scores:
-        selection, probabilities, weigh = choose.thoughts(logits)
-        given = lambda ids: weigh(torch.from_numpy(ids).long().to(logits.device)).cpu().numpy()  # noqa: E731
-        return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
-
-    def route(logits: Tensor) -> Routing:
-        ids, weights = choose(logits)
-        return Routing(ids, weights, partial(thought, logits))
-
-    return route
