@@ -186,6 +186,7 @@ def test_a_missing_file_is_one_sentence(args: tuple[str, ...]) -> None:
     [
         "quantize MODEL OUT Q4_K_M",
         "pack MODEL OUT",
+        "prune MODEL OUT --keep 2 --score random",
         "twin MODEL -o OUT",
         "imatrix MODEL -f TEXT -o OUT -c 8 --chunks 1",
         "trace record MODEL -f TEXT --limit 1 -o OUT",

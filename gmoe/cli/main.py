@@ -30,6 +30,7 @@ COMMANDS = {  # name: (module:object, its line in --help)
     "imatrix": ("gmoe.cli.imatrix:imatrix", "Measure on a text how much each column of the experts counts."),
     "ps": ("gmoe.cli.ps:ps", "List the models that a server has in memory."),
     "stop": ("gmoe.cli.ps:stop", "Take a model out of a server's memory."),
+    "prune": ("gmoe.cli.prune:prune", "Write a model with fewer experts."),
     "pack": ("gmoe.cli.pack:pack", "Write a model with each expert in one piece."),
     "plan": ("gmoe.cli.plan:plan", "Say what a model would do on this machine, before it is loaded."),
     "bench": ("gmoe.cli.bench:bench", "Measure prompt and generation speed."),

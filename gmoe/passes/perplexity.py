@@ -82,6 +82,11 @@ def perplexities(cut: Sequence[Sequence[int]], score: Scorer) -> Iterator[tuple[
         yield nll, logits
 
 
+def mean_nll(cut: Sequence[Sequence[int]], score: Scorer) -> float:
+    """The mean negative log-likelihood of all windows, nats a token."""
+    return [nll for nll, _ in perplexities(cut, score)][-1].mean
+
+
 class BaseWriter:
     """Writes llama-perplexity's file of a base model's logits, each row in 16 bits a token."""
 

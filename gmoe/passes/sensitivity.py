@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gmoe.experts.expert_id import Residency
 from gmoe.experts.policy import Floats, Ids, RoutePolicy, Scores
-from gmoe.passes.perplexity import perplexities
+from gmoe.passes.perplexity import mean_nll
 
 Score = Callable[[Sequence[int]], NDArray[np.float32]]
 
@@ -37,12 +37,8 @@ def sensitivities(
     `policy` must be the route policy of the model that `score` runs.
     """
     policy.layer = n_layer  # none
-    exact = _loss(score, cut)
+    exact = mean_nll(cut, score)
     for layer in layers:
         policy.layer, policy.squares = layer, []
-        lost = _loss(score, cut) - exact
+        lost = mean_nll(cut, score) - exact
         yield layer, max(0.0, lost) / max(float(np.mean(policy.squares or [1.0])), 1e-9)
-
-
-def _loss(score: Score, cut: Sequence[Sequence[int]]) -> float:
-    return [nll for nll, _ in perplexities(cut, score)][-1].mean
