@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from click.testing import CliRunner, Result
 
 from gmoe.cli.main import cli
@@ -51,6 +53,20 @@ def test_a_wrong_address_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gmoe("serve", "--keep-alive", "soon").exit_code == 2
     words = "could not connect to a gmoe server at http://127.0.0.1:9; run 'gmoe serve' to start it"
     assert gmoe("ps").stderr == f"Error: {words}\n"
+
+
+def test_clients_close_idle_connections_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    configs = list[uvicorn.Config]()
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        configs.append(server.config)
+        sockets[0].close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    assert gmoe("serve", "--port", "0").exit_code == 0
+    patience = httpx.Limits().keepalive_expiry
+    assert patience and configs[0].timeout_keep_alive > 2 * patience
 
 
 @pytest.fixture

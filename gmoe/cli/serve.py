@@ -12,6 +12,9 @@ from gmoe.cli.options import runtime_flags, take
 from gmoe.options import RuntimeOptions, memory_bytes
 
 PORT = 11435
+# A connection without requests is closed after so long. Where the server is first, a client may be writing already and
+# sees "Server disconnected": httpx closes after 5 seconds, aiohttp after 15, Go after 90.
+IDLE_SECONDS = 120
 
 
 def address(host: str | None, port: int | None) -> tuple[str, int]:
@@ -69,7 +72,12 @@ def serve(
     service = Service(catalog, options, max_seconds, keep_alive=patience, max_loaded=max_loaded, max_queue=max_queue)
     limits = Limits(api_key, origins, body_bytes, loopback=is_loopback(where[0]))
     config = uvicorn.Config(
-        application(service, limits), *where, log_level="warning", server_header=False, timeout_graceful_shutdown=3
+        application(service, limits),
+        *where,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=3,
     )
     uvicorn.Server(config).run(sockets=[listening(*where)])
 
