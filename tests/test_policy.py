@@ -183,7 +183,7 @@ def test_a_file_that_is_no_policy_is_told_by_name(tmp_path: Path, monkeypatch: A
     ("prefetch", "transition", "smoothing", 0), ("prefetch", "activation_matrix", "scope", 1),
     ("prefetch", "activation_matrix", "scope", "week"), ("prefetch", "expert_map", "distance", -5),
     ("working_set", "task", "period", 0), ("working_set", "quota", "memory", -1),
-    ("working_set", "pattern", "capacity", 0),
+    ("working_set", "pattern", "capacity", 0), ("working_set", "task", "capacity", 0),
 ])  # fmt: skip
 def test_a_knob_that_does_not_fit_is_refused_by_name(kind: str, name: str, knob: str, value: Any) -> None:
     with pytest.raises(PolicyError, match=rf"{knob}"):

@@ -180,6 +180,17 @@ def test_task_counts_what_ran_last_most():
         assert policy.plan(4) == [ExpertId(0, 1), ExpertId(0, 0)]
 
 
+def test_task_knows_those_asked_for_last():
+    policy = load("working_set", "task", {"capacity": 2}, shape=(1, 8))
+    told = {}
+    for name in ("a", "b", "a", "c", "b", "c"):
+        policy.begin(name)
+        told[name] = policy.plan(4)
+        policy.observe(0, np.array([["abc".index(name)]]), np.ones((1, 1)), None)
+        assert len(policy.requests) <= 2 and len(policy.profiles) <= 3  # and what ran before the first was named
+    assert told == {"a": [ExpertId(0, 0)], "b": [], "c": [ExpertId(0, 2)]}
+
+
 def test_task_foretells_after_the_first_request_and_then_every_period():
     policy, told = load("working_set", "task", {"period": 2, "memory": 0.0}, shape=(1, 8)), []
     for expert in range(6):

@@ -16,10 +16,13 @@ from gmoe.experts.policy import Floats, Ids, Probabilities, Shape, WorkingSet, e
 
 
 class Policy(WorkingSet):
-    def __init__(self, shape: Shape, period: int = 20, memory: float = 0.9):
+    """Requests name their tasks; at most `capacity` are known, those asked for last."""
+
+    def __init__(self, shape: Shape, period: int = 20, memory: float = 0.9, capacity: int = 64):
         self.shape = shape
         self.period = within("period", period, 1, 1e9)
         self.memory = within("memory", memory, 0, 1)
+        self.capacity = int(within("capacity", capacity, 1, 1e6))
         self.profiles: dict[str, Floats] = {}
         self.requests: dict[str, int] = {}
         self.current: Floats = np.zeros(shape)
@@ -30,7 +33,10 @@ class Policy(WorkingSet):
         share = self.current / max(self.current.sum(), 1)
         self.profiles[self.task] = self.memory * self.profiles.get(self.task, 0.0) + share
         self.current = np.zeros(self.shape)
-        n = self.requests[task] = self.requests.get(task, 0) + 1
+        n = self.requests[task] = self.requests.pop(task, 0) + 1
+        for forgotten in list(self.requests)[: -self.capacity]:
+            del self.requests[forgotten]
+            self.profiles.pop(forgotten, None)
         if task != self.task or (n - 2) % self.period == 0:
             self.foretold = self.profiles.get(task, np.zeros(self.shape))
         self.task = task
