@@ -23,6 +23,7 @@ from gmoe.passes.pack import pack
 from gmoe.passes.prune import Pruning
 from gmoe.passes.saliency import NAMES, Saliency
 from tests.factory import Shape, write_model
+from tests.test_gguf import write_split
 
 IDS = [3, 9, 27, 4, 50, 8, 100, 7, 7, 31, 2, 90]
 TEXT = "the cat and the dog sat on the mat in the world, and then the old man told them all. " * 12
@@ -153,6 +154,18 @@ def test_experts_that_lie_alone_are_renumbered(tmp_path: Path) -> None:
             pruning = Pruning(file, 5)
             pruning.write(tmp_path / f"{name}.out.gguf", some(pruning))
     assert (logits(tmp_path / "full.out.gguf") == logits(tmp_path / "packed.out.gguf")).all()
+
+
+def test_a_split_model_becomes_one_file(model: Path, tmp_path: Path) -> None:
+    found = []
+    for path in (model, write_split(model, tmp_path, 3)[1]):
+        with GGUFFile.open(path) as file:
+            pruning = Pruning(file, 5)
+            pruning.write(tmp_path / "out.gguf", some(pruning))
+        with GGUFFile.open(tmp_path / "out.gguf") as file:
+            assert len(file.parts) == 1 and "split.count" not in file.metadata
+            found.append({name: bytes(np.asarray(file.view(name).data)) for name in file.tensors})
+    assert found[0] == found[1]
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
@@ -302,7 +315,12 @@ def test_refusals(model: Path, text: Path, tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout) == (1, ""), result.output
         errors = [line for line in result.stderr.splitlines() if not line.startswith("Note: ")]
         assert len(errors) == 1 and said in errors[0], result.stderr
-    for args in (("--keep", 6), ("--keep", 0, "-f", text), ("--keep", 6, "--score", "random", "--search", "eep")):
+    for args in (
+        ("--keep", 6),
+        ("--keep", 0, "-f", text),
+        ("--keep", 6, "--score", "random", "--search", "eep"),
+        ("--keep", 6, "-f", text, "--chunks", 1),
+    ):
         assert invoke("prune", model, out, *args).exit_code == 2
     assert not out.exists()
     maverick = write_model(tmp_path / "m.gguf", "llama4", shape=Shape(used=1, layer=2, expert=128, ff_exp=32))

@@ -46,6 +46,8 @@ def prune(
         raise click.UsageError(f"the text is missing: --{'search eep' if search else 'score ' + score} needs -f FILE")
     if trace is not None and score != "count":
         raise click.UsageError("--trace tells how often experts were chosen: it is for --score count")
+    if text is not None and chunks == 1:
+        raise click.UsageError("--chunks 1 leaves no window to hold out; it must be 0, or 2 at least")
     path = model_file(source)
     require_other(path, target)
     from gmoe.passes.prune import Pruning
