@@ -141,6 +141,19 @@ def test_anthropics_blocks_become_messages() -> None:
         anthropic.parse(SAID)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_responses_tell_probabilities_of_the_text_only(stream: bool) -> None:
+    def of(token: str, **more: Any) -> Piece:
+        return Piece(**more, logprobs=(Chosen(token, -0.5, token.encode(), 9),))
+
+    pieces = [of("<think>"), of("hm", thinking="hm"), of("Hi", content="Hi"), of("half a"), of("smile", content="☺")]
+    pieces += [of("<tool"), of("_call>"), of("}", tool_calls=(ToolCall("call_1", "add", {}),))]
+    asked = responses.parse({"model": "m", "input": "x", "stream": stream, "top_logprobs": 0})
+    last = scrubbed(responses.render(asked, iter([*pieces, End("tool_calls", USAGE)])))[-1]
+    output = (last[1]["response"] if stream else last)["output"]
+    assert [one["token"] for one in output[1]["content"][0]["logprobs"]] == ["Hi", "half a", "smile"]
+
+
 def test_responses_events_end_with_the_whole() -> None:
     chunks = scrubbed(responses.render(responses.parse({"model": "m", "input": "x", "stream": True}), events()))
     output = chunks[-1][1]["response"]["output"]

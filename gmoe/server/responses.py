@@ -103,12 +103,14 @@ def render(ask: Ask, events: Events) -> Iterator[Chunk]:
     """The events of a response, or the whole of it."""
     response = _response(ask)
     if not ask.stream:
-        piece, end = whole(events)
+        all = list(events)
+        piece, end = whole(iter(all))
         output: list[dict[str, Any]] = []
         if piece.thinking:
             output.append(_reasoning(_id("rs"), piece.thinking))
         if piece.content or not piece.tool_calls:
-            output.append(_said(_id("msg"), piece.content, logprobs_of(piece.logprobs)))
+            logprobs = _of_text([event for event in all if isinstance(event, Piece)])
+            output.append(_said(_id("msg"), piece.content, logprobs))
         output += [_called(_id("fc"), call.id, call.name, _json(call.arguments)) for call in piece.tool_calls]
         yield _ended(response, output, end)
         return
@@ -134,7 +136,7 @@ class _Stream:
     def push(self, piece: Piece) -> Iterator[Chunk]:
         """What one piece adds."""
         yield from self._begin()
-        self._untold += [] if piece.thinking else logprobs_of(piece.logprobs)
+        self._untold = _untold(self._untold, piece)
         for kind, text in (("reasoning", piece.thinking), ("message", piece.content)):
             if text:
                 yield from self._open(kind)
@@ -260,6 +262,23 @@ def _ended(response: dict[str, Any], output: list[dict[str, Any]], end: End) -> 
         "output": output,
         "usage": _usage(end.usage),
     }
+
+
+def _untold(before: list[dict[str, Any]], piece: Piece) -> list[dict[str, Any]]:
+    """How probable tokens were that no text has come of yet; what ended in a thought or a call will give none."""
+    return [] if piece.thinking or piece.tool_calls else before + logprobs_of(piece.logprobs)
+
+
+def _of_text(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """How probable the tokens of an answer's text were."""
+    told: list[dict[str, Any]] = []
+    untold: list[dict[str, Any]] = []
+    for piece in pieces:
+        untold = _untold(untold, piece)
+        if piece.content:
+            told += untold
+            untold = []
+    return told + untold
 
 
 def _said(id: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
