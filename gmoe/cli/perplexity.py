@@ -12,7 +12,7 @@ from gmoe.cli.options import runtime_flags, take
 from gmoe.cli.output import require_other, say_notes, whole
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
-from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows
+from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows_of
 
 QUANTILES = {"99.9%": 99.9, "99.0%": 99, "95.0%": 95, "90.0%": 90, "Median": 50, "10.0%": 10, "5.0%": 5, "1.0%": 1}
 QUANTILES |= {"0.1%": 0.1}
@@ -50,10 +50,7 @@ def perplexity(
             _diverge(llm, against)
             return
         assert text is not None
-        tokenizer = llm.tokenizer
-        ids = tokenizer.encode(text.read_text("utf-8", "replace"), add_special=True, parse_special=False)
-        begins = tokenizer.bos_id if tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id] else None
-        cut = windows(ids, ctx_size, begins, chunks)
+        cut = windows_of(llm.tokenizer, text, ctx_size, chunks)
         click.echo(f"perplexity: calculating perplexity over {len(cut)} chunks, n_ctx={ctx_size}", err=True)
         nll = _score(llm, cut, base)
         click.echo(f"\nFinal estimate: PPL = {math.exp(nll.mean):.4f} +/- {math.exp(nll.mean) * nll.error:.5f}")

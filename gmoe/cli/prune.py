@@ -55,11 +55,12 @@ def prune(
     with GGUFFile.open(path) as file:
         Pruning(file, keep)  # refused before anything is loaded
     from gmoe.llm import LLM
+    from gmoe.passes.perplexity import windows_of
 
     options = RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)
     with LLM.load(path, options) as llm:
         say_notes(llm.notices)
-        cut = windows_of(llm, text, ctx_size, chunks) if text else []
+        cut = windows_of(llm.tokenizer, text, ctx_size, chunks) if text else []
         held = len(cut) - max(1, len(cut) // HELD_OUT) if cut else 0
         pruning = Pruning(llm.file, keep)
         kept = _choice(llm, pruning, cut[:held], score, trace, search, iterations, seed)
@@ -75,16 +76,6 @@ def prune(
         with LLM.load(target, options) as llm:
             after = _perplexity(llm, cut[held:])
         click.echo(f"perplexity of {len(cut) - held} held-out windows: {before:.4f} -> {after:.4f}")
-
-
-def windows_of(llm: Any, text: Path, ctx_size: int, chunks: int) -> list[list[int]]:
-    """The text in windows, cut and begun as `gmoe perplexity` does."""
-    from gmoe.passes.perplexity import windows
-
-    tokenizer = llm.tokenizer
-    ids = tokenizer.encode(text.read_text("utf-8", "replace"), add_special=True, parse_special=False)
-    begins = tokenizer.bos_id if tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id] else None
-    return windows(ids, ctx_size, begins, chunks)
 
 
 def _choice(

@@ -12,16 +12,7 @@ from torch import Tensor
 from gmoe.experts.expert import ExpertId, Hidden, Routing, Thought
 from gmoe.experts.miss import load
 from gmoe.experts.misses import Served, resolve
-from gmoe.experts.policy import (
-    Floats,
-    Ids,
-    MissPolicy,
-    PolicyError,
-    Prefetcher,
-    RoutePolicy,
-    WorkingSet,
-    reading,
-)
+from gmoe.experts.policy import Floats, Ids, MissPolicy, PolicyError, Prefetcher, RoutePolicy, WorkingSet, reading
 from gmoe.experts.prefetch import none as no_prefetch
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,13 @@ def windows(ids: Sequence[int], context: int, bos: int | None, chunks: int = 0) 
         if bos is not None:
             window[0] = bos
     return cut
+
+
+def windows_of(tokenizer: Any, text: Path, context: int, chunks: int = 0) -> list[list[int]]:
+    """A file's text in `windows`, with the tokenizer's own beginning if it has one."""
+    ids = tokenizer.encode(text.read_text("utf-8", "replace"), add_special=True, parse_special=False)
+    begins = tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id]
+    return windows(ids, context, tokenizer.bos_id if begins else None, chunks)
 
 
 def scored(context: int) -> slice:
