@@ -150,7 +150,7 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.o
 
 @pytest.mark.parametrize(
     ("metadata", "context", "reach"),
-    [({}, 512, None), ({}, 513, 512), (YARN, 1024, None), (YARN, 1025, 1024), ({"rope.scale_linear": 4.0}, 513, 512)],
+    [({}, 512, None), ({}, 513, 512), (YARN, 1024, None), (YARN, 1025, 1024), ({"rope.scale_linear": 4.0}, 2048, None)],
 )
 def test_a_context_beyond_what_the_model_was_trained_for_is_said_once(
     tmp_path: Path, metadata: dict[str, object], context: int, reach: int | None

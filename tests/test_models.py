@@ -16,6 +16,7 @@ from tests.factory import ARCHITECTURES, Shape, write_model
 
 EXACT = RuntimeOptions(activations="float", kv_type="f32", context=256, threads=1)
 RECORDED = Path(__file__).parent / "data" / "llamacpp_logits.npz"
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
 
 
@@ -145,6 +146,23 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
     with pytest.raises(UnsupportedModel) as error:
         LLM.load(path)
     assert what in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ({"rope.scale_linear": 4.0}, LINEAR),
+        ({"rope.scaling.factor": 4.0}, LINEAR),
+        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, LINEAR),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+    ],
+)
+def test_keys_mean_what_they_mean_to_llama_cpp(
+    tmp_path: Path, told: dict[str, object], meant: dict[str, object]
+) -> None:
+    files = [write_model(tmp_path / f"{i}.gguf", "llama", metadata=m) for i, m in enumerate((told, meant))]
+    with LLM.load(files[0], EXACT) as a, LLM.load(files[1], EXACT) as b:
+        assert np.array_equal(a.logits(IDS), b.logits(IDS))
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Hparams:
 
     rope_freq_base: float = key("rope.freq_base", 10000.0)
     rope_dimension_count: int | None = key("rope.dimension_count", None)
-    rope_scaling_type: str = key("rope.scaling.type", "none")
+    rope_scaling_type: str = key("rope.scaling.type", "linear")  # older files state a factor only
     rope_scaling_factor: float = key("rope.scaling.factor", 0.0)
     rope_scale_linear: float = key("rope.scale_linear", 0.0)
     rope_finetuned: bool = key("rope.scaling.finetuned", True)

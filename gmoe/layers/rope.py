@@ -43,13 +43,13 @@ def _build(w: Weights, style: Style, n_rot: int) -> Rotation:
         frequencies = frequencies / factors
     factor = hp.rope_scaling_factor or hp.rope_scale_linear or 1.0
     magnitude = hp.rope_attn_factor
-    if kind == "linear":
-        frequencies = frequencies / factor
     if kind == "yarn":
         ramp = _yarn_ramp(hp, n_rot) * hp.yarn_ext_factor
         frequencies = frequencies / factor * (1 - ramp) + frequencies * ramp
         # DeepSeek puts the growth into the softmax scale instead (its log multiplier says so).
         magnitude *= 1.0 if hp.yarn_log_multiplier else yarn_magnitude(hp)
+    elif kind != "none":
+        frequencies = frequencies / factor
     return Rotation(frequencies.float().to(w.device), magnitude, style == "neox", w.on)
 
 
