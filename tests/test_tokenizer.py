@@ -71,6 +71,16 @@ def words(pre: str, text: str) -> list[str]:
         ("tekken", "CamelCase 12", ["Camel", "Case", " ", "1", "2"]),
         ("kimi-k2", "a你好b's", ["a", "你好", "b's"]),
         ("afmoe", "1234567 12", ["1", "234", "567", " ", "12"]),
+        ("afmoe", "  7", [" ", " ", "7"]),
+        ("afmoe", "a\ua000b", ["a", "\ua000", "b"]),
+        ("tiny_aya", "HelloWorld's 1234", ["HelloWorld's", " ", "1", "234"]),
+        ("deepseek-llm", "\u3000a", ["\u3000a"]),
+        ("deepseek-coder", "\u2028\ufeff", ["\u2028\ufeff"]),
+        ("superbpe", "8\u06f3711", ["8\u06f3", "711"]),
+        ("youtu", "Hello你好、World 12", ["Hello", "你好", "、", "World", " ", "1", "2"]),
+        ("jais-2", "x" + " " * 7 + "y", ["x", " " * 4, " " * 2, " y"]),
+        ("ufakzeka", "Ali'de 12", ["Ali", "'de", " ", "1", "2"]),
+        ("glm5", "I'LL 1234", ["I", "'LL", " ", "123", "4"]),
         ("bailingmoe", "\n\nit'S 12", ["\n\n", "it", "'S", " ", "1", "2"]),
         ("falcon", "a<=1234", ["a", "<=", "123", "4"]),
         ("gemma4", "a b\n\nc", ["a b", "\n\n", "c"]),
@@ -173,6 +183,16 @@ def test_gemma4_escapes_spaces_takes_newlines_whole_and_falls_back_to_bytes() ->
     ids = tokenizer.encode("b a\n\né")
     assert [tokens[id] for id in ids] == ["<bos>", "b", "▁a", "\n\n", "<0xC3>", "<0xA9>"]
     assert tokenizer.decode(ids[1:]) == "b a\n\né"
+
+
+def test_only_gemma4_takes_newlines_whole() -> None:
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "sarvam-moe",
+        "tokenizer.ggml.tokens": ["\n", "\n\n"],
+        "tokenizer.ggml.merges": [],
+    }
+    assert Tokenizer.from_gguf(metadata, "toy").encode("\n\n") == [0, 0]
 
 
 @pytest.mark.parametrize(("kind", "ends"), [(1, False), (3, True)])

@@ -28,7 +28,7 @@ class Bpe:
         split = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
         level = [] if pre.raw else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         self._cut = pre_tokenizers.Sequence([*split, *level])
-        self._raw = pre.raw
+        self._raw, self._whole_newlines = pre.raw, pre.whole_newlines
         self._bytes = byte_of_character()
         self._text = text
 
@@ -36,7 +36,7 @@ class Bpe:
         """Ids of plain text."""
         ids: list[int] = []
         for part in re.findall(r"[^\n]+|\n+", text.replace(" ", SPACE)) if self._raw else [text]:
-            newlines = self._model.find(part) if self._raw and part[0] == "\n" else -1  # a run that is a token is whole
+            newlines = self._model.find(part) if self._whole_newlines and part[:1] == "\n" else -1
             pieces = [piece for piece, _ in self._cut.pre_tokenize_str(part)] if newlines < 0 else []
             ids += self._model.encode(pieces) if newlines < 0 else [newlines]
         return ids
