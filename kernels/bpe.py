@@ -25,7 +25,7 @@ class Bpe:
     """Ids of pieces of text: pairs are merged by the rank of their merge, the leftmost of equals first.
 
     A merge is two tokens with a space between; what is not made of tokens is left out. `whole`: a piece that is a token
-    is not taken apart. `spelled`: a character that is no token becomes tokens like <0x0A>; else it counts nothing.
+    is not taken apart. `spelled`: a character that is no token becomes tokens like <0x0A>; else it is left out.
     """
 
     def __init__(self, tokens: Packed, merges: Packed, whole: bool, spelled: bool):

@@ -169,6 +169,36 @@ def test_unigram_takes_the_likeliest_pieces() -> None:
     assert [tokenizer.text(id) for id in tokenizer.encode("hello the")] == ["▁hello", "▁the", "</s>"]
 
 
+def test_unigram_has_no_byte_fallback_and_puts_no_space_before_spaces() -> None:
+    tokenizer = Tokenizer.from_gguf(sentence_pieces("t5", add_space_prefix=True), "toy")
+    texts = [[tokenizer.text(id) for id in tokenizer.encode(text, add_special=False)] for text in ("ß", " ", " t")]
+    assert texts == [["▁", "<unk>"], ["▁"], ["▁", "▁t"]]
+    assert Tokenizer.from_gguf(sentence_pieces("t5"), "toy").decode([259]) == " "
+
+
+def test_a_character_that_is_no_token_parts_its_neighbours() -> None:
+    tokens = ["<bos>", "a", "b", "ab"]
+    metadata = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+    assert Tokenizer.from_gguf(metadata, "toy").encode("abaéb", add_special=False) == [3, 1, 2]
+
+
+def test_a_fill_token_that_the_file_names_is_not_looked_for() -> None:
+    def tokenizer(**more: Any) -> Tokenizer:
+        metadata = byte_level(**more)
+        metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "<PAD>"]
+        metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 4]
+        return Tokenizer.from_gguf(metadata, "toy")
+
+    assert tokenizer().is_end(N) and tokenizer().token_bytes(N) == b""
+    named = tokenizer(fim_pad_token_id=3)
+    assert named.is_end(3) and not named.is_end(N) and named.encode("<PAD>", add_special=False) == [N]
+
+
 def test_gemma4_escapes_spaces_takes_newlines_whole_and_falls_back_to_bytes() -> None:
     tokens = ["<bos>", "▁", "a", "b", "▁a", "\n", "\n\n", *(f"<0x{byte:02X}>" for byte in range(256))]
     metadata = {
@@ -225,6 +255,7 @@ def test_a_type_that_does_not_exist_is_undefined() -> None:
     text = "The quick <a><b> fox<c><|im_end|>"
     ids = got.encode(text, parse_special=True)
     assert ids == want.encode(text, parse_special=True)
+    assert [got.token_bytes(got.n_vocab - n) for n in (1, 2, 3)] == [b""] * 3
     every = range(got.n_vocab)
     assert [got.decode([id]) for id in every] == [want.decode([id]) for id in every]
 

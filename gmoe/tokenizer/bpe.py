@@ -45,8 +45,7 @@ class Bpe:
         """The bytes that a token stands for; a token outside the byte alphabet stands for its own text."""
         token = self._text(id)
         if self._raw:
-            is_byte = re.fullmatch("<0x[0-9A-F]{2}>", token) is not None
-            return bytes([int(token[3:5], 16)]) if is_byte else token.replace(SPACE, " ").encode()
+            return token.replace(SPACE, " ").encode()
         if all(c in self._bytes for c in token):
             return bytes(self._bytes[c] for c in token)
         return token.encode()

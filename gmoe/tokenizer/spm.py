@@ -8,7 +8,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gmoe.gguf.file import UnsupportedModel
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+UNDEFINED, NORMAL, UNKNOWN, CONTROL, BYTE = 0, 1, 2, 3, 6
 SPACE = "\u2581"
 
 
@@ -33,12 +33,14 @@ class Spm:
             # The library wants one unknown piece and no piece twice; a duplicate could never be chosen anyway.
             # Unused and user-defined pieces are merged as normal ones: llama.cpp makes no difference below this point.
             kind = UNKNOWN if id == unknown else CONTROL if kind == UNKNOWN else kind
+            if unigram and kind in (UNDEFINED, BYTE):
+                kind = CONTROL  # never found in a text: there is no byte fallback
             kind = kind if kind in (UNKNOWN, CONTROL, BYTE) else NORMAL
             piece = token if token and token not in seen else f"{token}\0{id}"
             seen.add(piece)
             proto.pieces.add(piece=piece, score=float(score), type=kind)
         proto.trainer_spec.model_type = 1 if unigram else 2
-        proto.trainer_spec.byte_fallback = any(kind == BYTE for kind in types)
+        proto.trainer_spec.byte_fallback = not unigram and BYTE in types
         proto.normalizer_spec.name = "identity"
         proto.normalizer_spec.add_dummy_prefix = squeeze
         proto.normalizer_spec.remove_extra_whitespaces = squeeze
@@ -50,7 +52,7 @@ class Spm:
             raise UnsupportedModel(
                 file, "tokenizer.ggml.tokens", f"no SentencePiece model can be made of them ({error})"
             ) from None
-        self._tokens, self._types = tokens, types
+        self._tokens = tokens
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
@@ -59,7 +61,4 @@ class Spm:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for."""
-        token = self._tokens[id]
-        if self._types[id] == BYTE:
-            return bytes([int(token[3:5], 16)])
-        return token.replace(SPACE, " ").encode()
+        return self._tokens[id].replace(SPACE, " ").encode()

@@ -94,7 +94,7 @@ class Tokenizer:
             scores = get("scores")
             if scores is None or len(scores) != len(self._tokens):
                 raise UnsupportedModel(self._file, KEY + "scores", "one score a token is required by SentencePiece")
-            self._add_space = bool(get("add_space_prefix", True))
+            self._add_space = bool(get("add_space_prefix", self._model_name == "llama"))
             self._pre = Pretokenizer((), add_bos=self._model_name == "llama")
             squeeze = bool(get("remove_extra_whitespaces", False))
             charsmap = np.asarray(get("precompiled_charsmap", np.empty(0, np.uint8)))
@@ -155,11 +155,15 @@ class Tokenizer:
                 ids.append(part)
                 after_special = True
             else:
-                ids += self._model.encode(" " + part if self._add_space and after_special else part)
+                prefix = " " if self._add_space and after_special and self._takes_prefix(part) else ""
+                ids += self._model.encode(prefix + part)
                 after_special = False
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def _takes_prefix(self, part: str) -> bool:
+        return self._model_name != "t5" or part.strip(" ") != ""
 
     def _split(self, text: str, parse_special: bool) -> list[str | int]:
         """The text cut at its special tokens, the longest first."""
@@ -184,14 +188,16 @@ class Tokenizer:
         return out
 
     def token_bytes(self, id: int) -> bytes:
-        """What a token adds to the text; control and unused tokens add nothing."""
+        """What a token adds to the text; control, unused and undefined tokens add nothing."""
         if not 0 <= id < len(self._tokens):
             raise ValueError(f"{id} is not one of {len(self._tokens)} tokens")
         kind = self._types[id]
-        if kind in (CONTROL, UNKNOWN, UNUSED):
+        if kind in (CONTROL, UNKNOWN, UNUSED, UNDEFINED):
             return b""
         if kind == USER_DEFINED:
             return self._tokens[id].encode()
+        if kind == BYTE and re.fullmatch("<0x[0-9A-F]{2}>", self._tokens[id]):
+            return bytes([int(self._tokens[id][3:5], 16)])
         raw: bytes = self._model.token_bytes(id)
         return raw
 

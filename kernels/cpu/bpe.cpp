@@ -126,19 +126,21 @@ void Bpe::encode(std::string_view piece, std::vector<uint32_t>& ids) const {
     const std::string_view c = piece.substr(0, character(piece));
     piece.remove_prefix(c.size());
     const int64_t id = find(c);
-    bool spelled = id < 0 && bytes_;
-    for (unsigned char b : c) spelled = spelled && byte_ids_[b] >= 0;
-    if (id >= 0) add(id);
-    for (size_t i = 0; spelled && i < c.size(); i++) add(byte_ids_[static_cast<unsigned char>(c[i])]);
+    if (id >= 0) {
+      add(id);
+      continue;
+    }
+    merge_all(word, ids);
+    word.clear();
+    for (unsigned char b : c)
+      if (bytes_ && byte_ids_[b] >= 0) ids.push_back(uint32_t(byte_ids_[b]));
   }
-  if (word.empty()) return;
-  word.back().next = -1;
-  merge_all(word);
-  for (const Symbol& s : word)
-    if (!s.gone) ids.push_back(s.id);
+  merge_all(word, ids);
 }
 
-void Bpe::merge_all(std::vector<Symbol>& word) const {
+void Bpe::merge_all(std::vector<Symbol>& word, std::vector<uint32_t>& ids) const {
+  if (word.empty()) return;
+  word.back().next = -1;
   struct Turn {
     uint32_t rank;
     int at;
@@ -168,6 +170,8 @@ void Bpe::merge_all(std::vector<Symbol>& word) const {
     }
     if (left.before >= 0) consider(left.before);
   }
+  for (const Symbol& s : word)
+    if (!s.gone) ids.push_back(s.id);
 }
 
 }  // namespace gmoe

@@ -26,8 +26,8 @@ class Bpe {
   int64_t find(std::string_view text) const { return find(text, {}); }
 
   // Appends the ids of a piece of UTF-8: pairs of lowest rank are merged first, the leftmost of equals. A character
-  // that is no token becomes its bytes' tokens, if `bytes`, or nothing; a piece that is a token stays `whole`, if that
-  // is set.
+  // that is no token becomes its bytes' tokens, if `bytes`, or nothing, and parts its neighbours; a piece that is a
+  // token stays `whole`, if that is set.
   void encode(std::string_view piece, std::vector<uint32_t>& ids) const;
 
  private:
@@ -45,7 +45,7 @@ class Bpe {
   size_t place(std::string_view first, std::string_view second) const;
   Merge& merge(uint32_t left, uint32_t right);
   const Merge* merge(uint32_t left, uint32_t right) const;
-  void merge_all(std::vector<Symbol>& word) const;
+  void merge_all(std::vector<Symbol>& word, std::vector<uint32_t>& ids) const;
 
   uint64_t seed_;  // of both tables' hashes
   bool whole_, bytes_;
