@@ -163,6 +163,8 @@ def test_repetitions_are_found_up_to_their_breakers(breakers):
         for n in (0, 1, 2, 9, 60, 130):
             context = random.integers(0, tokens, n).tolist()
             assert dry.repeated(context, breakers) == longest_ends(context, breakers)
+            following = {token: 0 for token in context[1:] if token not in breakers}
+            assert dry.repeated(context, breakers, 0) == following | longest_ends(context, breakers)
     assert dry.repeated([4, 5] * 100, {9}) == {4: 50}
 
 
@@ -178,6 +180,13 @@ def test_dry_counts_where_the_best_is_taken_too():
     huge = replace(params, dry_base=1e308, dry_multiplier=1e308)
     assert Sampler(huge).sample(logits, context) == 0
     assert Sampler(replace(huge, temperature=1.0, samplers=("top_k", "dry"), top_k=1)).sample(logits, context) == 4
+
+
+def test_temperature_0_is_not_greedy_where_it_is_dynamic():
+    params = SamplingParams(temperature=0, dynatemp_range=2.0, top_p=1.0, seed=1)
+    assert not params.greedy and SamplingParams(temperature=-2, dynatemp_range=2.0).greedy
+    sampler = Sampler(params)
+    assert len({sampler.sample(LOGITS, CONTEXT) for _ in range(100)}) > 1
 
 
 def test_exclude_top_choices_now_and_then():

@@ -7,17 +7,19 @@ import numpy as np
 LONGEST = 50  # tokens of a repetition that are looked at
 
 
-def repeated(context: Sequence[int], breakers: Container[int]) -> dict[int, int]:
+def repeated(context: Sequence[int], breakers: Container[int], least: int = 1) -> dict[int, int]:
     """Of each token that has followed what the context ends with: how many tokens of that stood before it.
 
-    No repetition goes over one of the `breakers`, and none of them continues one.
+    No repetition goes over one of the `breakers`, and none of them continues one. With `least` 0 every token that has
+    followed any other is told.
     """
     x = np.array(context, np.int64)
     n = len(x)
-    if n < 2 or int(x[-1]) in breakers:
+    if n < 2:
         return {}
-    reached = np.zeros(n, np.int64)
-    at = np.flatnonzero(x[:-1] == x[-1])  # where repetitions end that are long enough
+    reached = np.zeros(n - 1, np.int64)
+    ended = int(x[-1]) in breakers
+    at = np.flatnonzero(x[:-1] == x[-1])[: 0 if ended else n]  # where repetitions end that are long enough
     for length in range(1, min(n, LONGEST + 1)):
         reached[at] = length
         before = int(x[n - 1 - length])
@@ -25,7 +27,7 @@ def repeated(context: Sequence[int], breakers: Container[int]) -> dict[int, int]
         at = at[x[at - length] == before]
         if before in breakers or not len(at):
             break
-    found = np.flatnonzero(reached)
+    found = np.flatnonzero(reached >= least)
     found = found[np.argsort(reached[found], kind="stable")]  # of a token that followed several the longest counts
     longest = dict(zip(x[found + 1].tolist(), reached[found].tolist(), strict=True))
     return {token: length for token, length in longest.items() if token not in breakers}

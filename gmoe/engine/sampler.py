@@ -184,8 +184,7 @@ def _undry(p: SamplingParams) -> bool:
 def _dry(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     if _undry(p):
         return left
-    repeated = sorted(dry.repeated(now.recent(p.dry_penalty_last_n), now.breakers).items())
-    costly = [(token, length) for token, length in repeated if length >= p.dry_allowed_length]
+    costly = sorted(dry.repeated(now.recent(p.dry_penalty_last_n), now.breakers, p.dry_allowed_length).items())
     if not costly:
         return left
     at, lengths = left.where(*np.array(costly, np.int64).T)

@@ -57,7 +57,7 @@ class SamplingParams:
     """The fields of llama.cpp's samplers with Ollama's defaults; a value out of range is a `ValueError` naming it."""
 
     max_tokens: int | None = None  # None: until the model ends or the context is full
-    temperature: float = 0.8  # 0 and below: greedy
+    temperature: float = 0.8  # 0 and below: greedy, where no dynatemp_range reaches above
     top_k: int = 40  # 0: off
     top_p: float = 0.9
     min_p: float = 0.0
@@ -115,7 +115,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, whatever the other samplers say."""
-        return self.temperature <= 0 and "temperature" in self.samplers
+        return self.temperature + self.dynatemp_range <= 0 and "temperature" in self.samplers
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
