@@ -126,6 +126,14 @@ def test_a_bad_schema_is_one_sentence(schema: dict[str, str]) -> None:
         grammars("bpe").compile(SamplingParams(json_schema=schema))
 
 
+@pytest.mark.parametrize("schema", [{"type": "string"}, {"type": "string", "minLength": 6, "maxLength": 6}])
+def test_any_character_may_be_escaped(schema: dict[str, object]) -> None:
+    for text, wanted in (('"caf\\u00e9 \\uD83D\\uDE00"', True), ('"caf\\uD83D \\u0007"', False)):
+        constraint = grammars("bpe").compile(SamplingParams(json_schema=schema))
+        assert constraint is not None
+        assert follow(constraint, byte_ids(text, "bpe"), "bpe") is wanted
+
+
 def test_lark_is_taken_as_it_is() -> None:
     constraint = grammars("bpe").compile(SamplingParams(grammar='start: "a" | /[0-9]{3}/'))
     assert constraint is not None and follow(constraint, byte_ids("123", "bpe"), "bpe")

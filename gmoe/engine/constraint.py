@@ -15,7 +15,11 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.schema import bounded
 
 # As llama.cpp has it: between the parts of a JSON text no spaces for ever, and oneOf is anyOf.
-JSON_STYLE: Any = {"whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})", "coerce_one_of": True}
+JSON_STYLE: Any = {
+    "whitespace_pattern": r"( |\n{1,2}[ \t]{0,20})",
+    "coerce_one_of": True,
+    "json_allow_general_unicode_escapes": True,  # else \u leads to nothing but control characters
+}
 SPECIAL = b"\xff"  # how llguidance knows a token that is no text
 LIMITS: dict[str, Any] = {"step_max_items": 2_000_000, "initial_lexer_fuel": 10_000_000, "verbose_errors": False}
 
