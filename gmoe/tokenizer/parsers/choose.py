@@ -19,6 +19,7 @@ _SIGNS = (  # the first that a template contains
     ("<tool_call>", "hermes"),
     ("<|python_tag|>", "llama3"),
     ("<|start_header_id|>", "llama3"),
+    ("<|header_start|>", "llama3"),
     ("[THINK]", "mistral"),
     ("</think>", "think"),
     ("<think>", "think"),

@@ -18,7 +18,8 @@ def read(body: str, tools: Tools) -> list[ToolCall]:
 
 def parser(tools: Tools, prompt: str) -> Parser:
     """A new parser; the older models write the mark as plain text."""
-    return TagParser(Dialect(calls=((MARK, ""), ("<tool_call>[", "")), read=_read_either), tools, prompt)
+    calls, wrap = ((MARK, ""), ("<tool_call>[", "")), ("<response>", "</response>")
+    return TagParser(Dialect(wrap=wrap, calls=calls, read=_read_either), tools, prompt)
 
 
 def _read_either(body: str, tools: Tools) -> list[ToolCall]:

@@ -1,10 +1,10 @@
-"""Llama 3: an answer that is `{"name": ..., "parameters": {...}}` is a call, with or without `<|python_tag|>`."""
+"""Llama 3 and 4: an answer that is `{"name": ..., "parameters": {...}}` is a call, with or without python marks."""
 
 from gmoe.tokenizer.parsers.arguments import ToolCall, Tools, Unreadable, call_of, names_of, read_values
 from gmoe.tokenizer.parsers.tags import Parser, Piece
 
-MARK = "<|python_tag|>"
-MARKS = (MARK,)
+BEGINS, END = ("<|python_tag|>", "<|python_start|>"), "<|python_end|>"
+MARKS = (*BEGINS, END)
 
 
 class _Llama3:
@@ -18,7 +18,7 @@ class _Llama3:
     def push(self, text: str) -> list[Piece]:
         self._held += text
         begin = self._held.lstrip()
-        waits = not begin or begin.startswith(("{", MARK)) or MARK.startswith(begin)
+        waits = not begin or begin.startswith(("{", *BEGINS)) or any(mark.startswith(begin) for mark in BEGINS)
         if waits and not self._content:
             return []
         self._content = True
@@ -33,7 +33,10 @@ class _Llama3:
         return self._flush()
 
     def _calls(self) -> list[ToolCall]:
-        calls = [call_of(value) for value in read_values(self._held.replace(MARK, "", 1), between=";")]
+        text = self._held
+        for mark in MARKS:
+            text = text.replace(mark, "", 1)
+        calls = [call_of(value) for value in read_values(text, between=";")]
         if not calls or not {call.name for call in calls} <= names_of(self._tools):
             raise Unreadable("no tool of this request")
         return calls

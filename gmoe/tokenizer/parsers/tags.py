@@ -27,9 +27,13 @@ Read = Callable[[str, Tools], list[ToolCall]]  # the text between the tags -> ca
 
 @dataclass(frozen=True)
 class Dialect:
-    """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end."""
+    """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end.
+
+    `wrap`: tags that may stand around all that is content, and are dropped.
+    """
 
     think: tuple[str, str] = THINK
+    wrap: tuple[str, str] = ("", "")
     calls: tuple[tuple[str, str], ...] = ()
     read: Read = lambda body, tools: []
 
@@ -45,6 +49,7 @@ class TagParser:
         self._calls = dialect.calls if tools else ()
         self._state = "thinking" if prompt.rstrip().endswith(dialect.think[0]) else "start"
         self._held = ""
+        self._wrapped = False  # whether the content is within `wrap`
         self._trim = self._state == "thinking"  # whether the space that comes next is dropped
         self._tag: tuple[str, str] = ("", "")  # those of the call that is open
         self._before = ("content", "")  # what it interrupted, and the space between
@@ -73,18 +78,33 @@ class TagParser:
             return True
         if tag.startswith(text) and not last:
             return False
-        self._state = "content"
+        self._state = "opening"
+        return True
+
+    def _opening(self, pieces: list[Piece], last: bool) -> bool:
+        """Before the first letter of content."""
+        text, tag = self._held.lstrip(), self._dialect.wrap[0]
+        self._wrapped = tag != "" and text.startswith(tag)
+        if tag and not self._wrapped and tag.startswith(text) and not last:
+            return False
+        rest, trim = (text[len(tag) :], True) if self._wrapped else (self._held, self._trim)
+        self._enter("content", rest, trim)
         return True
 
     def _thinking(self, pieces: list[Piece], last: bool) -> bool:
         end = self._dialect.think[1]
         tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in self._calls)], last)
         if tag == end:
-            self._enter("content", self._held[len(end) :], trim=True)
+            self._enter("opening", self._held[len(end) :], trim=True)
         return bool(tag)
 
     def _content(self, pieces: list[Piece], last: bool) -> bool:
-        return bool(self._emit(pieces, "content", [begin for begin, _ in self._calls], last))
+        end = self._dialect.wrap[1]
+        tag = self._emit(pieces, "content", [*(begin for begin, _ in self._calls), *([end] * self._wrapped)], last)
+        if tag and tag == end:
+            self._wrapped = False
+            self._enter("content", self._held[len(end) :], trim=True)
+        return bool(tag)
 
     def _call(self, pieces: list[Piece], last: bool) -> bool:
         """Within a call, whose opening tag is still held."""
