@@ -154,6 +154,20 @@ def test_responses_tell_probabilities_of_the_text_only(stream: bool) -> None:
     assert [one["token"] for one in output[1]["content"][0]["logprobs"]] == ["Hi", "half a", "smile"]
 
 
+@pytest.mark.parametrize("content", [3, {"text": "x"}, [None], ["x"], [[{"text": "x"}]]])
+@pytest.mark.parametrize("item", ["message", "function_call_output", "reasoning"])
+def test_a_content_that_is_none_is_one_sentence(item: str, content: Any) -> None:
+    name = "output" if item == "function_call_output" else "content"
+    with pytest.raises(Refused, match="content must be text or a list of parts, each an object"):
+        responses.parse({"model": "m", "input": [{"type": item, name: content}]})
+
+
+def test_thinking_is_read_back() -> None:
+    item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}], "content": []}
+    asked = responses.parse({"model": "m", "input": [item, {"role": "user", "content": "x"}]})
+    assert asked.messages and asked.messages[0]["thinking"] == "so"
+
+
 def test_responses_events_end_with_the_whole() -> None:
     chunks = scrubbed(responses.render(responses.parse({"model": "m", "input": "x", "stream": True}), events()))
     output = chunks[-1][1]["response"]["output"]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gmoe.server.answer import sampling_of
 from gmoe.server.ask import Ask, Chosen, End, Event, Events, Loading, Piece, Refused, ToolCall, Usage, whole
-from gmoe.server.body import Body, read
+from gmoe.server.body import Body, read, short
 from gmoe.server.lacking import checked
 from gmoe.server.stream import Chunk, to_bytes
 
@@ -269,9 +269,8 @@ def _common(given: Common, body: Any) -> dict[str, Any]:
     if not 0 <= top <= 20:
         raise Refused(400, "top_logprobs must be between 0 and 20")
     if isinstance(given.think, str) and given.think not in LEVELS:
-        raise Refused(
-            400, f'invalid think value: "{given.think}" (must be "high", "medium", "low", "max", true, or false)'
-        )
+        must = 'must be "high", "medium", "low", "max", true, or false'
+        raise Refused(400, f'invalid think value: "{short(given.think)}" ({must})')
     sampling: dict[str, Any] = sampling_of(options)
     if given.logprobs:
         sampling["logprobs"] = top

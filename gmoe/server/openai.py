@@ -173,12 +173,14 @@ def message_of(name: str, message: ChatMessage) -> dict[str, Any]:
 
 def text_of(name: str, content: Any) -> str:
     """The text of a content that may be parts; other kinds of parts are `Refused`."""
-    if not isinstance(content, list):
+    if content is None or isinstance(content, str):
         return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Refused(400, "content must be text or a list of parts, each an object")
     texts = []
     for part in content:
         kind = part.get("type", "text")
-        if kind in ("text", "input_text", "output_text", "refusal"):
+        if kind in ("text", "input_text", "output_text", "reasoning_text", "summary_text", "refusal"):
             texts.append(str(part.get("text") or part.get("refusal") or ""))
         elif "image" in str(kind):
             raise Refused(400, f'"{name}" does not support image input')

@@ -218,7 +218,7 @@ def _message(model: str, item: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "function_call_output":
         return {"role": "tool", "content": text_of(model, item.get("output")), "tool_call_id": item.get("call_id")}
     if kind == "reasoning":
-        text = "".join(str(part.get("text", "")) for part in item.get("content") or item.get("summary") or ())
+        text = text_of(model, item.get("content") or item.get("summary"))
         return {"role": "assistant", "content": "", "thinking": text, "reasoning_content": text}
     raise Refused(400, f"input: an item of the type {kind!r} is not supported")
 
