@@ -320,6 +320,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Shape(layer=3),
     ),
+    "deepseek2+temperature": Architecture(
+        _deepseek2(True, False, False),
+        lambda s: (
+            _mla_keys(s, True, False) | YARN | {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}
+        ),
+    ),
     "deepseek2+lite": Architecture(
         _deepseek2(False, False, False),
         lambda s: _mla_keys(s, False, False, expert_weights_norm=False) | {"expert_group_count": 1},
@@ -450,7 +456,13 @@ def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...])
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds = {
+        list: writer.add_array,
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
     kinds[type(value)](key, value)
 
 

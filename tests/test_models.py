@@ -10,7 +10,9 @@ from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
 from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.hparams import Gating
 from gmoe.llm import LLM
+from gmoe.models.deepseek2 import own_gating
 from gmoe.options import RuntimeOptions
 from tests.factory import ARCHITECTURES, Shape, write_model
 
@@ -149,20 +151,35 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
 
 
 @pytest.mark.parametrize(
-    ("told", "meant"),
+    ("architecture", "told", "meant"),
     [
-        ({"rope.scale_linear": 4.0}, LINEAR),
-        ({"rope.scaling.factor": 4.0}, LINEAR),
-        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, LINEAR),
-        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+        ("llama", {"rope.scale_linear": 4.0}, LINEAR),
+        ("llama", {"rope.scaling.factor": 4.0}, LINEAR),
+        ("llama", {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, LINEAR),
+        ("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+        ("llama", {"attention.scale": 0.5}, {}),
+        ("qwen3moe", {"expert_weights_scale": 2.5}, {}),
+        ("glm4moe", {"expert_weights_scale": 0.0}, {"expert_weights_scale": 1.0}),
+        ("glm4moe", {"rope.dimension_sections": [2, 1, 1, 0]}, {}),
     ],
 )
 def test_keys_mean_what_they_mean_to_llama_cpp(
-    tmp_path: Path, told: dict[str, object], meant: dict[str, object]
+    tmp_path: Path, architecture: str, told: dict[str, object], meant: dict[str, object]
 ) -> None:
-    files = [write_model(tmp_path / f"{i}.gguf", "llama", metadata=m) for i, m in enumerate((told, meant))]
+    files = [write_model(tmp_path / f"{i}.gguf", architecture, metadata=m) for i, m in enumerate((told, meant))]
     with LLM.load(files[0], EXACT) as a, LLM.load(files[1], EXACT) as b:
         assert np.array_equal(a.logits(IDS), b.logits(IDS))
+
+
+def test_a_temperature_needs_its_length(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", "deepseek2", metadata={"attention.temperature_scale": 0.1})
+    with pytest.raises(UnsupportedModel, match="temperature_length: required beside attention.temperature_scale"):
+        LLM.load(path)
+
+
+def test_glm_4_7_flash_without_a_gating_function_is_sigmoid() -> None:
+    assert own_gating(47, 154_880) is Gating.SIGMOID
+    assert own_gating(47, 102_400) is own_gating(27, 154_880) is Gating.SOFTMAX
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:

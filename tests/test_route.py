@@ -28,14 +28,12 @@ LOSSY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def hparams(k: int = 2, groups: int = 1, scale: float = 0.0) -> Any:
-    return SimpleNamespace(
-        n_expert=6, n_expert_used=k, n_expert_groups=groups, n_group_used=1, expert_weights_scale=scale
-    )
+def hparams(k: int = 2, groups: int = 1) -> Any:
+    return SimpleNamespace(n_expert=6, n_expert_used=k, n_expert_groups=groups, n_group_used=1)
 
 
 def routed(logits: list[list[float]], **router: Any) -> tuple[np.ndarray, np.ndarray, Scores]:
-    hp = hparams(router.pop("k", 2), router.pop("groups", 1), router.pop("scale", 0.0))
+    hp = hparams(router.pop("k", 2), router.pop("groups", 1))
     route = topk(
         SimpleNamespace(hparams=hp, on=None),
         router.pop("gating", Gating.SOFTMAX),

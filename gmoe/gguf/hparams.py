@@ -13,8 +13,8 @@ from gmoe.gguf.file import UnsupportedModel
 REQUIRED = object()
 MOST_INT, MOST_FLOAT = (1 << 31) - 1, 1e20  # of any hyperparameter
 
-# Keys that say something about the file, not about the arithmetic.
-DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length"})
+# Keys that say something about the file or about images, not about the arithmetic of text.
+DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length", "rope.dimension_sections"})
 
 
 class Gating(IntEnum):
@@ -49,6 +49,8 @@ class Hparams:
     rms_eps: float = key("attention.layer_norm_rms_epsilon", None)
     norm_eps: float = key("attention.layer_norm_epsilon", None)
     attention_scale: float = key("attention.scale", 0.0)
+    attn_temperature_scale: float = key("attention.temperature_scale", 0.0)
+    attn_temperature_length: int = key("attention.temperature_length", 0)
     n_swa: int = key("attention.sliding_window", 0)
     n_chunk: int = key("attention.chunk_size", 8192)
     causal: bool = key("attention.causal", True)

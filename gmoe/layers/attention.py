@@ -1,5 +1,6 @@
 """Attention over the paged cache: grouped queries, sliding or chunked windows, sinks."""
 
+import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
@@ -20,6 +21,11 @@ def sliding(window: int) -> Mask:
 def chunked(size: int) -> Mask:
     """Everything up to the query in the query's own chunk of `size` positions."""
     return Mask("chunked", size)
+
+
+def temperature(positions: Tensor, step: int, growth: float) -> Tensor:
+    """What queries [T, H, d] at these positions [T] are multiplied with: more at every `step`, logarithmically."""
+    return (torch.log(torch.floor(positions.float() / step) + 1.0) * growth + 1.0)[:, None, None]
 
 
 class GQA:
@@ -43,7 +49,7 @@ class GQA:
         self.n_head, self.n_kv, self.n_head_k, self.n_head_v = hp.n_head, hp.n_kv, hp.n_head_k, hp.n_head_v
         self.rope = rope
         self.mask = mask
-        self.scale = scale or hp.attention_scale or hp.n_head_k**-0.5
+        self.scale = scale or hp.n_head_k**-0.5
         self.sinks = sinks
         q, k, v = hp.n_head * hp.n_head_k, hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm", q if across else hp.n_head_k)

@@ -110,5 +110,6 @@ def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseF
     if w.layer < hp.n_layer_dense_lead:
         return DenseFFN(w)
     bias = w.get("exp_probs_b", ".bias", hp.n_expert)
-    route = topk(w, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=bias)
+    gating, scale = hp.gating_or(gating), hp.expert_weights_scale
+    route = topk(w, gating, renormalize=hp.expert_weights_norm, bias=bias, scale=scale)
     return MoEFFN(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)

@@ -9,7 +9,7 @@ from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvShape
 from gmoe.kernels.ops import HeadMaps, attention, dequantize, lay
-from gmoe.layers.attention import causal
+from gmoe.layers.attention import causal, temperature
 from gmoe.layers.batch import Batch
 from gmoe.layers.rope import rope, yarn_magnitude
 from gmoe.layers.weights import Weights
@@ -36,6 +36,9 @@ class MLA:
         self.rope = rope(w, "norm", self.n_rot)
         # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
         self.scale = yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2 * self.n_head_k**-0.5
+        self.step, self.growth = hp.attn_temperature_length, hp.attn_temperature_scale
+        if self.growth and not self.step:
+            w.refuse(f"{hp.architecture}.attention.temperature_length", "required beside attention.temperature_scale")
         q_width = self.n_head * self.n_head_k
         if hp.q_lora_rank:
             q_a, q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm", n=hp.q_lora_rank)
@@ -78,7 +81,7 @@ class MLA:
         query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
         self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
         lay(self.rope(lay(q[..., self.n_nope :]), positions), query[..., self.n_lora :])
-        return query
+        return query * temperature(positions, self.step, self.growth) if self.growth else query
 
     def _latent(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, D] -> what the cache keeps: a key [T, 1, n_lora + n_rot] and a value [T, 1, n_lora]."""

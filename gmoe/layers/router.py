@@ -58,14 +58,13 @@ class TopK:
         return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
 
 
-def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None) -> TopK:
-    """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights."""
+def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None, scale: float = 1.0) -> TopK:
+    """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights; a `scale` of 0 is none."""
     hp = w.hparams
     groups, used = (hp.n_expert_groups, hp.n_group_used) if hp.n_expert_groups > 1 else (1, 1)
     if hp.n_expert % groups:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_group_count", "must divide expert_count")
-    scale = 1.0 if hp.expert_weights_scale in (0.0, 1.0) else hp.expert_weights_scale
-    rule = RouterRule(SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used, bias, renormalize, scale)
+    rule = RouterRule(SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used, bias, renormalize, scale or 1.0)
     try:
         return TopK(rule, w.on)
     except ValueError as error:

@@ -15,5 +15,10 @@ class Model(Decoder):
         return MLA(w)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
-        """Softmax where the file states no gating function."""
-        return led_by_dense(w, Gating.SOFTMAX, self.dispatch)
+        """Softmax where the file states no gating function, as V2's do not."""
+        return led_by_dense(w, own_gating(w.hparams.n_layer, self.n_vocab), self.dispatch)
+
+
+def own_gating(n_layer: int, n_vocab: int) -> Gating:
+    """That of files which do not state it: V2's are softmax, the first of GLM-4.7-Flash sigmoid."""
+    return Gating.SIGMOID if n_layer in (47, 48) and n_vocab == 154_880 else Gating.SOFTMAX

@@ -16,7 +16,8 @@ class Model(Decoder):
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """`attention.scale` takes the place of one over the root of the width; rope can be switched off by the file."""
-        return GQA(w, rope(w, "norm") if w.hparams.rope_finetuned else None)
+        hp = w.hparams
+        return GQA(w, rope(w, "norm") if hp.rope_finetuned else None, scale=hp.attention_scale)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """A shared expert where the file has one."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gmoe.layers.attention import GQA, causal, chunked
+from gmoe.layers.attention import GQA, causal, chunked, temperature
 from gmoe.layers.ffn import DenseFFN, MoEFFN
 from gmoe.layers.norm import RMSNorm
 from gmoe.layers.rope import rope
@@ -35,8 +35,7 @@ class Full(GQA):
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Temperature on the queries only."""
-        steps = torch.floor((positions + 1.0) / TEMPERATURE_STEP)
-        return q * (torch.log(steps + 1.0) * TEMPERATURE_SCALE + 1.0)[:, None, None], k
+        return q * temperature(positions + 1, TEMPERATURE_STEP, TEMPERATURE_SCALE), k
 
 
 class WeightedInput(MoEFFN):
