@@ -227,8 +227,7 @@ class Router:
     def thoughts(self, logits: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Of all experts: what they are chosen by and their probabilities [T, E]; and the weights of any ids [T, k]."""
         rule, scores = self.rule, reference_step.scores(logits, self.rule)
-        plain = rule.bias is None and rule.groups <= 1
-        selection = logits if plain else reference_step.selection(scores, rule)
+        selection = reference_step.selection(logits, scores, rule)
         probabilities = torch.softmax(logits, -1) if rule.score is Score.SOFTMAX_WEIGHT else scores
         return selection, probabilities, lambda ids: reference_step.weigh(scores, ids, rule)
 

@@ -119,7 +119,7 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
 def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
     """logits [T, E] -> ids [T, k] int32, weights [T, k], step by step as llama.cpp's `build_moe_ffn`; equals by id."""
     given = scores(logits, rule)
-    ids = _best(selection(given, rule), rule.chosen)
+    ids = _best(selection(logits, given, rule), rule.chosen)
     return ids.int(), weigh(given, ids, rule)
 
 
@@ -132,8 +132,11 @@ def scores(logits: Tensor, rule: RouterRule) -> Tensor:
     return logits if rule.score is Score.SOFTMAX_WEIGHT else F.softplus(logits).sqrt()
 
 
-def selection(given: Tensor, rule: RouterRule) -> Tensor:
-    """[T, E], by which experts are chosen: biased, -inf outside the chosen groups."""
+def selection(logits: Tensor, given: Tensor, rule: RouterRule) -> Tensor:
+    """[T, E], by which experts are chosen: scores, biased, -inf outside the chosen groups; of a plain rule the logits,
+    since scores of logits that differ can round to equals."""
+    if rule.bias is None and rule.groups <= 1:
+        return logits
     biased = given if rule.bias is None else given + rule.bias
     return biased if rule.groups <= 1 else _best_groups(biased, rule.groups, rule.groups_used)
 

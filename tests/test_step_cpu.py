@@ -105,6 +105,15 @@ def test_routers(level: str, rule: RouterRule) -> None:
     assert torch.equal(again[0], ids[7:8]) and torch.equal(again[1], weights[7:8])
 
 
+@LEVELS
+@pytest.mark.parametrize("score", [Score.SIGMOID, Score.SOFTMAX, Score.SQRT_SOFTPLUS])
+def test_routers_tell_logits_apart_whose_scores_round_alike(level: str, score: Score) -> None:
+    logits = torch.tensor([[20.0, 25.0, -200.0, -199.0], [-300.0, 30.0, 29.0, -299.0]])
+    rule = RouterRule(score, 4, 3)
+    for ids, _ in (cpu_step.Router(rule)(logits, 1, level), reference_step.choose(logits, rule)):
+        assert ids.tolist() == [[1, 0, 3], [1, 2, 3]]
+
+
 def scene(shape: KvShape, kind: KvType, lengths: list[int], new: list[int], level: str) -> tuple[KvLayer, Turns]:
     """A cache whose sequences lie in shuffled blocks; the last `new` tokens of each are this step's."""
     needed = [-(-length // 32) for length in lengths]

@@ -106,7 +106,8 @@ void choose_experts(const Router& r, const float* logits, int32_t* ids, float* w
     for (int i = 0; i < r.experts; i++)
       scores[i] = __builtin_sqrtf(scores[i] > 20.0f ? scores[i] : ::log1pf(::expf(scores[i])));
   }
-  for (int i = 0; i < r.experts; i++) selection[i] = r.bias ? scores[i] + r.bias[i] : scores[i];
+  const float* plain = r.groups > 1 ? scores : logits;  // scores of logits that differ can round to equals
+  for (int i = 0; i < r.experts; i++) selection[i] = r.bias ? scores[i] + r.bias[i] : plain[i];
   if (r.groups > 1) {  // only the groups whose two best sum highest
     int size = r.experts / r.groups;
     for (int g = 0; g < r.groups; g++) {

@@ -59,8 +59,9 @@ def _choose(
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, WIDTH)
     inside = e < E
-    score = _score(tl.load(logits + t * E + e, mask=inside, other=float("-inf")), SCORE)
-    chosen_by = score
+    logit = tl.load(logits + t * E + e, mask=inside, other=float("-inf"))
+    score = _score(logit, SCORE)
+    chosen_by = score if BIAS or GROUPS > 1 else logit  # scores of logits that differ can round to equals
     if BIAS:
         chosen_by += tl.load(bias + e, mask=inside, other=0.0)
     if GROUPS > 1:
