@@ -162,6 +162,24 @@ def test_a_content_that_is_none_is_one_sentence(item: str, content: Any) -> None
         responses.parse({"model": "m", "input": [{"type": item, name: content}]})
 
 
+@pytest.mark.parametrize("n", [513, 2**30, 2**80, 10**4000])
+def test_too_many_answers_are_refused_before_they_are_made(n: int) -> None:
+    for parse, said in ((openai.parse_chat, SAID), (openai_text.parse_completion, {"model": "m", "prompt": ["a"]})):
+        with pytest.raises(Refused, match="answers are asked for; one request may have 512|n: input should be less"):
+            parse({**said, "n": n})
+
+
+@pytest.mark.parametrize(
+    "format", [0.5, ["x"], "json", {"type": "json_schema", "json_schema": "x"}, {"type": [1] * 999}]
+)
+def test_a_format_that_is_none_is_one_short_sentence(format: Any) -> None:
+    asked = ((openai.parse_chat, {"response_format": format}), (responses.parse, {"text": {"format": format}}))
+    for parse, more in asked:
+        with pytest.raises(Refused) as refused:
+            parse({**SAID, "input": "x", **more})
+        assert refused.value.status == 400 and len(refused.value.text) < 200
+
+
 def test_thinking_is_read_back() -> None:
     item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}], "content": []}
     asked = responses.parse({"model": "m", "input": [item, {"role": "user", "content": "x"}]})

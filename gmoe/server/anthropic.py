@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, ToolCall, Usage, whole
-from gmoe.server.body import Body, read
+from gmoe.server.body import Body, read, short
 from gmoe.server.lacking import ELSEWHERE, checked
 from gmoe.server.openai import DEFAULTS, chosen_tools, encode, media
 from gmoe.server.stream import Chunk
@@ -184,7 +184,7 @@ def _messages(model: str, message: AnthropicMessage) -> list[dict[str, Any]]:
         elif kind == "image":
             raise Refused(400, f'"{model}" does not support image input')
         else:
-            raise Refused(400, f"content of the type {kind!r} is not supported")
+            raise Refused(400, f"content of the type {short(kind)} is not supported")
     entry: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
     if thoughts:
         entry["thinking"] = entry["reasoning_content"] = "".join(thoughts)
@@ -201,7 +201,7 @@ def _text(model: str, content: Any) -> str:
     for block in content:
         if not isinstance(block, dict) or block.get("type") != "text":
             kind = block.get("type") if isinstance(block, dict) else block
-            raise Refused(400, f'"{model}" does not support {kind} input')
+            raise Refused(400, f'"{model}" does not support {short(kind)} input')
     return "".join(str(block.get("text", "")) for block in content)
 
 

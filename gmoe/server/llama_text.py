@@ -25,7 +25,7 @@ class CompletionBody(SamplingBody):
     prompt: str | dict[str, Any] | list[int | str | dict[str, Any] | list[int | str]]
     stream: bool | None = None
     n_predict: int | None = None
-    n_cmpl: int | None = Field(None, ge=1)
+    n_cmpl: int | None = Field(None, ge=1, le=2**31)
     t_max_predict_ms: int | None = Field(None, le=LONGEST_MS)
     typ_p: float | None = None
     stop: str | list[str] | None = None

@@ -34,7 +34,7 @@ class Sampled(SamplingBody):
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=2**31)
     t_max_predict_ms: int | None = Field(None, le=LONGEST_MS)
     cache_prompt: bool | None = None
     timings_per_token: bool | None = None
@@ -185,7 +185,7 @@ def text_of(name: str, content: Any) -> str:
         elif "image" in str(kind):
             raise Refused(400, f'"{name}" does not support image input')
         else:
-            raise Refused(400, f"content of the type {kind!r} is not supported; supported: text")
+            raise Refused(400, f"content of the type {short(kind)} is not supported; supported: text")
     return "".join(texts)
 
 
@@ -203,7 +203,7 @@ def chosen_tools(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[st
             raise Refused(400, f"tool_choice: there is no tool {name!r}")
         return tools, str(name)
     if choice not in (None, "none", "auto", "required"):
-        raise Refused(400, f"tool_choice is {choice!r}; it must be none, auto, required or a function")
+        raise Refused(400, f"tool_choice is {short(choice)}; it must be none, auto, required or a function")
     if choice == "required" and not tools:
         raise Refused(400, "tool_choice is 'required', and there are no tools")
     return ([] if choice == "none" else tools), choice or "auto"
@@ -220,19 +220,22 @@ def _allowed(tools: list[dict[str, Any]], choice: dict[str, Any]) -> tuple[list[
     return [tool for tool in tools if tool["function"]["name"] in names], choice.get("mode", "auto")
 
 
-def response_format(given: Mapping[str, Any] | None) -> dict[str, Any]:
+def response_format(given: Any) -> dict[str, Any]:
     """`response_format` as fields of `SamplingParams`."""
+    if given is not None and not isinstance(given, Mapping):
+        raise Refused(400, f"response_format is {short(given)}; it must be an object")
     kind = (given or {}).get("type", "text")
     if given is None or kind == "text":
         return {}
     if kind == "json_object":
         return {"json_schema": given.get("schema") or {"type": "object"}}
     if kind == "json_schema":
-        schema = (given.get("json_schema") or given).get("schema")
+        held = given.get("json_schema") or given
+        schema = held.get("schema") if isinstance(held, dict) else None
         if not isinstance(schema, dict):
             raise Refused(400, "response_format: json_schema needs a schema")
         return {"json_schema": schema}
-    raise Refused(400, f"response_format: the type {kind!r} is not one of text, json_object, json_schema")
+    raise Refused(400, f"response_format: the type {short(kind)} is not one of text, json_object, json_schema")
 
 
 def think_of(effort: Any) -> bool | str | None:
@@ -289,9 +292,10 @@ def common(given: Sampled, sampling: Mapping[str, Any], body: Mapping[str, Any])
 
 def several(asks: Sequence[Ask], n: int | None) -> Ask:
     """One request for `n` answers to each of these."""
+    wanted = len(asks) * (n or 1)
+    if wanted > MOST_ANSWERS:
+        raise Refused(400, f"{wanted} answers are asked for; one request may have {MOST_ANSWERS}")
     parts = [replace(ask, copy=copy) for ask in asks for copy in range(n or 1)]
-    if len(parts) > MOST_ANSWERS:
-        raise Refused(400, f"{len(parts)} answers are asked for; one request may have {MOST_ANSWERS}")
     return parts[0] if len(parts) == 1 else replace(parts[0], parts=parts)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from gmoe.server.ask import Ask, End, Events, Piece, Refused, Usage, whole
-from gmoe.server.body import Body, read
+from gmoe.server.body import Body, read, short
 from gmoe.server.lacking import ELSEWHERE, checked
 from gmoe.server.openai import (
     DEFAULTS,
@@ -71,7 +71,7 @@ def parse(body: Any) -> Ask:
     tools = []
     for tool in given.tools or ():
         if tool.get("type") != "function":
-            raise Refused(400, f"a tool of the type {tool.get('type')!r} is not supported; supported: function")
+            raise Refused(400, f"a tool of the type {short(tool.get('type'))} is not supported; supported: function")
         names = ("name", "description", "parameters")
         tools.append({"type": "function", "function": {name: tool[name] for name in names if tool.get(name)}})
     tools, choice = chosen_tools(tools, given.tool_choice)
@@ -220,7 +220,7 @@ def _message(model: str, item: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "reasoning":
         text = text_of(model, item.get("content") or item.get("summary"))
         return {"role": "assistant", "content": "", "thinking": text, "reasoning_content": text}
-    raise Refused(400, f"input: an item of the type {kind!r} is not supported")
+    raise Refused(400, f"input: an item of the type {short(kind)} is not supported")
 
 
 def _response(ask: Ask) -> dict[str, Any]:
