@@ -10,6 +10,7 @@ namespace gmoe {
 namespace {
 
 #include "bits.h"
+#include "add_up512.h"
 #include "round.h"
 #include "gates.h"
 

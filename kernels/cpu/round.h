@@ -38,6 +38,7 @@ inline float round_block(const float* x, int8_t* q) {
   return d;
 }
 
+#ifndef AVX512_LEVEL
 inline void add_up(Activation& a) {
   a.size16 = 0;
   for (int g = 0; g < 16; g++) {
@@ -54,6 +55,7 @@ inline void add_up(Activation& a) {
     a.low32[place(j)] = -128 * sum;
   }
 }
+#endif
 
 void round_row(const float* x, int n, Rounding kind, char* to, size_t block_stride) {
   if (kind == Rounding::none || kind == Rounding::f16 || kind == Rounding::bf16) {
