@@ -219,7 +219,7 @@ def _checked(experts: Experts, x: Tensor, topk_ids: Tensor) -> tuple[Tensor, Ten
 
 
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0) -> Tensor:
-    """Sum out [T, k, D] over k in order, weighted; an id of -1 counts nothing. Returns [T, D]."""
+    """Sum out [T, k, D] in the order of the ids, weighted; an id of -1 counts nothing. Returns [T, D]."""
     tokens, k, width = out.shape
     check_floats("out", out, (tokens, k, width))
     check_floats("topk_weights", topk_weights, (tokens, k))

@@ -321,13 +321,20 @@ def test_experts_with_many_tokens_do_not_depend_on_the_level(names: tuple[str, s
             assert torch.equal(cpu_ops.expert_mlp(x, ids, weights, t, "swiglu", threads=threads, level=level), want)
 
 
-def test_combine() -> None:
-    out, weights = activations(len(SKEWED) * 2, 256).view(-1, 2, 256), activations(len(SKEWED), 2)
-    out[SKEWED < 0] = float("nan")
-    expected = torch.zeros(len(SKEWED), 256)
-    for j in range(2):
-        expected += torch.where(SKEWED[:, j, None] >= 0, weights[:, j, None] * out[:, j], 0.0)
-    assert torch.equal(cpu_ops.combine(out, weights, SKEWED), expected)
+def chosen(tokens: int, k: int = 4) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(tokens).integers(-1, 5, (tokens, k), dtype=np.int32))
+
+
+def test_combine_adds_in_the_order_of_the_experts() -> None:
+    ids, weights = chosen(40), activations(40, 4)
+    out = activations(40 * 4, 256).view(-1, 4, 256)
+    out[ids < 0] = float("nan")
+    expected = torch.zeros(40, 256)
+    for t in range(40):
+        for j in sorted(range(4), key=lambda j: int(ids[t, j])):
+            if ids[t, j] >= 0:
+                expected[t] += weights[t, j] * out[t, j]
+    assert torch.equal(cpu_ops.combine(out, weights, ids), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 21, 140])
@@ -338,9 +345,8 @@ def test_the_sum_is_that_of_the_rows(tokens: int, threads: int) -> None:
         experts("F16", 5, 544, 256, 30, True),
         experts("Q5_0", 5, 592, 544, 50, False),
     )
-    x, weights = activations(tokens, 256), activations(tokens, 2, seed=3)
-    ids = SKEWED.repeat(7, 1)[:tokens]
-    rows = torch.full((tokens, 2, 592), float("nan"))
+    x, weights, ids = activations(tokens, 256), activations(tokens, 4, seed=3), chosen(tokens)
+    rows = torch.full((tokens, 4, 592), float("nan"))
     cpu_ops.expert_rows(x, ids, t, "swiglu", rows)
     expected = cpu_ops.combine(rows, weights, ids)
     for level in cpu_ops.levels():

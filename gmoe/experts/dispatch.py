@@ -176,7 +176,7 @@ class ExpertDispatch:
         return list
 
     def _sum(self, out: Tensor, served: Served) -> Tensor:
-        """The rows [T, k, D] weighted and summed in order -> [T, D]."""
+        """The rows [T, k, D] weighted and summed in an order that no tier changes -> [T, D]."""
         return combine(out, torch.from_numpy(served.weights), torch.from_numpy(served.places))
 
     def _resolve(self, absent: list[ExpertId], ids: Ids, weights: Floats, routing: Routing) -> Served:

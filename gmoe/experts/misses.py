@@ -27,8 +27,8 @@ class Served:
 
     @property
     def places(self) -> Ids:
-        """0 where anybody serves, -1 where nobody does."""
-        return np.where((self.ids >= 0) | (self.twins >= 0) | self.merged, 0, -1).astype(np.int32)
+        """The number of the expert that serves, 0 for the layer's mean, -1 where nobody does."""
+        return np.where(self.merged, 0, np.maximum(self.ids, self.twins)).astype(np.int32)
 
 
 def resolve(

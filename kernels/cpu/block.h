@@ -47,7 +47,7 @@ struct Far {
   int8_t rest[4];
   int32_t start;  // of their product
   uint8_t column;
-  uint8_t before;  // 0, or the Far of the same token before it, counted from 1
+  bool follows;  // the Far before it is of the same token
 };
 constexpr int far_of_eight = 16, most_far = 255;  // as many are kept for each Eight, and for all
 constexpr size_t eight_bytes = sizeof(Eight) + far_of_eight * sizeof(Far);
@@ -67,6 +67,7 @@ struct Job {
   const uint8_t* stop;  // the end of the matrix: what comes next is read ahead up to here
   const char* eights = nullptr;  // if not null, the tokens of each block once more: Eights, then their Fars
   size_t eights_stride = 0;      // bytes from 256 elements to the next
+  bool past = false;  // results are written past the caches where the level can; rows of `out` are 64-byte aligned
 
   const Activation& at(int token, int block) const {
     return *reinterpret_cast<const Activation*>(x + token * token_stride + block * block_stride);
@@ -100,6 +101,7 @@ struct Level {
   int count;
   void (*round)(const float* x, int n, Rounding kind, char* to, size_t block_stride);
   void (*gate)(Gate kind, const float* gate, float* up, int n);  // up = the activation of both; relu2 has no gate
+  void (*add)(float* to, float weight, const float* from, int n);  // to = to + weight * from
   uint64_t (*read)(const uint8_t* data, size_t size);  // the sum of its words: the least that a product could do
   // The Eights and Fars of up to 128 tokens' Activations of one block; null if no format wants them.
   void (*side_by_side)(const Activation* a, int tokens, Eight* to, Far* far);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,8 +16,10 @@ namespace {
 
 constexpr size_t task_bytes = 256 << 10;  // smaller tasks read memory more slowly
 constexpr int slice = 256;                // elements between up and down that are rounded at once
-constexpr int band_rows = 128;            // outputs of all experts that are there before they are summed
+constexpr size_t past_bytes = 1 << 20;    // of results that are written past the caches
 constexpr int few_tokens = 16;            // below, results are summed after all of them are there
+constexpr int band_rows = 128;            // outputs that are summed over all experts, or less where tokens are many:
+constexpr size_t band_bytes = 256 << 10;  // their sums should stay in the second cache
 
 // Of the calling thread, for the panels of one call after the other.
 Memory& panel_memory() {
@@ -83,6 +86,29 @@ void add_weighted(float* to, float weight, const float* from, int n) {
   for (int i = 0; i < n; i++) to[i] = to[i] + weight * from[i];
 }
 
+// The places of one token's k experts by the number of the expert, absent ones left out.
+void by_number(const int32_t* ids, int k, std::vector<int>& places) {
+  places.clear();
+  for (int j = 0; j < k; j++)
+    if (ids[j] >= 0) places.push_back(j);
+  std::sort(places.begin(), places.end(), [&](int a, int b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
+}
+
+// Outputs of which all tokens' sums are there at a time; every thread has several.
+int rows_a_band(int width, int tokens, int threads) {
+  const size_t room = band_bytes / sizeof(float) / size_t(std::max(1, tokens));
+  const size_t most = std::min(room, size_t(width / (4 * threads)));
+  int band = band_rows;
+  while (band > 32 && size_t(band) > most) band /= 2;
+  return band;
+}
+
+// Whether results are so many that they would only drive others out of the caches, and lie as `Job.past` wants it.
+bool past_caches(const Product& m, int tokens) {
+  const size_t row = sizeof(float) * size_t(m.rows);
+  return !m.bias && row * size_t(tokens) >= past_bytes && row % 64 == 0 && reinterpret_cast<uintptr_t>(m.out) % 64 == 0;
+}
+
 void wait_for(const std::atomic<int>& left) {
   for (int spins = 0; left.load(std::memory_order_acquire) > 0; spins++) relax(spins);
 }
@@ -110,6 +136,8 @@ class Pass {
         step_(rows_a_step(up.rows, experts(), threads)), parts_((hidden_ + step_ - 1) / step_),
         slices_((hidden_ + slice - 1) / slice), unready_(counters(experts(), slices_)),
         left_(counters(experts() * slices_, slice / step_)) {
+    numbered_.resize(groups_.size());
+    for (int e = 0; e < experts(); e++) numbered_[groups_[e].number] = e;
     for (int e = 0; e < experts(); e++)
       left_[e * slices_ + slices_ - 1].store((hidden_ - (slices_ - 1) * slice + step_ - 1) / step_);
     const size_t middle = step_ < slice ? 2 * sizeof(float) * size_t(rows()) * slices_ * slice : 0;
@@ -123,6 +151,7 @@ class Pass {
   int rows() const { return int(places_.size()); }
   int middle_tasks() const { return experts() * parts_; }
   const Group& group(int e) const { return groups_[e]; }
+  int numbered(int number) const { return numbered_[number]; }  // the group, where they are in the order of experts
   int place(int row) const { return places_[row]; }  // in the flattened ids
 
   // Rows of gate and up; whoever ends a slice of the middle rounds it. Neighbouring tasks have different experts, one
@@ -226,6 +255,7 @@ class Pass {
   int threads_;
   std::vector<int> places_;
   const std::vector<Group> groups_;
+  std::vector<int> numbered_;
   const uint64_t number_;
   const int k_;
   const bool other_;  // gate wants another rounding than up
@@ -281,6 +311,7 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
     Job job{m.weights, m.row_bytes, cols, begin, end, nullptr, 0, 0, 0, &to[size_t(p) * tokens],
             m.weights + m.row_bytes * size_t(m.rows)};
     panels[int(m.format->rounding)]->fill(job, 0, 0, tokens);
+    job.past = past_caches(m, tokens);
     m.format->rows(job);
     for (int t = 0; m.bias && t < tokens; t++)
       for (int r = begin; r < end; r++) m.out[size_t(t) * m.rows + r] += m.bias[r];
@@ -334,65 +365,49 @@ void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, c
 void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, const Matrices& down, Gate kind,
                 const float* x, const int32_t* ids, const float* weights, int tokens, int k, float* y, int threads) {
   if (threads <= 0) threads = usable_cores();
-  thread_local Memory kept;
-  const int width = down.rows;
-  if (tokens < few_tokens) {
+  const int width = down.rows, band = rows_a_band(width, tokens, threads), bands = (width + band - 1) / band;
+  if (tokens < few_tokens || bands < threads) {
+    thread_local Memory kept;
     float* rows = kept.floats(size_t(tokens) * k * width);
     expert_rows(level, gate, up, down, kind, x, ids, tokens, k, rows, threads);
     return combine(rows, weights, ids, tokens, k, width, y, threads);
   }
   const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
-  const int experts = pass.experts(), rows = pass.rows();
-  std::vector<int> row_of(size_t(tokens) * k, -1);
-  for (int i = 0; i < rows; i++) row_of[pass.place(i)] = i;
-
-  // Down goes through bands of rows, of all experts each; a band is summed while the next is computed, and the one
-  // after next takes its place.
-  const int band = std::min(band_rows, rows_a_step(width, std::max(1, experts), threads));
-  const int bands = (width + band - 1) / band;
-  const int sums = std::min(tokens, 4 * threads), a_band = experts + sums;
-  float* results = kept.floats(2 * size_t(rows) * band);
-  const auto computing = counters(bands, experts), summing = counters(bands, sums);
-  auto band_at = [&](int b) { return results + size_t(b % 2) * rows * band; };
-  auto compute = [&](int b, int e) {
-    if (b > 1) wait_for(summing[b - 2]);
-    const Group& g = pass.group(e);
-    std::vector<float*> to(size_t(g.count));
-    for (int t = 0; t < g.count; t++) to[t] = band_at(b) + size_t(g.first + t) * band;
-    pass.down(e, b * band, std::min(width, (b + 1) * band), to.data());
-    computing[b].fetch_sub(1, std::memory_order_release);
-  };
-  auto sum = [&](int b, int part) {
-    wait_for(computing[b]);
-    const int n = std::min(band, width - b * band), from = int(int64_t(tokens) * part / sums);
-    for (int t = from; t < int64_t(tokens) * (part + 1) / sums; t++) {
-      float* to = y + size_t(t) * width + size_t(b) * band;
-      std::fill(to, to + n, 0.0f);
-      for (size_t place = size_t(t) * k; place < size_t(t + 1) * k; place++)
-        if (row_of[place] >= 0) add_weighted(to, weights[place], band_at(b) + size_t(row_of[place]) * band, n);
+  auto sum = [&](int from, int n) {
+    thread_local Memory kept_sums, kept_rows;
+    float* sums = kept_sums.floats(size_t(tokens) * band);
+    float* rows = kept_rows.floats(size_t(group_rows) * band);
+    float* to[group_rows];
+    for (int t = 0; t < group_rows; t++) to[t] = rows + size_t(t) * band;
+    std::memset(sums, 0, sizeof(float) * size_t(tokens) * band);
+    for (int i = 0; i < pass.experts(); i++) {
+      const int e = pass.numbered(i);
+      const Group& g = pass.group(e);
+      pass.down(e, from, from + n, to);
+      for (int t = 0; t < g.count; t++) {
+        const int place = pass.place(g.first + t);
+        level.add(sums + size_t(place / k) * band, weights[place], to[t], n);
+      }
     }
-    summing[b].fetch_sub(1, std::memory_order_release);
+    for (int t = 0; t < tokens; t++)
+      std::memcpy(y + size_t(t) * width + from, sums + size_t(t) * band, sizeof(float) * size_t(n));
   };
-  parallel(pass.middle_tasks() + bands * a_band, threads, [&](int i) {
+  parallel(pass.middle_tasks() + bands, threads, [&](int i) {
     if (i < pass.middle_tasks()) return pass.middle(i);
-    i -= pass.middle_tasks();  // compute 0, compute 1, sum 0, compute 2, sum 1 ... sum of the last
-    if (i < experts) return compute(0, i);
-    i -= experts;
-    const int b = i / a_band, at = i % a_band;
-    if (b == bands - 1) return sum(b, at);
-    if (at < experts) compute(b + 1, at);
-    else sum(b, at - experts);
+    const int from = (i - pass.middle_tasks()) * band;
+    sum(from, std::min(band, width - from));
   });
 }
 
 void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
              int threads) {
   parallel(tokens, tokens < 4 ? 1 : threads, [&](int t) {
+    thread_local std::vector<int> places;
+    by_number(ids + size_t(t) * k, k, places);
     float* to = y + size_t(t) * width;
     std::fill(to, to + width, 0.0f);
-    for (int j = 0; j < k; j++) {
-      size_t place = size_t(t) * k + j;
-      if (ids[place] < 0) continue;
+    for (int j : places) {
+      const size_t place = size_t(t) * k + j;
       add_weighted(to, weights[place], rows + place * width, width);
     }
   });

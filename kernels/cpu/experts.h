@@ -48,7 +48,7 @@ void expert_rows(const Level&, const Matrices* gate, const Matrices& up, const M
 void expert_mlp(const Level&, const Matrices* gate, const Matrices& up, const Matrices& down, Gate, const float* x,
                 const int32_t* ids, const float* weights, int tokens, int k, float* y, int threads);
 
-// The weighted sum over k, in order, of rows with ids >= 0 -> y [tokens][width].
+// The weighted sum over k of rows with ids >= 0, in the order of the ids -> y [tokens][width].
 void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
              int threads);
 

@@ -46,3 +46,8 @@ void gate_rows(Gate kind, const float* gate, float* up, int n) {
     case Gate::swiglu_oai: return gate_all<Gate::swiglu_oai>(gate, up, n);
   }
 }
+
+// to = to + weight * from, both rounded.
+void add_row(float* to, float weight, const float* from, int n) {
+  for (int i = 0; i < n; i++) to[i] = to[i] + weight * from[i];
+}

@@ -38,5 +38,6 @@ const Format formats[] = {
 };
 
 inline Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
-  return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows, read_words, side_by_side};
+  return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows,
+          add_row, read_words, side_by_side};
 }

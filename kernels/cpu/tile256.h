@@ -216,9 +216,13 @@ void quantized_rows(const Job& job) {
       for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
         for (int s = 0; s < done; s++) {
           float* out = job.out[from + t] + r - 16 * (done - 1 - s);
-          for (int h = 0; h < 2; h++) _mm256_storeu_ps(out + 8 * h, sums[s][t][h]);
+          for (int h = 0; h < 2; h++) {
+            if (job.past) _mm256_stream_ps(out + 8 * h, sums[s][t][h]);
+            else _mm256_storeu_ps(out + 8 * h, sums[s][t][h]);
+          }
         }
     }
     for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
   }
+  if (job.past) _mm_sfence();
 }

@@ -163,8 +163,13 @@ void quantized_rows(const Job& job) {
       const int done = (r - job.begin) / 16 % strips_at_once + 1;
       if (done < strips_at_once && r + 16 < strips) continue;
       for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
-        for (int s = 0; s < done; s++) _mm512_storeu_ps(job.out[from + t] + r - 16 * (done - 1 - s), sums[s][t]);
+        for (int s = 0; s < done; s++) {
+          float* to = job.out[from + t] + r - 16 * (done - 1 - s);
+          if (job.past) _mm512_stream_ps(to, sums[s][t]);
+          else _mm512_storeu_ps(to, sums[s][t]);
+        }
     }
     for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
   }
+  if (job.past) _mm_sfence();
 }

@@ -118,7 +118,7 @@ void put_side_by_side(const Activation* a, int tokens, Eight* to, Far* far) {
       }
       Far& f = far[count++];
       f.column = uint8_t(__builtin_ctzll(left));
-      f.before = e.first[u];
+      f.follows = e.first[u] > 0;
       e.first[u] = uint8_t(count);
       int sum = 0;
       for (int i = 0; i < 4; i++) sum += f.rest[i] = int8_t(all[4 * f.column + i] - kept[u][4 * f.column + i]);
@@ -133,10 +133,12 @@ void put_side_by_side(const Activation* a, int tokens, Eight* to, Far* far) {
 template <class F>
 inline void winograd_tile(const uint8_t* s, size_t row_bytes, const Far* far, int count, Tile& tile, __m512i* first) {
   first[0] = _mm512_sub_epi32(_mm512_setzero_si512(), pack_moved(F(), s, row_bytes, winograd_below, tile));
+  __m512i sum = first[0];
   for (int i = 0; i < count; i++) {
     const Far& f = far[i];
     const __m512i dot = _mm512_dpbusd_epi32(word(&f.start), tile.q[f.column], word(f.rest));
-    first[i + 1] = _mm512_dpwssd_epi32(first[f.before], dot, tile.scale[f.column / 8]);
+    sum = _mm512_mask_mov_epi32(first[0], __mmask16(-int(f.follows)), sum);
+    first[i + 1] = sum = _mm512_dpwssd_epi32(sum, dot, tile.scale[f.column / 8]);
   }
 }
 
