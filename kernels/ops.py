@@ -138,7 +138,7 @@ def bank_rows(
 
 
 def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, on: On = None) -> Tensor:
-    """Sum out [T, k, D], weighted, over k in order, on the CPU in that of the ids; -1 counts nothing. Returns [T, D]."""
+    """Sum out [T, k, D], weighted, over k in order (CPU: in that of the ids); -1 counts nothing. Returns [T, D]."""
     if on is None:
         return cpu_ops.combine(out, topk_weights, topk_ids, threads=torch.get_num_threads())
     return on.combine(out, topk_weights, topk_ids)
