@@ -146,18 +146,20 @@ void quantized_rows(const Job& job) {
       __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
       for (int t = 0; t < tokens; t++) acc[t] = _mm512_setzero_ps();
       for (int n = 0; n < chunks; n++) {
-        // the next strip, in the order it lies
-        const char* ahead = (const char*)strip + 16 * job.row_bytes + size_t(n) * 16 * size;
-        const char* stop = (const char*)job.stop;
+        const uint8_t* next = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the strip's, in the order they lie
+        Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 1)};
         const int left = job.cols / 32 - 8 * n;  // blocks of 32
-        for (int i = 0; i < 16 * size && ahead + i < stop; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
         if constexpr (by_winograd<F>)
-          if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc)) continue;
+          if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc, ahead)) continue;
         if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
         else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 8 ? left : 8, unpacked, tile);
         int t = 0;
-        for (; t + 8 <= tokens; t += 8) tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
+        for (; t + 8 <= tokens; t += 8) {
+          ahead.ask();
+          tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
+        }
+        ahead.ask_for_all();
         last_tokens<F, 7>(tile, &job.at(from + t, n), acc + t, tokens - t);
       }
       const int done = (r - job.begin) / 16 % strips_at_once + 1;

@@ -191,14 +191,18 @@ inline void last_of_eight(const Tile& tile, const Eight& a, const __m512i* first
 
 // 16 rows of the nth block times tokens [from, from + tokens), if they lie side by side.
 template <class F>
-inline bool winograd_rows(const Job& job, const uint8_t* s, int n, int from, int tokens, Tile& tile, __m512* acc) {
+inline bool winograd_rows(const Job& job, const uint8_t* s, int n, int from, int tokens, Tile& tile, __m512* acc,
+                          Ahead& ahead) {
   const Eight* e = job.eights ? job.eights_at(from, n) : nullptr;
   if (!e || e->far < 0) return false;
   __m512i first[1 + most_far];
   winograd_tile<F>(s, job.row_bytes, job.fars_at(from, n), e->far, tile, first);
   int t = 0;
-  for (; t + 8 <= tokens; t += 8)
+  for (; t + 8 <= tokens; t += 8) {
+    ahead.ask();
     (e[t / 8].small ? winograd_tokens<F, 8, true> : winograd_tokens<F, 8, false>)(tile, e[t / 8], first, acc + t);
+  }
+  ahead.ask_for_all();
   last_of_eight<F, 7>(tile, e[t / 8], first, acc + t, tokens - t);
   return true;
 }
