@@ -1,0 +1,163 @@
+"""Shapes, keys and types drawn by a seed, beside llama.cpp: `python -m tests.fuzz_peer [SECONDS] [SEED]`.
+
+Needs `pip install llama-cpp-python`. Every architecture of `tests/factory.py` is drawn in turn. llama.cpp reads a copy
+whose weights are F32, so that it rounds nothing and the logits must be equal to `BOUND` of their spread; with the
+default kernels the median token must be `NEAR`, or no more than twice as far as llama.cpp is with the file itself. A
+file that one of the two refuses is printed with what it says.
+"""
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmoe.gguf.file import GGUFError
+from gmoe.llm import LLM
+from gmoe.options import RuntimeOptions
+from gmoe.passes.mixes import BASES
+from gmoe.passes.quantize import quantize
+from tests.factory import ARCHITECTURES, Shape, write_model
+
+PEER = Path(__file__).parents[1] / "tools" / "llamacpp_logits.py"
+BOUND, NEAR = 1e-4, 0.05  # of the logits' spread
+EXACT = RuntimeOptions(device="cpu", activations="float", kv_type="f32", context=256)
+DEFAULT = RuntimeOptions(device="cpu", context=256)
+
+ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
+SQUARE = {"olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
+AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
+WINDOWED = {"gpt-oss", "llama4"}  # whose windows llama.cpp scales even where the type of scaling is "none"
+
+Keys = dict[str, tuple[Any, ...]]
+ANY: Keys = {
+    "attention.layer_norm_rms_epsilon": (1e-6, 1e-2, 0.3),
+    "rope.freq_base": (100.0, 5e5),
+    "expert_weights_scale": (0.0, 0.4, 2.5),
+    "expert_weights_norm": (False, True),
+    "rope.scaling.original_context_length": (16, 64, 4096),
+    "context_length": (64, 4096),
+}
+SCALED: Keys = {"rope.scaling.factor": (1.0, 1.7, 40.0), "rope.scaling.type": ("none", "linear", "yarn")}
+GATED: Keys = {"expert_gating_func": (1, 2, 3, 4)}
+OWN: dict[str, Keys] = {
+    "granitemoe": {
+        "attention.scale": (0.015625, 1.0),
+        "embedding_scale": (0.5, 12.0),
+        "residual_scale": (0.22, 1.0),
+        "logit_scale": (0.5, 8.0),
+    },
+    "gpt-oss": {"attention.sliding_window": (1, 7, 16)},
+    "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
+    "glm4moe": GATED,
+    "dots1": GATED,
+    "bailingmoe2": GATED,
+    "minimax-m2": GATED,
+}
+
+
+def shape_of(name: str, draw: random.Random) -> Shape:
+    """Sizes that the architecture allows."""
+    heads_kv = draw.choice([1, 2, 3, 4])
+    heads, dim = heads_kv * draw.choice([1, 2, 3, 7]), draw.choice([8, 16, 20, 32, 64, 96])
+    experts = draw.choice([8, 12, 16, 32, 64]) if ARCHITECTURES[name].shape.expert else 0
+    ff = draw.choice([24, 32, 96, 256, 13])
+    return Shape(
+        embd=heads * dim if name in SQUARE else draw.choice([36, 64, 96, 256, 512]),
+        head=heads,
+        head_kv=heads if name in AS_MANY else heads_kv,
+        head_dim=dim,
+        ff=ff,
+        ff_exp=ff,
+        expert=experts,
+        used=1 if name == "llama4" or not experts else draw.randint(1, experts // 2),
+        layer=draw.choice([4, 5, 8] if name == "llama4" else [1, 2, 3, 5]),
+    )
+
+
+def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
+    """Half of the keys that the architecture could have."""
+    architecture = name.split("+")[0]
+    keys = ANY | ({} if architecture == "deepseek2" else SCALED) | OWN.get(architecture, {})
+    drawn = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.5}
+    drawn["feed_forward_length"] = shape.ff
+    if architecture in WINDOWED and drawn.get("rope.scaling.type") == "none":
+        drawn["rope.scaling.factor"] = 1.0
+    if architecture == "bailingmoe2":
+        drawn["expert_shared_feed_forward_length"] = shape.ff_exp
+    if architecture == "deepseek2":
+        drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice([0.05, 0.1])}
+    return drawn
+
+
+def of_peer(path: Path, out: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | str:
+    """llama.cpp's ids, rows of them and the logits of these; what it says where it gives none."""
+    done = subprocess.run([sys.executable, PEER, path, out], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return f"{done.returncode}: {done.stderr.strip()[-400:]}"
+    found = np.load(out)
+    return found["ids"], found["rows"], found[path.stem]
+
+
+def of_gmoe(path: Path, options: RuntimeOptions, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The same logits of ours."""
+    with LLM.load(path, options) as llm:
+        return llm.logits(ids)[rows]
+
+
+def median_error(found: np.ndarray, want: np.ndarray) -> float:
+    """Of the median token, in parts of the logits' spread."""
+    return float(np.median(np.sqrt(((found - want) ** 2).mean(-1))) / want.std())
+
+
+def verdict(folder: Path, name: str, seed: int) -> str:
+    """What came of one file: "equal", or what is wrong with it and how it can be drawn again."""
+    draw = random.Random(f"{name} {seed}")
+    shape, quant = shape_of(name, draw), draw.choice(["F32", *BASES])
+    metadata = keys_of(name, shape, draw)
+    source = write_model(folder / "source.gguf", name, shape=shape, seed=seed, metadata=metadata)
+    path, twin = folder / "model.gguf", folder / "twin.gguf"
+    quantize(source, path, quant)
+    quantize(path, twin, "F32", requantize=True)
+    told, what = of_peer(twin, folder / "logits.npz"), f"{name} {seed}: {shape} {metadata} {quant}"
+    if isinstance(told, str):
+        return f"{what}: llama.cpp refuses with {told}"
+    ids, rows, want = told
+    try:
+        exact, usual = (of_gmoe(path, options, ids, rows) for options in (EXACT, DEFAULT))
+    except GGUFError as error:
+        return f"{what}: gmoe refuses, {error}"
+    far, rounded = float(np.abs(exact - want).max() / want.std()), median_error(usual, want)
+    if far >= BOUND:
+        return f"{what}: {far:.1e} from llama.cpp"
+    if rounded < NEAR:
+        return "equal"
+    told = of_peer(path, folder / "logits.npz")
+    theirs = f"refuses with {told}" if isinstance(told, str) else median_error(told[2], want)
+    if isinstance(theirs, float) and rounded < 2 * theirs:
+        return "equal"
+    return f"{what}: {rounded:.1e} from the exact answer with the default kernels, llama.cpp {theirs}"
+
+
+def main(seconds: float = 60.0, seed: int = 0) -> int:
+    """Draw for so long; 1 if anything was not equal."""
+    end, seen = time.monotonic() + seconds, Counter[bool]()
+    while time.monotonic() < end:
+        for name in sorted(set(ARCHITECTURES) - ALONE):
+            with tempfile.TemporaryDirectory() as folder:
+                said = verdict(Path(folder), name, seed)
+            seen[said == "equal"] += 1
+            if said != "equal":
+                print(said, flush=True)
+        seed += 1
+    print(f"{seen[True]} files equal, {seen[False]} not; the next seed is {seed}")
+    return min(seen[False], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*(float(sys.argv[1]) for _ in sys.argv[1:2]), *(int(word) for word in sys.argv[2:3])))
