@@ -211,7 +211,9 @@ def activate(
 
 
 def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
-    """y [T, n] * sigmoid(gate [T, 1]); in `out`, which may be y, if given."""
+    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; in `out`, which may be y, if given."""
+    if gate.shape == y.shape:
+        return _gate(6, gate, y.shape, y, threads, level, out)
     return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level, out)
 
 

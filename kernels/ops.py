@@ -340,7 +340,7 @@ def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tenso
 
 
 def gated(gate: Tensor, y: Tensor, on: On = None) -> Tensor:
-    """y [T, n] * sigmoid(gate [T, 1]); on the CPU in the memory of y."""
+    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; on the CPU in the memory of y."""
     if on is None:
         y = y.contiguous()
         return cpu_step.gated(gate, y, torch.get_num_threads(), out=y)

@@ -186,6 +186,13 @@ def _led(
     return block
 
 
+def _afmoe(s: Shape, layer: int) -> Tensors:
+    yield from _led()(s, layer)
+    yield "attn_gate.weight", (s.head * s.head_dim, s.embd)
+    yield from ffn_norm(s, "post_attention_norm")
+    yield from ffn_norm(s, "post_ffw_norm")
+
+
 def _ernie(s: Shape, layer: int) -> Tensors:
     yield from gqa(s)
     yield from ffn_norm(s)
@@ -366,6 +373,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             }
         ),
     ),
+    "afmoe": Architecture(_afmoe, lambda s: _moe(s) | LED | {"attention.sliding_window": 8}, Shape(layer=4)),
     "ernie4_5-moe": Architecture(
         _ernie,
         lambda s: _moe(

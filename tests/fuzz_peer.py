@@ -54,6 +54,7 @@ OWN: dict[str, Keys] = {
     },
     "gpt-oss": {"attention.sliding_window": (1, 7, 16)},
     "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
+    "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "glm4moe": GATED,
     "dots1": GATED,
     "bailingmoe2": GATED,
@@ -76,7 +77,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
         ff_exp=ff,
         expert=experts,
         used=1 if name == "llama4" or not experts else draw.randint(1, experts // 2),
-        layer=draw.choice([4, 5, 8] if name == "llama4" else [1, 2, 3, 5]),
+        layer=draw.choice([4, 5, 8] if name in ("llama4", "afmoe") else [1, 2, 3, 5]),
     )
 
 

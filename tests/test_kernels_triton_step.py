@@ -149,6 +149,12 @@ def test_norm(n: int) -> None:
             assert torch.equal(normed, step.rms_norm(total, *given, 1e-6))
 
 
+@pytest.mark.parametrize("width", [1, 600])
+def test_gates_of_rows_and_of_their_elements(width: int) -> None:
+    gate, up = random(3, width, scale=2.0), random(3, 600, seed=1, scale=5.0)
+    torch.testing.assert_close(activate("gated", gate, up), up * torch.sigmoid(gate), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "gated"])
 def test_activations(name: str) -> None:
     gate, up = random(3, 1 if name == "gated" else 600, scale=2.0), random(3, 600, seed=1, scale=5.0)

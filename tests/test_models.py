@@ -185,5 +185,5 @@ def test_glm_4_7_flash_without_a_gating_function_is_sigmoid() -> None:
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", "qwen3moe")
     path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
-    with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: bailingmoe2, .*qwen3moe"):
+    with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: afmoe, .*qwen3moe"):
         LLM.load(path)

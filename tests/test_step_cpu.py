@@ -81,7 +81,8 @@ def test_activations(level: str, name: str) -> None:
     torch.testing.assert_close(got, reference_step.activate(name, gate, up), atol=1e-5, rtol=1e-5)
     assert torch.equal(got, cpu_step.activate(name, gate, up, 1))
     scalar = random(4, 1, seed=3)
-    torch.testing.assert_close(cpu_step.gated(scalar, up, 1, level), up * torch.sigmoid(scalar), **NEAR)
+    for each in (scalar, gate):
+        torch.testing.assert_close(cpu_step.gated(each, up, 1, level), up * torch.sigmoid(each), **NEAR)
 
 
 RULES = [

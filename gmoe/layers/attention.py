@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import Heads, Mask, Rotation, attention
+from gmoe.kernels.ops import Heads, Mask, Rotation, attention, gated
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import beside
 from gmoe.layers.norm import HeadNorm
@@ -69,10 +69,27 @@ class GQA:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D], on the CPU in the memory of x; this step's keys and values are in the cache then."""
+        return self.output(self.attend(x, batch), x)
+
+    def attend(self, x: Tensor, batch: Batch) -> Tensor:
+        """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
         q, k, v = self.qkv(x)
         q, k = q.view(-1, self.n_head, self.n_head_k), k.view(-1, self.n_kv, self.n_head_k)
         q, k = self.prepare(q, k, batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
         kv = batch.kv.layers[self.layer]
         y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on)
-        return self.output(y.flatten(1), x)
+        return y.flatten(1)
+
+
+class GatedGQA(GQA):
+    """What the heads give is gated, element by element, by `attn_gate` of the block's input, before the output map."""
+
+    def __init__(self, w: Weights, rope: Rotation | None, *, mask: Mask = causal):
+        super().__init__(w, rope, mask=mask)
+        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head * self.n_head_v)
+
+    def attend(self, x: Tensor, batch: Batch) -> Tensor:
+        """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
+        gate = self.gate(x)
+        return gated(gate, super().attend(x, batch), self.on)

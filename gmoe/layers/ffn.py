@@ -101,7 +101,9 @@ class MoEFFN:
         return residual(y, its[0])
 
 
-def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseFFN | MoEFFN:
+def led_by_dense(
+    w: Weights, gating: Gating, dispatch: ExpertDispatch, routed: type[MoEFFN] = MoEFFN
+) -> DenseFFN | MoEFFN:
     """DeepSeek's plan, which many follow: the first blocks dense, then routed experts beside shared ones.
 
     `gating` is the architecture's own; scaling, renormalising, groups and selection bias are as the file says.
@@ -112,4 +114,4 @@ def led_by_dense(w: Weights, gating: Gating, dispatch: ExpertDispatch) -> DenseF
     bias = w.get("exp_probs_b", ".bias", hp.n_expert)
     gating, scale = hp.gating_or(gating), hp.expert_weights_scale
     route = topk(w, gating, renormalize=hp.expert_weights_norm, bias=bias, scale=scale)
-    return MoEFFN(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)
+    return routed(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)

@@ -59,6 +59,7 @@ void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
       v = g * logistic(all(1.702f) * g) * (u + all(1.0f));
     }
     if (kind == 5) v = u * logistic(all(gate[0]));  // a whole row behind one gate
+    if (kind == 6) v = u * logistic(g);
     put(y + i, v, m);
   }
 }

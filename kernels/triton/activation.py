@@ -46,7 +46,7 @@ def _activate(gate, up, y, n, gate_row, ONE_GATE: tl.constexpr, ACTIVATION: tl.c
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """The activation of gate and up [T, n] float32; gate [T, 1] for "gated", None for relu2."""
+    """The activation of gate and up [T, n] float32; gate may be [T, 1] for "gated", None for relu2."""
     if name not in (*ACTIVATIONS, "gated"):
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     if gate is None and name != "relu2":
@@ -54,11 +54,12 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     up = up.contiguous()
     gate = up if gate is None else gate.contiguous()
     tokens, n = up.shape
-    if gate.shape != ((tokens, 1) if name == "gated" else up.shape):
+    one_gate = name == "gated" and gate.shape == (tokens, 1)
+    if gate.shape != up.shape and not one_gate:
         raise ValueError(f"gate {list(gate.shape)} and up {list(up.shape)} do not fit")
     y = torch.empty_like(up)
     if up.numel():
         grid = triton.cdiv(n, AT_ONCE), tokens
-        which = {"ONE_GATE": name == "gated", "ACTIVATION": name, "N": AT_ONCE}
+        which = {"ONE_GATE": one_gate, "ACTIVATION": name, "N": AT_ONCE}
         _activate[grid](gate, up, y, n, gate.stride(0), **which, **FUSED)
     return y
