@@ -17,9 +17,8 @@ class NormedGQA(GatedGQA):
     """A norm follows."""
 
     def __init__(self, w: Weights, full: bool):
-        hp = w.hparams
-        w.need("attn_q_norm.weight", "attn_k_norm.weight")
-        mask = sliding(hp.n_swa) if hp.n_swa and not full else causal
+        w.need("attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight")
+        mask = causal if full or not w.hparams.n_swa else sliding(w.hparams.n_swa)
         super().__init__(w, None if full else rope(w, "neox"), mask=mask)
         self.after = w.norm("post_attention_norm")
 
@@ -33,6 +32,7 @@ class Routed(MoEFFN):
 
     def __init__(self, w: Weights, *args: Any, **options: Any):
         super().__init__(w, *args, **options)
+        w.need("exp_probs_b.bias")
         self.after = w.norm("post_ffw_norm")
 
     def __call__(self, x: Tensor) -> Tensor:
