@@ -218,7 +218,9 @@ def _checked(experts: Experts, x: Tensor, topk_ids: Tensor) -> tuple[Tensor, Ten
     return x.contiguous(), ids
 
 
-def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0) -> Tensor:
+def combine(
+    out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int = 0, level: str | None = None
+) -> Tensor:
     """Sum out [T, k, D] in the order of the ids, weighted; an id of -1 counts nothing. Returns [T, D]."""
     tokens, k, width = out.shape
     check_floats("out", out, (tokens, k, width))
@@ -227,7 +229,8 @@ def combine(out: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, threads: int
         raise ValueError(f"topk_ids of shape {tuple(topk_ids.shape)} must be {(tokens, k)}")
     out, weights, ids = out.contiguous(), topk_weights.contiguous(), topk_ids.to(torch.int32).contiguous()
     y = torch.empty(tokens, width)
-    _cpu.combine(out.data_ptr(), weights.data_ptr(), ids.data_ptr(), tokens, k, width, y.data_ptr(), threads)
+    addresses = out.data_ptr(), weights.data_ptr(), ids.data_ptr()
+    _cpu.combine(_level(level), *addresses, tokens, k, width, y.data_ptr(), threads)
     return y
 
 

@@ -325,7 +325,8 @@ def chosen(tokens: int, k: int = 4) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(tokens).integers(-1, 5, (tokens, k), dtype=np.int32))
 
 
-def test_combine_adds_in_the_order_of_the_experts() -> None:
+@pytest.mark.parametrize("level", cpu_ops.levels())
+def test_combine_adds_in_the_order_of_the_experts(level: str) -> None:
     ids, weights = chosen(40), activations(40, 4)
     out = activations(40 * 4, 256).view(-1, 4, 256)
     out[ids < 0] = float("nan")
@@ -334,7 +335,7 @@ def test_combine_adds_in_the_order_of_the_experts() -> None:
         for j in sorted(range(4), key=lambda j: int(ids[t, j])):
             if ids[t, j] >= 0:
                 expected[t] += weights[t, j] * out[t, j]
-    assert torch.equal(cpu_ops.combine(out, weights, ids), expected)
+    assert torch.equal(cpu_ops.combine(out, weights, ids, level=level), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 21, 140])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gmoe.experts.expert import Routing
-from gmoe.experts.policy import Scores
+from gmoe.experts.policy import Floats, Ids, Scores
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Gating
 from gmoe.kernels.ops import DeviceKernels, RouterRule, Score
@@ -54,7 +54,11 @@ class TopK:
 
     def _thought(self, logits: Tensor) -> Scores:
         selection, probabilities, weigh = self._choose.thoughts(logits)
-        given = lambda ids: weigh(torch.from_numpy(ids).long().to(logits.device)).cpu().numpy()  # noqa: E731
+
+        def given(ids: Ids) -> Floats:
+            weights: Floats = weigh(torch.from_numpy(ids).long().to(logits.device)).cpu().numpy()
+            return weights
+
         return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
 
 

@@ -82,10 +82,6 @@ void multiply(const Matrices& m, Job job, const Group& group, int begin, int end
     for (int r = 0; r < end - begin; r++) out[t][r] += bias[r];
 }
 
-void add_weighted(float* to, float weight, const float* from, int n) {
-  for (int i = 0; i < n; i++) to[i] = to[i] + weight * from[i];
-}
-
 // The places of one token's k experts by the number of the expert, absent ones left out.
 void by_number(const int32_t* ids, int k, std::vector<int>& places) {
   places.clear();
@@ -370,7 +366,7 @@ void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, co
     thread_local Memory kept;
     float* rows = kept.floats(size_t(tokens) * k * width);
     expert_rows(level, gate, up, down, kind, x, ids, tokens, k, rows, threads);
-    return combine(rows, weights, ids, tokens, k, width, y, threads);
+    return combine(level, rows, weights, ids, tokens, k, width, y, threads);
   }
   const Pass pass(level, gate, up, down, kind, x, ids, tokens, k, threads);
   auto sum = [&](int from, int n) {
@@ -399,8 +395,8 @@ void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, co
   });
 }
 
-void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
-             int threads) {
+void combine(const Level& level, const float* rows, const float* weights, const int32_t* ids, int tokens, int k,
+             int width, float* y, int threads) {
   parallel(tokens, tokens < 4 ? 1 : threads, [&](int t) {
     thread_local std::vector<int> places;
     by_number(ids + size_t(t) * k, k, places);
@@ -408,7 +404,7 @@ void combine(const float* rows, const float* weights, const int32_t* ids, int to
     std::fill(to, to + width, 0.0f);
     for (int j : places) {
       const size_t place = size_t(t) * k + j;
-      add_weighted(to, weights[place], rows + place * width, width);
+      level.add(to, weights[place], rows + place * width, width);
     }
   });
 }

@@ -49,7 +49,7 @@ void expert_mlp(const Level&, const Matrices* gate, const Matrices& up, const Ma
                 const int32_t* ids, const float* weights, int tokens, int k, float* y, int threads);
 
 // The weighted sum over k of rows with ids >= 0, in the order of the ids -> y [tokens][width].
-void combine(const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width, float* y,
-             int threads);
+void combine(const Level&, const float* rows, const float* weights, const int32_t* ids, int tokens, int k, int width,
+             float* y, int threads);
 
 }  // namespace gmoe

@@ -234,11 +234,12 @@ NB_MODULE(_cpu, m) {
               threads);
     });
   });
-  m.def("combine", [](uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens, int k, int width, uintptr_t y,
-                      int threads) {
-    enter([=] {
-      combine(at<const float>(rows), at<const float>(weights), at<const int32_t>(ids), tokens, k, width, at<float>(y),
-              threads);
+  m.def("combine", [](const std::string& level_name, uintptr_t rows, uintptr_t weights, uintptr_t ids, int tokens,
+                      int k, int width, uintptr_t y, int threads) {
+    const Level& level = level_named(level_name);
+    enter([=, &level] {
+      combine(level, at<const float>(rows), at<const float>(weights), at<const int32_t>(ids), tokens, k, width,
+              at<float>(y), threads);
     });
   });
 }
