@@ -11,6 +11,7 @@ MATRICES = ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "IQ4_XS", "Q2_K", "Q3_K")
 SHAPES = ((4096, 4096), (768, 2048), (2048, 768))  # rows, cols: a square one and qwen3moe's experts
 ROTATED = 256 << 20  # bytes of weights in turn, past the card's caches
 CARD = "cuda"
+ROUNDS = 5  # after one that warms up
 HEADS = {"qwen3moe": (32, 4, 128, 128), "gpt-oss": (64, 8, 64, 64), "deepseek2": (16, 1, 576, 512)}  # q, kv, dk, dv
 CACHES, CONTEXTS, PROMPT = ("f16", "q8_0"), (1024, 8192, 32768), 2048
 QKV = (4096, 512, 512)  # rows of qwen3moe's
@@ -20,20 +21,28 @@ N_EXPERT, N_EXPERT_USED, N_EMBD, N_FF_EXP, TOKENS = 64, 8, 2048, 768, 512
 
 
 def seconds(step: Callable[[int], Any], turns: int) -> float:
-    """Median seconds of `step(n)`, by the card's own clock, after a warm-up that compiles."""
+    """Seconds of a `step(n)` by the card's own clock, after a warm-up that compiles: the median of whole rounds.
+
+    A round is one graph, so that launching from Python does not count.
+    """
     import torch
 
     for n in range(3):
         step(n)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for n in range(turns):
+            step(n)
     times = []
-    for n in range(turns):
+    for _ in range(ROUNDS + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        step(n)
+        graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return sorted(times)[len(times) // 2]
+        times.append(begin.elapsed_time(end) / 1e3 / turns)
+    return sorted(times[1:])[ROUNDS // 2]
 
 
 def bandwidth_of_a_copy() -> float:
