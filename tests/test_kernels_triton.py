@@ -52,6 +52,20 @@ def test_sums(name: str, cols: int, tokens: int) -> None:
     assert ((matmul(x.to(DEVICE), w).cpu() - want).abs() <= 1e-6 * size).all()
 
 
+@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("name", [*WEIGHTS, *PLAIN])
+def test_every_format_is_multiplied_as_it_lies(name: str, tokens: int) -> None:
+    cols = 768 if FORMATS[name].block_size == 256 else 832  # neither is whole turns of a kernel's loop
+    w = weights(name, 9, cols, seed=1)
+    dense = reference.dequantize(QuantTensor(w.data.cpu(), w.format, w.shape)).double()
+    dense, x = dense / dense.abs().max(), torch.randn(tokens, cols, generator=torch.Generator().manual_seed(2))
+    factor = reference.dequantize(QuantTensor(w.data.cpu(), w.format, w.shape)).double().abs().max()
+    want, size = x.double() @ dense.T, x.double().abs() @ dense.abs().T  # [tokens, 9]
+    for parts in (1, 3) if tokens == 1 else (1,):
+        got = matmul(x.to(DEVICE), w, how=Launch(4 if tokens == 1 else 16, parts, 4, 1)).cpu().double() / factor
+        assert ((got - want).abs() <= 1e-6 * size).all(), parts
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_half_precision_rounds_once_each_side(tokens: int, dtype: torch.dtype) -> None:

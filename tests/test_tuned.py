@@ -166,7 +166,7 @@ def test_all_that_is_tried_is_told_and_kept(small: None, tmp_path: Path, monkeyp
     kept = json.loads(path.read_text())["cards"]["card A"]["choices"]
     assert len(kept) == len(lines) - 1 == 7
     said = (
-        "| gate_up Q8_0/Q8_0 1 32 64 | 5000000.0 | 1000000.0 | n 4, parts 1, num_warps 2, num_stages 1, persistent 0 |"
+        "| gate_up Q8_0/Q8_0 1 32 64 | 5000000.0 | 1000000.0 | n 2, parts 1, num_warps 2, num_stages 1, persistent 0 |"
     )
     assert lines[1] == said and all(line.endswith("| as shipped |") for line in lines[2:])
     times = iter([])

@@ -68,7 +68,7 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     from gmoe.kernels.triton.row import row
 
     form = row(name)
-    launch = matmul.launch(m, CARDS[card], form)
+    launch = matmul.launch(m, form)
     how, tiles = launch.options, {"M": m, "N": launch.n, "PRECISION": "tf32"}
     gate = {"GATE": form, "UP": form, "GATED": True, "GATE_BIAS": False, "UP_BIAS": False, "ACTIVATION": "swiglu"}
     unpack = {"K": WIDTH, "N": 16, "ROW": form}
@@ -78,7 +78,7 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     three = {f"{name}{n}": value for name, value in (("ROW", form), ("BIAS", True)) for n in range(3)}
     three |= {"K": WIDTH, "COUNT": 3, **tiles}
     return {
-        "three at once": compiled(linears._linears, three, how | {"num_stages": linears.STAGES}, card)
+        "three at once": compiled(linears._linears, three, how, card)
         if m <= linears.FEW
         else 0,
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,

@@ -35,19 +35,19 @@ def products(name: str, rows: int, cols: int, tokens: int) -> Case:
     """Tokens against weights in turn."""
     import torch
     from gmoe.kernels.triton import tuned
-    from gmoe.kernels.triton.matmul import Launch, launch, matmul, row, shared_memory, tile
+    from gmoe.kernels.triton.matmul import Launch, launch, matmul, row, tile
 
     one = gpu_kernels.random_weights(name, rows, cols)
     turns = max(1, gpu_kernels.ROTATED // one.data.nbytes)
     weights = [gpu_kernels.random_weights(name, rows, cols) for _ in range(turns)]
     x, m = torch.randn(tokens, cols, device=gpu_kernels.CARD), tile(tokens)
     draw = random.Random(0)
-    shipped = launch(m, shared_memory(x.device), row(name))
+    shipped = launch(m, row(name))
     if m == 1:
-        sizes = ((8, 2, 4), (8, 4, 4), (4, 1, 4), (16, 1, 4), (4, 1, 2), (8, 1, 8), (4, 2, 2), (16, 4, 4))
+        sizes = ((4, 2, 4), (2, 1, 4), (8, 1, 4), (4, 1, 8), (8, 1, 8), (2, 1, 2), (4, 4, 4), (16, 1, 8))
         others = [Launch(n, parts, warps, 1) for n, parts, warps in sizes]
     else:
-        others = [shipped._replace(n=n, num_warps=warps) for n, warps in ((32, 4), (64, 8))]
+        others = [shipped._replace(n=n, num_warps=warps) for n, warps in ((32, 4), (64, 8), (128, 8))]
         others += [shipped._replace(persistent=n) for n in (1, 2)]
 
     def run(how: Any) -> Any:
@@ -60,7 +60,7 @@ def experts(name: str, tokens: int) -> Iterator[Case]:
     """Tokens through their experts: gate and up, then down, each beside the other as shipped."""
     import torch
     from gmoe.kernels.triton.experts import down_key, expert_rows, gate_up_key, launches, tokens_a_tile
-    from gmoe.kernels.triton.matmul import Launch, shared_memory
+    from gmoe.kernels.triton.matmul import Launch
 
     k, n_expert, width = gpu_kernels.N_EXPERT_USED, gpu_kernels.N_EXPERT, gpu_kernels.N_EMBD
     bank = gpu_kernels.random_bank(name)
@@ -69,11 +69,11 @@ def experts(name: str, tokens: int) -> Iterator[Case]:
     draw = [torch.stack([torch.randperm(n_expert)[:k] for _ in range(tokens)]).int() for _ in range(16)]
     draw = [ids.to(gpu_kernels.CARD) for ids in draw]
     m = tokens_a_tile(tokens, k, bank)
-    first, second = launches(m, shared_memory(x.device), bank)
+    first, second = launches(m, bank)
     if m == 1:
-        others = [Launch(n, 1, warps, 1) for n, warps in ((4, 4), (16, 4), (4, 2), (8, 8), (16, 8))]
+        others = [Launch(n, 1, warps, 1) for n, warps in ((2, 4), (8, 4), (2, 2), (4, 8), (8, 8))]
     else:
-        others = [Launch(n, 1, warps, first.num_stages) for n, warps in ((32, 8), (64, 8), (16, 4))]
+        others = [Launch(n, 1, warps, first.num_stages) for n, warps in ((32, 4), (64, 8), (128, 8))]
         others += [first._replace(persistent=n) for n in (1, 2)]
     turn = random.Random(0)
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.triton.activation import ACTIVATIONS, activated
-from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, shared_memory, tile
+from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
 from torch import Tensor
@@ -46,13 +46,13 @@ def _gate_up_tile(
         expert = tl.maximum(tl.load(ids + tl.where(inside, pair, 0)), 0).to(tl.int64)  # the first pair may be nobody's
         beside = expert[:, None] * FF + row_number[None, :]  # of the biases
         rows = here + up_at + row_number * up_row_bytes
-        up = multiply(x, rows, up_table, signs, xs, inside, 0, D, D, M, N, UP, PRECISION)
+        up = multiply(x, rows, up_table, signs, xs, inside, 0, D, D, M, N, True, UP, PRECISION)
         if UP_BIAS:
             up += tl.load(up_bias + beside)
         gate = up
         if GATED:
             rows = here + gate_at + row_number * gate_row_bytes
-            gate = multiply(x, rows, gate_table, signs, xs, inside, 0, D, D, M, N, GATE, PRECISION)
+            gate = multiply(x, rows, gate_table, signs, xs, inside, 0, D, D, M, N, True, GATE, PRECISION)
             if GATE_BIAS:
                 gate += tl.load(gate_bias + beside)
         value = activated(gate, up, ACTIVATION).to(h.dtype.element_ty)
@@ -97,7 +97,7 @@ def _down_tile(
         row_number = tl.where(n < D, n, 0).to(tl.int64)
         rows = bank + slot.to(tl.int64) * slot_bytes + at + row_number * row_bytes
         hs = tl.where(inside, pair, 0).to(tl.int64) * FF
-        total = multiply(h, rows, table, signs, hs, inside, 0, FF, FF, M, N, DOWN, PRECISION)
+        total = multiply(h, rows, table, signs, hs, inside, 0, FF, FF, M, N, True, DOWN, PRECISION)
         if BIAS:
             expert = tl.maximum(tl.load(ids + tl.where(inside, pair, 0)), 0).to(tl.int64)
             total += tl.load(bias + expert[:, None] * D + row_number[None, :])
@@ -184,12 +184,12 @@ def tokens_a_tile(tokens: int, k: int, bank: ExpertBank) -> int:
     return tile(max(1, tokens * k // max(1, bank.experts or len(bank.data)))) if tokens > 4 else 1
 
 
-def launches(m: int, shared: int, bank: ExpertBank, choices: Choices = SHIPPED) -> tuple[Launch, Launch]:
+def launches(m: int, bank: ExpertBank, choices: Choices = SHIPPED) -> tuple[Launch, Launch]:
     """How gate and up, and how down is launched for tiles of m tokens; their sums have one part each."""
     up, down = bank.up, bank.down
     first, second = _form(bank.gate or up), _form(up)
     keys = gate_up_key(m, bank), down_key(m, bank)
-    shipped = launch(m, shared, first, second), launch(m, shared, _form(down))
+    shipped = launch(m, first, second), launch(m, _form(down))
     a, b = (choices.of(name, given) for name, given in zip(keys, shipped, strict=True))
     return a, b
 
@@ -243,8 +243,7 @@ def expert_rows(
         blocks = len(slots)
     h = torch.empty(tokens * k, up.rows, dtype=x.dtype, device=x.device)
     first, slot_bytes, sign_table = gate or up, bank.data.stride(0), signs(x.device)
-    shared = shared_memory(x.device)
-    how_up, how_down = how or launches(m, shared, bank, choices)
+    how_up, how_down = how or launches(m, bank, choices)
     both: dict[str, Any] = {"M": m, "PRECISION": "ieee" if exact else "tf32", "BY_ID": by_id and m == 1}
     _gate_up[_grid(how_up, up.rows, blocks, x.device)](
         x.contiguous(), bank.data, h, pairs, slots, ids, slot_bytes, up.rows, k,

@@ -7,13 +7,12 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.triton.matmul import chosen, launch, matmul, multiply, shared_memory, tile
+from gmoe.kernels.triton.matmul import chosen, launch, matmul, multiply, tile
 from gmoe.kernels.triton.row import row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
 
 AT_ONCE = 3
-STAGES = 1  # each map would have more of its own, up to 144 KiB of fast memory for three
 FEW = 16  # rows of x; for more, launches do not matter
 Maps = Sequence[tuple[QuantTensor, Tensor | None]]
 
@@ -26,7 +25,7 @@ def _map(
 ):  # fmt: skip
     t, n = tl.arange(0, M), number * N + tl.arange(0, N)
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
-    total = multiply(x, rows, table, signs, t.to(tl.int64) * K, t < T, 0, K, K, M, N, ROW, PRECISION)
+    total = multiply(x, rows, table, signs, t.to(tl.int64) * K, t < T, 0, K, K, M, N, True, ROW, PRECISION)
     if BIAS:
         total += tl.load(bias + n, mask=n < OUT, other=0.0)[None, :]
     tl.store(y + t[:, None] * OUT + n[None, :], total, mask=(t < T)[:, None] & (n < OUT)[None, :])
@@ -72,13 +71,12 @@ def _one_by_one(x: Tensor, weights: Maps, exact: bool, choices: Choices) -> list
 def _together(x: Tensor, weights: Maps, exact: bool, choices: Choices) -> list[Tensor]:
     tokens, width = x.shape
     m, count = tile(tokens), len(weights)
-    hows = {chosen(m, w, x.device, choices) for w, _ in weights}
+    hows = {chosen(m, w, choices) for w, _ in weights}
     plain = count == 1 and weights[0][1] is None
     if plain or not tokens or any(how.parts > 1 or w.shape[1] != width for how in hows for w, _ in weights):
         return _one_by_one(x, weights, exact, choices)
     forms = [row(w.format.name) for w, _ in weights]
-    how = hows.pop() if len(hows) == 1 else launch(m, shared_memory(x.device), *forms)
-    how = how._replace(num_stages=STAGES)
+    how = hows.pop() if len(hows) == 1 else launch(m, *forms)
     outs = [w.shape[0] for w, _ in weights]
     y = torch.empty(tokens * sum(outs), dtype=torch.float32, device=x.device)
     data = [w.data.reshape(w.shape[0], -1) for w, _ in weights]

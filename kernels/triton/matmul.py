@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.triton.planes import dots, tiles
 from gmoe.kernels.triton.row import SPAN as _SPAN
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
@@ -14,7 +15,6 @@ from gmoe.kernels.triton.unpack import values
 from torch import Tensor
 
 SPAN = tl.constexpr(_SPAN)
-TWO_STAGES = 232448  # bytes: what a tile of 64 takes of any plain format, and Hopper has
 FUSED = {"enable_fp_fusion": True}  # a product and a sum may round once
 
 
@@ -39,20 +39,49 @@ class Launch(NamedTuple):
 @triton.jit
 def multiply(
     x, rows, table, signs, xs, inside, first, past,
-    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x's rows (those at the element offsets `xs` [M], where `inside`) times N weight rows -> float32 [M, N].
 
-    Over the elements first .. past of K, where `first` is a multiple of 256.
+    Over the elements first .. past of K, where `first` is a multiple of 256; `WHOLE`: these are all.
     """
+    if M == 1:
+        if ROW.low_bits != 0:
+            one = dots(x + xs[:, None, None], rows, table, first, past, K, N, WHOLE, ROW)
+        else:
+            one = _dots(x + xs[:, None], rows, table, signs, first, past, K, N, ROW)
+        return one[None, :]
+    else:
+        if ROW.low_bits != 0:
+            return tiles(x, rows, table, xs, inside, first, past, K, M, N, ROW, PRECISION)
+        else:
+            return _tiles(x, rows, table, signs, xs, inside, first, past, K, M, N, ROW, PRECISION)
+
+
+@triton.jit
+def _dots(x, rows, table, signs, first, past, K: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
+    """As `dots`, of rows without planes; `x` [1, 1]."""
+    total = tl.zeros((N, SPAN), tl.float32)
+    for k in tl.range(first, past, SPAN, loop_unroll_factor=2):
+        w = values(rows, k, table, signs, K, N, SPAN, ROW)
+        at = tl.broadcast_to(k + tl.arange(0, SPAN)[None, :], (N, SPAN))
+        total += w * tl.load(x + at, mask=at < past, other=0.0).to(tl.float32)
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def _tiles(
+    x, rows, table, signs, xs, inside, first, past,
+    K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `tiles`, of rows without planes."""
+    TURN: tl.constexpr = 64 if ROW.block == 1 else 256
     total = tl.zeros((M, N), tl.float32)
-    for k in range(first, past, SPAN):
-        w = values(rows, k, table, signs, K, N, ROW)  # [N, 256]
-        at = k + tl.arange(0, SPAN)
-        a = tl.load(x + xs[:, None] + at[None, :], mask=inside[:, None] & (at < K)[None, :], other=0.0)  # [M, 256]
-        if M == 1:
-            total += tl.sum(w * a.to(tl.float32), 1)[None, :]
-        elif x.dtype.element_ty == tl.float32:
+    for k in range(first, past, TURN):
+        w = values(rows, k, table, signs, K, N, TURN, ROW)
+        at = k + tl.arange(0, TURN)
+        a = tl.load(x + xs[:, None] + at[None, :], mask=inside[:, None] & (at < past)[None, :], other=0.0)
+        if x.dtype.element_ty == tl.float32:
             total = tl.dot(a, tl.trans(w), total, input_precision=PRECISION)
         else:
             total = tl.dot(a, tl.trans(w.to(x.dtype.element_ty)), total)
@@ -70,12 +99,12 @@ def _tile(
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
     xs, place = t.to(tl.int64) * K, t[:, None].to(tl.int64) * OUT + n[None, :]
     if PARTS == 1:
-        total = multiply(x, rows, table, signs, xs, t < T, 0, K, K, M, N, ROW, PRECISION)
+        total = multiply(x, rows, table, signs, xs, t < T, 0, K, K, M, N, True, ROW, PRECISION)
     else:  # a multiple of 256 for each, the last perhaps less or nothing
         SHARE: tl.constexpr = (K + PARTS * SPAN - 1) // (PARTS * SPAN) * SPAN
         first = part * SHARE
         past = tl.minimum(first + SHARE, K)
-        total = multiply(x, rows, table, signs, xs, t < T, first, past, K, M, N, ROW, PRECISION)
+        total = multiply(x, rows, table, signs, xs, t < T, first, past, K, M, N, False, ROW, PRECISION)
         place += part.to(tl.int64) * T * OUT
     tl.store(y + place, total.to(y.dtype.element_ty), mask=(t < T)[:, None] & (n < OUT)[None, :])
 
@@ -108,7 +137,7 @@ def _dequantize(w, y, OUT, row_bytes, table, signs, K: tl.constexpr, N: tl.const
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
     at = k + tl.arange(0, SPAN)
     inside = (n < OUT)[:, None] & (at < K)[None, :]
-    value = values(rows, k, table, signs, K, N, ROW).to(y.dtype.element_ty)
+    value = values(rows, k, table, signs, K, N, SPAN, ROW).to(y.dtype.element_ty)
     tl.store(y + n[:, None].to(tl.int64) * K + at[None, :], value, mask=inside)
 
 
@@ -139,15 +168,16 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
 
 
-def launch(m: int, shared: int, *rows: Row) -> Launch:
-    """The shipped choice for tiles of m rows of x where programs may take `shared` bytes; tl.dot wants 16 rows of W.
+def launch(m: int, *rows: Row) -> Launch:
+    """The shipped choice for tiles of m rows of x; tl.dot wants 16 rows of W.
 
-    With one stage a tile of 64 takes 96 KiB, which every card has that the kernels run on. Looked-up grids would be
-    staged as well, which no card has room for.
+    One row of x meets four of W in a program, which is little work, so that a card is full of programs. Looked-up grids
+    take 256 elements of a row at a time, for which not every card has room twice.
     """
-    plain = all(row.low_bits or row.block == 1 for row in rows)
-    stages = 2 if shared >= TWO_STAGES and plain else 1
-    return Launch(8 if m == 1 else 32, 1, 8 if m == 64 else 4, stages)
+    if m == 1:
+        return Launch(4, 1, 4, 1)
+    looked_up = any(not row.low_bits and row.block > 1 for row in rows)
+    return Launch(64 if m == 64 and not looked_up else 32, 1, 4, 1 if looked_up else 2)
 
 
 def tile(tokens: int) -> int:
@@ -157,10 +187,10 @@ def tile(tokens: int) -> int:
     return 16 if tokens <= 16 else 32 if tokens <= 64 else 64
 
 
-def chosen(m: int, w: QuantTensor, device: torch.device, choices: Choices) -> Launch:
+def chosen(m: int, w: QuantTensor, choices: Choices) -> Launch:
     """How tiles of m rows of x meet `w`."""
     form = row(w.format.name)
-    return choices.of(key("matmul", form.name, m, *w.shape), launch(m, shared_memory(device), form))
+    return choices.of(key("matmul", form.name, m, *w.shape), launch(m, form))
 
 
 def matmul(
@@ -178,7 +208,7 @@ def matmul(
     x, y = x.contiguous(), torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if tokens:
         m = tile(tokens)
-        how = how or chosen(m, w, x.device, choices)
+        how = how or chosen(m, w, choices)
         grid = _grid(how, triton.cdiv(out, how.n), triton.cdiv(tokens, m), x.device)
         parts = y if how.parts == 1 else torch.empty(how.parts, tokens, out, dtype=torch.float32, device=x.device)
         lookups = table(form.name, x.device), signs(x.device)

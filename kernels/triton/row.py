@@ -23,6 +23,7 @@ class Row:
     bytes: int  # a block
     scheme: str
     group: int  # elements that share a scale
+    run: int  # elements of a scale whose bytes lie one after the other
     bias: int
     codebook: bool
     low_at: int
@@ -48,12 +49,14 @@ def row(name: str) -> Row:
     at = {field.name: format.offset(field.name) for field in format.fields}
     none = Plane("", 0, 1)
     low, high = format.low or none, format.high or none
+    group = _GROUPS.get(format.scales) or format.group or format.block_size
     return Row(
         name=name,
         block=format.block_size,
         bytes=format.type_size,
         scheme=format.scales,
-        group=_GROUPS.get(format.scales) or format.group or format.block_size,
+        group=group,
+        run=min(low.run, group),
         bias=format.bias,
         codebook=bool(format.codebook),
         low_at=at.get(low.field, 0),
@@ -74,7 +77,7 @@ def row(name: str) -> Row:
 def _plain(format: QuantFormat) -> Row:
     if format.name not in ("F32", "F16", "BF16"):
         raise KeyError(format.name)
-    return Row(format.name, 1, format.type_size, format.name, SPAN, *(0, False), *(0, 0, 1) * 2, *(0,) * 6)
+    return Row(format.name, 1, format.type_size, format.name, SPAN, 1, *(0, False), *(0, 0, 1) * 2, *(0,) * 6)
 
 
 @cache

@@ -2,9 +2,6 @@
 
 import triton
 import triton.language as tl
-from gmoe.kernels.triton.row import SPAN as _SPAN
-
-SPAN = tl.constexpr(_SPAN)
 
 
 @triton.jit
@@ -20,7 +17,8 @@ def _i8(at):
 
 @triton.jit
 def _u16(at):
-    return _u8(at) | (_u8(at + 1) << 8)
+    """At an even byte: blocks that have such fields are of even length, and begin at an even byte."""
+    return tl.load(at.to(tl.pointer_type(tl.int16), bitcast=True)).to(tl.int32) & 0xFFFF
 
 
 @triton.jit
@@ -39,7 +37,7 @@ def _half(at):
 
 
 @triton.jit
-def _plane(block, element, AT: tl.constexpr, BITS: tl.constexpr, RUN: tl.constexpr):
+def plane(block, element, AT: tl.constexpr, BITS: tl.constexpr, RUN: tl.constexpr):
     """The bits of an element: `formats.Plane`."""
     LANES: tl.constexpr = 8 // BITS
     byte = (element // (RUN * LANES)) * RUN + element % RUN
@@ -50,9 +48,9 @@ def _plane(block, element, AT: tl.constexpr, BITS: tl.constexpr, RUN: tl.constex
 @triton.jit
 def _codes(block, element, table, ROW: tl.constexpr):
     """The values before scaling, float32."""
-    code = _plane(block, element, ROW.low_at, ROW.low_bits, ROW.low_run)
+    code = plane(block, element, ROW.low_at, ROW.low_bits, ROW.low_run)
     if ROW.high_bits != 0:
-        code = code | (_plane(block, element, ROW.high_at, ROW.high_bits, ROW.high_run) << ROW.low_bits)
+        code = code | (plane(block, element, ROW.high_at, ROW.high_bits, ROW.high_run) << ROW.low_bits)
     if ROW.codebook:
         return tl.load(table + code)
     if ROW.low_bits == 8:
@@ -61,7 +59,7 @@ def _codes(block, element, table, ROW: tl.constexpr):
 
 
 @triton.jit
-def _scale(block, group, ROW: tl.constexpr):
+def scale_of(block, group, ROW: tl.constexpr):
     """A group's scale; group numbers count within the block."""
     if ROW.scheme == "d" or ROW.scheme == "d_m" or ROW.scheme == "tq1_0":
         return _half(block + ROW.d_at)
@@ -123,7 +121,7 @@ def _six_bits(at, group, MIN: tl.constexpr):
 
 
 @triton.jit
-def _low(block, group, ROW: tl.constexpr):
+def low_of(block, group, ROW: tl.constexpr):
     """What is added to a group's scaled codes."""
     if ROW.scheme == "d_m":
         return _half(block + ROW.m_at)
@@ -190,26 +188,28 @@ def _digits(block, e, ROW: tl.constexpr):
 
 
 @triton.jit
-def _plain(at, ROW: tl.constexpr):
+def plain(at, ROW: tl.constexpr):
     """The number of `ROW.bytes` bytes that begins at a byte."""
     if ROW.scheme == "F32":
         return tl.load(at.to(tl.pointer_type(tl.float32), bitcast=True))
     elif ROW.scheme == "F16":
-        return _half(at)
+        return tl.load(at.to(tl.pointer_type(tl.float16), bitcast=True)).to(tl.float32)
     else:
         tl.static_assert(ROW.scheme == "BF16")
         return (_u16(at) << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def values(rows, k, table, signs, K: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
-    """Elements k .. k + 256 of N rows that begin at the bytes `rows` [N] -> float32 [N, 256]; zero from K on.
+def values(rows, k, table, signs, K: tl.constexpr, N: tl.constexpr, SPAN: tl.constexpr, ROW: tl.constexpr):
+    """Elements k .. k + SPAN of N rows that begin at the bytes `rows` [N] -> float32 [N, SPAN]; zero from K on.
 
-    k is a multiple of 256, and K, the length of a row, one of the format's block.
+    k is a multiple of SPAN, that one of a group and, but for plain numbers, 256; and K, the length of a row, one of
+    the format's block.
     """
-    GROUPS: tl.constexpr = SPAN // ROW.group
-    first = tl.arange(0, GROUPS)[None, :, None] * ROW.group  # of each group, counted from k
-    element = first + tl.arange(0, ROW.group)[None, None, :]
+    GROUP: tl.constexpr = SPAN if ROW.block == 1 else ROW.group
+    GROUPS: tl.constexpr = SPAN // GROUP
+    first = tl.arange(0, GROUPS)[None, :, None] * GROUP  # of each group, counted from k
+    element = first + tl.arange(0, GROUP)[None, None, :]
     inside = k + element < K  # [1, G, group]
     # Past the end the row's first block is read: it is there, and what it says is dropped.
     number = tl.where(k + first < K, (k + first) // ROW.block, 0)
@@ -217,10 +217,10 @@ def values(rows, k, table, signs, K: tl.constexpr, N: tl.constexpr, ROW: tl.cons
     e = element % ROW.block
     if ROW.block == 1:
         place = tl.where(inside, k + element, 0)
-        value = _plain(rows[:, None, None] + place.to(tl.int64) * ROW.bytes, ROW)
+        value = plain(rows[:, None, None] + place.to(tl.int64) * ROW.bytes, ROW)
     else:
-        group = first % ROW.block // ROW.group
-        scale = _scale(block, group, ROW)  # [N, G, 1]
+        group = first % ROW.block // GROUP
+        scale = scale_of(block, group, ROW)  # [N, G, 1]
         if ROW.low_bits != 0:
             value = scale * _codes(block, e, table, ROW)
         elif ROW.scheme == "tq1_0":
@@ -228,5 +228,5 @@ def values(rows, k, table, signs, K: tl.constexpr, N: tl.constexpr, ROW: tl.cons
         else:
             value = scale * _points(block, e, table, signs, ROW)
         if ROW.scheme == "d_m" or ROW.scheme == "k2" or ROW.scheme == "k4":
-            value = value + _low(block, group, ROW)
+            value = value + low_of(block, group, ROW)
     return tl.reshape(tl.where(inside, value, 0.0), (N, SPAN))
