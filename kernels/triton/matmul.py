@@ -61,10 +61,11 @@ def multiply(
 @triton.jit
 def _dots(x, rows, table, signs, first, past, K: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
     """As `dots`, of rows without planes; `x` [1, 1]."""
-    total = tl.zeros((N, SPAN), tl.float32)
-    for k in tl.range(first, past, SPAN, loop_unroll_factor=2):
-        w = values(rows, k, table, signs, K, N, SPAN, ROW)
-        at = tl.broadcast_to(k + tl.arange(0, SPAN)[None, :], (N, SPAN))
+    TURN: tl.constexpr = 256
+    total = tl.zeros((N, TURN), tl.float32)
+    for k in tl.range(first, past, TURN, loop_unroll_factor=2):
+        w = values(rows, k, table, signs, K, N, TURN, ROW)
+        at = tl.broadcast_to(k + tl.arange(0, TURN)[None, :], (N, TURN))
         total += w * tl.load(x + at, mask=at < past, other=0.0).to(tl.float32)
     return tl.sum(total, 1)
 
@@ -132,12 +133,13 @@ def _matmul(
 
 @triton.jit(do_not_specialize=["OUT"])
 def _dequantize(w, y, OUT, row_bytes, table, signs, K: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr):
+    TURN: tl.constexpr = 256
     n = tl.program_id(0) * N + tl.arange(0, N)
-    k = tl.program_id(1) * SPAN
+    k = tl.program_id(1) * TURN
     rows = w + tl.where(n < OUT, n, 0).to(tl.int64) * row_bytes
-    at = k + tl.arange(0, SPAN)
+    at = k + tl.arange(0, TURN)
     inside = (n < OUT)[:, None] & (at < K)[None, :]
-    value = values(rows, k, table, signs, K, N, SPAN, ROW).to(y.dtype.element_ty)
+    value = values(rows, k, table, signs, K, N, TURN, ROW).to(y.dtype.element_ty)
     tl.store(y + n[:, None].to(tl.int64) * K + at[None, :], value, mask=inside)
 
 

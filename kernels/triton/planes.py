@@ -21,24 +21,25 @@ def begins(byte, COUNT: tl.constexpr, RUN: tl.constexpr, ROW: tl.constexpr):
 
 @triton.jit
 def stored(rows, element, inside, MASKED: tl.constexpr, ROW: tl.constexpr):
-    """The runs of bytes whose low bits hold `element` [1, G, 1] and what follows, of N rows.
+    """The runs of bytes whose low bits hold `element` [G] and what follows, of N rows.
 
     -> pointers to their blocks [N, G, 1], the elements counted there [1, G, 1], and the bytes [N, G, run] of the low
     plane and of the high one, int32. Of elements that are not `inside` the row's first block is read: it is there.
     """
+    RUN: tl.constexpr = ROW.run
     number = element // ROW.block
     if MASKED:
         number = tl.where(inside, number, 0)
-    block = rows[:, None, None] + number * ROW.bytes
+    block = rows[:, None, None] + (number * ROW.bytes)[None, :, None]
     e = element % ROW.block
-    r = tl.arange(0, ROW.run)[None, None, :]
+    r = tl.arange(0, RUN)[None, None, :]
     at = e // (ROW.low_run * (8 // ROW.low_bits)) * ROW.low_run + e % ROW.low_run
-    low = tl.load(block + (ROW.low_at + at) + r)
+    low = tl.load(block + (ROW.low_at + tl.multiple_of(at, RUN))[None, :, None] + r)
     high = low
     if ROW.high_bits != 0 and ROW.high_run >= ROW.run:
         at = e // (ROW.high_run * (8 // ROW.high_bits)) * ROW.high_run + e % ROW.high_run
-        high = tl.load(block + (ROW.high_at + at) + r)
-    return block, e, low.to(tl.int32), high.to(tl.int32)
+        high = tl.load(block + (ROW.high_at + tl.multiple_of(at, RUN))[None, :, None] + r)
+    return block, e[None, :, None], low.to(tl.int32), high.to(tl.int32)
 
 
 @triton.jit
@@ -99,32 +100,35 @@ def dots(
     `first` is a multiple of 256; `WHOLE`: these are all K elements. Threads add up for themselves until the end.
     """
     LANES: tl.constexpr = 8 // ROW.low_bits
+    RUN: tl.constexpr = ROW.run
+    FOURS: tl.constexpr = RUN // 4
     GROUPS: tl.constexpr = 64 // N if N <= 64 else 1  # few enough scales that no thread waits for another's
-    WIDE: tl.constexpr = GROUPS * ROW.run
+    WIDE: tl.constexpr = GROUPS * RUN
     MASKED: tl.constexpr = not WHOLE or K % (WIDE * LANES) != 0
     LOW: tl.constexpr = ROW.scheme == "d_m" or ROW.scheme == "k2" or ROW.scheme == "k4"
     if LOW:
-        total = tl.zeros((N, GROUPS, ROW.run), tl.float32)
+        total = tl.zeros((N, GROUPS, RUN), tl.float32)
     else:
-        total = tl.zeros((N, GROUPS, ROW.run // 4), tl.float32)
-    r = tl.arange(0, ROW.run)[None, None, :]
+        total = tl.zeros((N, GROUPS, FOURS), tl.float32)
+    r = tl.arange(0, RUN)[None, None, :]
     for byte in tl.range(first // LANES, past // LANES, WIDE, loop_unroll_factor=2):
-        element = begins(byte, GROUPS, ROW.run, ROW)[None, :, None]
+        element = begins(byte, GROUPS, RUN, ROW)
+        block, e, low, high = stored(rows, element, element < past, MASKED, ROW)
+        element = tl.multiple_of(element, RUN)[None, :, None]
         inside = element < past
-        block, e, low, high = stored(rows, element, inside, MASKED, ROW)
         for lane in tl.static_range(LANES):
             code = _codes(block, e, low, high, table, lane, ROW)
             group = _group(e, lane, ROW)
             scale = _scale(block, group, lane, ROW)
-            at = x + tl.broadcast_to(element + lane * ROW.low_run + r, (N, GROUPS, ROW.run))  # as wide as the bytes
+            at = x + tl.broadcast_to(element + lane * ROW.low_run + r, (N, GROUPS, RUN))  # as wide as the bytes
             if MASKED:
-                a = tl.load(at, mask=tl.broadcast_to(inside, (N, GROUPS, ROW.run)), other=0.0).to(tl.float32)
+                a = tl.load(at, mask=tl.broadcast_to(inside, (N, GROUPS, RUN)), other=0.0).to(tl.float32)
             else:
                 a = tl.load(at).to(tl.float32)
             if LOW:
                 total += (code * scale + low_of(block, group, ROW)) * a
             else:
-                total += tl.sum(tl.reshape(code * a, (N, GROUPS, ROW.run // 4, 4)), 3) * scale
+                total += tl.sum(tl.reshape(code * a, (N, GROUPS, FOURS, 4)), 3) * scale
     return tl.sum(tl.sum(total, 2), 1)
 
 
@@ -138,12 +142,13 @@ def tiles(
     Over the elements first .. past, 32 bytes of each row at a time; `first` is a multiple of 256.
     """
     LANES: tl.constexpr = 8 // ROW.low_bits
+    RUN: tl.constexpr = ROW.run
     WIDE: tl.constexpr = 32  # of more a card would have room for fewer programs at a time
     total = tl.zeros((M, N), tl.float32)
     for byte in range(first // LANES, past // LANES, WIDE):
-        element = begins(byte, WIDE // ROW.run, ROW.run, ROW)[None, :, None]
+        element = begins(byte, WIDE // RUN, RUN, ROW)
         block, e, low, high = stored(rows, element, element < past, K % (WIDE * LANES) != 0, ROW)
-        columns = begins(byte, WIDE, 1, ROW)
+        columns = tl.max_contiguous(tl.multiple_of(begins(byte, WIDE, 1, ROW), RUN), RUN)
         for lane in tl.static_range(LANES):
             group = _group(e, lane, ROW)
             value = _codes(block, e, low, high, table, lane, ROW) * _scale(block, group, lane, ROW)

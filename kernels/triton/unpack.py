@@ -188,15 +188,16 @@ def _digits(block, e, ROW: tl.constexpr):
 
 
 @triton.jit
-def plain(at, ROW: tl.constexpr):
-    """The number of `ROW.bytes` bytes that begins at a byte."""
+def plain(rows, at, ROW: tl.constexpr):
+    """Number `at` of what begins at the bytes `rows`, whose numbers are plain."""
     if ROW.scheme == "F32":
-        return tl.load(at.to(tl.pointer_type(tl.float32), bitcast=True))
+        return tl.load(rows.to(tl.pointer_type(tl.float32), bitcast=True) + at)
     elif ROW.scheme == "F16":
-        return tl.load(at.to(tl.pointer_type(tl.float16), bitcast=True)).to(tl.float32)
+        return tl.load(rows.to(tl.pointer_type(tl.float16), bitcast=True) + at).to(tl.float32)
     else:
         tl.static_assert(ROW.scheme == "BF16")
-        return (_u16(at) << 16).to(tl.float32, bitcast=True)
+        bits = tl.load(rows.to(tl.pointer_type(tl.int16), bitcast=True) + at).to(tl.int32)
+        return (bits << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -216,8 +217,10 @@ def values(rows, k, table, signs, K: tl.constexpr, N: tl.constexpr, SPAN: tl.con
     block = rows[:, None, None] + number.to(tl.int64) * ROW.bytes
     e = element % ROW.block
     if ROW.block == 1:
-        place = tl.where(inside, k + element, 0)
-        value = plain(rows[:, None, None] + place.to(tl.int64) * ROW.bytes, ROW)
+        place = k + element
+        if K % SPAN != 0:
+            place = tl.where(inside, place, 0)
+        value = plain(rows[:, None, None], place, ROW)
     else:
         group = first % ROW.block // GROUP
         scale = scale_of(block, group, ROW)  # [N, G, 1]
