@@ -115,10 +115,10 @@ def attention_needs(heads: tuple[int, int, int], cache: str, step: str, card: st
         "SCALED": scaled,
     }
     how = attention.FUSED | {"num_warps": t.num_warps, "num_stages": t.num_stages}
-    attend = same | tile | d | {"PRECISION": "tf32x3"}
+    attend = same | tile | d | {"EXACT": cache in ("f16", "bf16")}
     needs = {"attend": compiled(attention._attend, attend, how, card, kinds)}
     if t.split:
-        merge = same | {"DV": dv, "WIDTH": d["WIDTH"], "AT_ONCE": attention.MERGED}
+        merge = same | {"DV": dv, "WIDTH": d["WIDTH"], "AT_ONCE": min(64, attention.MERGED // d["WIDTH"])}
         needs["merge"] = compiled(attention._merge, merge, attention.FUSED, card, STEP)
     return needs
 

@@ -92,8 +92,8 @@ def attending(heads: tuple[int, int, int, int], cache: str) -> Case:
 
     n_head, n_kv, dk, dv = heads
     shipped = tiles(n_head // n_kv, max(dk, dv), 1, True, cache == "f32")
-    changes: list[dict[str, int]] = [{"split": 128}, {"split": 512}, {"num_stages": 1}, {"num_stages": 3}]
-    changes += [{"keys": 64}, {"keys": 64, "split": 512}, {"num_warps": 8}, {"num_warps": 2}]
+    changes: list[dict[str, int]] = [{"split": 64}, {"split": 256}, {"num_stages": 1}, {"num_stages": 3}]
+    changes += [{"keys": 16}, {"split": 512}, {"num_warps": 8}, {"num_warps": 2}]
     others = [shipped._replace(**change) for change in changes]
     attend = gpu_kernels.attention_of(
         heads, cache, gpu_kernels.CONTEXTS[1 % len(gpu_kernels.CONTEXTS)], 1, tuned.SHIPPED

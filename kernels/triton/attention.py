@@ -17,7 +17,7 @@ from torch import Tensor
 BLOCK, GROUP = tl.constexpr(_BLOCK), tl.constexpr(_GROUP)
 SIGHTS = {"causal": 0, "sliding": 1, "chunked": 2}
 FEW = 16  # rows of a step up to which the context is cut into short parts; more rows fill a card by themselves
-MERGED = 16  # parts that are added at once
+MERGED = 8192  # elements of parts that are added at once
 SEQUENCES = 64  # of a step; one kernel serves all that have not more
 WIDE_FLOATS = 106496  # bytes of fast memory
 
@@ -41,8 +41,8 @@ def tiles(group: int, width: int, rows: int, one: bool, floats: bool = False) ->
     """
     wide = width > 256
     if rows <= FEW or one:
-        split, stages = 256 if rows <= FEW else 1024, 1 if wide or (floats and width > 128) else 2
-        return Tiles(min(triton.next_power_of_2(group), 16), 16, 16 if wide else 32, split, 4, stages)
+        split, stages = 128 if rows <= FEW else 1024, 1 if wide or (floats and width > 128) else 2
+        return Tiles(min(triton.next_power_of_2(group), 16), 16, 16 if wide else 32, split, 8 if wide else 4, stages)
     m = 16 if wide else 32 if width > 128 else 64
     return Tiles(min(triton.next_power_of_2(group), m), m, 16 if wide else 32, 0, 4, 1)
 
@@ -73,33 +73,51 @@ def _queries(q, row, head, inside, H, FIRST: tl.constexpr, WIDTH: tl.constexpr, 
 
 @triton.jit
 def _keys(
-    keys, scales, place, offset, seen,
+    keys, scales, place, offset,
     FIRST: tl.constexpr, WIDTH: tl.constexpr, DK: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Elements FIRST .. FIRST + WIDTH of the keys at `place` (block, head) and `offset` [N] -> float32 [WIDTH, N]."""
+    """Elements FIRST .. FIRST + WIDTH of the keys `offset` [N] of one block and head -> float32 [WIDTH, N].
+
+    What has not been written yet is read as well: no mask cuts the loads.
+    """
     d = FIRST + tl.arange(0, WIDTH)
-    inside = (d < DK)[:, None] & seen[None, :]
-    value = tl.load(keys + place[None, :] * (DK * BLOCK) + (d * BLOCK)[:, None] + offset[None, :], mask=inside, other=0)
+    at = (d * BLOCK)[:, None] + offset[None, :]
+    if FIRST + WIDTH > DK:
+        inside = tl.broadcast_to((d < DK)[:, None], at.shape)
+        value = tl.load(keys + place * (DK * BLOCK) + at, mask=inside, other=0)
+    else:
+        value = tl.load(keys + place * (DK * BLOCK) + at)
     value = value.to(tl.float32)
     if SCALED:
         GROUPS: tl.constexpr = (DK + GROUP - 1) // GROUP
-        at = place[None, :] * (GROUPS * BLOCK) + (d // GROUP * BLOCK)[:, None] + offset[None, :]
-        value *= tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
+        at = (tl.minimum(d // GROUP, GROUPS - 1) * BLOCK)[:, None] + offset[None, :]
+        value *= tl.load(scales + place * (GROUPS * BLOCK) + at).to(tl.float32)
     return value
 
 
 @triton.jit
-def _values(values, scales, place, offset, seen, WIDTH: tl.constexpr, DV: tl.constexpr, SCALED: tl.constexpr):
-    """The values at `place` and `offset` [N] -> float32 [N, WIDTH]."""
+def _values(values, scales, place, offset, there, WIDTH: tl.constexpr, DV: tl.constexpr, SCALED: tl.constexpr):
+    """The values `offset` [N] of one block and head, where `there`, else zeros -> float32 [N, WIDTH]."""
     d = tl.arange(0, WIDTH)
-    inside = seen[:, None] & (d < DV)[None, :]
-    token = place * BLOCK + offset
-    value = tl.load(values + token[:, None] * DV + d[None, :], mask=inside, other=0).to(tl.float32)
+    inside = there[:, None] & (d < DV)[None, :]
+    at = offset[:, None] * DV + d[None, :]
+    value = tl.load(values + place * (BLOCK * DV) + at, mask=inside, other=0).to(tl.float32)
     if SCALED:
         GROUPS: tl.constexpr = (DV + GROUP - 1) // GROUP
-        at = token[:, None] * GROUPS + (d // GROUP)[None, :]
-        value *= tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
+        at = offset[:, None] * GROUPS + (d // GROUP)[None, :]
+        value *= tl.load(scales + place * (BLOCK * GROUPS) + at, mask=inside, other=0.0).to(tl.float32)
     return value
+
+
+@triton.jit
+def _dot(a, b, total, EXACT: tl.constexpr):
+    """total + a @ b; `EXACT`: b's elements are TF32 as they are, so that two products say what three else would."""
+    if EXACT:
+        high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        total = tl.dot(high, b, total, input_precision="tf32")
+        return tl.dot(a - high, b, total, input_precision="tf32")
+    else:
+        return tl.dot(a, b, total, input_precision="tf32x3")
 
 
 @triton.jit(do_not_specialize=["T", "S", "table_width", "size"])
@@ -108,8 +126,9 @@ def _attend(
     T, S, H, HKV, per_head, table_width, size, scale,
     DK: tl.constexpr, DV: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, WIDTH: tl.constexpr,
     SEQUENCES: tl.constexpr, HEADS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
-    SIGHT: tl.constexpr, SCALED: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
+    SIGHT: tl.constexpr, SCALED: tl.constexpr, SINKS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
+    tl.static_assert(N <= BLOCK)
     QUERIES: tl.constexpr = M // HEADS
     tile = tl.program_id(0)
     if SEQUENCES == 0:  # every sequence has one row
@@ -147,22 +166,23 @@ def _attend(
             mixed = tl.zeros((M, WIDTH), tl.float32)
             for n in range(at, stop, N):
                 key = n + tl.arange(0, N)
-                there = key <= last
-                block = tl.load(tables + sequence * table_width + key // BLOCK, mask=there, other=0)
-                place, offset = block.to(tl.int64) * HKV + kv_head, key % BLOCK
-                k = _keys(keys, key_scales, place, offset, there, 0, D1, DK, SCALED)
-                scores = tl.dot(q1, k, input_precision=PRECISION)
+                place = tl.load(tables + sequence * table_width + n // BLOCK).to(tl.int64) * HKV + kv_head
+                offset = tl.arange(0, N)
+                if N < BLOCK:
+                    offset += n - n // BLOCK * BLOCK
+                k = _keys(keys, key_scales, place, offset, 0, D1, DK, SCALED)
+                scores = _dot(q1, k, tl.zeros((M, N), tl.float32), EXACT)
                 if D2:
-                    k = _keys(keys, key_scales, place, offset, there, D1, D2, DK, SCALED)
-                    scores = tl.dot(q2, k, scores, input_precision=PRECISION)
+                    k = _keys(keys, key_scales, place, offset, D1, D2, DK, SCALED)
+                    scores = _dot(q2, k, scores, EXACT)
                 seen = (key[None, :] <= position[:, None]) & (key[None, :] >= lowest[:, None])
                 scores = tl.where(seen, scores * scale, float("-inf"))
                 higher = tl.maximum(peak, tl.max(scores, 1))
                 base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet
                 shrink = tl.exp(peak - base)
                 p = tl.exp(scores - base[:, None])
-                v = _values(values, value_scales, place, offset, there, WIDTH, DV, SCALED)
-                mixed = tl.dot(p, v, mixed * shrink[:, None], input_precision=PRECISION)
+                v = _values(values, value_scales, place, offset, key <= last, WIDTH, DV, SCALED)
+                mixed = _dot(p, v, mixed * shrink[:, None], EXACT)
                 weight = weight * shrink + tl.sum(p, 1)
                 peak = higher
             d = tl.arange(0, WIDTH)
@@ -272,12 +292,12 @@ def attention(
         turns.positions, starts, sink, mixed, best, total,
         rows, n_sequences, heads, shape.heads, per_head, turns.block_tables.shape[1], max(mask.size, 1), scale,
         SEQUENCES=0 if one else max(SEQUENCES, triton.next_power_of_2(n_sequences)),
-        HEADS=how.heads, M=how.rows, N=how.keys, SPLIT=how.split, SCALED=scaled, PRECISION="tf32x3",
+        HEADS=how.heads, M=how.rows, N=how.keys, SPLIT=how.split, SCALED=scaled, EXACT=kv.kind in ("f16", "bf16"),
         num_warps=how.num_warps, num_stages=how.num_stages, **d, **same, **FUSED,
     )  # fmt: skip
     if how.split:
         _merge[(rows, heads)](
             mixed, best, total, turns.positions, sink, out, rows, heads, max(mask.size, 1),
-            DV=shape.dv, WIDTH=d["WIDTH"], SPLIT=how.split, AT_ONCE=MERGED, **same, **FUSED,
+            DV=shape.dv, WIDTH=d["WIDTH"], SPLIT=how.split, AT_ONCE=min(64, MERGED // d["WIDTH"]), **same, **FUSED,
         )  # fmt: skip
     return out

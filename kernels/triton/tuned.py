@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 FILE = "tuned.json"  # in gmoe's home
 GAIN = 0.97  # of the shipped choice's seconds; what is not that much faster is noise
-FORM = 2  # of the file and of the kernels: what was measured for others says nothing
+FORM = 3  # of the file and of the kernels: what was measured for others says nothing
 
 Choice = TypeVar("Choice", bound=Any)  # a NamedTuple of ints
 Found = Mapping[str, Mapping[str, int]]
