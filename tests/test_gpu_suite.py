@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +33,17 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_model(tmp_path / "m.gguf", "qwen3moe")
 
 
+def here(path: Path) -> Callable[..., Any]:
+    """What `Apart` asks of another process, where the card is a fake of this one."""
+
+    def ask(what: str, *how: Any) -> Any:
+        if what == "agreement":
+            return gpu_end_to_end.agreement(path, SMALL)
+        return gpu_end_to_end.rows(path, *how[:2], SMALL, *how[2:])
+
+    return ask
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card: the suite itself is the test")
 def test_without_a_card_it_says_so() -> None:
     with pytest.raises(SystemExit, match="this machine has no CUDA device that torch can use"):
@@ -45,7 +60,7 @@ def test_all_tables_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise ValueError("llama.cpp ended with 1\nand more")
 
     monkeypatch.setattr(gpu_end_to_end, "peer", peer)
-    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(120), 24e9, 2))
+    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(120), 24e9, 2, here(model)))
     text = "\n".join(lines)
     assert "bits equal" in text and "NOT" not in text and asked == [0, 1, 2]
     assert "| 2 of 2 | 0.5 | 0 |" in text and "| 0 of 2 | failed: ValueError: llama.cpp ended with 1 |" in text
@@ -69,8 +84,32 @@ def test_a_model_is_written_and_loaded_ahead(model: Path, tmp_path: Path, monkey
 
 
 def test_what_there_is_no_time_for_is_said(model: Path) -> None:
-    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(0), 6e9, 2))
+    lines = list(gpu_end_to_end.tables(model, SMALL, Clock(0), 6e9, 2, here(model)))
     assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 5
+
+
+def test_a_process_apart_answers_fails_and_crashes(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    apart = gpu_end_to_end.Apart(path, SMALL)
+    with pytest.raises(ValueError, match="DeviceError: device='cuda' needs a PyTorch that was built with CUDA"):
+        apart.ask("rows", 0.5, "load")
+    first = apart.process
+    with pytest.raises(ValueError, match="DeviceError"):
+        apart.ask("agreement")
+    assert apart.process is first, "it goes on"
+    program = "import ctypes, sys; sys.stdin.readline(); ctypes.string_at(1)"
+    apart.close()
+    apart.said = tempfile.TemporaryFile("w+")
+    apart.process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=apart.said,
+        text=True,
+    )
+    with pytest.raises(ValueError, match="its process ended with -11: Fatal Python error: Segmentation fault; File"):
+        apart.ask("agreement")
+    assert apart.process is None, "the next begins anew"
 
 
 def test_a_slow_link_copies_again(model: Path) -> None:
@@ -89,6 +128,28 @@ def test_llama_cpp_keeps_experts_on_the_cpu(model: Path) -> None:
         assert found["decode"] > 0 and found["prefill"] > 0
     with pytest.raises(ValueError, match="llama.cpp ended with 1"):
         gpu_end_to_end.peer(model.with_name("nothing.gguf"), 0, sizes)
+
+
+def test_a_peer_is_built_from_its_source_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama_cpp_python-1").mkdir()
+    with tarfile.open(tmp_path / "llama_cpp_python-1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "llama_cpp_python-1", "llama_cpp_python-1")
+    for folder in ("there", "bin"):
+        (tmp_path / folder).mkdir()
+    cmake = tmp_path / "bin/cmake"  # `-S . -B made ...` says how, `--build made ...` makes
+    cmake.write_text(
+        '#!/bin/sh\nif [ "$1" = -S ]; then mkdir -p "$4/bin"; echo "$@" > "$4/how"\n'
+        'else mv "$2/how" "$2/bin/libllama.so"; fi\n'
+    )
+    cmake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{cmake.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", "before")
+    process = gpu_suite.build_peer(tmp_path, tmp_path / "there", ["-DGGML_CUDA=on"])
+    assert process is not None and gpu_suite.finish(process, 60.0)
+    source = tmp_path / "there/llama_cpp_python-1"
+    assert os.environ["PYTHONPATH"] == f"{source}{os.pathsep}before"
+    assert (source / "llama_cpp/lib/libllama.so").read_text().endswith("-DLLAVA_BUILD=off -DGGML_CUDA=on\n")
+    assert gpu_suite.build_peer(tmp_path / "there", tmp_path, []) is None
 
 
 def test_a_stripped_source_has_what_compiles(tmp_path: Path) -> None:
@@ -118,7 +179,7 @@ def test_kernels_compile_for_cards_that_are_not_here() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
-    assert "| Q4_K | 64 | 96 KiB |" in done.stdout and "| IQ3_S | 64 | 96 KiB |" in done.stdout
+    assert "| Q4_K | 64 | 26 KiB |" in done.stdout and "| IQ3_S | 64 | 96 KiB |" in done.stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's assembler is Linux's")
@@ -137,7 +198,7 @@ def test_attention_compiles_for_a_card_that_is_not_here() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
-    assert [int(line) // 1024 for line in done.stdout.split()] == [40, 40, 80, 4]
+    assert [int(line) // 1024 for line in done.stdout.split()] == [52, 52, 80, 4]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are weights that overflow
@@ -164,8 +225,8 @@ def test_all_tables_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_kernels_tests_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tests").mkdir()
-    for part in ("", "_step", "_router"):
-        (tmp_path / f"tests/test_kernels_triton{part}.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+    for part in gpu_suite.CHECKS:
+        (tmp_path / f"tests/test_{part}.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
     monkeypatch.setattr(gpu_suite, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_suite, "WORKERS", 1)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take a second to import
@@ -200,6 +261,7 @@ def test_the_suite_from_end_to_end(model: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a fake card")
     monkeypatch.setattr("gmoe.experts.device.open_device", lambda name: FakeDevice())
     monkeypatch.setattr(gpu_suite, "model_file", lambda folder: model)
+    monkeypatch.setattr(gpu_suite, "Apart", lambda path, sizes: SimpleNamespace(ask=here(path), close=lambda: None))
     monkeypatch.setattr(gpu_suite, "Sizes", lambda: SMALL)
     monkeypatch.setattr(gpu_suite, "SHAPE", replace(gpu_suite.SHAPE, layer=2))
     monkeypatch.setattr(gpu_end_to_end, "peer", lambda *_: {"decode": 1.0, "prefill": 1.0, "load": 1.0})

@@ -78,9 +78,7 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     three = {f"{name}{n}": value for name, value in (("ROW", form), ("BIAS", True)) for n in range(3)}
     three |= {"K": WIDTH, "COUNT": 3, **tiles}
     return {
-        "three at once": compiled(linears._linears, three, how, card)
-        if m <= linears.FEW
-        else 0,
+        "three at once": compiled(linears._linears, three, how, card) if m <= linears.FEW else 0,
         "dequantize": compiled(matmul._dequantize, unpack, {"enable_fp_fusion": False}, card) if m == 1 else 0,
         "matmul": compiled(matmul._matmul, product | {"PARTS": 1, "PERSISTENT": False}, how, card),
         "matmul in parts": compiled(matmul._matmul, product | {"PARTS": 4, "PERSISTENT": False}, how, card)

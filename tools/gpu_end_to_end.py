@@ -4,10 +4,11 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -126,6 +127,63 @@ def ours(path: Path, share: float, miss: str, sizes: Sizes, slower: int = 1) -> 
     return Row(f"{share:.0%}, {miss}", sizes.generate / taken, sizes.prompt / reading, hits, copied, load)
 
 
+def rows(path: Path, share: float, miss: str, sizes: Sizes, slower: int = 1) -> dict[str, Any]:
+    """`ours`, as JSON takes it."""
+    return asdict(ours(path, share, miss, sizes, slower))
+
+
+class Apart:
+    """Who runs a model in a process of its own: where that crashes, it is told where, and the next begins anew."""
+
+    def __init__(self, path: Path, sizes: Sizes):
+        self.given = json.dumps({"path": str(path), "sizes": asdict(sizes)})
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, what: str, *how: Any) -> Any:
+        """What `agreement` or `rows` says; ValueError where they or their process fail."""
+        if self.process is None:
+            self.said = tempfile.TemporaryFile("w+")
+            command = [sys.executable, "-X", "faulthandler", "-m", "tools.gpu_end_to_end", self.given]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
+            self.process = subprocess.Popen(command, **pipes, text=True, cwd=Path(__file__).parents[1])
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([what, *how]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if line:
+            failed, found = json.loads(line)
+            if failed:
+                raise ValueError(found)
+            return found
+        code = self.process.wait()
+        self.said.seek(0)
+        told = self.said.read().splitlines()
+        self.close()
+        frames = [line.strip() for line in told if line.startswith(("Fatal", "  File"))][:6]
+        raise ValueError(f"its process ended with {code}: {'; '.join(frames or told[-3:])}")
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+            self.said.close()
+
+
+def serve(given: str) -> None:
+    """The process apart: a JSON line of standard input asks, one of standard output answers."""
+    known = json.loads(given)
+    path, sizes = Path(known["path"]), Sizes(**known["sizes"])
+    for line in sys.stdin:
+        what, *how = json.loads(line)
+        try:
+            answer = False, agreement(path, sizes) if what == "agreement" else rows(path, *how[:2], sizes, *how[2:])
+        except Exception as error:
+            answer = True, f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
+
+
 def peer(path: Path, experts_on_cpu: int, sizes: Sizes) -> dict[str, float]:
     """llama.cpp with the experts of so many layers on the CPU; an error of its process is a ValueError."""
     command = [sys.executable, "-m", "tools.gpu_peer", str(path), "--experts-on-cpu", str(experts_on_cpu)]
@@ -193,9 +251,11 @@ def once(folder: Path) -> None:
         pass
 
 
-def tables(path: Path, sizes: Sizes, clock: Clock, link_rate: float, layers: int) -> Iterator[str]:
-    """Markdown, as it comes; what there is no time for is said."""
-    yield from _attempt("logits", clock, lambda: agreement(path, sizes))
+def tables(
+    path: Path, sizes: Sizes, clock: Clock, link_rate: float, layers: int, ask: Callable[..., Any]
+) -> Iterator[str]:
+    """Markdown, as it comes; what there is no time for is said. `ask` is an `Apart`'s, or does the same here."""
+    yield from _attempt("logits", clock, lambda: list(ask("agreement")))
     theirs: dict[int, dict[str, float]] = {}
     on_cpu = {share: layers - int(share * layers) for share in SHARES}
     yield "\n| llama.cpp: layers whose experts are on the CPU | decode tok/s | prefill tok/s |\n|---|---|---|"
@@ -211,14 +271,14 @@ def tables(path: Path, sizes: Sizes, clock: Clock, link_rate: float, layers: int
     for share in SHARES:
         for miss in MISSES if share < 1 else MISSES[:1]:
             same, all_on_cpu = theirs.get(on_cpu[share]), theirs.get(layers)
-            line = lambda share=share, miss=miss, a=same, b=all_on_cpu: [_line(ours(path, share, miss, sizes), a, b)]  # noqa: E731
+            line = lambda share=share, miss=miss, a=same, b=all_on_cpu: [_line(Row(**ask("rows", share, miss)), a, b)]  # noqa: E731
             yield from _attempt(f"{share:.0%}, {miss}", clock, line)
     slower = max(1, round(link_rate / SLOW_LINK))
     yield f"\nThe link moves {link_rate / 1e9:.1f} GB/s; {slower} times slower, as at {SLOW_LINK / 1e9:.0f} GB/s:\n"
     yield "| experts on the card, miss | decode tok/s | prefill tok/s | hits | MiB copied a token | load s |"
     yield "|---" * 6 + "|"
     for share, miss in ((0.0, "cpu"), (0.1, "auto"), (0.25, "auto"), (0.5, "auto"), (0.5, "balance")):
-        line = lambda share=share, miss=miss: [_line(ours(path, share, miss, sizes, slower))]  # noqa: E731
+        line = lambda share=share, miss=miss: [_line(Row(**ask("rows", share, miss, slower)))]  # noqa: E731
         yield from _attempt(f"{share:.0%}, {miss}", clock, line)
 
 
@@ -239,3 +299,7 @@ def _attempt(what: str, clock: Clock, run: Callable[[], list[str]], least: float
         yield from run()
     except Exception as error:
         yield f"| {what} | failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} |"
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

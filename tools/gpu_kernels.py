@@ -155,7 +155,7 @@ def attention_of(
     kv = KvLayer(shape, n_blocks, cache, CARD)
     table = torch.randperm(n_blocks)[None].int().to(CARD)
     lengths, starts = torch.tensor([context]).int(), torch.tensor([0, rows]).int()
-    turns = Turns(torch.arange(context - rows, context, device=CARD), table, lengths, starts)
+    turns = Turns(torch.arange(context - rows, context, device=CARD), table, lengths, starts, starts.to(CARD))
     q = torch.randn(rows, n_head, dk, device=CARD)
     attend = lambda _, how=None: attention(q, kv, turns, dk**-0.5, Mask("causal"), None, how, choices)  # noqa: E731
     return attend, context * shape.nbytes(cache)

@@ -1,6 +1,7 @@
 """All that needs a CUDA card, in one call: kernels checked compiled and timed, models timed beside llama.cpp; Markdown.
 
 python -m tools.gpu_suite --prepare FOLDER     # with a package index: wheels and sources that a card without one needs
+python -m tools.gpu_suite --prepare FOLDER --lacks gguf diskcache    # where the card's machine has the others
 python -m tools.gpu_suite [--wheels FOLDER]    # with a card: installs from FOLDER, builds, checks, times
 python -m tools.gpu_suite --parts kernels      # one part only: tune, kernels, models
 
@@ -11,16 +12,17 @@ import argparse
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tools.gpu_end_to_end import SHAPE, Clock, Sizes, link, model_file, tables
+from tools.gpu_end_to_end import SHAPE, Apart, Clock, Sizes, link, model_file, tables
 from tools.gpu_kernels import TABLES, kernels
 from tools.gpu_tune import FORMATS, tuning
 
@@ -32,17 +34,18 @@ PEER_NEEDS = ("typing-extensions", "diskcache")
 PEER_LEAVES = ("/.git/", *(f"/vendor/llama.cpp/{part}/" for part in ("models", "docs", "benches", "media")))
 TUNED_FOR = 80  # seconds
 CHECKED_FOR = 150  # seconds
-FOR_THE_REST = 240  # seconds: llama.cpp's compiler is not waited for longer
+FOR_THE_MODELS = 150  # seconds: so many are left when llama.cpp's compiler is waited for no longer
+CHECKS = ("card", "kernels_triton", "kernels_triton_step", "kernels_triton_router")
 WORKERS = 8  # processes that compile at the same time
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64")
 
 
-def prepare(folder: Path, python: str) -> None:
-    """Download what the card's machine lacks."""
+def prepare(folder: Path, python: str, lacks: Sequence[str]) -> None:
+    """Download what the card's machine lacks, and llama.cpp's source."""
     tags = [word for tag in PLATFORMS for word in ("--platform", tag)]
     run(
         *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)),
-        *("--python-version", python, "--implementation", "cp", *tags, *WHEELS, *PEER_NEEDS),
+        *("--python-version", python, "--implementation", "cp", *tags, *lacks),
     )
     with tempfile.TemporaryDirectory() as scratch:
         run(*(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", scratch, PEER))
@@ -64,25 +67,41 @@ def run(*command: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def build(wheels: Path) -> None:
-    """Install the wheels, then gmoe itself, compiled here."""
-    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps")
-    run(*pip, *map(str, sorted(wheels.glob("*.whl"))))
-    run(*pip, "--no-build-isolation", "-e", ".")
+def install(*what: str) -> None:
+    """By pip, without an index."""
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *what)
 
 
-def build_peer(wheels: Path) -> "subprocess.Popen[bytes] | None":
-    """Begin to compile llama.cpp for this card, beside whatever else happens; None where its source is not there."""
-    import torch
+def build_peer(wheels: Path, folder: Path, how: Sequence[str]) -> "subprocess.Popen[bytes] | None":
+    """Begin to compile llama.cpp in a folder, beside whatever else happens; None where its source is not there.
 
+    Only its library: a wheel of all that comes with it takes minutes more. Processes begun later find it.
+    """
     sources = sorted(wheels.glob("llama_cpp_python-*.tar.gz"))
     if not sources:
         return None
+    with tarfile.open(sources[-1]) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.glob("llama_cpp_python-*")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), os.environ.get("PYTHONPATH"))))
+    made = source / "made"
+    steps = (
+        ("cmake", "-S", source, "-B", made, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DLLAVA_BUILD=off", *how),
+        ("cmake", "--build", made, "--target", "llama"),
+        ("sh", "-c", f"mkdir -p '{source}/llama_cpp/lib' && cp '{made}'/bin/lib*.so* '{source}/llama_cpp/lib/'"),
+    )
+    script = " && ".join(shlex.join(map(str, step)) for step in steps)
+    print("$", script, file=sys.stderr, flush=True)
+    path = os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent)))  # where pip puts cmake
+    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.DEVNULL, env=os.environ | {"PATH": path})
+
+
+def card_options() -> list[str]:
+    """How llama.cpp is configured for this machine's card."""
+    import torch
+
     major, minor = torch.cuda.get_device_capability()
-    how = f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={major}{minor} -DLLAVA_BUILD=off"
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
-    print("$", how, *command, sources[-1], file=sys.stderr, flush=True)
-    return subprocess.Popen([*command, str(sources[-1])], env=os.environ | {"CMAKE_ARGS": how})
+    return ["-DGGML_CUDA=on", f"-DCMAKE_CUDA_ARCHITECTURES={major}{minor}"]
 
 
 def tune(clock: Clock, folder: Path) -> Iterator[str]:
@@ -104,7 +123,9 @@ def models(clock: Clock, folder: Path) -> Iterator[str]:
     assert device is not None
     path = model_file(folder)
     yield f"\n## A model: {path.name}, {path.stat().st_size / 2**30:.1f} GiB\n"
-    yield from tables(path, Sizes(), clock, link(device), SHAPE.layer)
+    apart = Apart(path, Sizes())
+    yield from tables(path, Sizes(), clock, link(device), SHAPE.layer, apart.ask)
+    apart.close()
 
 
 def timed(clock: Clock, folder: Path) -> Iterator[str]:
@@ -127,24 +148,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", type=Path, metavar="FOLDER")
     parser.add_argument("--python", default="3.12", help="of the card's machine, for --prepare")
+    parser.add_argument("--lacks", nargs="+", default=[*WHEELS, *PEER_NEEDS], metavar="PACKAGE", help="for --prepare")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing new is begun")
     parser.add_argument("--out", type=Path, help="also write the tables into this file")
     given = parser.parse_args(arguments)
     if given.prepare:
-        return prepare(given.prepare, given.python)
-    if given.wheels:
-        build(given.wheels)
+        return prepare(given.prepare, given.python, given.lacks)
     import torch
 
     if not torch.cuda.is_available():
         raise SystemExit("Error: this machine has no CUDA device that torch can use")
     began, clock = time.monotonic(), Clock(60 * given.minutes)
-    peer = build_peer(given.wheels) if given.wheels and "models" in given.parts else None
     os.environ.pop("TRITON_INTERPRET", None)
     scratch = tempfile.TemporaryDirectory()
-    folder = Path(scratch.name)
+    folder, peer = Path(scratch.name), None
+    if given.wheels:
+        install(*map(str, sorted(given.wheels.glob("*.whl"))))
+        peer = build_peer(given.wheels, folder, card_options()) if "models" in given.parts else None
+        install("--no-build-isolation", "-e", ".")
     ahead = compile_ahead(given.parts, folder)
     said = checked(CHECKED_FOR)  # a failure is part of the answer, the times are another
     for process in ahead:
@@ -155,9 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
         given.out, f"# On a GPU\n\n{datetime.date.today()}, {card}, {versions}; medians.\n\n`python -m tools.gpu_suite`"
     )
     say(given.out, f"\nThe kernels' tests, compiled: {said}.")
-    if peer is not None and not finish(peer, max(1.0, clock.left() - FOR_THE_REST)):
-        say(given.out, "\nllama.cpp did not compile here, or not in time.")
-    for name in given.parts:
+    for name in sorted(given.parts, key=list(PARTS).index):
+        if name == "models" and peer is not None and not finish(peer, max(1.0, clock.left() - FOR_THE_MODELS)):
+            say(given.out, "\nllama.cpp did not compile here, or not in time.")
         for line in PARTS[name](clock, folder):
             say(given.out, line)
     scratch.cleanup()
@@ -186,7 +209,7 @@ def finish(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 def checked(seconds: float) -> str:
     """Whether the kernels pass their tests, compiled, some at a time since the compiler takes most of it."""
-    files = [f"tests/test_kernels_triton{part}.py" for part in ("", "_step", "_router")]
+    files = [f"tests/test_{part}.py" for part in CHECKS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     listed = subprocess.run([*command, "--collect-only", *files], cwd=ROOT, capture_output=True, text=True).stdout
     tests = [line for line in listed.splitlines() if "::" in line]
