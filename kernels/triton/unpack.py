@@ -1,4 +1,4 @@
-"""Device functions: 256 elements of some quantized rows -> their values, for every row of `formats.py`."""
+"""Device functions: elements of some quantized rows -> their values, for every row of `formats.py`."""
 
 import triton
 import triton.language as tl
