@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.triton.planes import dots, tiles
+from gmoe.kernels.triton.planes import add_product, dots, tiles
 from gmoe.kernels.triton.row import SPAN as _SPAN
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
@@ -82,10 +82,7 @@ def _tiles(
         w = values(rows, k, table, signs, K, N, TURN, ROW)
         at = k + tl.arange(0, TURN)
         a = tl.load(x + xs[:, None] + at[None, :], mask=inside[:, None] & (at < past)[None, :], other=0.0)
-        if x.dtype.element_ty == tl.float32:
-            total = tl.dot(a, tl.trans(w), total, input_precision=PRECISION)
-        else:
-            total = tl.dot(a, tl.trans(w.to(x.dtype.element_ty)), total)
+        total = add_product(a, w, total, PRECISION)
     return total
 
 

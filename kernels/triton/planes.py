@@ -91,6 +91,15 @@ def _group(e, LANE: tl.constexpr, ROW: tl.constexpr):
 
 
 @triton.jit
+def add_product(a, w, total, PRECISION: tl.constexpr):
+    """total + a @ w.T of a [M, K] and w [N, K] float32, which is rounded to what a is."""
+    if a.dtype == tl.float32:
+        return tl.dot(a, tl.trans(w), total, input_precision=PRECISION)
+    else:
+        return tl.dot(a, tl.trans(w.to(a.dtype)), total)
+
+
+@triton.jit
 def dots(
     x, rows, table, first, past,
     K: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr, ROW: tl.constexpr,
@@ -157,8 +166,5 @@ def tiles(
             w = tl.reshape(value, (N, WIDE))
             at = columns + lane * ROW.low_run
             a = tl.load(x + xs[:, None] + at[None, :], mask=inside[:, None] & (at < past)[None, :], other=0.0)
-            if x.dtype.element_ty == tl.float32:
-                total = tl.dot(a, tl.trans(w), total, input_precision=PRECISION)
-            else:
-                total = tl.dot(a, tl.trans(w.to(x.dtype.element_ty)), total)
+            total = add_product(a, w, total, PRECISION)
     return total
