@@ -116,7 +116,7 @@ def attention_needs(heads: tuple[int, int, int], cache: str, step: str, card: st
     attend = same | tile | d | {"EXACT": cache in ("f16", "bf16")}
     needs = {"attend": compiled(attention._attend, attend, how, card, kinds)}
     if t.split:
-        merge = same | {"DV": dv, "WIDTH": d["WIDTH"], "AT_ONCE": min(64, attention.MERGED // d["WIDTH"])}
+        merge = same | {"DV": dv, "WIDTH": d["WIDTH"], "AT_ONCE": attention.at_once(d["WIDTH"])}
         needs["merge"] = compiled(attention._merge, merge, attention.FUSED, card, STEP)
     return needs
 

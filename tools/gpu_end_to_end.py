@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,9 @@ class Apart:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
             self.process = subprocess.Popen(command, **pipes, text=True, cwd=Path(__file__).parents[1])
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([what, *how]) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended since it answered
+            self.process.stdin.write(json.dumps([what, *how]) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if line:
             failed, found = json.loads(line)

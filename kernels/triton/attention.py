@@ -241,6 +241,11 @@ def widths(dk: int, dv: int) -> dict[str, int]:
     return {"DK": dk, "DV": dv, "D1": first, "D2": second, "WIDTH": max(16, triton.next_power_of_2(dv))}
 
 
+def at_once(width: int) -> int:
+    """Parts of a row that are merged at once: as many as threads hold, whose values of a head take `width` elements."""
+    return min(64, MERGED // width)
+
+
 def attention(
     q: Tensor,
     kv: KvLayer,
@@ -298,6 +303,6 @@ def attention(
     if how.split:
         _merge[(rows, heads)](
             mixed, best, total, turns.positions, sink, out, rows, heads, max(mask.size, 1),
-            DV=shape.dv, WIDTH=d["WIDTH"], SPLIT=how.split, AT_ONCE=min(64, MERGED // d["WIDTH"]), **same, **FUSED,
+            DV=shape.dv, WIDTH=d["WIDTH"], SPLIT=how.split, AT_ONCE=at_once(d["WIDTH"]), **same, **FUSED,
         )  # fmt: skip
     return out
