@@ -39,13 +39,13 @@ class KvLayer:
         self.shape, self.kind = shape, kind
         self.compiled: Any = None  # the layer as the CPU kernels take it, once they have
         heads, dk, dv = shape.heads, shape.dk, shape.dv
-        self.keys = _zeros((n_blocks, heads, dk, BLOCK), _DTYPE[kind], device)
-        self.values = _zeros((n_blocks, heads, BLOCK, dv), _DTYPE[kind], device)
+        self.keys = zeros((n_blocks, heads, dk, BLOCK), _DTYPE[kind], device)
+        self.values = zeros((n_blocks, heads, BLOCK, dv), _DTYPE[kind], device)
         self.key_scales: Tensor | None = None
         self.value_scales: Tensor | None = None
         if kind == "q8_0":
-            self.key_scales = _zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
-            self.value_scales = _zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
+            self.key_scales = zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
+            self.value_scales = zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys [T, heads, dk] and values [T, heads, dv], float32, at slots [T]."""
@@ -67,7 +67,7 @@ class KvLayer:
         return keys.permute(0, 3, 1, 2).flatten(0, 1)[:length], values.transpose(1, 2).flatten(0, 1)[:length]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
     """Zeros that take no memory on the CPU before they are written."""
     if device is not None and torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

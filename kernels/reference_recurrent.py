@@ -1,0 +1,78 @@
+"""The recurrent layers in plain torch: the truth that kernels are held to."""
+
+from typing import NamedTuple
+
+import torch
+from gmoe.kernels.state import Paths, StateLayer
+from torch import Tensor
+
+
+class DeltaRule(NamedTuple):
+    """What a gated delta net knows of a layer beside its inputs.
+
+    Heads of values use the keys of head h % n_key, or, `neighbours`, of h // (n_value / n_key).
+    """
+
+    n_key: int
+    n_value: int
+    a: Tensor  # [n_value], how fast a head forgets, below 0
+    dt_bias: Tensor  # [n_value]
+    norm: Tensor  # [dv], weight of the norm of what a head gives
+    eps: float
+    neighbours: bool
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    state: StateLayer,
+    paths: Paths,
+    silu: bool,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """y[t] = after[t] * f(sum_j weight[:, j] * u[t - taps + j]) with u = before * x, f the SiLU or nothing."""
+    u = x if before is None else x * before
+    y, taps = torch.empty_like(u), state.shape.taps
+    for begin, end, source, target, kept, kept_after in _each(paths):
+        past = u.new_zeros(taps, u.shape[1]) if source < 0 else state.inputs[source]
+        line = torch.cat([past, u[begin:end]])
+        y[begin:end] = (line.unfold(0, taps + 1, 1) * weight).sum(-1)
+        if kept >= 0:
+            state.inputs[kept] = line[kept_after : kept_after + taps]
+        state.inputs[target] = line[end - begin :]
+    y = torch.nn.functional.silu(y) if silu else y
+    return y if after is None else y * after
+
+
+def delta_rule(
+    qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
+) -> Tensor:
+    """S = g * S; S += k (beta * (v - S'k))'; y = norm(S'q) * silu(z), by head, token after token."""
+    shape = state.shape
+    sizes = [rule.n_key * shape.dk, rule.n_key * shape.dk, rule.n_value * shape.dv]
+    q, k, v = (part.unflatten(1, (-1, d)) for part, d in zip(qkv.split(sizes, 1), (shape.dk, shape.dk, shape.dv)))
+    head = torch.arange(rule.n_value)
+    head = head // (rule.n_value // rule.n_key) if rule.neighbours else head % rule.n_key
+    q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + rule.eps) for x in (q, k))
+    q, k = (q * shape.dk**-0.5)[:, head], k[:, head]  # [T, H, dk]
+    g = torch.exp(torch.nn.functional.softplus(alpha + rule.dt_bias) * rule.a)
+    beta = torch.sigmoid(beta)
+    y = torch.empty_like(v)
+    for begin, end, source, target, kept, kept_after in _each(paths):
+        s = torch.zeros_like(state.matrices[0]) if source < 0 else state.matrices[source].clone()  # [H, dk, dv]
+        for t in range(begin, end):
+            s *= g[t, :, None, None]
+            change = beta[t, :, None] * (v[t] - (s * k[t, :, :, None]).sum(1))
+            s += k[t, :, :, None] * change[:, None]
+            y[t] = (s * q[t, :, :, None]).sum(1)
+            if kept >= 0 and t - begin + 1 == kept_after:
+                state.matrices[kept] = s
+        state.matrices[target] = s
+    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps) * rule.norm
+    return (y.flatten(1) * torch.nn.functional.silu(z)).contiguous()
+
+
+def _each(paths: Paths) -> list[tuple[int, int, int, int, int, int]]:
+    starts = paths.starts.tolist()
+    return list(zip(starts, starts[1:], *(p.tolist() for p in paths[1:]), strict=False))
