@@ -50,9 +50,10 @@ def delta_rule(
 ) -> Tensor:
     """S = g * S; S += k (beta * (v - S'k))'; y = norm(S'q) * silu(z), by head, token after token."""
     shape = state.shape
-    sizes = [rule.n_key * shape.dk, rule.n_key * shape.dk, rule.n_value * shape.dv]
-    q, k, v = (part.unflatten(1, (-1, d)) for part, d in zip(qkv.split(sizes, 1), (shape.dk, shape.dk, shape.dv)))
-    head = torch.arange(rule.n_value)
+    heads, widths = (rule.n_key, rule.n_key, rule.n_value), (shape.dk, shape.dk, shape.dv)
+    parts = qkv.split([n * d for n, d in zip(heads, widths, strict=True)], 1)
+    q, k, v = (part.unflatten(1, (-1, d)) for part, d in zip(parts, widths, strict=True))
+    head = torch.arange(rule.n_value, device=qkv.device)
     head = head // (rule.n_value // rule.n_key) if rule.neighbours else head % rule.n_key
     q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + rule.eps) for x in (q, k))
     q, k = (q * shape.dk**-0.5)[:, head], k[:, head]  # [T, H, dk]
