@@ -69,9 +69,9 @@ class KvLayer:
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
     """Zeros that take no memory on the CPU before they are written."""
-    if device is not None and torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
     count = math.prod(shape) * dtype.itemsize
+    if not count or (device is not None and torch.device(device).type != "cpu"):
+        return torch.zeros(shape, dtype=dtype, device=device)
     try:
         return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
     except (MemoryError, ValueError):  # numpy's, whose words are not for those who chose a context

@@ -1,6 +1,7 @@
 """The door of the recurrent layers: short convolutions and gated delta rules, on whatever serves the device."""
 
-from gmoe.kernels import reference_recurrent
+import torch
+from gmoe.kernels import cpu_recurrent, reference_recurrent
 from gmoe.kernels.device_kernels import DeviceKernels
 from gmoe.kernels.reference_recurrent import DeltaRule
 from gmoe.kernels.state import Paths, StateLayer, StateShape
@@ -14,6 +15,7 @@ class ShortConv:
 
     def __init__(self, weight: Tensor, on: DeviceKernels | None = None):
         self.weight, self.on = weight, on
+        self._compiled = cpu_recurrent.ShortConv(weight) if on is None else None
 
     def __call__(
         self,
@@ -30,6 +32,8 @@ class ShortConv:
         x, before and after [T, C] float32 may be parts of wider rows. The last inputs of each sequence, before * x,
         are in the state as `paths` say.
         """
+        if self._compiled is not None:
+            return self._compiled(x, state, paths, silu, before, after, torch.get_num_threads())
         return reference_recurrent.short_conv(x, self.weight, state, paths, silu, before, after)
 
 
@@ -38,6 +42,7 @@ class DeltaNet:
 
     def __init__(self, rule: DeltaRule, on: DeviceKernels | None = None):
         self.rule, self.on = rule, on
+        self._compiled = cpu_recurrent.DeltaNet(rule) if on is None else None
 
     def __call__(self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, state: StateLayer, paths: Paths) -> Tensor:
         """-> [T, n_value * dv], normed by head, gated by z.
@@ -48,4 +53,6 @@ class DeltaNet:
         S += k (sigmoid(beta) (v - S'k))', y = S'q / sqrt(dk). A token's bits depend on no other sequence, and not on
         how many of its own were computed with it.
         """
+        if self._compiled is not None:
+            return self._compiled(qkv, alpha, beta, z, state, paths, torch.get_num_threads())
         return reference_recurrent.delta_rule(qkv, alpha, beta, z, self.rule, state, paths)

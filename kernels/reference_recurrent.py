@@ -37,7 +37,7 @@ def short_conv(
     for begin, end, source, target, kept, kept_after in _each(paths):
         past = u.new_zeros(taps, u.shape[1]) if source < 0 else state.inputs[source]
         line = torch.cat([past, u[begin:end]])
-        y[begin:end] = (line.unfold(0, taps + 1, 1) * weight).sum(-1)
+        y[begin:end] = torch.stack([line[j : j + end - begin] * weight[:, j] for j in range(taps + 1)]).sum(0)
         if kept >= 0:
             state.inputs[kept] = line[kept_after : kept_after + taps]
         state.inputs[target] = line[end - begin :]

@@ -17,7 +17,7 @@ CPU = Path(__file__).parents[1] / "kernels" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 OLD = "cortex-a72"  # a CPU without dot products
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
-SHARED = ["portable", "step_portable", "experts", "step", "cores", "pool", "shared", "check_levels"]
+SHARED = ["portable", "step_portable", "experts", "step", "states", "cores", "pool", "shared", "check_levels"]
 NEON = {
     "step_neon": ["-O1"],
     "neon": ["-O1", "-march=armv8.2-a+dotprod"],

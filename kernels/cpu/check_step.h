@@ -19,6 +19,7 @@ class StepCheck {
     gates();
     routing();
     for (Number number : {Number::f32, Number::f16, Number::bf16, Number::q8_0}) attention(number);
+    recurrence();
     return wrong_;
   }
 
@@ -154,6 +155,44 @@ class StepCheck {
       }
     }
     end(names[int(number)]);
+  }
+
+  void recurrence() {
+    const int32_t starts[] = {0, 1, 6, 7}, source[] = {0, -1, 2}, target[] = {0, 1, 3}, kept[] = {-1, 4, 2};
+    const int32_t after[] = {0, 2, 1};
+    const Paths paths = {starts, source, target, kept, after, 3};
+    constexpr int tokens = 7, slots = 5, n_key = 2, n_value = 4;
+    struct Size {
+      int dk, dv, taps;
+    };
+    for (const Size& size : {Size{24, 64, 3}, Size{16, 36, 2}, Size{7, 12, 5}}) {
+      const int values = n_value * size.dv, channels = 2 * n_key * size.dk + values;
+      const std::vector<float> x = floats(size_t(tokens) * channels), gate = floats(x.size());
+      const std::vector<float> weight = floats(size_t(size.taps + 1) * channels);
+      const std::vector<float> past = floats(size_t(slots) * size.taps * channels);
+      const std::vector<float> heads = floats(size_t(tokens) * n_value, 30.0f), a(n_value, -0.3f);
+      const std::vector<float> norm = floats(size.dv), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
+      std::vector<float> out[2], kept_inputs[2], kept_matrices[2];
+      const Step* const steps[] = {&step_portable(), &fast_};
+      for (int i = 0; i < 2; i++) {
+        kept_inputs[i] = past;
+        kept_matrices[i] = matrices;
+        std::vector<float> y(x.size());
+        out[i].resize(size_t(tokens) * values);
+        const Convolution c = {channels, size.taps, size.taps == 3, weight.data(), x.data(),
+                               size.taps == 2 ? gate.data() : nullptr, size.taps == 2 ? x.data() : nullptr,
+                               size_t(channels), size_t(channels), size_t(channels), y.data(), kept_inputs[i].data()};
+        gmoe::convolve(*steps[i], c, paths, 1 + i);
+        const DeltaRule rule = {n_key, n_value, size.dv, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f};
+        const Delta d = {rule, size.dk, tokens, y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels),
+                         n_value, n_value - 1, size_t(values), out[i].data(), kept_matrices[i].data(), nullptr};
+        gmoe::delta(*steps[i], d, paths, 1 + i);
+      }
+      same(kept_inputs[0], kept_inputs[1], "inputs of a convolution");
+      same(kept_matrices[0], kept_matrices[1], "matrices of the delta rule");
+      same(out[0], out[1], "recurrence");
+    }
+    end("recurrence");
   }
 
   const Step& fast_;

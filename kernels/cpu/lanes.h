@@ -278,3 +278,11 @@ inline float exponential(float x) {
 }
 
 inline Lanes logistic(Lanes x) { return all(1.0f) / (all(1.0f) + exponential(all(0.0f) - x)); }
+
+// log(1 + e^x): the larger of x and 0, and log(1 + t) of t = e^-|x|, which is 2 atanh(t / (2 + t)); of NaN NaN.
+inline Lanes softplus(Lanes x) {
+  const Lanes t = exponential(all(0.0f) - larger(x, all(0.0f) - x)), s = t / (t + all(2.0f)), square = s * s;
+  Lanes y = all(1.0f / 15);
+  for (int n = 13; n > 0; n -= 2) y = fma(y, square, all(1.0f / float(n)));
+  return larger(all(0.0f), x) + (s + s) * y;
+}

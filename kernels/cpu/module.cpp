@@ -154,6 +154,7 @@ NB_MODULE(_cpu, m) {
   using namespace gmoe;
   m.doc() = "CPU kernels of gmoe.";
   bind_step(m);
+  bind_states(m);
   bind_bpe(m);
   for (int byte = 0; byte < 256; byte++)
     for (int bit = 0; bit < 8; bit++) sign_masks[byte][bit] = byte >> bit & 1 ? 255 : 0;

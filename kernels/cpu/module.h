@@ -13,6 +13,7 @@ const Level& level_named(const std::string& name);  // an unknown or absent one 
 const Format& format_named(const Level& level, const std::string& name);
 
 void bind_step(nanobind::module_& m);
+void bind_states(nanobind::module_& m);
 void bind_bpe(nanobind::module_& m);
 
 template <class T>

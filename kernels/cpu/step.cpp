@@ -6,24 +6,13 @@
 #include <cstring>
 #include <vector>
 
+#include "over_rows.h"
 #include "pool.h"
 
 namespace gmoe {
 namespace {
 
 constexpr int queries_a_tile = 64, queries_at_once = 8;
-
-// Rows in a few tasks a thread, or all at once where there is little to do.
-template <class Work>
-void over_rows(int rows, size_t elements, int threads, const Work& work) {
-  if (threads <= 0) threads = usable_cores();
-  if (rows < 2 || threads < 2 || size_t(rows) * elements < 16384) {
-    work(0, rows);
-    return;
-  }
-  int tasks = std::min(rows, 4 * threads);
-  parallel(tasks, threads, [&](int i) { work(int(int64_t(rows) * i / tasks), int(int64_t(rows) * (i + 1) / tasks)); });
-}
 
 struct Tile {
   const int32_t* blocks;

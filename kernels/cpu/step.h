@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "states.h"
+
 namespace gmoe {
 
 constexpr int cache_block = 32;     // tokens of a block of the cache
@@ -86,6 +88,13 @@ struct Step {
                 float* scratch);
   void (*merge)(Partial to, Partial next, int queries, int width);
   void (*finish)(const Attention&, int head, int first, int count, Partial from);
+  void (*convolve)(const Convolution&, const Paths&, int sequence, int first, int count);  // channels
+  void (*delta_ready)(const Delta&, int token);  // queries, keys and what is left of the old
+  // The token of a sequence that has one, through whole matrices; `next` is asked for meanwhile, or null.
+  void (*delta_one)(const Delta&, const Paths&, int sequence, int head, const float* next, float* scratch);
+  // All tokens of a sequence, through `delta_band` columns or as many as there are.
+  void (*delta_many)(const Delta&, const Paths&, int sequence, int head, int first, float* scratch);
+  void (*delta_out)(const Delta&, int token);  // the norm and the gate behind `delta_many`
 };
 
 const Step& step_portable();

@@ -2,6 +2,9 @@
 #include "lanes.h"
 #include "rows.h"
 #include "attention.h"
+#include "recurrent.h"
 
-const Step step = {level_name,     here,        norm_row,     residual_row,   rotate_token,  gate_row,
-                   choose_experts, store_token, attend_chunk, merge_partials, finish_partial};
+const Step step = {
+    level_name,     here,         norm_row,       residual_row,    rotate_token,  gate_row,    choose_experts,
+    store_token,    attend_chunk, merge_partials, finish_partial,  convolve_band, ready_token, delta_token,
+    delta_tokens,   delta_gate};

@@ -1,0 +1,233 @@
+// Recurrent layers. Lanes are channels, or columns of a head's matrix: sums over its rows are chains from the first row
+// to the last, the same whoever goes through how many rows, columns or tokens at once.
+
+// TAPS 0: as many as there are.
+template <int TAPS>
+inline void convolve_rows(const Convolution& c, const Paths& p, int sequence, int first, int count) {
+  const int taps = TAPS ? TAPS : c.taps, begin = p.starts[sequence], rows = p.rows(sequence);
+  const size_t slot = size_t(c.taps) * c.channels;
+  const float* past = p.source[sequence] < 0 ? nullptr : c.slots + p.source[sequence] * slot;
+  // What the convolution sees of channel i: row r counts from the oldest that is kept.
+  auto seen = [&](int r, int i, int m) {
+    if (r < taps) return past ? lanes(past + size_t(r) * c.channels + i, m) : all(0.0f);
+    const size_t t = size_t(begin + r - taps);
+    const Lanes x = lanes(c.x + t * c.x_row + i, m);
+    return c.before ? x * lanes(c.before + t * c.before_row + i, m) : x;
+  };
+  for (int r = 0; r < rows; r++)
+    for (int i = first; i < first + count; i += 16) {
+      const int m = first + count - i < 16 ? first + count - i : 16;
+      Lanes y = all(0.0f);
+      for (int j = 0; j <= taps; j++) y = fma(lanes(c.weight + size_t(j) * c.channels + i, m), seen(r + j, i, m), y);
+      if (c.silu) y = y * logistic(y);
+      if (c.after) y = y * lanes(c.after + size_t(begin + r) * c.after_row + i, m);
+      put(c.y + size_t(begin + r) * c.channels + i, y, m);
+    }
+  auto keep = [&](int to, int after) {
+    for (int r = 0; to >= 0 && r < taps; r++)
+      for (int i = first; i < first + count; i += 16) {
+        const int m = first + count - i < 16 ? first + count - i : 16;
+        put(c.slots + to * slot + size_t(r) * c.channels + i, seen(after + r, i, m), m);
+      }
+  };
+  // Into the source last, where it is one of the two; the later row is read before an earlier one is written over.
+  const int target = p.target[sequence], kept = p.kept[sequence];
+  if (kept != p.source[sequence] && kept != target) keep(kept, p.kept_after[sequence]);
+  keep(target, rows);
+  if (kept == p.source[sequence] && kept != target) keep(kept, p.kept_after[sequence]);
+}
+
+void convolve_band(const Convolution& c, const Paths& p, int sequence, int first, int count) {
+  if (c.taps == 2) return convolve_rows<2>(c, p, sequence, first, count);
+  if (c.taps == 3) return convolve_rows<3>(c, p, sequence, first, count);
+  convolve_rows<0>(c, p, sequence, first, count);
+}
+
+// y = scale * x / sqrt(sum of squares + eps)
+inline void resize(const float* x, int n, float eps, float scale, float* y) {
+  Lanes squares = all(0.0f);
+  for (int i = 0; i < n; i += 16) {
+    const Lanes v = lanes(x + i, n - i < 16 ? n - i : 16);
+    squares = fma(v, v, squares);
+  }
+  const Lanes factor = all(scale / __builtin_sqrtf(sum(squares) + eps));
+  for (int i = 0; i < n; i += 16) {
+    const int m = n - i < 16 ? n - i : 16;
+    put(y + i, lanes(x + i, m) * factor, m);
+  }
+}
+
+void ready_token(const Delta& d, int token) {
+  const float* row = d.qkv + token * d.qkv_row;
+  const float scale = 1.0f / __builtin_sqrtf(float(d.dk));
+  for (int h = 0; h < d.rule.n_key; h++) {
+    float* to = d.query(h, token);
+    resize(row + size_t(h) * d.dk, d.dk, d.rule.eps, scale, to);
+    resize(row + size_t(d.rule.n_key + h) * d.dk, d.dk, d.rule.eps, 1.0f, to + d.dk);
+  }
+  const float *alpha = d.alpha + token * d.alpha_row, *beta = d.beta + token * d.beta_row;
+  for (int h = 0; h < d.rule.n_value; h += 16) {
+    const int m = d.rule.n_value - h < 16 ? d.rule.n_value - h : 16;
+    float left[16], learnt[16];
+    const Lanes rate = softplus(lanes(alpha + h, m) + lanes(d.rule.dt_bias + h, m));
+    put(left, exponential(rate * lanes(d.rule.a + h, m)));
+    put(learnt, logistic(lanes(beta + h, m)));
+    for (int i = 0; i < m; i++) {
+      float* to = d.forget(h + i, token);
+      to[0] = left[i];
+      to[1] = learnt[i];
+    }
+  }
+}
+
+// What a head gives: its norm, its weight and the gate, in place.
+inline void gate_head(const Delta& d, int head, int token) {
+  float* y = d.out(head, token);
+  const float* z = d.z + token * d.z_row + size_t(head) * d.rule.dv;
+  norm_row(y, d.rule.dv, d.rule.norm, nullptr, d.rule.eps, y);
+  for (int i = 0; i < d.rule.dv; i += 16) {
+    const int m = d.rule.dv - i < 16 ? d.rule.dv - i : 16;
+    const Lanes g = lanes(z + i, m);
+    put(y + i, lanes(y + i, m) * (g * logistic(g)), m);
+  }
+}
+
+void delta_gate(const Delta& d, int token) {
+  for (int h = 0; h < d.rule.n_value; h++) gate_head(d, h, token);
+}
+
+// N times sixteen columns of some rows of a matrix; of the last sixteen there may be fewer.
+template <int N>
+struct Columns {
+  static constexpr int wide = 16 * N;
+  size_t row;  // floats from a row to the next
+  int last;    // of the last sixteen
+
+  Lanes get(const float* p, int n) const {
+    return n == N - 1 && last < 16 ? lanes(p + 16 * n, last) : lanes(p + 16 * n);
+  }
+  void set(float* p, int n, Lanes x) const {
+    if (n == N - 1 && last < 16) return put(p + 16 * n, x, last);
+    put(p + 16 * n, x);
+  }
+
+  // total += S'k
+  void see(const float* s, const float* k, int rows, float* total) const {
+    Lanes sums[N];
+    for (int n = 0; n < N; n++) sums[n] = lanes(total + 16 * n);
+    for (int i = 0; i < rows; i++, s += row)
+      for (int n = 0; n < N; n++) sums[n] = fma(get(s, n), all(k[i]), sums[n]);
+    for (int n = 0; n < N; n++) put(total + 16 * n, sums[n]);
+  }
+
+  // S = left * S + k change', into `to`; y += S'q, and, NEXT, total += S'next.
+  template <bool NEXT>
+  void learn(const float* s, float* to, const float* k, const float* q, const float* next, int rows, float left,
+             const float* change, float* y, float* total) const {
+    const Lanes g = all(left);
+    Lanes c[N], out[N], sums[N];
+    for (int n = 0; n < N; n++) {
+      c[n] = lanes(change + 16 * n);
+      out[n] = lanes(y + 16 * n);
+      sums[n] = NEXT ? lanes(total + 16 * n) : out[n];
+    }
+    for (int i = 0; i < rows; i++, s += row, to += row) {
+      const Lanes ki = all(k[i]), qi = all(q[i]), after = NEXT ? all(next[i]) : qi;
+      for (int n = 0; n < N; n++) {
+        const Lanes v = fma(ki, c[n], g * get(s, n));
+        set(to, n, v);
+        out[n] = fma(v, qi, out[n]);
+        if (NEXT) sums[n] = fma(v, after, sums[n]);
+      }
+    }
+    for (int n = 0; n < N; n++) {
+      put(y + 16 * n, out[n]);
+      if (NEXT) put(total + 16 * n, sums[n]);
+    }
+  }
+
+  // What a token's value has to tell: learnt * (v - left * seen).
+  void change(const float* v, const float* forget, const float* seen, float* to) const {
+    for (int n = 0; n < N; n++)
+      put(to + 16 * n, all(forget[1]) * (get(v, n) - all(forget[0]) * lanes(seen + 16 * n)));
+  }
+};
+
+template <int N>
+void band_of_tokens(const Delta& d, const Paths& p, int sequence, int head, int first, int last, float* s) {
+  const Columns<N> there = {size_t(d.rule.dv), last}, whole = {delta_band, 16};
+  auto copy = [&](const float* from, size_t from_row, float* to, size_t to_row) {
+    for (int i = 0; i < d.dk; i++) std::memcpy(to + i * to_row, from + i * from_row, (16 * (N - 1) + last) * 4);
+  };
+  const int begin = p.starts[sequence], end = p.starts[sequence + 1], source = p.source[sequence];
+  std::memset(s, 0, size_t(d.dk) * delta_band * 4);
+  if (source >= 0) copy(d.slot(source, head) + first, there.row, s, whole.row);
+  auto keep = [&](int slot) { copy(s, whole.row, d.slot(slot, head) + first, there.row); };
+  alignas(64) float seen[delta_band] = {}, change[delta_band], y[delta_band];
+  const int key_head = d.key_head(head);
+  if (end > begin) whole.see(s, d.query(key_head, begin) + d.dk, d.dk, seen);
+  for (int t = begin; t < end; t++) {
+    const float *q = d.query(key_head, t), *k = q + d.dk, *v = d.value(head, t) + first;
+    const float* forget = d.forget(head, t);
+    there.change(v, forget, seen, change);
+    std::memset(seen, 0, sizeof seen);
+    std::memset(y, 0, sizeof y);
+    if (t + 1 < end) {
+      __builtin_prefetch(v + d.qkv_row);
+      __builtin_prefetch(v + d.qkv_row + 16);
+      whole.template learn<true>(s, s, k, q, d.query(key_head, t + 1) + d.dk, d.dk, forget[0], change, y,
+                                 seen);
+    } else {
+      whole.template learn<false>(s, s, k, q, nullptr, d.dk, forget[0], change, y, nullptr);
+    }
+    for (int n = 0; n < N; n++) there.set(d.out(head, t) + first, n, lanes(y + 16 * n));
+    if (p.kept[sequence] >= 0 && t - begin + 1 == p.kept_after[sequence]) keep(p.kept[sequence]);
+  }
+  keep(p.target[sequence]);
+}
+
+void delta_tokens(const Delta& d, const Paths& p, int sequence, int head, int first, float* scratch) {
+  const int n = d.rule.dv - first < delta_band ? d.rule.dv - first : delta_band;
+  if (n > 16) return band_of_tokens<2>(d, p, sequence, head, first, n - 16, scratch);
+  band_of_tokens<1>(d, p, sequence, head, first, n, scratch);
+}
+
+// Rows in the order they lie in memory, some at once through all columns, which stay in the first cache meanwhile.
+constexpr int rows_a_turn = 16;
+
+template <class Work>
+inline void in_turns(int rows, int columns, const Work& work) {
+  for (int i = 0; i < rows; i += rows_a_turn) {
+    const int count = rows - i < rows_a_turn ? rows - i : rows_a_turn;
+    int j = 0;
+    for (; j + 32 <= columns; j += 32) work(Columns<2>{size_t(columns), 16}, i, j, count);
+    for (; j < columns; j += 16) work(Columns<1>{size_t(columns), columns - j < 16 ? columns - j : 16}, i, j, count);
+  }
+}
+
+void delta_token(const Delta& d, const Paths& p, int sequence, int head, const float* next, float* scratch) {
+  const int token = p.starts[sequence], dv = d.rule.dv, width = (dv + 15) / 16 * 16;
+  const float *q = d.query(d.key_head(head), token), *k = q + d.dk, *forget = d.forget(head, token);
+  float *to = d.slot(p.target[sequence], head), *seen = scratch, *change = seen + width, *y = change + width;
+  if (p.source[sequence] < 0) std::memset(to, 0, d.matrix() * 4);
+  const float* s = p.source[sequence] < 0 ? to : d.slot(p.source[sequence], head);
+  std::memset(seen, 0, size_t(width) * 4);
+  std::memset(y, 0, size_t(width) * 4);
+  in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
+    columns.see(s + size_t(i) * dv + j, k + i, count, seen + j);
+  });
+  for (int j = 0; j < dv; j += 16) {
+    const Columns<1> some = {0, dv - j < 16 ? dv - j : 16};
+    some.change(d.value(head, token) + j, forget, seen + j, change + j);
+  }
+  in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
+    const size_t at = size_t(i) * dv + j;
+    for (int n = 0; next && n < columns.wide * count; n += 16)
+      __builtin_prefetch(next + size_t(i) * dv + size_t(j) * count + n, 0, 2);
+    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0],
+                                  change + j, y + j, nullptr);
+  });
+  std::memcpy(d.out(head, token), y, size_t(dv) * 4);
+  if (p.kept[sequence] >= 0) std::memcpy(d.slot(p.kept[sequence], head), to, d.matrix() * 4);
+  gate_head(d, head, token);
+}

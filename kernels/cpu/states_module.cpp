@@ -1,0 +1,61 @@
+// The Python door of the recurrent layers' kernels: addresses and sizes in; `cpu_recurrent.py` has checked them.
+#include <nanobind/nanobind.h>
+
+#include "module.h"
+#include "states.h"
+#include "step.h"
+#include "tape.h"
+
+namespace nb = nanobind;
+
+namespace gmoe {
+namespace {
+
+// Rows of floats that may be parts of wider ones.
+struct Rows {
+  uintptr_t address;
+  size_t row;
+};
+
+}  // namespace
+
+void bind_states(nb::module_& m) {
+  nb::class_<Rows>(m, "Rows").def("__init__", [](Rows* self, uintptr_t address, size_t row) {
+    new (self) Rows{address, row};
+  });
+  nb::class_<Paths>(m, "Paths")
+      .def("__init__", [](Paths* self, uintptr_t starts, uintptr_t source, uintptr_t target, uintptr_t kept,
+                          uintptr_t kept_after, int sequences) {
+        new (self) Paths{at<const int32_t>(starts), at<const int32_t>(source), at<const int32_t>(target),
+                         at<const int32_t>(kept), at<const int32_t>(kept_after), sequences};
+      });
+  nb::class_<DeltaRule>(m, "DeltaRule")
+      .def("__init__", [](DeltaRule* self, int n_key, int n_value, int dv, bool neighbours, uintptr_t a,
+                          uintptr_t dt_bias, uintptr_t norm, float eps) {
+        new (self) DeltaRule{n_key, n_value, dv, neighbours, at<const float>(a), at<const float>(dt_bias),
+                             at<const float>(norm), eps};
+      });
+  m.def("short_conv", [](const Step& step, int channels, int taps, bool silu, uintptr_t weight, Rows x, Rows before,
+                         Rows after, uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths,
+                         int threads) {
+    const Convolution c = {channels, taps, silu, at<const float>(weight), at<const float>(x.address),
+                           at<const float>(before.address), at<const float>(after.address), x.row, before.row,
+                           after.row, at<float>(y), at<float>(slots)};
+    enter([=, &step] {
+      check(paths, rows, n_slots);
+      convolve(step, c, paths, threads);
+    });
+  });
+  m.def("delta_rule", [](const Step& step, const DeltaRule& rule, int dk, Rows qkv, Rows alpha, Rows beta, Rows z,
+                         uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths, int threads) {
+    const Delta d = {rule, dk, rows, at<const float>(qkv.address), at<const float>(alpha.address),
+                     at<const float>(beta.address), at<const float>(z.address), qkv.row, alpha.row, beta.row, z.row,
+                     at<float>(y), at<float>(slots), nullptr};
+    enter([=, &step] {
+      check(paths, rows, n_slots);
+      delta(step, d, paths, threads);
+    });
+  });
+}
+
+}  // namespace gmoe

@@ -1,0 +1,131 @@
+"""The compiled recurrent layers behind checks: shapes, rows and slots are refused here in a sentence."""
+
+from functools import cache as once
+from typing import Any
+
+import torch
+from gmoe.kernels.cpu import _cpu
+from gmoe.kernels.cpu_step import levels
+from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.state import Paths, StateLayer
+from torch import Tensor
+
+MOST_TAPS = 15
+
+
+@once
+def _step(level: str | None) -> Any:
+    if level is not None and level not in levels():
+        raise ValueError(f"this CPU has no kernel level {level!r}; it has {', '.join(levels())}")
+    return _cpu.Step.named(level or levels()[-1])
+
+
+class ShortConv:
+    """Weights [C, taps + 1], laid out and checked once."""
+
+    def __init__(self, weight: Tensor):
+        if weight.dim() != 2 or weight.dtype is not torch.float32 or not weight.is_cpu:
+            raise ValueError(f"weight must be float32 [C, taps + 1] on the CPU, not {weight.dtype} {_shape(weight)}")
+        self.channels, self.taps = weight.shape[0], weight.shape[1] - 1
+        if not 1 <= self.taps <= MOST_TAPS:
+            raise ValueError(f"a convolution over {self.taps} earlier inputs; supported are 1 to {MOST_TAPS}")
+        self._weight = weight.t().contiguous()
+
+    def __call__(
+        self,
+        x: Tensor,
+        state: StateLayer,
+        paths: Paths,
+        silu: bool,
+        before: Tensor | None,
+        after: Tensor | None,
+        threads: int,
+        level: str | None = None,
+    ) -> Tensor:
+        """x, before and after [T, C], parts of wider rows or not -> [T, C]."""
+        shape = x.shape[0], self.channels
+        rows = [_rows(name, part, shape) for name, part in (("x", x), ("before", before), ("after", after))]
+        slots = state.inputs
+        _check_slots(slots, (self.taps, self.channels))
+        y = torch.empty(shape)
+        known = self.channels, self.taps, silu, self._weight.data_ptr()
+        where = y.data_ptr(), shape[0], slots.data_ptr(), slots.shape[0]
+        _cpu.short_conv(_step(level), *known, *rows, *where, _paths(paths), threads)
+        return y
+
+
+class DeltaNet:
+    """A rule, checked once."""
+
+    def __init__(self, rule: DeltaRule):
+        r = rule
+        if r.n_key < 1 or r.n_value % r.n_key:
+            raise ValueError(f"{r.n_value} heads of values do not share {r.n_key} of keys evenly")
+        for name, vector, n in (("a", r.a, r.n_value), ("dt_bias", r.dt_bias, r.n_value), ("norm", r.norm, None)):
+            fits = vector.dim() == 1 and n in (None, vector.shape[0]) and vector.is_contiguous()
+            if not fits or vector.dtype is not torch.float32 or not vector.is_cpu:
+                want = "dv" if n is None else n
+                raise ValueError(
+                    f"{name} must be contiguous float32 [{want}] on the CPU, not {vector.dtype} {_shape(vector)}"
+                )
+        self.rule, self.dv = rule, r.norm.shape[0]
+        vectors = r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr()
+        self._native = _cpu.DeltaRule(r.n_key, r.n_value, self.dv, r.neighbours, *vectors, r.eps)
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        z: Tensor,
+        state: StateLayer,
+        paths: Paths,
+        threads: int,
+        level: str | None = None,
+    ) -> Tensor:
+        """qkv, alpha, beta and z, parts of wider rows or not -> [T, n_value * dv]."""
+        r, dk, slots, tokens = self.rule, state.shape.dk, state.matrices, qkv.shape[0]
+        _check_slots(slots, (r.n_value, dk, self.dv))
+        wide = r.n_value * self.dv
+        rows = (
+            _rows("qkv", qkv, (tokens, 2 * r.n_key * dk + wide)),
+            _rows("alpha", alpha, (tokens, r.n_value)),
+            _rows("beta", beta, (tokens, r.n_value)),
+            _rows("z", z, (tokens, wide)),
+        )
+        y = torch.empty(tokens, wide)
+        where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
+        _cpu.delta_rule(_step(level), self._native, dk, *rows, *where, _paths(paths), threads)
+        return y
+
+
+def _rows(name: str, x: Tensor | None, shape: tuple[int, int]) -> Any:
+    if x is None:
+        return _cpu.Rows(0, 0)
+    side_by_side = x.dim() == 2 and (x.stride(1) == 1 or x.shape[1] == 1)
+    if x.dtype is not torch.float32 or x.shape != shape or not x.is_cpu or not side_by_side:
+        raise ValueError(
+            f"{name} must be float32 {list(shape)} on the CPU, numbers side by side, not {x.dtype} {_shape(x)}"
+        )
+    return _cpu.Rows(x.data_ptr(), x.stride(0))
+
+
+def _check_slots(slots: Tensor, shape: tuple[int, ...]) -> None:
+    if slots.shape[1:] != shape or slots.dtype is not torch.float32 or not slots.is_cpu or not slots.is_contiguous():
+        raise ValueError(
+            f"the states' slots must be contiguous float32 {list(shape)} on the CPU, "
+            f"not {slots.dtype} {list(slots.shape[1:])}"
+        )
+
+
+def _paths(paths: Paths) -> Any:
+    sequences = paths.source.shape[0]
+    for name, x in zip(Paths._fields, paths, strict=True):
+        n = sequences + (x is paths.starts)
+        if x.dtype is not torch.int32 or x.shape != (n,) or not x.is_cpu or not x.is_contiguous():
+            raise ValueError(f"{name} must be contiguous int32 [{n}] on the CPU, not {x.dtype} {_shape(x)}")
+    return _cpu.Paths(*(x.data_ptr() for x in paths), sequences)
+
+
+def _shape(x: Tensor) -> list[int]:
+    return list(x.shape)

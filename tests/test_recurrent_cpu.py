@@ -1,0 +1,250 @@
+"""Recurrent layers on the CPU: near the reference, the same bits at every level, in any company and in any cut."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from gmoe.kernels import cpu_recurrent, reference_recurrent
+from gmoe.kernels.record import record
+from gmoe.kernels.recurrent import DeltaNet, DeltaRule, Paths, ShortConv, StateLayer, StateShape
+from torch import Tensor
+
+from tests.test_step_cpu import LEVELS, random
+
+ROUNDED = {"atol": 4e-6, "rtol": 4e-6}  # some roundings of float32, as of sums in another order
+SLOTS = 10
+
+
+class Net(NamedTuple):
+    """Sizes of a gated delta net."""
+
+    n_key: int
+    n_value: int
+    dk: int
+    dv: int
+    neighbours: bool = False
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.n_key * self.dk + self.n_value * self.dv
+
+    @property
+    def rule(self) -> DeltaRule:
+        a, bias, norm = -random(self.n_value, seed=1).abs() - 0.1, random(self.n_value, seed=2), random(self.dv, seed=3)
+        return DeltaRule(self.n_key, self.n_value, a, bias, norm, 1e-6, self.neighbours)
+
+    def rows(self, tokens: int) -> tuple[Tensor, ...]:
+        """qkv, alpha, beta and z of so many tokens."""
+        widths = self.channels, self.n_value, self.n_value, self.n_value * self.dv
+        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
+
+
+NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40), Net(3, 3, 7, 33, True)]
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def paths(*sequences: tuple[int, int, int, int, int]) -> Paths:
+    """Of each sequence its rows, source, target, the slot that is kept and after how many rows."""
+    rows, *slots = zip(*sequences, strict=True)
+    return Paths(ints(0, *torch.tensor(rows).cumsum(0).tolist()), *(ints(*part) for part in slots))
+
+
+def filled(net: Net, taps: int = 3) -> StateLayer:
+    state = StateLayer(StateShape(taps, net.channels, net.n_value, net.dk, net.dv), SLOTS)
+    state.inputs.copy_(random(*state.inputs.shape, seed=4))
+    state.matrices.copy_(random(*state.matrices.shape, seed=5, scale=0.3))
+    return state
+
+
+WAYS = {
+    "prompts": paths((1, 0, 0, -1, 0), (6, -1, 1, 2, 4), (1, 3, 4, 5, 1), (0, 3, 6, -1, 0), (2, 7, 8, 7, 1)),
+    "decoding": paths((1, 0, 0, -1, 0), (1, -1, 1, 2, 1), (1, 4, 5, 4, 1), (1, 6, 7, 7, 1)),
+    "one row more": paths((2, 0, 0, -1, 0), (2, 3, 3, 5, 2), (1, -1, 9, -1, 0)),
+}
+EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+
+
+@LEVELS
+@EVERY_WAY
+@pytest.mark.parametrize("net", NETS, ids=str)
+def test_delta_rule(level: str, net: Net, way: Paths) -> None:
+    given, state, plain = net.rows(int(way.starts[-1])), filled(net), filled(net)
+    want = reference_recurrent.delta_rule(*given, net.rule, plain, way)
+    compiled = cpu_recurrent.DeltaNet(net.rule)
+    got = compiled(*given, state, way, 2, level)
+    torch.testing.assert_close(got, want, **ROUNDED)
+    torch.testing.assert_close(state.matrices, plain.matrices, **ROUNDED)
+    for threads in (1, 5):  # at the highest level
+        again = filled(net)
+        assert torch.equal(compiled(*given, again, way, threads), got)
+        assert torch.equal(again.matrices, state.matrices)
+
+
+@LEVELS
+@EVERY_WAY
+@pytest.mark.parametrize("taps", [1, 2, 3, 6])
+@pytest.mark.parametrize("gates", [True, False])
+def test_short_conv(level: str, way: Paths, taps: int, gates: bool) -> None:
+    net, tokens = NETS[2], int(way.starts[-1])
+    wide = random(tokens, 3 * net.channels)
+    x, before, after = wide.split(net.channels, 1)
+    some = (before, after) if gates else (None, None)
+    weight, state, plain = random(net.channels, taps + 1, seed=1), filled(net, taps), filled(net, taps)
+    want = reference_recurrent.short_conv(x, weight, plain, way, not gates, *some)
+    compiled = cpu_recurrent.ShortConv(weight)
+    got = compiled(x, state, way, not gates, *some, 2, level)
+    torch.testing.assert_close(got, want, **ROUNDED)
+    assert torch.equal(state.inputs, plain.inputs)
+    for threads in (1, 5):
+        again = filled(net, taps)
+        assert torch.equal(compiled(x, again, way, not gates, *some, threads), got)
+        assert torch.equal(again.inputs, state.inputs)
+
+
+def test_many_channels_are_shared_by_the_threads() -> None:
+    weight, x, way = random(1100, 4), random(40, 1100, seed=1), paths((30, -1, 0, -1, 0), (10, 2, 2, 1, 5))
+    states = [StateLayer(StateShape(3, 1100), 3) for _ in range(3)]
+    for state in states:
+        state.inputs.copy_(random(3, 3, 1100, seed=2))
+    want = reference_recurrent.short_conv(x, weight, states[0], way, True)
+    one = cpu_recurrent.ShortConv(weight)(x, states[1], way, True, None, None, 1)
+    three = cpu_recurrent.ShortConv(weight)(x, states[2], way, True, None, None, 3)
+    torch.testing.assert_close(one, want, **ROUNDED)
+    assert torch.equal(one, three) and torch.equal(states[1].inputs, states[2].inputs)
+    assert torch.equal(states[1].inputs, states[0].inputs)
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+def test_a_sequence_in_pieces_and_in_company(net: Net) -> None:
+    tokens, weight = 22, random(net.channels, 4, seed=6)
+    x, alpha, beta, z = net.rows(tokens)
+    conv, delta = ShortConv(weight), DeltaNet(net.rule)
+
+    def step(state: StateLayer, rows: list[slice], way: Paths) -> Tensor:
+        """One pass: the same rows for several sequences one behind the other."""
+        qkv = conv(torch.cat([x[r] for r in rows]), state, way, silu=True)
+        return delta(qkv, *(torch.cat([part[r] for r in rows]) for part in (alpha, beta, z)), state, way)
+
+    whole = filled(net)
+    want = step(whole, [slice(tokens)], paths((tokens, -1, 0, 1, 9)))
+    for cut in (1, 2, 3, 7, 13):
+        state, got = filled(net), []
+        for begin in range(0, tokens, cut):
+            rows = slice(begin, min(begin + cut, tokens))
+            n, source = rows.stop - begin, 0 if begin else -1
+            kept = (1, 9 - begin) if begin < 9 <= rows.stop else (-1, 0)
+            others = [slice(3), slice(5, 6)]  # a prompt before, a token behind
+            way = paths((3, -1, 2, -1, 0), (n, source, 0, *kept), (1, 4, 4, -1, 0))
+            got.append(step(state, [others[0], rows, others[1]], way)[3 : 3 + n])
+        assert torch.equal(torch.cat(got), want)
+        for part, other in ((state.inputs, whole.inputs), (state.matrices, whole.matrices)):
+            assert torch.equal(part[:2], other[:2])  # the last state, and that after nine rows
+
+
+@LEVELS
+def test_how_fast_a_head_forgets(level: str) -> None:
+    """With keys of zeros nothing is learnt, and a matrix of ones becomes exp(a * softplus)."""
+    x = torch.cat([torch.linspace(-80, 30, 1000), torch.tensor([-1e30, 1e30, 0.0, 20.0, 20.01])])
+    n = len(x)
+    for a in (-1.0, -1e-3, -1e5):
+        rule = DeltaRule(1, n, torch.full((n,), a), torch.zeros(n), torch.ones(1), 1e-6, False)
+        state = StateLayer(StateShape(1, 1, n, 1, 1), 1)
+        state.matrices.fill_(1.0)
+        given = torch.zeros(1, 2 + n), x[None], torch.zeros(1, n), torch.zeros(1, n)
+        cpu_recurrent.DeltaNet(rule)(*given, state, paths((1, 0, 0, -1, 0)), 1, level)
+        want = (torch.nn.functional.softplus(x.double()) * a).exp().float()
+        got = state.matrices.flatten()
+        roundings = 1 + (want.log().abs()).clamp(max=90)  # what is rounded before the exponential grows in it
+        assert ((got - want).abs() <= 4 * 2.0**-24 * roundings * want + 2e-38).all()
+
+
+def test_what_is_recorded_finds_its_paths_where_they_are() -> None:
+    net, weight = NETS[0], random(NETS[0].channels, 4, seed=6)
+    conv, delta, state, way = ShortConv(weight), DeltaNet(net.rule), filled(net), paths((1, 0, 0, -1, 0))
+    given = tuple(x.clone() for x in net.rows(1))
+
+    def work() -> Tensor:
+        return delta(conv(given[0], state, way, silu=True), *given[1:], state, way)
+
+    y, recorder = record(work)
+    assert recorder is not None and len(recorder) == 2
+    for part, other in zip(given, net.rows(2), strict=True):
+        part.copy_(other[1:])
+    for part, slot in zip(way[1:], (3, 5, 6, 1), strict=True):
+        part.fill_(slot)
+    plain = filled(net)
+    plain.inputs.copy_(state.inputs)
+    plain.matrices.copy_(state.matrices)
+    recorder.run()
+    want = delta(conv(given[0], plain, way, silu=True), *given[1:], plain, way)
+    assert torch.equal(y, want)
+    assert torch.equal(plain.inputs, state.inputs) and torch.equal(plain.matrices, state.matrices)
+    way.target.fill_(SLOTS)
+    with pytest.raises(ValueError, match="the target of sequence 0 is slot 10, not one of 10"):
+        recorder.run()
+
+
+NO_PATHS = [
+    (((2, 0, 10, -1, 0),), "the target of sequence 0 is slot 10, not one of 10"),
+    (((2, 0, -1, -1, 0),), "the target of sequence 0 is slot -1"),
+    (((1, 0, 0, -1, 0), (1, -2, 1, -1, 0)), "the source of sequence 1 is slot -2"),
+    (((2, 0, 0, 12, 1),), "the kept slot of sequence 0 is slot 12"),
+    (((2, 0, 0, 1, 3),), "sequence 0 of 2 rows cannot be kept after 3"),
+    (((2, 0, 0, 1, 0),), "sequence 0 of 2 rows cannot be kept after 0"),
+    (((1, 0, 0, -1, 0),), "rows of the sequences go from 0 to 1, not from 0 to 2"),
+    (((3, 0, 0, -1, 0), (-1, 1, 1, -1, 0)), "sequence 1 ends before it starts"),
+    (((1, 0, 0, -1, 0), (1, 1, 0, -1, 0)), "sequences 0 and 1 both go into slot 0"),
+    (((1, 0, 0, -1, 0), (1, 0, 1, -1, 0)), "sequence 1 comes from slot 0, into which 0 goes"),
+]
+
+
+@pytest.mark.parametrize(("sequences", "message"), NO_PATHS, ids=[message for _, message in NO_PATHS])
+def test_paths_that_lead_nowhere_are_refused(sequences: Any, message: str) -> None:
+    net, way = NETS[0], paths(*sequences)
+    for work in (
+        lambda: ShortConv(random(net.channels, 4))(random(2, net.channels), filled(net), way),
+        lambda: DeltaNet(net.rule)(*net.rows(2), filled(net), way),
+    ):
+        with pytest.raises(ValueError, match=message):
+            work()
+
+
+def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
+    net, way, state = NETS[0], WAYS["decoding"], filled(NETS[0])
+    qkv, alpha, beta, z = net.rows(4)
+    delta, conv = DeltaNet(net.rule), ShortConv(random(net.channels, 4))
+    with pytest.raises(ValueError, match=r"z must be float32 \[4, 256\] on the CPU, .* not .* \[4, 255\]"):
+        delta(qkv, alpha, beta, z[:, 1:], state, way)
+    with pytest.raises(ValueError, match=r"alpha must be float32 \[4, 4\] on the CPU, numbers side by side"):
+        delta(qkv, alpha.T, beta, z, state, way)
+    with pytest.raises(ValueError, match=r"qkv must be float32 \[4, 384\] .* \[4, 380\]"):
+        delta(qkv[:, 4:], alpha, beta, z, state, way)
+    with pytest.raises(ValueError, match=r"the states' slots must be contiguous float32 \[4, 32, 64\]"):
+        delta(qkv, alpha, beta, z, StateLayer(StateShape(3, 384, 4, 32, 63), 2), way)
+    with pytest.raises(ValueError, match=r"kept must be contiguous int32 \[4\] on the CPU, not torch.int64 \[4\]"):
+        delta(qkv, alpha, beta, z, state, way._replace(kept=way.kept.long()))
+    with pytest.raises(ValueError, match=r"starts must be contiguous int32 \[5\] on the CPU, not torch.int32 \[4\]"):
+        conv(qkv, state, way._replace(starts=way.starts[1:]))
+    with pytest.raises(ValueError, match=r"the states' slots must be contiguous float32 \[3, 384\]"):
+        conv(qkv, filled(net, 2), way)
+    with pytest.raises(ValueError, match=r"before must be float32 \[4, 384\]"):
+        conv(qkv, state, way, before=qkv[:3])
+    with pytest.raises(ValueError, match="over 0 earlier inputs; supported are 1 to 15"):
+        ShortConv(random(8, 1))
+    with pytest.raises(ValueError, match=r"weight must be float32 \[C, taps \+ 1\] on the CPU, not torch.float64"):
+        ShortConv(random(8, 4).double())
+    with pytest.raises(ValueError, match="5 heads of values do not share 2 of keys evenly"):
+        DeltaNet(net.rule._replace(n_value=5))
+    with pytest.raises(ValueError, match=r"a must be contiguous float32 \[4\] on the CPU, not torch.float32 \[3\]"):
+        DeltaNet(net.rule._replace(a=random(3)))
+    with pytest.raises(ValueError, match="no kernel level 'sse9'"):
+        cpu_recurrent.ShortConv(random(net.channels, 4))(qkv, state, way, True, None, None, 1, "sse9")
+
+
+def test_no_sequence_is_no_work() -> None:
+    net, way = NETS[0], Paths(ints(0), *(ints() for _ in range(4)))
+    qkv = ShortConv(random(net.channels, 4))(torch.empty(0, net.channels), filled(net), way)
+    assert DeltaNet(net.rule)(qkv, *net.rows(0)[1:], filled(net), way).shape == (0, 256)
