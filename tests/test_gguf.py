@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
+from gmoe.experts.device_budget import token_bytes
 from gmoe.gguf.file import GGUFError, GGUFFile, InvalidFile, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -215,7 +216,17 @@ def test_a_split_model_opens_from_any_part(model: Path, tmp_path: Path) -> None:
         ({"expert_count": 4, "expert_used_count": 9}, "tiny.expert_used_count: 9 is outside 1 to 4"),
         ({"attention.head_count_kv": 3}, "must divide attention.head_count"),
         ({"expert_gating_func": 77}, "77 is not one of"),
-        ({"feed_forward_length": [1, 2]}, "a value that differs by layer is not supported"),
+        ({"attention.head_count": [4, 8]}, "tiny.attention.head_count: a value that differs by layer is not supported"),
+        ({"attention.head_count_kv": [2, 3]}, "must divide attention.head_count"),
+        ({"attention.head_count_kv": [4, 8]}, "tiny.attention.head_count_kv: 8 is outside 0 to 4"),
+        ({"attention.head_count_kv": [0, 0]}, "tiny.attention.head_count_kv: 0 is outside 1 to 4"),
+        ({"attention.sliding_window_pattern": [1, 2]}, "has the wrong type (int, not bool)"),
+        (
+            {"attention.sliding_window_pattern": True, "attention.key_length_swa": 0},
+            "attention.key_length: 0 is outside",
+        ),
+        ({"attention.shared_kv_layers": 2}, "tiny.attention.shared_kv_layers: 2 is outside 0 to 1"),
+        ({"block_count": [2, 2], "feed_forward_length": [1, 2, 3]}, "has 3 entries for 2 blocks"),
         ({"feed_forward_length": [8, 8, 8]}, "tiny.feed_forward_length: has 3 entries for 2 blocks"),
         ({"k\x1b]0;title\x07\n": 1}, r"some.gguf: tiny.k\x1b]0;title\x07: not known to gmoe"),
     ],
@@ -241,6 +252,21 @@ def test_an_array_of_equal_entries_is_that_entry() -> None:
     keys = {"block_count": 2, "context_length": 64, "embedding_length": 32, "attention.head_count": np.array([4, 4])}
     hparams = Hparams.from_metadata({"general.architecture": "t"} | {f"t.{k}": v for k, v in keys.items()})
     assert (hparams.n_head, hparams.n_kv, hparams.n_head_k) == (4, 4, 8)
+
+
+def test_a_block_has_its_own_values() -> None:
+    keys = {
+        "block_count": 3, "context_length": 64, "embedding_length": 32, "attention.head_count": 4,
+        "attention.head_count_kv": np.array([2, 0, 1]), "attention.key_length": 16, "attention.key_length_swa": 8,
+        "attention.value_length": 4, "attention.sliding_window_pattern": np.array([True, False, True]),
+        "rope.freq_base": 500.0, "rope.freq_base_swa": 100.0, "rope.scaling.factor": 2.0,
+    }  # fmt: skip
+    whole = Hparams.from_metadata({"general.architecture": "t"} | {f"t.{k}": v for k, v in keys.items()})
+    blocks = [whole.of_layer(layer) for layer in range(3)]
+    assert [hp.n_kv for hp in (whole, *blocks)] == [2, 2, 0, 1]
+    assert [hp.n_head_k for hp in blocks] == [8, 16, 8] and [hp.n_head_v for hp in blocks] == [4, 4, 4]
+    assert [(hp.rope_freq_base, hp.rope_scaling_factor) for hp in blocks] == [(100.0, 1.0), (500.0, 2.0), (100.0, 1.0)]
+    assert token_bytes(whole) == 2 * (2 * (8 + 4) + (8 + 4))
 
 
 def test_split_and_fused_experts_are_those_of_the_stack(tmp_path: Path) -> None:

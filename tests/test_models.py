@@ -140,6 +140,9 @@ def test_rounded_activations_stay_near(tmp_path: Path, quant: str) -> None:
         ({"rope.scaling.type": "spiral"}, "'spiral' is not one of none, linear, yarn, longrope"),
         ({"rope.dimension_count": 7}, "7 is not even and positive"),
         ({"attention.logit_softcapping": 30.0}, "qwen3moe.attention.logit_softcapping: not known to gmoe"),
+        ({"final_logit_softcapping": 30.0}, "qwen3moe.final_logit_softcapping: not known to gmoe"),
+        ({"attention.sliding_window_pattern": [True, True]}, "attention.sliding_window_pattern: not known to gmoe"),
+        ({"attention.head_count_kv": [1, 2]}, "head_count_kv: a value that differs by layer is not supported"),
         ({"embedding_length": 32}, "token_embd.weight: has the shape [272, 64], the metadata asks for rows of 32"),
     ],
 )

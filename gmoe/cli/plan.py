@@ -114,7 +114,7 @@ def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams, costs: Costs, 
         free, link = memory_bytes(gpu_memory, device.free(), "gpu_memory"), link_rate(device)
     else:
         free = memory_bytes(gpu_memory, 0, "gpu_memory")
-    token = hparams.n_layer * token_bytes(hparams)
+    token = token_bytes(hparams)
     kv = min(SEQUENCES * hparams.n_ctx_train * token, int(KV_SHARE * max(0, free - budget.fixed)))
     groups, _ = device_groups(budget.layout)
     work = budget.activations(budget.chunk(0))

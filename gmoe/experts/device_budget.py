@@ -60,9 +60,11 @@ class DeviceBudget:
 
 
 def token_bytes(hparams: Hparams) -> int:
-    """Bytes that a token takes in the KV cache of one layer, at 16 bits a number."""
-    latent = 2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0)
-    return 2 * (latent if hparams.kv_lora_rank else hparams.n_kv * (hparams.n_head_k + hparams.n_head_v))
+    """Bytes that a token takes in the KV cache, at 16 bits a number."""
+    layers = range(hparams.n_layer - hparams.n_layer_kv_shared)
+    if hparams.kv_lora_rank:
+        return 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
+    return 2 * sum(hp.n_kv * (hp.n_head_k + hp.n_head_v) for hp in map(hparams.of_layer, layers))
 
 
 def asked_bytes(gpu_memory: str, total: int) -> int | None:

@@ -1,8 +1,8 @@
 """Hparams: the hyperparameters of a GGUF model, one row a key, named as llama.cpp names them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -12,6 +12,8 @@ from gmoe.gguf.file import UnsupportedModel
 
 REQUIRED = object()
 MOST_INT, MOST_FLOAT = (1 << 31) - 1, 1e20  # of any hyperparameter
+UNKNOWN = "not known to gmoe and may change the arithmetic"
+DIFFERS = "a value that differs by layer is not supported"
 
 # Keys that say something about the file or about images, not about the arithmetic of text.
 DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length", "rope.dimension_sections"})
@@ -27,23 +29,33 @@ class Gating(IntEnum):
     SQRT_SOFTPLUS = 4
 
 
-def key(name: str, default: Any = REQUIRED) -> Any:
-    """A field read from the metadata key `<architecture>.<name>`."""
-    return field(metadata={"key": name, "default": default})
+def key(name: str, default: Any = REQUIRED, *, by_layer: bool = False, rare: bool = False) -> Any:
+    """A field read from the metadata key `<architecture>.<name>`.
+
+    Its value may differ `by_layer`; a `rare` key is one that not every architecture knows.
+    """
+    return field(metadata={"key": name, "default": default, "by_layer": by_layer, "rare": rare})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hparams:
-    """Frozen hyperparameters; a missing required key, or an unknown one of the architecture, is an error naming it."""
+    """Frozen hyperparameters; a missing required key, or an unknown one of the architecture, is an error naming it.
+
+    A value that differs by layer is here the largest of them; `of_layer` has each block's own.
+    """
 
     file: str
     architecture: str
+    differing: Mapping[str, Sequence[Any]] = field(
+        default_factory=dict, hash=False
+    )  # by field, an entry for each block
+    special: Mapping[str, str] = field(default_factory=dict, hash=False)  # by key, why not every architecture takes it
     n_block: int = key("block_count")
     n_ctx_train: int = key("context_length")
     n_embd: int = key("embedding_length")
-    n_ff: int = key("feed_forward_length", 0)
+    n_ff: int = key("feed_forward_length", 0, by_layer=True)
     n_head: int = key("attention.head_count")
-    n_head_kv: int = key("attention.head_count_kv", None)
+    n_head_kv: int = key("attention.head_count_kv", None, by_layer=True)
     key_length: int | None = key("attention.key_length", None)
     value_length: int | None = key("attention.value_length", None)
     rms_eps: float = key("attention.layer_norm_rms_epsilon", None)
@@ -52,6 +64,10 @@ class Hparams:
     attn_temperature_scale: float = key("attention.temperature_scale", 0.0)
     attn_temperature_length: int = key("attention.temperature_length", 0)
     n_swa: int = key("attention.sliding_window", 0)
+    swa: bool = key("attention.sliding_window_pattern", False, by_layer=True, rare=True)  # the block sees a window
+    key_length_swa: int | None = key("attention.key_length_swa", None, rare=True)
+    value_length_swa: int | None = key("attention.value_length_swa", None, rare=True)
+    n_layer_kv_shared: int = key("attention.shared_kv_layers", 0, rare=True)
     n_chunk: int = key("attention.chunk_size", 8192)
     causal: bool = key("attention.causal", True)
 
@@ -62,6 +78,8 @@ class Hparams:
 
     rope_freq_base: float = key("rope.freq_base", 10000.0)
     rope_dimension_count: int | None = key("rope.dimension_count", None)
+    rope_freq_base_swa: float = key("rope.freq_base_swa", 10000.0, rare=True)
+    rope_dimension_count_swa: int | None = key("rope.dimension_count_swa", None, rare=True)
     rope_scaling_type: str = key("rope.scaling.type", "linear")  # older files state a factor only
     rope_scaling_factor: float = key("rope.scaling.factor", 0.0)
     rope_scale_linear: float = key("rope.scale_linear", 0.0)
@@ -88,6 +106,8 @@ class Hparams:
     moe_layer_step: int = key("interleave_moe_layer_step", 1)
     n_layer_nextn: int = key("nextn_predict_layers", 0)
 
+    n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
+    logit_softcapping: float = key("final_logit_softcapping", 0.0, rare=True)
     embedding_scale: float = key("embedding_scale", 1.0)
     residual_scale: float = key("residual_scale", 1.0)
     logit_scale: float = key("logit_scale", 1.0)
@@ -120,6 +140,26 @@ class Hparams:
         """Key and value heads."""
         return self.n_head_kv if self.n_head_kv is not None else self.n_head
 
+    def of_layer(self, layer: int) -> "Hparams":
+        """What holds in one block: its own values, and in a window those of the keys that end in `_swa`."""
+        own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
+        if not own.swa:
+            return own if self.differing else self
+        return replace(
+            own,
+            key_length=own.key_length if own.key_length_swa is None else own.key_length_swa,
+            value_length=own.value_length if own.value_length_swa is None else own.value_length_swa,
+            rope_freq_base=own.rope_freq_base_swa,
+            rope_dimension_count=own.rope_dimension_count_swa or own.rope_dimension_count,
+            rope_scaling_factor=1.0,
+        )
+
+    def known_to(self, keys: Container[str]) -> None:
+        """Raise `UnsupportedModel` if the file has a rare key, or one whose value differs by layer, but for `keys`."""
+        for name, why in self.special.items():
+            if name not in keys:
+                raise UnsupportedModel(self.file, f"{self.architecture}.{name}", why)
+
     def gating_or(self, default: Gating) -> Gating:
         """The gating function that the file states, else the architecture's own."""
         return self.gating or default
@@ -134,11 +174,23 @@ class Hparams:
             raise UnsupportedModel(file, "general.architecture", "must be text")
         prefix = architecture + "."
         rows = {f.metadata["key"]: f for f in fields(cls) if "key" in f.metadata}
-        values: dict[str, Any] = {"file": file, "architecture": architecture}
+        differing, special = dict[str, Sequence[Any]](), dict[str, str]()
+        values: dict[str, Any] = {
+            "file": file,
+            "architecture": architecture,
+            "differing": differing,
+            "special": special,
+        }
         for name, row in rows.items():
             if prefix + name in metadata:
                 given = metadata[prefix + name]
-                _require_one_a_block(given, metadata.get(prefix + "block_count"), file, prefix + name)
+                _require_one_a_block(given, values.get("n_block"), file, prefix + name)
+                if row.metadata["rare"]:
+                    special[name] = UNKNOWN
+                if row.metadata["by_layer"] and _is_array(given) and len({*_plain(given)}) > 1:
+                    special[name] = special.get(name, DIFFERS)
+                    differing[row.name] = [_scalar(v, row.type, file, prefix + name) for v in given]
+                    given = max(differing[row.name])
                 values[row.name] = _scalar(given, row.type, file, prefix + name)
             elif row.metadata["default"] is REQUIRED:
                 raise UnsupportedModel(file, prefix + name, f"required by architecture {architecture}")
@@ -146,8 +198,11 @@ class Hparams:
                 values[row.name] = row.metadata["default"]
         for name in metadata:
             if name.startswith(prefix) and name[len(prefix) :] not in rows and name[len(prefix) :] not in DESCRIPTIVE:
-                raise UnsupportedModel(file, name, "not known to gmoe and may change the arithmetic")
-        return cls(**values)._checked()
+                raise UnsupportedModel(file, name, UNKNOWN)
+        whole = cls(**values)._checked()
+        for layer in range(whole.n_block if special else 0):
+            whole.of_layer(layer)._checked()
+        return whole
 
     def _checked(self) -> "Hparams":
         prefix = self.architecture + "."
@@ -159,10 +214,11 @@ class Hparams:
         for name, value, low, high in (
             ("block_count", self.n_block, 1, 10_000),
             ("nextn_predict_layers", self.n_layer_nextn, 0, self.n_block - 1),
+            ("attention.shared_kv_layers", self.n_layer_kv_shared, 0, self.n_layer - 1),
             ("context_length", self.n_ctx_train, 1, MOST_INT),
             ("embedding_length", self.n_embd, 1, 1 << 20),
             ("attention.head_count", self.n_head, 1, 1 << 16),
-            ("attention.head_count_kv", self.n_kv, 1, self.n_head),
+            ("attention.head_count_kv", self.n_kv, 0 if "n_head_kv" in self.differing else 1, self.n_head),
             ("attention.key_length", 1 if self.key_length is None else self.key_length, 1, 1 << 16),
             ("attention.value_length", 1 if self.value_length is None else self.value_length, 1, 1 << 16),
             ("attention.layer_norm_rms_epsilon", self.rms_eps or 0.0, 0, 1),
@@ -179,26 +235,34 @@ class Hparams:
         ):
             if not low <= value <= high:
                 raise UnsupportedModel(self.file, prefix + name, f"{value} is outside {low} to {high}")
-        if self.n_head % self.n_kv:
+        if self.n_kv and self.n_head % self.n_kv:
             raise UnsupportedModel(self.file, prefix + "attention.head_count_kv", "must divide attention.head_count")
         if not self.causal:
             raise UnsupportedModel(self.file, prefix + "attention.causal", "only causal attention is supported")
         return self
 
 
-def _require_one_a_block(value: Any, n_block: Any, file: str, name: str) -> None:
-    is_array = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-    if is_array and isinstance(n_block, int) and len(value) != n_block:
+def _require_one_a_block(value: Any, n_block: int | None, file: str, name: str) -> None:
+    if _is_array(value) and n_block is not None and len(value) != n_block:
         raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+
+
+def _plain(array: Any) -> list[Any]:
+    return [v.item() if isinstance(v, np.generic) else v for v in array]
 
 
 def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
     """One number; an array whose entries are all equal counts as that number."""
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-        entries = {v.item() if isinstance(v, np.generic) else v for v in value}
+    if _is_array(value):
+        entries = {*_plain(value)}
         if len(entries) != 1:
-            raise UnsupportedModel(file, name, "a value that differs by layer is not supported")
+            raise UnsupportedModel(file, name, DIFFERS)
         value = entries.pop()
+    value = value.item() if isinstance(value, np.generic) else value
     if kind is Gating:
         if value not in set(Gating):
             raise UnsupportedModel(file, name, f"{value} is not one of {[g.value for g in Gating]}")

@@ -47,8 +47,8 @@ class Weights:
         self._shared: dict[Any, Any] = {}
 
     def block(self, layer: int) -> "Weights":
-        """The scope of `blk.<layer>.`."""
-        given = self.file, self.hparams, self.n_ctx, self.activations
+        """The scope of `blk.<layer>.`, with the hyperparameters that hold there."""
+        given = self.file, self.hparams.of_layer(layer), self.n_ctx, self.activations
         scope = Weights(*given, f"blk.{layer}.", layer, self.device, self.on)
         scope.used, scope._shared = self.used, self._shared
         return scope

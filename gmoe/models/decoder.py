@@ -29,8 +29,11 @@ FeedForward = Callable[[Tensor], Tensor]
 class Decoder:
     """A model: an architecture gives `attention` and `feed_forward` of each block, and overrides what else differs."""
 
+    keys: frozenset[str] = frozenset()  # it reads these, which others do not know, or whose values differ by layer
+
     def __init__(self, weights: Weights, dispatch: ExpertDispatch):
         self.hparams = hp = weights.hparams
+        hp.known_to(self.keys)
         self.dispatch = dispatch
         self.device, self.on = weights.device, weights.on
         self.token_embd = weights.embedding("token_embd")
