@@ -20,6 +20,7 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.selfcheck import prepare
 from gmoe.engine.sequence import Sequence as TokenSequence
+from gmoe.engine.state_slots import n_slots
 from gmoe.engine.steps import Steps
 from gmoe.engine.suggested import suggested
 from gmoe.experts import calibration
@@ -124,16 +125,17 @@ class LLM:
             trained = f"the {self.hparams.n_ctx_reach} tokens that the model was trained for"
             self.notices.append(f"the context is {self.context} tokens, more than {trained}: answers may get worse")
         n_blocks = options.max_sequences * -(-self.context // BLOCK_SIZE)
-        block_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
+        cache_bytes = self.model.kv_bytes_per_block(BLOCK_SIZE, kv_type)
         if not budget.whole and not options.context and device is None:
             n_blocks = -(-self.context // BLOCK_SIZE)  # shared by all sequences
         self.cache = (ExpertCache if device is None else DeviceCache)(
             file, layout, self.hparams.n_layer, options, self.dispatch, budget, self.notices, setting
         )
-        kv_bytes, longest = (n_blocks * block_bytes, CHUNKS[0]) if device is None else (0, USUAL)
+        cache_bytes = n_blocks * cache_bytes + self._state_bytes()
+        kv_bytes, longest = (cache_bytes, CHUNKS[0]) if device is None else (0, USUAL)
         self.chunk = budget.chunk(kv_bytes, longest)  # the most prompt tokens that run together
         with kept(self.store), at_work(True):
-            self.cache.furnish(n_blocks * block_bytes, self._routers, self.record, self.steps, home())
+            self.cache.furnish(cache_bytes, self._routers, self.record, self.steps, home())
             with speaks(device, "taking the KV cache"):
                 engine = Engine(
                     Replay(self.model)
@@ -353,6 +355,11 @@ class LLM:
         self.notices.append(said)
         logging.getLogger("gmoe").warning(said)
 
+    def _state_bytes(self) -> int:
+        """What recurrent layers keep of all sequences."""
+        slots = n_slots(self.options.max_sequences, self.device is not None)
+        return slots * self.model.state_bytes()
+
     def _context_that_fits(self, budget: Budget) -> int:
         """The model's own context, or what a share of the free memory holds, in whole blocks."""
         own = self.hparams.n_ctx_train
@@ -361,7 +368,7 @@ class LLM:
         sequences, room = self.options.max_sequences, int(KV_SHARE * free)
         if self.device is None and not budget.whole:
             sequences, room = 1, budget.kv_share
-        fits = max(1, room // (block * sequences)) * BLOCK_SIZE
+        fits = max(1, (room - self._state_bytes()) // max(1, block * sequences)) * BLOCK_SIZE
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)

@@ -24,6 +24,7 @@ def byte_characters() -> list[str]:
     return [chr(b) if b in plain else chr(next(other)) for b in range(256)]
 
 
+EXACT = ("ffn_gate_inp", "conv")  # tensors that converters leave as they are
 VOCAB = byte_characters() + [m.replace(" ", "") for m in MERGES] + SPECIALS
 
 
@@ -240,6 +241,54 @@ def _llama4(s: Shape, layer: int) -> Tensors:
         yield from dense(s, "_shexp", s.ff_exp)
 
 
+def _delta_net(s: Shape, layout: str) -> Tensors:
+    """A gated delta net with a value head for each query head; maps apart, or together as Qwen3-Next has or had them."""
+    qk, v = s.head_kv * s.head_dim, s.head * s.head_dim
+    yield "attn_norm.weight", (s.embd,)
+    if layout == "old":
+        yield "ssm_in.weight", (2 * qk + 2 * v, s.embd)
+    else:
+        yield "attn_qkv.weight", (2 * qk + v, s.embd)
+        yield "attn_gate.weight", (v, s.embd)
+    if layout == "apart":
+        yield "ssm_alpha.weight", (s.head, s.embd)
+        yield "ssm_beta.weight", (s.head, s.embd)
+    else:
+        yield "ssm_ba.weight", (2 * s.head, s.embd)
+    yield "ssm_conv1d.weight", (2 * qk + v, 4)
+    yield "ssm_dt.bias", (s.head,)
+    yield "ssm_a", (s.head,)
+    yield "ssm_norm.weight", (s.head_dim,)
+    yield "ssm_out.weight", (s.embd, v)
+
+
+def _hybrid(layout: str, fused: bool = False) -> Callable[[Shape, int], Tensors]:
+    """Every fourth block has attention, whose queries have gates beside them."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        if (layer + 1) % 4:
+            yield from _delta_net(s, layout)
+        else:
+            for name, dims in gqa(s, norm="head"):
+                yield name, (2 * dims[0], s.embd) if name == "attn_q.weight" else dims
+        yield from ffn_norm(s, "post_attention_norm")
+        yield from routed(s, fused=fused)
+        yield "ffn_gate_inp_shexp.weight", (s.embd,)
+        yield from dense(s, "_shexp", 64)
+
+    return block
+
+
+def _ssm_keys(s: Shape) -> dict[str, Any]:
+    return _moe(s, expert_shared_feed_forward_length=64, rope__dimension_count=s.head_dim // 2) | {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": s.head * s.head_dim,
+        "ssm.state_size": s.head_dim,
+        "ssm.time_step_rank": s.head,
+        "ssm.group_count": s.head_kv,
+    }
+
+
 def _base(s: Shape) -> dict[str, Any]:
     return {
         "block_count": s.layer,
@@ -374,6 +423,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "afmoe": Architecture(_afmoe, lambda s: _moe(s) | LED | {"attention.sliding_window": 8}, Shape(layer=4)),
+    "qwen3next": Architecture(_hybrid("together"), _ssm_keys, Shape(layer=4)),
+    "qwen3next+old": Architecture(
+        _hybrid("old"), lambda s: _ssm_keys(s) | {"full_attention_interval": 4}, Shape(layer=4)
+    ),
+    "qwen35moe": Architecture(
+        _hybrid("apart", fused=True), lambda s: _ssm_keys(s) | {"rope.dimension_sections": [2, 1, 1, 0]}, Shape(layer=5)
+    ),
     "ernie4_5-moe": Architecture(
         _ernie,
         lambda s: _moe(
@@ -437,7 +493,7 @@ def write_model(
     for tensor, dims in tensors:
         data = random_weights(rng, tensor, dims)
         kind = gguf.GGMLQuantizationType[quant]
-        matrix = len(dims) > 1 and tensor.endswith(".weight") and "ffn_gate_inp" not in tensor
+        matrix = len(dims) > 1 and tensor.endswith(".weight") and not any(n in tensor for n in EXACT)
         if matrix and kind != gguf.GGMLQuantizationType.F32 and dims[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
             writer.add_tensor(tensor, gguf.quantize(data, kind), raw_dtype=kind)
         else:
@@ -454,6 +510,8 @@ def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...])
     noise = rng.standard_normal(dims).astype(np.float32)
     if "norm" in tensor and tensor.endswith(".weight"):
         return 1.0 + 0.2 * noise
+    if tensor.endswith("ssm_a"):
+        return -np.exp(noise)
     if len(dims) == 1 or tensor.endswith(".bias"):
         return 0.2 * noise
     return (

@@ -34,6 +34,12 @@ class ScriptedModel:
         self.batches: list[Batch] = []
         self.fail_next = False
 
+    recurrent = False
+    device = torch.device("cpu")
+
+    def new_states(self, n_slots: int) -> None:
+        raise NotImplementedError
+
     def new_cache(self, n_blocks: int, block_size: int, kv_type: str) -> torch.Tensor:
         self.block_size = block_size
         return torch.full((n_blocks * block_size,), -1, dtype=torch.int64)

@@ -5,17 +5,20 @@ import hashlib
 import numpy as np
 
 from gmoe.engine.sequence import Sequence
+from gmoe.engine.state_slots import StateSlots
 
 
 class BlockManager:
     """Hands out blocks of `block_size` tokens and takes them back.
 
     A full block is known by the hash of its sequence's `way` and of all tokens up to its end. It keeps that name when
-    nobody uses it any more, until its turn comes to be handed out again: the longest unused goes first.
+    nobody uses it any more, until its turn comes to be handed out again: the longest unused goes first. Where a model
+    has `states` beside its blocks, a beginning is of use only as far as its state is kept.
     """
 
-    def __init__(self, n_blocks: int, block_size: int):
+    def __init__(self, n_blocks: int, block_size: int, states: StateSlots | None = None):
         self.block_size = block_size
+        self.states = states
         self.users = [0] * n_blocks
         self._free: dict[int, None] = dict.fromkeys(range(n_blocks))  # in the order in which they are handed out
         self._by_key: dict[bytes, int] = {}
@@ -31,11 +34,13 @@ class BlockManager:
         return max(0, -(-length // self.block_size) - len(seq.blocks))
 
     def grow(self, seq: Sequence, length: int) -> bool:
-        """Let `seq` hold `length` tokens; False, and nothing changed, where there is no room."""
+        """Let the next pass of `seq` go to `length` tokens; False, and nothing changed, where there is no room."""
         n = self.missing(seq, length)
         if n > len(self._free):
             return False
         seq.blocks += [self._take() for _ in range(n)]
+        if self.states is not None:
+            self.states.plan(seq, length)
         return True
 
     def reuse(self, seq: Sequence) -> int:
@@ -45,13 +50,15 @@ class BlockManager:
         """
         for end in range(self.block_size, len(seq.ids), self.block_size):
             key = self._key(seq, end)
-            block = self._by_key.get(key)
-            if block is None:
+            if key not in self._by_key:
                 break
+            seq.block_keys.append(key)
+        if self.states is not None:
+            del seq.block_keys[self.states.begin(seq, seq.block_keys) :]
+        for block in [self._by_key[key] for key in seq.block_keys[len(seq.blocks) :]]:
             self._free.pop(block, None)
             self.users[block] += 1
             seq.blocks.append(block)
-            seq.block_keys.append(key)
         seq.n_cached = seq.n_reused = len(seq.blocks) * self.block_size
         return seq.n_reused
 
@@ -63,6 +70,8 @@ class BlockManager:
             if key not in self._by_key:
                 self._by_key[key] = seq.blocks[index]
                 self._keys[seq.blocks[index]] = key
+        if self.states is not None:
+            self.states.publish(seq)
 
     def release(self, seq: Sequence) -> None:
         """Take all its blocks back; its tokens must be computed anew if it goes on."""
@@ -73,6 +82,8 @@ class BlockManager:
         seq.blocks = []
         seq.block_keys = []
         seq.n_cached = 0
+        if self.states is not None:
+            self.states.release(seq)
 
     def _take(self) -> int:
         block = next(iter(self._free))

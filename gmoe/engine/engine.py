@@ -14,6 +14,7 @@ from gmoe.engine.sampler import Logprobs, NotNumbers
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.scheduler import Scheduler, Turn
 from gmoe.engine.sequence import Sequence
+from gmoe.engine.state_slots import StateSlots
 from gmoe.engine.waiting import load
 from gmoe.layers.kv_cache import KvType
 
@@ -58,8 +59,10 @@ class Engine:
         self.name = name
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
-        self.runner = Runner(model, n_blocks, BLOCK_SIZE, kv_type)
-        blocks = BlockManager(n_blocks, BLOCK_SIZE)
+        apart = model.recurrent and model.device.type != "cpu"  # where memory may end in the middle of a pass
+        states = StateSlots(max_sequences, apart, BLOCK_SIZE) if model.recurrent else None
+        self.runner = Runner(model, n_blocks, BLOCK_SIZE, kv_type, states.n if states else 0)
+        blocks = BlockManager(n_blocks, BLOCK_SIZE, states)
         self.scheduler = Scheduler(blocks, max_sequences, chunk, load(admission), clock, way)
 
     def add(self, seq: Sequence) -> None:

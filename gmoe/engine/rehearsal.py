@@ -18,6 +18,7 @@ from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.kernels.kv import BLOCK
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import PagedKVCache
+from gmoe.layers.recurrent_cache import RecurrentCache, StatePaths
 
 LOGITS = 128  # rows whose logits are computed: more meet the same kernels, and a vocabulary is wide
 WORTH_SAYING = 1.0  # seconds
@@ -32,13 +33,15 @@ def passes(chunk: int, sequences: int, blocks: int) -> list[list[int]]:
     return [rows for rows in counts if sum(-(-n // BLOCK) for n in rows) <= blocks]
 
 
-def batch_of(rows: Sequence[int], kv: PagedKVCache, n_vocab: int) -> Batch:
-    """The first `rows` tokens of fresh sequences, one after another in the cache's first blocks."""
+def batch_of(rows: Sequence[int], kv: PagedKVCache, states: RecurrentCache | None, n_vocab: int) -> Batch:
+    """The first `rows` tokens of fresh sequences, one after another in the cache's first blocks and states."""
     taken = [-(-n // BLOCK) for n in rows]
     starts = [0, *accumulate(taken)]
     positions = [position for n in rows for position in range(n)]
     slots = [start * BLOCK + position for start, n in zip(starts, rows, strict=False) for position in range(n)]
     width, total = max(taken), sum(rows)
+    slot = torch.arange(len(rows), dtype=torch.int32)
+    none = torch.full_like(slot, -1)
     tables = [[*range(start, start + n), *[0] * (width - n)] for start, n in zip(starts, taken, strict=False)]
     return Batch(
         token_ids=(torch.arange(total) * 7919 + n_vocab // 3) % n_vocab,  # what comes first is often for control
@@ -49,6 +52,8 @@ def batch_of(rows: Sequence[int], kv: PagedKVCache, n_vocab: int) -> Batch:
         query_starts=torch.tensor([0, *accumulate(rows)], dtype=torch.int32),
         output_rows=torch.arange(min(total, LOGITS)),
         kv=kv,
+        states=states,
+        paths=None if states is None else StatePaths(none, slot, none, torch.zeros_like(slot)),
     )
 
 
@@ -69,7 +74,7 @@ def rehearse(
     said = f"preparing kernels for {device.name}: {{}} of {len(plan)} passes"
     while True:
         try:
-            _run(cast(Replay, runner.model), runner.kv, plan, lambda n: progress(said.format(n)))
+            _run(cast(Replay, runner.model), runner.kv, runner.states, plan, lambda n: progress(said.format(n)))
             break
         except torch.OutOfMemoryError:
             pass  # only behind this the failed pass lets go of what it held
@@ -80,7 +85,13 @@ def rehearse(
         )
 
 
-def _run(model: Replay, kv: PagedKVCache, plan: list[list[int]], said: Callable[[int], None]) -> None:
+def _run(
+    model: Replay,
+    kv: PagedKVCache,
+    states: RecurrentCache | None,
+    plan: list[list[int]],
+    said: Callable[[int], None],
+) -> None:
     dispatch, n_vocab = model.model.dispatch, model.model.n_vocab
     assert isinstance(dispatch, DeviceDispatch)
     stats, hits = dispatch.store.stats, dispatch.store.stats.hits
@@ -88,11 +99,11 @@ def _run(model: Replay, kv: PagedKVCache, plan: list[list[int]], said: Callable[
         dispatch.instead = dispatch.launch
         for n, rows in enumerate(plan):
             said(n)
-            model(batch_of(rows, kv, n_vocab))
+            model(batch_of(rows, kv, states, n_vocab))
         dispatch.instead = None
         for rows in [rows for rows in plan if rows == [1] * len(rows) and len(rows) <= RECORDED and dispatch.steady]:
             for _ in range(2):  # the second is recorded
-                model(batch_of(rows, kv, n_vocab))
+                model(batch_of(rows, kv, states, n_vocab))
         dispatch.device.synchronize()
     finally:
         dispatch.instead, stats.hits = None, hits

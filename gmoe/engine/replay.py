@@ -12,6 +12,7 @@ from gmoe.experts.device import DeviceError
 from gmoe.kernels.kv import BLOCK
 from gmoe.kernels.ops import lender, reach, record
 from gmoe.layers.batch import Batch
+from gmoe.layers.recurrent_cache import StatePaths
 from gmoe.models.decoder import Decoder
 
 
@@ -86,6 +87,20 @@ class Replay:
         """An empty cache for this model."""
         return self.model.new_cache(*args)
 
+    def new_states(self, n_slots: int) -> Any:
+        """Empty states for this model, if it is recurrent."""
+        return self.model.new_states(n_slots)
+
+    @property
+    def recurrent(self) -> bool:
+        """As its decoder is."""
+        return self.model.recurrent
+
+    @property
+    def device(self) -> torch.device:
+        """Of its decoder."""
+        return self.model.device
+
     def _recorded(self, key: "_Key", batch: Batch) -> Tensor:
         try:
             step = _Step(self.model, batch, key[1], self.record)
@@ -111,7 +126,8 @@ class _Step:
         blocks = torch.zeros(len(batch.token_ids), -(-reach // BLOCK), dtype=torch.int32)
         lengths = torch.full((len(blocks),), reach, dtype=torch.int32)  # kernels see how far a row goes by its position
         own = replace(batch, context_lens=lengths, block_tables=blocks).on(model.device)
-        self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone())
+        paths = own.paths and StatePaths(*(part.clone() for part in own.paths))
+        self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone(), paths=paths)
         self.x = model.embed(batch).clone()  # [S, D]
         self._place(batch)
         stats = model.dispatch.store.stats
@@ -136,6 +152,8 @@ class _Step:
 
     def _place(self, batch: Batch) -> None:
         own, blocks = self.own, batch.block_tables
+        for mine, given in zip(own.paths or (), batch.paths or (), strict=True):
+            mine.copy_(given)
         own.positions.copy_(batch.positions)
         own.slot_mapping.copy_(batch.slot_mapping)
         width = min(blocks.shape[1], own.block_tables.shape[1])

@@ -12,10 +12,17 @@ import torch
 from gmoe.engine.scheduler import Turn
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import KvType
+from gmoe.layers.recurrent_cache import StatePaths
 
 
 class Model(Protocol):
-    """What the engine needs of a model."""
+    """What the engine needs of a model; one that is `recurrent` also has states, on its `device`."""
+
+    @property
+    def recurrent(self) -> bool: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def __call__(self, batch: Batch) -> torch.Tensor: ...  # [R, n_vocab] float32
 
@@ -23,14 +30,17 @@ class Model(Protocol):
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> Any: ...
 
+    def new_states(self, n_slots: int) -> Any: ...
+
 
 class Runner:
-    """A model and its KV cache; `observers` hear of every pass before it runs."""
+    """A model, its KV cache and, if it is recurrent, `n_slots` for states; `observers` hear of each pass first."""
 
-    def __init__(self, model: Model, n_blocks: int, block_size: int, kv_type: KvType):
+    def __init__(self, model: Model, n_blocks: int, block_size: int, kv_type: KvType, n_slots: int = 0):
         self.model = model
         self.block_size = block_size
         self.kv = model.new_cache(n_blocks, block_size, kv_type)
+        self.states = model.new_states(n_slots) if n_slots else None
         self.observers: list[Callable[[Ids[Turn]], None]] = []
         self.checks: list[Callable[[], None]] = []  # after a pass: raise where its numbers are worth nothing
         self.turn: Callable[[], AbstractContextManager[None]] = nullcontext  # to be had for a pass
@@ -90,7 +100,14 @@ class Runner:
             query_starts=torch.from_numpy(whose[s : 2 * s + 1]),
             output_rows=torch.from_numpy(places[3 * n :]),
             kv=self.kv,
+            states=self.states,
+            paths=None if self.states is None else _paths(turns),
         )
+
+
+def _paths(turns: Ids[Turn]) -> StatePaths:
+    """From where to where the states of the turns' sequences go."""
+    return StatePaths(*torch.from_numpy(np.array([turn.seq.path for turn in turns], dtype=np.int32).T.copy()))
 
 
 def _give_up() -> None:

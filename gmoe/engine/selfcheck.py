@@ -61,18 +61,20 @@ def check(engine: Engine, weights: Weights, layout: ExpertLayout, kv_type: KvTyp
     meeting = _Meeting(model.dispatch, told)
     try:
         model.dispatch.instead = meeting
-        own = reference.new_cache(1, BLOCK, kv_type)
+        own, its = reference.new_cache(1, BLOCK, kv_type), reference.new_states(1)
         for layer in _kinds(weights, reference):
             at = 0
             for rows in ROWS:
-                batch = _behind(batch_of([rows], own, model.n_vocab), at)
-                _layer(model, reference, layer, batch, replace(batch, kv=kv).on(model.device), meeting)
+                batch = _behind(batch_of([rows], own, its, model.n_vocab), at)
+                there = replace(batch, kv=kv, states=engine.runner.states).on(model.device)
+                _layer(model, reference, layer, batch, there, meeting)
                 at += rows
-        x = reference.embed(batch_of([ROWS[0]], own, model.n_vocab))
-        _near(meeting.name, "the token table", model.embed(batch_of([ROWS[0]], own, model.n_vocab)), x)
+        first = batch_of([ROWS[0]], own, its, model.n_vocab)
+        x = reference.embed(first)
+        _near(meeting.name, "the token table", model.embed(first), x)
         x, some = reference.output_norm(x)[:1], min(OUTPUTS, model.n_vocab)
-        there = model.output.rows(0, some)(x.to(model.device))
-        _near(meeting.name, "the output", there, reference.output.rows(0, some)(x))
+        outputs = model.output.rows(0, some)(x.to(model.device))
+        _near(meeting.name, "the output", outputs, reference.output.rows(0, some)(x))
     finally:
         model.dispatch.instead = None
         for part in kv.layers:
@@ -192,4 +194,5 @@ def _behind(batch: Batch, at: int) -> Batch:
         positions=batch.positions + at,
         slot_mapping=batch.slot_mapping + at,
         context_lens=batch.context_lens + at,
+        paths=batch.paths and batch.paths._replace(source=batch.paths.target if at else batch.paths.source),
     )

@@ -4,6 +4,7 @@ from collections.abc import Container
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from gmoe.engine.constraint import Constraint
 from gmoe.engine.sampler import Sampler
@@ -16,6 +17,21 @@ class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+NO_SLOT = -1
+
+
+class StatePath(NamedTuple):
+    """The slots of a model's recurrent states from which the next pass comes and into which it goes.
+
+    The state behind its first `kept_after` tokens is also left in `kept`.
+    """
+
+    source: int = NO_SLOT
+    target: int = NO_SLOT
+    kept: int = NO_SLOT
+    kept_after: int = 0
 
 
 @dataclass(eq=False)
@@ -45,6 +61,7 @@ class Sequence:
     n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
     blocks: list[int] = field(default_factory=list, init=False)
     block_keys: list[bytes] = field(default_factory=list, init=False)  # one for each full block that is computed
+    path: StatePath = field(default=StatePath(), init=False)  # where the model keeps states
     status: Status = field(default=Status.WAITING, init=False)
     finish_reason: str | None = field(default=None, init=False)
     sampler: Sampler = field(init=False)

@@ -108,6 +108,16 @@ class Hparams:
 
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
     logit_softcapping: float = key("final_logit_softcapping", 0.0, rare=True)
+
+    recurrent: bool | None = key("attention.recurrent_layers", None, by_layer=True, rare=True)
+    full_attention_interval: int = key("full_attention_interval", 4, rare=True)  # where that is not said
+    ssm_d_conv: int = key("ssm.conv_kernel", 0, rare=True)
+    ssm_d_inner: int = key("ssm.inner_size", 0, rare=True)
+    ssm_d_state: int = key("ssm.state_size", 0, rare=True)
+    ssm_dt_rank: int = key("ssm.time_step_rank", 0, rare=True)
+    ssm_n_group: int = key("ssm.group_count", 0, rare=True)
+    n_shortconv: int = key("shortconv.l_cache", 0, rare=True)
+
     embedding_scale: float = key("embedding_scale", 1.0)
     residual_scale: float = key("residual_scale", 1.0)
     logit_scale: float = key("logit_scale", 1.0)
@@ -229,6 +239,9 @@ class Hparams:
             ("rope.scaling.yarn_beta_fast", self.yarn_beta_fast, 1e-3, 1e6),
             ("rope.scaling.yarn_beta_slow", self.yarn_beta_slow, 1e-3, 1e6),
             ("logit_scale", self.logit_scale, 1e-6, 1e6),
+            ("full_attention_interval", self.full_attention_interval, 1, MOST_INT),
+            ("ssm.conv_kernel", self.ssm_d_conv, 0, 64),
+            ("shortconv.l_cache", self.n_shortconv, 0, 64),
             ("interleave_moe_layer_step", self.moe_layer_step, 1, MOST_INT),
             ("expert_count", self.n_expert, 0, 1 << 16),
             ("expert_used_count", self.n_expert_used, 1 if self.n_expert else 0, self.n_expert),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import Heads, Mask, Rotation, attention, gated
+from gmoe.kernels.ops import Heads, Mask, Rotation, attention, gated, lay
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import beside
 from gmoe.layers.norm import HeadNorm
@@ -51,7 +51,7 @@ class GQA:
         self.mask = mask
         self.scale = scale or hp.n_head_k**-0.5
         self.sinks = sinks
-        q, k, v = hp.n_head * hp.n_head_k, hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
+        q, k, v = self.query_rows(), hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm", q if across else hp.n_head_k)
         self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm", k if across else hp.n_head_k)
         self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope, w.on)
@@ -62,6 +62,10 @@ class GQA:
             self.qkv = beside(*(w.linear(f"attn_{n}", hp.n_embd, o) for n, o in (("q", q), ("k", k), ("v", v))))
         self.output = w.linear("attn_output", hp.n_head * hp.n_head_v, hp.n_embd)
         self.kv_shape = KvShape(hp.n_kv, hp.n_head_k, hp.n_head_v)
+
+    def query_rows(self) -> int:
+        """Outputs of the map of queries."""
+        return self.n_head * self.n_head_k
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Norms by head, then rotation: q [T, H, dk], k [T, Hkv, dk]."""
@@ -74,8 +78,11 @@ class GQA:
     def attend(self, x: Tensor, batch: Batch) -> Tensor:
         """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
         q, k, v = self.qkv(x)
-        q, k = q.view(-1, self.n_head, self.n_head_k), k.view(-1, self.n_kv, self.n_head_k)
-        q, k = self.prepare(q, k, batch.positions)
+        return self.over(q.view(-1, self.n_head, self.n_head_k), k, v, batch)
+
+    def over(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """Queries [T, H, dk] over the past and these keys and values, rows [T, Hkv * d] -> [T, H * dv]."""
+        q, k = self.prepare(q, k.view(-1, self.n_kv, self.n_head_k), batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
         kv = batch.kv.layers[self.layer]
         y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on)
@@ -93,3 +100,18 @@ class GatedGQA(GQA):
         """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
         gate = self.gate(x)
         return gated(gate, super().attend(x, batch), self.on)
+
+
+class QueryGatedGQA(GQA):
+    """The map of queries gives of each head a query and, beside it, a gate for what the head gives (Qwen3-Next)."""
+
+    def query_rows(self) -> int:
+        """Query and gate."""
+        return 2 * super().query_rows()
+
+    def attend(self, x: Tensor, batch: Batch) -> Tensor:
+        """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
+        q, k, v = self.qkv(x)
+        both = q.view(-1, self.n_head, 2 * self.n_head_k)
+        gate = lay(both[:, :, self.n_head_k :]).flatten(1)
+        return gated(gate, self.over(lay(both[:, :, : self.n_head_k]), k, v, batch), self.on)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gmoe.kernels.ops import Turns
 from gmoe.layers.kv_cache import PagedKVCache
+from gmoe.layers.recurrent_cache import Paths, RecurrentCache, StatePaths
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Batch:
     output_rows: Tensor  # [R] int64, the rows whose logits are wanted, ascending
     kv: PagedKVCache
     starts: Tensor | None = None  # query_starts where the model runs, if that is a device
+    states: RecurrentCache | None = None  # of a model with recurrent layers
+    paths: StatePaths | None = None  # its sequences' slots there
 
     @cached_property
     def turns(self) -> Turns:
         """Whose rows these are, as the kernels of attention take it."""
         return Turns(self.positions, self.block_tables, self.context_lens, self.query_starts, self.starts)
+
+    @cached_property
+    def routes(self) -> Paths:
+        """The slots of states, as the kernels of recurrent layers take them."""
+        assert self.paths is not None
+        return Paths(self.query_starts if self.starts is None else self.starts, *self.paths)
 
     def wanted(self, x: Tensor) -> Tensor:
         """Of rows [T, D] those whose logits are wanted [R, D]; x itself where these are all."""
@@ -39,4 +48,5 @@ class Batch:
             return self
         names = ("positions", "slot_mapping", "block_tables", "output_rows")
         moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, **moved, starts=self.query_starts.to(device))
+        paths = self.paths and self.paths.to(device)
+        return replace(self, **moved, starts=self.query_starts.to(device), paths=paths)

@@ -1,5 +1,7 @@
 """Linear maps and embeddings whose weights stay as the file has them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,13 @@ class QuantLinear:
         shape = (end - begin, self.weight.shape[1])
         weight = QuantTensor(self.weight.data[begin:end], self.weight.format, shape)
         return QuantLinear(weight, None if self.bias is None else self.bias[begin:end], self.activations, self.on)
+
+
+def picked(m: QuantLinear, rows: Sequence[int]) -> QuantLinear:
+    """The same map, only these outputs in this order, copied."""
+    order = list(rows)
+    weight = QuantTensor(m.weight.data[order], m.weight.format, (len(order), m.weight.shape[1]))
+    return QuantLinear(weight, None if m.bias is None else m.bias[order], m.activations, m.on)
 
 
 def beside(*maps: QuantLinear) -> Linears:

@@ -12,11 +12,12 @@ from torch import Tensor
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.recurrent_cache import RecurrentCache, RecurrentLayer
 from gmoe.layers.weights import Weights
 
 
 class Attention(Protocol):
-    """What a block needs of its attention."""
+    """What a block needs of its attention, or of the `RecurrentLayer` in its place."""
 
     kv_shape: KvShape  # what it keeps of a token
 
@@ -41,9 +42,10 @@ class Decoder:
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
         self.attn_norm = [w.norm("attn_norm") for w in scopes]
         self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]
+        self._states = {n: its.state_shape for n, its in enumerate(self.attn) if isinstance(its, RecurrentLayer)}
         self.ffn_norm = [w.norm("ffn_norm", "post_attention_norm") for w in scopes]
         self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
-        self.output_norm = weights.norm("output_norm")
+        self.output_norm = weights.norm("output_norm", "token_embd_norm")
         self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd, self.n_vocab)
 
     def attention(self, w: Weights, layer: int) -> Attention:
@@ -92,6 +94,19 @@ class Decoder:
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
         return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type, self.device, self.on)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it needs states beside the cache."""
+        return bool(self._states)
+
+    def new_states(self, n_slots: int) -> RecurrentCache:
+        """Empty states for this model."""
+        return RecurrentCache(self._states, n_slots, self.device)
+
+    def state_bytes(self) -> int:
+        """What one slot of the states takes."""
+        return sum(shape.nbytes for shape in self._states.values())
 
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""

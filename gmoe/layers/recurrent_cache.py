@@ -1,0 +1,39 @@
+"""RecurrentCache: what recurrent layers keep of sequences instead of keys and values; a slot is one sequence's past."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmoe.kernels.recurrent import Paths, StateLayer, StateShape
+from gmoe.layers.kv_cache import KvShape
+
+__all__ = ["Paths", "RecurrentCache", "RecurrentLayer", "StatePaths", "StateShape"]
+
+
+class RecurrentLayer:
+    """In a block's place of attention: it keeps nothing of a token, and `state_shape` of a sequence."""
+
+    kv_shape = KvShape(0, 0, 0)
+    state_shape: StateShape
+
+
+class RecurrentCache:
+    """The recurrent layers' states, `n_slots` of each, by the number of the layer."""
+
+    def __init__(self, shapes: Mapping[int, StateShape], n_slots: int, device: torch.device):
+        self.layers = {layer: StateLayer(shape, n_slots, device) for layer, shape in shapes.items()}
+
+
+class StatePaths(NamedTuple):
+    """Slots [S] int32 of the batch's sequences, as `kernels.state.Paths` has them."""
+
+    source: Tensor
+    target: Tensor
+    kept: Tensor
+    kept_after: Tensor
+
+    def to(self, device: torch.device) -> "StatePaths":
+        """The same there."""
+        return StatePaths(*(part.to(device) for part in self))
