@@ -242,7 +242,7 @@ def _llama4(s: Shape, layer: int) -> Tensors:
 
 
 def _delta_net(s: Shape, layout: str) -> Tensors:
-    """A gated delta net with a value head for each query head; maps apart, or together as Qwen3-Next has or had them."""
+    """A gated delta net, `head_kv` heads of keys and `head` of values; maps apart, or as Qwen3-Next has or had them."""
     qk, v = s.head_kv * s.head_dim, s.head * s.head_dim
     yield "attn_norm.weight", (s.embd,)
     if layout == "old":

@@ -33,6 +33,7 @@ DEFAULT = RuntimeOptions(device="cpu", context=256)
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
 SQUARE = {"olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
+FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe"}  # every fourth block is another kind
 WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
@@ -78,7 +79,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
         ff_exp=ff,
         expert=experts,
         used=1 if name == "llama4" or not experts else draw.randint(1, experts // 2),
-        layer=draw.choice([4, 5, 8] if name in ("llama4", "afmoe") else [1, 2, 3, 5]),
+        layer=draw.choice([4, 5, 8] if name.split("+")[0] in FOURS else [1, 2, 3, 5]),
     )
 
 

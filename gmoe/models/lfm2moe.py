@@ -25,6 +25,5 @@ class Model(Decoder):
         if layer < hp.n_layer_dense_lead:
             return DenseFFN(w)
         w.need("exp_probs_b.bias")
-        bias, scale = w.get("exp_probs_b", ".bias", hp.n_expert), hp.expert_weights_scale
-        route = topk(w, hp.gating_or(Gating.SIGMOID), renormalize=True, bias=bias, scale=scale)
-        return MoEFFN(w, route, self.dispatch)
+        bias = w.get("exp_probs_b", ".bias", hp.n_expert)
+        return MoEFFN(w, topk(w, hp.gating_or(Gating.SIGMOID), renormalize=True, bias=bias), self.dispatch)

@@ -22,6 +22,5 @@ class Model(Decoder):
         return QueryGatedGQA(w, rope(w, "neox"), scale=w.hparams.attention_scale)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
-        """Always renormalised, and scaled if the file says so."""
-        route = topk(w, Gating.SOFTMAX, renormalize=True, scale=w.hparams.expert_weights_scale)
-        return MoEFFN(w, route, self.dispatch, shared=GatedFFN(w))
+        """Always renormalised and never scaled, as llama.cpp does."""
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch, shared=GatedFFN(w))
