@@ -27,6 +27,7 @@ class Shape:
     context: int = 32768
     keys: dict[str, Any] = field(default_factory=dict)  # more metadata below the architecture's name
     mla: tuple[int, int, int, int] = (0, 0, 0, 0)  # latent width, not rotated, rotated, value
+    delta: tuple[int, int, int] = (0, 0, 0)  # heads of keys and of values in three of four blocks, and their width
     bias: str = ""  # which of q, k, v, o have one
     norm: str = ""  # of q and k: "", "head", "full"
     extra: Callable[["Shape"], Tensors] = lambda s: iter(())  # of a block
@@ -44,6 +45,7 @@ def _yarn(factor: float, original: int, **more: Any) -> dict[str, Any]:
     return {f"rope.scaling.{name}": value for name, value in scaling.items()}
 
 
+GATED_SHARED = ("qwen2moe", "qwen35moe")  # whose shared expert is behind a gate
 SHAPES: dict[str, Shape] = {
     "qwen3-30b-a3b": Shape(
         "qwen3moe", 2048, 32, 4, 48, 128, 8, 768, 151936, norm="head", ff=6144, keys={"rope.freq_base": 1e6}
@@ -61,6 +63,11 @@ SHAPES: dict[str, Shape] = {
     "deepseek-v2-lite": Shape(
         "deepseek2", 2048, 16, 1, 27, 64, 6, 1408, 102400, mla=(512, 128, 64, 128), ff=10944, ff_shared=2816, lead=1,
         keys={"expert_shared_count": 2, "expert_weights_scale": 1.0} | _yarn(40.0, 4096, yarn_log_multiplier=0.0707),
+    ),
+    "qwen3.6-35b-a3b": Shape(
+        "qwen35moe", 2048, 16, 2, 40, 256, 8, 512, 248320, head_dim=256, norm="head", ff_shared=512, context=262144,
+        delta=(16, 32, 128),
+        keys={"rope.freq_base": 1e7, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0]},
     ),
 }  # fmt: skip
 
@@ -85,8 +92,17 @@ def metadata(s: Shape) -> dict[str, Any]:
         "expert_feed_forward_length": s.ff_exp,
         "vocab_size": s.vocab,
     }
-    if s.architecture == "qwen2moe":
+    if s.architecture in GATED_SHARED:
         keys["expert_shared_feed_forward_length"] = s.ff_shared
+    if s.delta[0]:
+        n_key, n_value, width = s.delta
+        keys |= {
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": n_value * width,
+            "ssm.state_size": width,
+            "ssm.time_step_rank": n_value,
+            "ssm.group_count": n_key,
+        }
     if latent:
         keys |= {
             "attention.q_lora_rank": 0,
@@ -110,8 +126,11 @@ def tensors(s: Shape) -> Tensors:
 
 def _block(s: Shape, layer: int) -> Tensors:
     yield "attn_norm.weight", (s.embd,)
-    yield from _latent(s) if s.mla[0] else _grouped(s)
-    yield ("post_attention_norm.weight" if s.architecture == "gpt-oss" else "ffn_norm.weight"), (s.embd,)
+    if s.delta[0] and (layer + 1) % 4:
+        yield from _delta(s)
+    else:
+        yield from _latent(s) if s.mla[0] else _grouped(s)
+    yield ("post_attention_norm.weight" if s.architecture in ("gpt-oss", "qwen35moe") else "ffn_norm.weight"), (s.embd,)
     if layer < s.lead:
         yield from _dense(s, "", s.ff)
         return
@@ -122,19 +141,34 @@ def _block(s: Shape, layer: int) -> Tensors:
     yield from s.extra(s)
     if s.ff_shared:
         yield from _dense(s, "_shexp", s.ff_shared)
-    if s.architecture == "qwen2moe":
+    if s.architecture in GATED_SHARED:
         yield "ffn_gate_inp_shexp.weight", (s.embd,)
 
 
 def _grouped(s: Shape) -> Tensors:
     q, kv = s.head * s.head_dim, s.head_kv * s.head_dim
-    for name, shape in (("q", (q, s.embd)), ("k", (kv, s.embd)), ("v", (kv, s.embd)), ("output", (s.embd, q))):
+    gated = 1 + bool(s.delta[0])  # a gate lies beside each query
+    for name, shape in (("q", (gated * q, s.embd)), ("k", (kv, s.embd)), ("v", (kv, s.embd)), ("output", (s.embd, q))):
         yield f"attn_{name}.weight", shape
         if name[0] in s.bias:
             yield f"attn_{name}.bias", shape[:1]
     if s.norm:
         yield "attn_q_norm.weight", (s.head_dim if s.norm == "head" else q,)
         yield "attn_k_norm.weight", (s.head_dim if s.norm == "head" else kv,)
+
+
+def _delta(s: Shape) -> Tensors:
+    n_key, n_value, width = s.delta
+    rows = (2 * n_key + n_value) * width
+    yield "attn_qkv.weight", (rows, s.embd)
+    yield "attn_gate.weight", (n_value * width, s.embd)
+    yield "ssm_alpha.weight", (n_value, s.embd)
+    yield "ssm_beta.weight", (n_value, s.embd)
+    yield "ssm_conv1d.weight", (rows, 4)
+    yield "ssm_dt.bias", (n_value,)
+    yield "ssm_a", (n_value,)
+    yield "ssm_norm.weight", (width,)
+    yield "ssm_out.weight", (s.embd, n_value * width)
 
 
 def _latent(s: Shape) -> Tensors:

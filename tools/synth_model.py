@@ -46,7 +46,7 @@ Fixed = dict[str, float | int]
 
 def type_of(name: str, shape: tuple[int, ...], types: str, layers: int, overrides: Sequence[tuple[str, str]]) -> str:
     """The type of a tensor: norms, biases and routers F32, an override's, the mix's as llama.cpp mixes, or `types`."""
-    if len(shape) < 2 or "ffn_gate_inp" in name or name.endswith(".bias"):
+    if len(shape) < 2 or "ffn_gate_inp" in name or "conv1d" in name or name.endswith(".bias"):
         return "F32"
     chosen = next((kind for pattern, kind in overrides if re.search(pattern, name)), None)
     if chosen is None and types in MIXES:
@@ -169,6 +169,8 @@ def write(path: Path, writer: GGUFWriter, plan: Sequence[tuple[str, tuple[int, .
         writer.write_padding(file, file.tell())
         if len(shape) == 1 and name.endswith("norm.weight"):
             file.write((1 + 0.1 * rng.standard_normal(shape, np.float32)).tobytes())
+        elif name.endswith("ssm_a"):  # how fast states are forgotten
+            file.write((-np.exp(rng.standard_normal(shape, np.float32))).tobytes())
         else:
             spread = 0.02 if name.endswith(".bias") else spread_of(name, shape)
             random_tensor(rng, FORMATS[kind], int(np.prod(shape)), spread, file)
@@ -184,7 +186,13 @@ def synthesize(path: Path, shape: Shape, types: str, overrides: Sequence[tuple[s
     plan = [(name, dims, type_of(name, dims, types, shape.layer, overrides)) for name, dims in tensors(shape)]
     writer = GGUFWriter(path, shape.architecture)
     writer.add_name(f"random {shape.architecture} {types}")
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+    add = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        bool: writer.add_bool,
+        list: writer.add_array,
+    }
     for key, value in metadata(shape).items():
         add[type(value)](f"{shape.architecture}.{key}", value)
     add_tokenizer(writer, shape.vocab)
