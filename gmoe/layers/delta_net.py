@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from gmoe.kernels import recurrent
 from gmoe.kernels.ops import dequantize
-from gmoe.kernels.recurrent import DeltaRule, StateShape, delta_rule, short_conv
+from gmoe.kernels.recurrent import DeltaRule, ShortConv, StateShape
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.recurrent_cache import RecurrentLayer
@@ -20,7 +21,7 @@ class DeltaNet(RecurrentLayer):
 
     def __init__(self, w: Weights):
         hp = w.hparams
-        self.layer, self.on = w.layer, w.on
+        self.layer = w.layer
         self.n_key, self.n_value, self.d = hp.ssm_n_group, hp.ssm_dt_rank, hp.ssm_d_state
         prefix = hp.architecture + ".ssm."
         if not self.n_key or self.n_value % self.n_key or not self.n_value:
@@ -32,11 +33,13 @@ class DeltaNet(RecurrentLayer):
         self.qkv_rows, self.z_rows = (2 * self.n_key + self.n_value) * self.d, self.n_value * self.d
         self.state_shape = StateShape(hp.ssm_d_conv - 1, self.qkv_rows, self.n_value, self.d, self.d)
         w.need("ssm_a", "ssm_dt.bias", "ssm_norm.weight", "ssm_conv1d.weight")
-        self.conv = dequantize(w.quant("ssm_conv1d", shape=(self.qkv_rows, hp.ssm_d_conv)), on=w.on)
+        conv = dequantize(w.quant("ssm_conv1d", shape=(self.qkv_rows, hp.ssm_d_conv)), on=w.on)
+        self.conv = ShortConv(conv, w.on)
         norm = w.norm("ssm_norm", n=self.d)
         a, dt_bias = w.get("ssm_a", "", self.n_value), w.get("ssm_dt", ".bias", self.n_value)
         assert a is not None and dt_bias is not None and norm.weight is not None
-        self.rule = DeltaRule(self.n_key, self.n_value, a, dt_bias, norm.weight, norm.eps, self.neighbours)
+        rule = DeltaRule(self.n_key, self.n_value, a, dt_bias, norm.weight, norm.eps, self.neighbours)
+        self.learn = recurrent.DeltaNet(rule, w.on)
         self.inputs = beside(*self.maps(w))
         self.output = w.linear("ssm_out", self.z_rows, hp.n_embd)
 
@@ -51,5 +54,5 @@ class DeltaNet(RecurrentLayer):
         assert batch.states is not None
         state = batch.states.layers[self.layer]
         qkv, z, alpha, beta = self.inputs(x)
-        qkv = short_conv(qkv, self.conv, state, batch.routes, silu=True, on=self.on)
-        return self.output(delta_rule(qkv, alpha, beta, z, self.rule, state, batch.routes, self.on))
+        qkv = self.conv(qkv, state, batch.routes, silu=True)
+        return self.output(self.learn(qkv, alpha, beta, z, state, batch.routes))

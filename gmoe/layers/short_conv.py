@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from gmoe.kernels import recurrent
 from gmoe.kernels.ops import dequantize
-from gmoe.kernels.recurrent import StateShape, short_conv
+from gmoe.kernels.recurrent import StateShape
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import beside
 from gmoe.layers.recurrent_cache import RecurrentLayer
@@ -17,9 +18,9 @@ class ShortConv(RecurrentLayer):
         n, width = w.hparams.n_embd, w.hparams.n_shortconv
         if width < 2:
             w.refuse(f"{w.hparams.architecture}.shortconv.l_cache", f"{width}; at least 2 is supported")
-        self.layer, self.on = w.layer, w.on
+        self.layer = w.layer
         self.state_shape = StateShape(width - 1, n)
-        self.conv = dequantize(w.quant("shortconv.conv", shape=(n, width)), on=w.on)
+        self.conv = recurrent.ShortConv(dequantize(w.quant("shortconv.conv", shape=(n, width)), on=w.on), w.on)
         maps = w.linear("shortconv.in_proj", n, 3 * n)
         self.inputs = beside(maps.rows(0, n), maps.rows(n, 2 * n), maps.rows(2 * n, 3 * n))
         self.output = w.linear("shortconv.out_proj", n, n)
@@ -29,4 +30,4 @@ class ShortConv(RecurrentLayer):
         assert batch.states is not None
         before, after, x = self.inputs(x)
         state = batch.states.layers[self.layer]
-        return self.output(short_conv(x, self.conv, state, batch.routes, before=before, after=after, on=self.on))
+        return self.output(self.conv(x, state, batch.routes, before=before, after=after))
