@@ -55,6 +55,7 @@ class Architecture:
     shape: Shape = field(default_factory=Shape)
     extra: Callable[[Shape], Tensors] = lambda s: iter(())
     rope_style: str = "neox"
+    last_norm: str = "output_norm"
 
 
 def gqa(s: Shape, *, bias: str = "", norm: str = "", fused: bool = False) -> Tensors:
@@ -289,6 +290,19 @@ def _ssm_keys(s: Shape) -> dict[str, Any]:
     }
 
 
+def _lfm2moe(s: Shape, layer: int) -> Tensors:
+    """Short convolutions but in every third block; the first dense."""
+    if layer % 3 == 2:
+        yield from gqa(s, norm="head")
+    else:
+        yield "attn_norm.weight", (s.embd,)
+        yield "shortconv.conv.weight", (s.embd, 3)
+        yield "shortconv.in_proj.weight", (3 * s.embd, s.embd)
+        yield "shortconv.out_proj.weight", (s.embd, s.embd)
+    yield from ffn_norm(s)
+    yield from routed(s, selection_bias=True) if layer else dense(s)
+
+
 def _base(s: Shape) -> dict[str, Any]:
     return {
         "block_count": s.layer,
@@ -430,6 +444,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen35moe": Architecture(
         _hybrid("apart", fused=True), lambda s: _ssm_keys(s) | {"rope.dimension_sections": [2, 1, 1, 0]}, Shape(layer=5)
     ),
+    "lfm2moe": Architecture(
+        _lfm2moe,
+        lambda s: (
+            _moe(s, leading_dense_block_count=1, expert_gating_func=2, shortconv__l_cache=3)
+            | {"attention.head_count_kv": [s.head_kv * (layer % 3 == 2) for layer in range(s.layer)]}
+        ),
+        Shape(layer=4),
+        last_norm="token_embd_norm",
+    ),
     "ernie4_5-moe": Architecture(
         _ernie,
         lambda s: _moe(
@@ -486,7 +509,7 @@ def write_model(
     for key, value in (row.keys(s) | (metadata or {})).items():
         _add(writer, f"{name}.{key}", value)
     add_tokenizer(writer, template)
-    tensors = [("token_embd.weight", (len(VOCAB), s.embd)), ("output_norm.weight", (s.embd,))]
+    tensors = [("token_embd.weight", (len(VOCAB), s.embd)), (f"{row.last_norm}.weight", (s.embd,))]
     tensors += [("output.weight", (len(VOCAB), s.embd)), *row.extra(s)]
     for layer in range(s.layer):
         tensors += [(f"blk.{layer}.{tensor}", dims) for tensor, dims in row.block(s, layer)]

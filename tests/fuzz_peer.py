@@ -31,9 +31,9 @@ EXACT = RuntimeOptions(device="cpu", activations="float", kv_type="f32", context
 DEFAULT = RuntimeOptions(device="cpu", context=256)
 
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
-SQUARE = {"olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
+SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
-FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe"}  # every fourth block is another kind
+FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe", "lfm2moe"}  # whose blocks are of two kinds, these among the first
 WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
@@ -61,6 +61,7 @@ OWN: dict[str, Keys] = {
     "dots1": GATED,
     "bailingmoe2": GATED,
     "minimax-m2": GATED,
+    "lfm2moe": GATED,
 }
 
 

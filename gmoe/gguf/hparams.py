@@ -109,7 +109,7 @@ class Hparams:
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
     logit_softcapping: float = key("final_logit_softcapping", 0.0, rare=True)
 
-    recurrent: bool | None = key("attention.recurrent_layers", None, by_layer=True, rare=True)
+    recurrent: bool = key("attention.recurrent_layers", None, by_layer=True, rare=True)
     full_attention_interval: int = key("full_attention_interval", 4, rare=True)  # where that is not said
     ssm_d_conv: int = key("ssm.conv_kernel", 0, rare=True)
     ssm_d_inner: int = key("ssm.inner_size", 0, rare=True)

@@ -12,6 +12,8 @@ from gmoe.models.decoder import Attention, Decoder, FeedForward
 class Model(Decoder):
     """`lfm2moe`."""
 
+    keys = frozenset({"attention.head_count_kv", "shortconv.l_cache"})
+
     def attention(self, w: Weights, layer: int) -> Attention:
         """A block without heads of keys is a convolution."""
         if not w.hparams.n_kv:

@@ -1,7 +1,7 @@
 """Qwen3.5-MoE: three gated delta nets, then full attention with a gate; a shared expert behind a sigmoid gate."""
 
 from gmoe.layers.attention import QueryGatedGQA
-from gmoe.layers.delta_net import DeltaNet
+from gmoe.layers.delta_net import KEYS, DeltaNet
 from gmoe.layers.ffn import GatedFFN, MoEFFN
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, topk
@@ -12,14 +12,16 @@ from gmoe.models.decoder import Attention, Decoder, FeedForward
 class Model(Decoder):
     """`qwen35moe`."""
 
+    keys = KEYS | {"attention.recurrent_layers", "full_attention_interval"}
     recurrent_layer: type[DeltaNet] = DeltaNet
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """Which blocks are recurrent the file says, by block or by an interval."""
-        if w.hparams.is_recurrent(layer):
+        hp = w.hparams
+        if (layer + 1) % hp.full_attention_interval if hp.recurrent is None else hp.recurrent:
             return self.recurrent_layer(w)
         w.need("attn_q_norm.weight", "attn_k_norm.weight")
-        return QueryGatedGQA(w, rope(w, "neox"), scale=w.hparams.attention_scale)
+        return QueryGatedGQA(w, rope(w, "neox"), scale=hp.attention_scale)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Always renormalised and never scaled, as llama.cpp does."""

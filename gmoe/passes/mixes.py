@@ -23,7 +23,7 @@ FALLBACKS: Mapping[str, str] = {  # for rows that are not whole blocks
 }  # fmt: skip
 
 _UNTOUCHED = re.compile(
-    r"_norm\.weight$|ffn_gate_inp(_shexp)?\.weight$|^position_embd|^token_types|ssm_conv1d|\.sinks|exp_probs_b"
+    r"_norm\.weight$|ffn_gate_inp(_shexp)?\.weight$|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.|\.sinks|exp_probs_b"
 )
 
 
