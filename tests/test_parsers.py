@@ -159,6 +159,45 @@ CASES: list[tuple[str, str, list[Any]]] = [
     ("llama3", '{"name": "nobody", "parameters": {}}', [content('{"name": "nobody", "parameters": {}}')]),
     ("llama3", "{ is a brace", [content("{ is a brace")]),
     ("llama3", "Hello {", [content("Hello {")]),
+    (
+        "lfm2",
+        "<think>\nhm</think>\nI look. <|tool_call_start|>[weather(city='Rome', days=2)]<|tool_call_end|>Done.",
+        [thinking("hm"), content("I look."), call(TWO), content("Done.")],
+    ),
+    (
+        "lfm2",
+        '<|tool_call_start|>[weather(city="Rome"), time()]<|tool_call_end|>\n'
+        "<|tool_call_start|>time()<|tool_call_end|>",
+        [call(ROME), call(ToolCall("time", {})), call(ToolCall("time", {}))],
+    ),
+    (
+        "lfm2",
+        "<|tool_call_start|>[weather(metric=True, zip=None, near=[1, -2.5, {'a': false}, null])]<|tool_call_end|>",
+        [call(ToolCall("weather", {"metric": True, "zip": None, "near": [1, -2.5, {"a": False}, None]}))],
+    ),
+    ("lfm2", f"<|tool_call_start|>[{CALL}]<|tool_call_end|><|tool_call_start|>{CALL}", [call(ROME), call(ROME)]),
+    (
+        "lfm2",
+        '<|tool_call_start|>[Calendar.add-event(from="a\\n\\"b\\"\\u00e9\\ud83d\\ude00\\d", '
+        "class = 'c\nd')]<|tool_call_end|>",
+        [call(ToolCall("Calendar.add-event", {"from": 'a\n"b"é😀\\d', "class": "c\nd"}))],
+    ),
+    (
+        "lfm2",
+        "<|tool_call_start|>[weather(city='It's Rome, o'clock', zip='')]<|tool_call_end|>",
+        [call(ToolCall("weather", {"city": "It's Rome, o'clock", "zip": ""}))],
+    ),
+    (
+        "lfm2",
+        "<think>a <|tool_call_start|>[time()]<|tool_call_end|></think>b",
+        [thinking("a <|tool_call_start|>[time()]<|tool_call_end|>"), content("b")],
+    ),
+    (
+        "lfm2",
+        "a <|tool_call_start|>[weather('Rome')]<|tool_call_end|> <|tool_call_start|>[time()]<|tool_call_end|>",
+        [content("a <|tool_call_start|>[weather('Rome')]<|tool_call_end|>"), call(ToolCall("time", {}))],
+    ),
+    ("lfm2", "see [link](url) <|tool_call", [content("see [link](url) <|tool_call")]),
     ("harmony", "<|channel|>final<|message|>Hi<|return|>", [content("Hi")]),
     (
         "harmony",
@@ -263,6 +302,37 @@ def test_thinking_and_content_stream_at_once() -> None:
     assert parser.push(" world") == [content(" world")]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "[]",
+        "weather",
+        "[weather(city=Rome)]",
+        "[weather(days=1+1)]",
+        "[weather(city=f'Rome')]",
+        "[weather(city=b'Rome')]",
+        "[weather(city=time())]",
+        "[weather(**{'city': 'Rome'})]",
+        "[weather(near={1: 2})]",
+        "[weather(near={'a', 'b'})]",
+        "[weather(city='Rome]",
+        "[weather(city='Rome')",
+        "[weather(days=0x1for x)]",
+        "[weather(days=01)]",
+        "[weather(city='\0'\0)]",
+        "[weather(days=" + "9" * 5000 + ")]",
+        "[weather(days=" + "-" * 50_000 + "1)]",
+        "[weather(near=" + "[" * 5000 + "]" * 5000 + ")]",
+        "time" + "()" * 50_000,
+        "__import__('os').system('true')",
+    ],
+)
+def test_what_is_no_call_of_lfm2_stays_text(body: str) -> None:
+    text = f"<|tool_call_start|>{body}<|tool_call_end|>"
+    assert parse("lfm2", [text]) == [content(text)]
+
+
 @given(
     st.sampled_from(DIALECTS),
     st.lists(
@@ -284,6 +354,12 @@ def test_thinking_and_content_stream_at_once() -> None:
                 "<|end|>",
                 "to=",
                 "[TOOL_CALLS]",
+                "<|tool_call_start|>",
+                "<|tool_call_end|>",
+                "time(",
+                "a=",
+                ")",
+                "'",
                 '"',
                 "\n",
             ]
@@ -317,7 +393,11 @@ def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list
         ("<|start_header_id|>", None, "llama3"),
         ("<|header_start|> <|python_start|>", None, "llama3"),
         ("<|start_of_role|> <|tool_call|>", None, "granite"),
-        ("<think> <tool_call>", "lfm2", "hermes"),
+        ("<|tool_list_start|>", None, "lfm2"),
+        ("'<think>' '<|tool_call_start|>['", None, "lfm2"),
+        ("List of tools: [ </think>", None, "lfm2"),
+        ("<|im_start|>", "lfm2-thinking", "lfm2"),
+        ("<think> <tool_call>", "cogito", "hermes"),
         ("{{ messages }}", "one of tomorrow", "plain"),
     ],
 )
@@ -328,7 +408,7 @@ def test_the_dialect_is_found(template: str, parser: str | None, dialect: str) -
 def test_a_parser_of_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="PARSER klingon is not supported; supported: .*hermes"):
         require_parser("klingon")
-    for name in ("lfm2", "olmo3", "cogito", "glm-ocr", "functiongemma"):
+    for name in ("olmo3", "cogito", "glm-ocr", "functiongemma"):
         require_parser(name)
         assert not known(name)
     assert known("qwen3-coder") and known("harmony")

@@ -16,11 +16,14 @@ _SIGNS = (  # the first that a template contains
     ("<function=", "qwen3_coder"),
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call|>", "granite"),
+    ("<|tool_call_start|>", "lfm2"),
+    ("<|tool_list_start|>", "lfm2"),
     ("<tool_call>", "hermes"),
     ("<|python_tag|>", "llama3"),
     ("<|start_header_id|>", "llama3"),
     ("<|header_start|>", "llama3"),
     ("[THINK]", "mistral"),
+    ("List of tools: [", "lfm2"),
     ("</think>", "think"),
     ("<think>", "think"),
 )
@@ -40,11 +43,11 @@ _OLLAMA = {  # Ollama's names for PARSER
     "minimax-m2": "minimax",
     "ministral": "mistral",
     "kimi-k2": "kimi",
+    "lfm2-thinking": "lfm2",
     "olmo3-think": "think",
 }
 _WRITTEN_ELSEWHERE = frozenset(  # Ollama's too, for which there is no file here
-    "cogito cohere deepseek-ocr functiongemma gemma4 glm-ocr glimmer laguna lfm2 lfm2-thinking nemotron-3-nano "
-    "olmo3 qwen3-vl".split()
+    "cogito cohere deepseek-ocr functiongemma gemma4 glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
 )
 _NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
 DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))

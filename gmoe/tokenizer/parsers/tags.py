@@ -29,12 +29,14 @@ Read = Callable[[str, Tools], list[ToolCall]]  # the text between the tags -> ca
 class Dialect:
     """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end.
 
-    `wrap`: tags that may stand around all that is content, and are dropped.
+    `wrap`: tags that may stand around all that is content, and are dropped; `calls_end_thinking`: whether a call counts
+    where thinking has not been closed.
     """
 
     think: tuple[str, str] = THINK
     wrap: tuple[str, str] = ("", "")
     calls: tuple[tuple[str, str], ...] = ()
+    calls_end_thinking: bool = True
     read: Read = lambda body, tools: []
 
 
@@ -93,7 +95,8 @@ class TagParser:
 
     def _thinking(self, pieces: list[Piece], last: bool) -> bool:
         end = self._dialect.think[1]
-        tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in self._calls)], last)
+        calls = self._calls if self._dialect.calls_end_thinking else ()
+        tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in calls)], last)
         if tag == end:
             self._enter("opening", self._held[len(end) :], trim=True)
         return bool(tag)
