@@ -112,24 +112,24 @@ struct Columns {
   }
 
   // total += S'k
-  void see(const float* s, const float* k, int rows, float* total) const {
+  void see(const float* s, const float* k, int rows, Lanes* total) const {
     Lanes sums[N];
-    for (int n = 0; n < N; n++) sums[n] = lanes(total + 16 * n);
+    for (int n = 0; n < N; n++) sums[n] = total[n];
     for (int i = 0; i < rows; i++, s += row)
       for (int n = 0; n < N; n++) sums[n] = fma(get(s, n), all(k[i]), sums[n]);
-    for (int n = 0; n < N; n++) put(total + 16 * n, sums[n]);
+    for (int n = 0; n < N; n++) total[n] = sums[n];
   }
 
   // S = left * S + k change', into `to`; y += S'q, and, NEXT, total += S'next.
   template <bool NEXT>
   void learn(const float* s, float* to, const float* k, const float* q, const float* next, int rows, float left,
-             const float* change, float* y, float* total) const {
+             const Lanes* change, Lanes* y, Lanes* total) const {
     const Lanes g = all(left);
     Lanes c[N], out[N], sums[N];
     for (int n = 0; n < N; n++) {
-      c[n] = lanes(change + 16 * n);
-      out[n] = lanes(y + 16 * n);
-      sums[n] = NEXT ? lanes(total + 16 * n) : out[n];
+      c[n] = change[n];
+      out[n] = y[n];
+      sums[n] = NEXT ? total[n] : y[n];
     }
     for (int i = 0; i < rows; i++, s += row, to += row) {
       const Lanes ki = all(k[i]), qi = all(q[i]), after = NEXT ? all(next[i]) : qi;
@@ -141,15 +141,22 @@ struct Columns {
       }
     }
     for (int n = 0; n < N; n++) {
-      put(y + 16 * n, out[n]);
-      if (NEXT) put(total + 16 * n, sums[n]);
+      y[n] = out[n];
+      if (NEXT) total[n] = sums[n];
     }
   }
 
   // What a token's value has to tell: learnt * (v - left * seen).
-  void change(const float* v, const float* forget, const float* seen, float* to) const {
-    for (int n = 0; n < N; n++)
-      put(to + 16 * n, all(forget[1]) * (get(v, n) - all(forget[0]) * lanes(seen + 16 * n)));
+  Lanes change(const float* v, const float* forget, const Lanes* seen, int n) const {
+    return all(forget[1]) * (get(v, n) - all(forget[0]) * seen[n]);
+  }
+
+  // The same sums in memory, sixteen floats each.
+  void read(const float* from, Lanes* to) const {
+    for (int n = 0; n < N; n++) to[n] = lanes(from + 16 * n);
+  }
+  void write(const Lanes* from, float* to) const {
+    for (int n = 0; n < N; n++) put(to + 16 * n, from[n]);
   }
 };
 
@@ -163,15 +170,17 @@ void band_of_tokens(const Delta& d, const Paths& p, int sequence, int head, int 
   std::memset(s, 0, size_t(d.dk) * delta_band * 4);
   if (source >= 0) copy(d.slot(source, head) + first, there.row, s, whole.row);
   auto keep = [&](int slot) { copy(s, whole.row, d.slot(slot, head) + first, there.row); };
-  alignas(64) float seen[delta_band] = {}, change[delta_band], y[delta_band];
+  Lanes seen[N], change[N], y[N];
+  for (int n = 0; n < N; n++) seen[n] = all(0.0f);
   const int key_head = d.key_head(head);
   if (end > begin) whole.see(s, d.query(key_head, begin) + d.dk, d.dk, seen);
   for (int t = begin; t < end; t++) {
     const float *q = d.query(key_head, t), *k = q + d.dk, *v = d.value(head, t) + first;
     const float* forget = d.forget(head, t);
-    there.change(v, forget, seen, change);
-    std::memset(seen, 0, sizeof seen);
-    std::memset(y, 0, sizeof y);
+    for (int n = 0; n < N; n++) {
+      change[n] = there.change(v, forget, seen, n);
+      y[n] = seen[n] = all(0.0f);
+    }
     if (t + 1 < end) {
       __builtin_prefetch(v + d.qkv_row);
       __builtin_prefetch(v + d.qkv_row + 16);
@@ -180,7 +189,7 @@ void band_of_tokens(const Delta& d, const Paths& p, int sequence, int head, int 
     } else {
       whole.template learn<false>(s, s, k, q, nullptr, d.dk, forget[0], change, y, nullptr);
     }
-    for (int n = 0; n < N; n++) there.set(d.out(head, t) + first, n, lanes(y + 16 * n));
+    for (int n = 0; n < N; n++) there.set(d.out(head, t) + first, n, y[n]);
     if (p.kept[sequence] >= 0 && t - begin + 1 == p.kept_after[sequence]) keep(p.kept[sequence]);
   }
   keep(p.target[sequence]);
@@ -193,7 +202,7 @@ void delta_tokens(const Delta& d, const Paths& p, int sequence, int head, int fi
 }
 
 // Rows in the order they lie in memory, some at once through all columns, which stay in the first cache meanwhile.
-constexpr int rows_a_turn = 16;
+constexpr int rows_a_turn = 4;
 
 template <class Work>
 inline void in_turns(int rows, int columns, const Work& work) {
@@ -214,18 +223,25 @@ void delta_token(const Delta& d, const Paths& p, int sequence, int head, const f
   std::memset(seen, 0, size_t(width) * 4);
   std::memset(y, 0, size_t(width) * 4);
   in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
-    columns.see(s + size_t(i) * dv + j, k + i, count, seen + j);
+    Lanes total[columns.wide / 16];
+    columns.read(seen + j, total);
+    columns.see(s + size_t(i) * dv + j, k + i, count, total);
+    columns.write(total, seen + j);
   });
   for (int j = 0; j < dv; j += 16) {
     const Columns<1> some = {0, dv - j < 16 ? dv - j : 16};
-    some.change(d.value(head, token) + j, forget, seen + j, change + j);
+    const Lanes total = lanes(seen + j);
+    put(change + j, some.change(d.value(head, token) + j, forget, &total, 0));
   }
   in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
     const size_t at = size_t(i) * dv + j;
     for (int n = 0; next && n < columns.wide * count; n += 16)
       __builtin_prefetch(next + size_t(i) * dv + size_t(j) * count + n, 0, 2);
-    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0],
-                                  change + j, y + j, nullptr);
+    Lanes told[columns.wide / 16], out[columns.wide / 16];
+    columns.read(change + j, told);
+    columns.read(y + j, out);
+    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0], told, out, nullptr);
+    columns.write(out, y + j);
   });
   std::memcpy(d.out(head, token), y, size_t(dv) * 4);
   if (p.kept[sequence] >= 0) std::memcpy(d.slot(p.kept[sequence], head), to, d.matrix() * 4);

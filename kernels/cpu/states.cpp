@@ -60,7 +60,7 @@ void check(const Paths& p, int rows, int slots) {
 
 void convolve(const Step& step, const Convolution& c, const Paths& p, int threads) {
   if (threads <= 0) threads = usable_cores();
-  const bool little = size_t(p.starts[p.sequences]) * c.channels < 16384;
+  const bool little = size_t(p.starts[p.sequences]) * c.channels * (c.taps + 1) < 16384;
   const int lanes = (c.channels + 15) / 16, bands = little ? 1 : std::min(lanes, 4 * threads);
   parallel(p.sequences * bands, little ? 1 : threads, [&](int i) {
     const int s = i / bands, band = i % bands;
@@ -85,7 +85,7 @@ void delta(const Step& step, Delta d, const Paths& p, int threads) {
   for (int s = 0; s < p.sequences; s++) order[size_t(s)] = s;
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return p.rows(a) > p.rows(b); });
   std::vector<Share> shares;
-  const int parts = std::min(heads, std::max(1, 4 * threads / p.sequences));
+  const int parts = std::min(heads, std::max(1, 2 * threads / p.sequences));
   bool many = false;
   for (int s : order) {
     const bool one = p.rows(s) == 1;
