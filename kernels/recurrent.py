@@ -1,21 +1,21 @@
-"""The door of the recurrent layers: short convolutions and gated delta rules, on whatever serves the device."""
+"""The door of the recurrent layers: convolutions, gated delta rules and state spaces, on whatever serves the device."""
 
 import torch
 from gmoe.kernels import cpu_recurrent, reference_recurrent
 from gmoe.kernels.device_kernels import DeviceKernels
-from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer, StateShape
 from torch import Tensor
 
-__all__ = ["DeltaNet", "DeltaRule", "Paths", "ShortConv", "StateLayer", "StateShape"]
+__all__ = ["DeltaNet", "DeltaRule", "Paths", "ShortConv", "SpaceRule", "StateLayer", "StateShape", "StateSpace"]
 
 
 class ShortConv:
-    """A causal convolution by channel, weight [C, taps + 1] float32, the oldest input first."""
+    """A causal convolution by channel, weight [C, taps + 1] float32, the oldest input first; bias [C] or None."""
 
-    def __init__(self, weight: Tensor, on: DeviceKernels | None = None):
-        self.weight, self.on = weight, on
-        self._compiled = cpu_recurrent.ShortConv(weight) if on is None else None
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, on: DeviceKernels | None = None):
+        self.weight, self.bias, self.on = weight, bias, on
+        self._compiled = cpu_recurrent.ShortConv(weight) if on is None and bias is None else None
 
     def __call__(
         self,
@@ -27,14 +27,14 @@ class ShortConv:
         before: Tensor | None = None,
         after: Tensor | None = None,
     ) -> Tensor:
-        """y = after * f(conv(before * x)), f the SiLU or nothing: -> [T, C].
+        """y = after * f(conv(before * x) + bias), f the SiLU or nothing: -> [T, C].
 
         x, before and after [T, C] float32 may be parts of wider rows. The last inputs of each sequence, before * x,
         are in the state as `paths` say.
         """
         if self._compiled is not None:
             return self._compiled(x, state, paths, silu, before, after, torch.get_num_threads())
-        return reference_recurrent.short_conv(x, self.weight, state, paths, silu, before, after)
+        return reference_recurrent.short_conv(x, self.weight, self.bias, state, paths, silu, before, after)
 
 
 class DeltaNet:
@@ -56,3 +56,20 @@ class DeltaNet:
         if self._compiled is not None:
             return self._compiled(qkv, alpha, beta, z, state, paths, torch.get_num_threads())
         return reference_recurrent.delta_rule(qkv, alpha, beta, z, self.rule, state, paths)
+
+
+class StateSpace:
+    """A selective state space (Mamba-2) between its convolution and its output map."""
+
+    def __init__(self, rule: SpaceRule, on: DeviceKernels | None = None):
+        self.rule, self.on = rule, on
+
+    def __call__(self, xbc: Tensor, dt: Tensor, z: Tensor, state: StateLayer, paths: Paths) -> Tensor:
+        """-> [T, n_head * dv], gated by z and normed by group.
+
+        xbc [T, n_head * dv + 2 * n_group * dk], dt [T, n_head], z [T, n_head * dv], all float32, may be parts of
+        wider rows. With step = softplus(dt + dt_bias) a head's matrix becomes S = exp(step * a) S + B (step * x)', and
+        y = S'C + d x; then norm(silu(z) y). A token's bits depend on no other sequence, and not on how many of its own
+        were computed with it.
+        """
+        return reference_recurrent.state_space(xbc, dt, z, self.rule, state, paths)

@@ -22,16 +22,29 @@ class DeltaRule(NamedTuple):
     neighbours: bool
 
 
+class SpaceRule(NamedTuple):
+    """What a selective state space (Mamba-2) knows of a layer; heads h share the group h // (n_head / n_group)."""
+
+    n_group: int
+    n_head: int
+    a: Tensor  # [n_head], how fast a head forgets, below 0
+    dt_bias: Tensor  # [n_head]
+    d: Tensor  # [n_head], how much of its input a head adds
+    norm: Tensor  # [n_head * dv], weight of the norms over a group's heads
+    eps: float
+
+
 def short_conv(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     state: StateLayer,
     paths: Paths,
     silu: bool,
     before: Tensor | None = None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """y[t] = after[t] * f(sum_j weight[:, j] * u[t - taps + j]) with u = before * x, f the SiLU or nothing."""
+    """y[t] = after[t] * f(sum_j weight[:, j] * u[t - taps + j] + bias), u = before * x, f the SiLU or nothing."""
     u = x if before is None else x * before
     y, taps = torch.empty_like(u), state.shape.taps
     for begin, end, source, target, kept, kept_after in _each(paths):
@@ -41,6 +54,7 @@ def short_conv(
         if kept >= 0:
             state.inputs[kept] = line[kept_after : kept_after + taps]
         state.inputs[target] = line[end - begin :]
+    y = y if bias is None else y + bias
     y = torch.nn.functional.silu(y) if silu else y
     return y if after is None else y * after
 
@@ -72,6 +86,28 @@ def delta_rule(
         state.matrices[target] = s
     y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps) * rule.norm
     return (y.flatten(1) * torch.nn.functional.silu(z)).contiguous()
+
+
+def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths) -> Tensor:
+    """S = g * S + B (dt * x)'; y = S'C + d * x, by head; then norm(silu(z) * y), by group."""
+    shape, groups = state.shape, rule.n_head // rule.n_group
+    wide, narrow = rule.n_head * shape.dv, rule.n_group * shape.dk
+    parts = xbc.split([wide, narrow, narrow], 1)
+    x, b, c = (part.unflatten(1, (-1, d)) for part, d in zip(parts, (shape.dv, shape.dk, shape.dk), strict=True))
+    b, c = b.repeat_interleave(groups, 1), c.repeat_interleave(groups, 1)  # [T, H, dk]
+    dt = torch.nn.functional.softplus(dt + rule.dt_bias)
+    g, y = torch.exp(dt * rule.a), torch.empty_like(x)
+    for begin, end, source, target, kept, kept_after in _each(paths):
+        s = torch.zeros_like(state.matrices[0]) if source < 0 else state.matrices[source].clone()  # [H, dk, dv]
+        for t in range(begin, end):
+            s = g[t, :, None, None] * s + b[t, :, :, None] * (dt[t, :, None] * x[t])[:, None]
+            y[t] = (s * c[t, :, :, None]).sum(1) + rule.d[:, None] * x[t]
+            if kept >= 0 and t - begin + 1 == kept_after:
+                state.matrices[kept] = s
+        state.matrices[target] = s
+    y = (y.flatten(1) * torch.nn.functional.silu(z)).unflatten(1, (rule.n_group, -1))
+    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps)
+    return (y.flatten(1) * rule.norm).contiguous()
 
 
 def _each(paths: Paths) -> list[tuple[int, int, int, int, int, int]]:

@@ -36,7 +36,7 @@ class DeltaNet(RecurrentLayer):
         self.state_shape = StateShape(hp.ssm_d_conv - 1, self.qkv_rows, self.n_value, self.d, self.d)
         w.need("ssm_a", "ssm_dt.bias", "ssm_norm.weight", "ssm_conv1d.weight")
         conv = dequantize(w.quant("ssm_conv1d", shape=(self.qkv_rows, hp.ssm_d_conv)), on=w.on)
-        self.conv = ShortConv(conv, w.on)
+        self.conv = ShortConv(conv, on=w.on)
         norm = w.norm("ssm_norm", n=self.d)
         a, dt_bias = w.get("ssm_a", "", self.n_value), w.get("ssm_dt", ".bias", self.n_value)
         assert a is not None and dt_bias is not None and norm.weight is not None

@@ -20,7 +20,7 @@ class ShortConv(RecurrentLayer):
             w.refuse(f"{w.hparams.architecture}.shortconv.l_cache", f"{width}; at least 2 is supported")
         self.layer = w.layer
         self.state_shape = StateShape(width - 1, n)
-        self.conv = recurrent.ShortConv(dequantize(w.quant("shortconv.conv", shape=(n, width)), on=w.on), w.on)
+        self.conv = recurrent.ShortConv(dequantize(w.quant("shortconv.conv", shape=(n, width)), on=w.on), on=w.on)
         maps = w.linear("shortconv.in_proj", n, 3 * n)
         self.inputs = beside(maps.rows(0, n), maps.rows(n, 2 * n), maps.rows(2 * n, 3 * n))
         self.output = w.linear("shortconv.out_proj", n, n)

@@ -73,7 +73,7 @@ class Weights:
     def quant(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
         """A tensor as it is in the file, where the model runs; one of another `shape` is refused."""
         tensor = self._view(name, suffix)
-        if shape is not None and tensor.shape == (1, *shape) and len(shape) == 1:  # to GGUF it is the same
+        if shape is not None and len(shape) == 1 and tensor.shape in ((1, *shape), (*shape, 1)):  # all the same to GGUF
             tensor = QuantTensor(tensor.data.reshape(-1), tensor.format, shape)
         if shape is not None and tensor.shape != shape:
             have, want = list(tensor.shape), list(shape)
@@ -122,11 +122,16 @@ class Weights:
         name = next((name for name in names if self.has(name)), names[0])
         n = self.hparams.n_embd if n is None else n
         weight = dequantize(self.quant(name, shape=(n,)), on=self.on)
+        return RMSNorm(weight, self.eps, self.get(name, ".bias", n), self.on)
+
+    @property
+    def eps(self) -> float:
+        """What the model's norms add."""
         eps = self.hparams.rms_eps if self.hparams.rms_eps is not None else self.hparams.norm_eps
         if eps is None:
             key = f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon"
             raise UnsupportedModel(str(self.file.path), key, "required by its norms")
-        return RMSNorm(weight, eps, self.get(name, ".bias", n), self.on)
+        return eps
 
     def head_norm(self, name: str, n: int) -> HeadNorm | None:
         """A norm of queries or keys, of `n` numbers, where the file has it."""
