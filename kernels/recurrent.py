@@ -34,7 +34,7 @@ class ShortConv:
         """
         if self._compiled is not None:
             return self._compiled(x, state, paths, silu, before, after, torch.get_num_threads())
-        return reference_recurrent.short_conv(x, self.weight, self.bias, state, paths, silu, before, after)
+        return reference_recurrent.short_conv(x, self.weight, state, paths, silu, before, after, self.bias)
 
 
 class DeltaNet:

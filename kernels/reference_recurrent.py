@@ -37,12 +37,12 @@ class SpaceRule(NamedTuple):
 def short_conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     state: StateLayer,
     paths: Paths,
     silu: bool,
     before: Tensor | None = None,
     after: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """y[t] = after[t] * f(sum_j weight[:, j] * u[t - taps + j] + bias), u = before * x, f the SiLU or nothing."""
     u = x if before is None else x * before
