@@ -198,6 +198,66 @@ CASES: list[tuple[str, str, list[Any]]] = [
         [content("a <|tool_call_start|>[weather('Rome')]<|tool_call_end|>"), call(ToolCall("time", {}))],
     ),
     ("lfm2", "see [link](url) <|tool_call", [content("see [link](url) <|tool_call")]),
+    ("gemma4", "<|channel>thought\nhm,\n<b>\n<channel|>Hello \n", [thinking("hm,\n<b>"), content("Hello \n")]),
+    ("gemma4", "<|channel>thought<channel|>Hi<|channel>thought\n<channel|><channel|>", [content("Hi")]),
+    ("gemma4", "<|channel><|channel>thought\n<channel|>Hi, thought <b", [content("Hi, thought <b")]),
+    ("gemma4", "  a<channel|> b <|chan", [content("  a b <|chan")]),
+    ("gemma4", "<|channel>thou", [content("thou")]),
+    (
+        "gemma4",
+        'a\n<|channel>thought\nb <|tool_call>call:time{}<tool_call|><channel|><|tool_call>call:weather{city:<|"|>Rome'
+        '<|"|>,days:2}<tool_call|>',
+        [content("a"), thinking("b <|tool_call>call:time{}<tool_call|>"), call(TWO)],
+    ),
+    (
+        "gemma4",
+        'Ok. <|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|><|tool_call>call:time{}<tool_call|>\n',
+        [content("Ok."), call(ROME), call(ToolCall("time", {}))],
+    ),
+    (
+        "gemma4",
+        '<|tool_call>call:my-time.x{city:<|"|>{"a": [1,\n"b}"]}<|"|>, near:[-1.5e3,{<|"|>a: b<|"|>:[],c d:{}}], '
+        'zip:None,metric:true,"x":"y:z, \\"q"}<tool_call|>',
+        [
+            call(
+                ToolCall(
+                    "my-time.x",
+                    {
+                        "city": '{"a": [1,\n"b}"]}',
+                        "near": [-1500.0, {"a: b": [], "c d": {}}],
+                        "zip": None,
+                        "metric": True,
+                        "x": 'y:z, "q',
+                    },
+                )
+            )
+        ],
+    ),
+    (
+        "gemma4",
+        '<|tool_call>call:time{s:<|"|><tool_call|><|"|>}<tool_call|>',
+        [call(ToolCall("time", {"s": "<tool_call|>"}))],
+    ),
+    (
+        "gemma4",
+        "a <|tool_call>call:weather{city:Rome}<tool_call|> <|tool_call>call:time{<tool_call|><|tool_call>call:time{}",
+        [
+            content("a <|tool_call>call:weather{city:Rome}<tool_call|> <|tool_call>call:time{<tool_call|>"),
+            call(ToolCall("time", {})),
+        ],
+    ),
+    ("gemma4", '<|tool_call>call:time{s:<|"|>', [content('<|tool_call>call:time{s:<|"|>')]),
+    (
+        "functiongemma",
+        "<start_function_call>call:weather{city:<escape>Rome<escape>,days:2}<end_function_call>"
+        "<start_function_call>call:time{}<end_function_call>Hi",
+        [call(TWO), call(ToolCall("time", {})), content("Hi")],
+    ),
+    (
+        "functiongemma",
+        "<start_function_call>time<end_function_call>",
+        [content("<start_function_call>time<end_function_call>")],
+    ),
     ("harmony", "<|channel|>final<|message|>Hi<|return|>", [content("Hi")]),
     (
         "harmony",
@@ -229,6 +289,8 @@ PROMPTS = [
     ("think", "<|Assistant|><think>\n", "Hm\n</think>\n\nHi", [thinking("Hm"), content("Hi")]),
     ("hermes", "assistant\n<think>\n\n</think>\n\n", "Hi", [content("Hi")]),
     ("mistral", "[/INST][THINK]", "x[/THINK]y", [thinking("x"), content("y")]),
+    ("gemma4", "<|turn>model\n<|channel>thought\n<channel|>", "Hi", [content("Hi")]),
+    ("gemma4", "<|turn>model\n<|channel>thought\n", "x<channel|>y", [thinking("x"), content("y")]),
     ("harmony", "<|start|>assistant", "<|channel|>final<|message|>Hi", [content("Hi")]),
     ("harmony", "<|start|>assistant<|channel|>final<|message|>", "Hi", [content("Hi")]),
     ("harmony", "<|start|>assistant<|channel|>analysis<|message|>", "Hm", [thinking("Hm")]),
@@ -325,6 +387,7 @@ def test_thinking_and_content_stream_at_once() -> None:
         "[weather(days=" + "-" * 50_000 + "1)]",
         "[weather(near=" + "[" * 5000 + "]" * 5000 + ")]",
         "time" + "()" * 50_000,
+        "℘1(city='Rome')",
         "__import__('os').system('true')",
     ],
 )
@@ -350,6 +413,14 @@ def test_what_is_no_call_of_lfm2_stays_text(body: str) -> None:
                 CALL,
                 "<function=",
                 "<|channel|>",
+                "<|channel>",
+                "<channel|>",
+                "thought",
+                "<|tool_call>",
+                "call:",
+                '<|"|>',
+                ":",
+                "<tool_call|>",
                 "<|message|>",
                 "<|end|>",
                 "to=",
@@ -393,6 +464,10 @@ def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list
         ("<|start_header_id|>", None, "llama3"),
         ("<|header_start|> <|python_start|>", None, "llama3"),
         ("<|start_of_role|> <|tool_call|>", None, "granite"),
+        ("'<|channel>thought\\n<channel|>'", None, "gemma4"),
+        ("{{- '<|tool_call>call:' -}}", None, "gemma4"),
+        ("<start_of_turn> <start_function_call>", None, "functiongemma"),
+        ("<start_of_turn>", "gemma4", "gemma4"),
         ("<|tool_list_start|>", None, "lfm2"),
         ("'<think>' '<|tool_call_start|>['", None, "lfm2"),
         ("List of tools: [ </think>", None, "lfm2"),
@@ -408,7 +483,7 @@ def test_the_dialect_is_found(template: str, parser: str | None, dialect: str) -
 def test_a_parser_of_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="PARSER klingon is not supported; supported: .*hermes"):
         require_parser("klingon")
-    for name in ("olmo3", "cogito", "glm-ocr", "functiongemma"):
+    for name in ("olmo3", "cogito", "glm-ocr"):
         require_parser(name)
         assert not known(name)
     assert known("qwen3-coder") and known("harmony")

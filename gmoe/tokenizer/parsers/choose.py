@@ -9,6 +9,9 @@ from gmoe.tokenizer.parsers.tags import Parser
 
 _SIGNS = (  # the first that a template contains
     ("<|channel|>", "harmony"),
+    ("<|channel>", "gemma4"),
+    ("<|tool_call>", "gemma4"),
+    ("<start_function_call>", "functiongemma"),
     ("<minimax:tool_call>", "minimax"),
     ("<｜tool▁calls▁begin｜>", "deepseek"),
     ("<|tool_calls_section_begin|>", "kimi"),
@@ -47,7 +50,7 @@ _OLLAMA = {  # Ollama's names for PARSER
     "olmo3-think": "think",
 }
 _WRITTEN_ELSEWHERE = frozenset(  # Ollama's too, for which there is no file here
-    "cogito cohere deepseek-ocr functiongemma gemma4 glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
+    "cogito cohere deepseek-ocr glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
 )
 _NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
 DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))

@@ -12,9 +12,8 @@ MARKS = (*THINK, *TAGS)
 _PART = re.compile(  # of what follows a quote decides whether it closes: the models leave apostrophes as they are
     r"""(?P<prefix>\w?)(?P<quote>\"{3}|'{3}|["'])"""
     r"""(?P<text>(?:\\.|(?!(?P=quote)\s*(?:[,)\]}:"']|\Z))[^\\])*)(?P=quote)"""
-    r"""|(?P<name>[^\W\d][\w.-]*)(?=\s*[=(])"""
-    r"""|(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])"""
-    r"""|(?P<word>\w+)|(?P<open>["'])""",
+    r"""|(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.-])"""
+    r"""|(?P<word>\w[\w.-]*)(?P<named>(?=\s*[=(]))?|(?P<open>["'])""",
     re.DOTALL,
 )
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
@@ -24,15 +23,17 @@ _WORDS = {"true": "True", "false": "False", "null": "None"}
 
 def read(body: str, tools: Tools) -> list[ToolCall]:
     """All calls between the marks; a name may be any word, dotted and hyphenated ones and Python's own as well."""
-    names: list[str] = []
+    names: dict[str, str] = {}
 
     def python(part: re.Match[str]) -> str:
-        if name := part["name"]:  # Python is shown a name of its own kind
-            names.append(name)
-            return f"_{len(names) - 1}"
+        word = part["word"]
+        if part["named"] is not None:  # Python is shown a name of its own kind
+            shown = f"_{len(names)}"
+            names[shown] = word
+            return shown
         if part["number"]:
             return part["number"]
-        if word := part["word"]:
+        if word:
             if word not in {*_WORDS, *_WORDS.values()}:
                 raise Unreadable(f"{word} is no value")
             return _WORDS.get(word, word)
@@ -60,7 +61,7 @@ def _letter(escape: str) -> str:
     return chr(int(escape[1:], 16)) if len(escape) > 1 else _LETTERS.get(escape, "\\" + escape)
 
 
-def _call(node: ast.expr, names: list[str]) -> ToolCall:
+def _call(node: ast.expr, names: dict[str, str]) -> ToolCall:
     match node:
         case ast.Call(ast.Name(name), [], keywords):
             return ToolCall(_named(name, names), {_named(one.arg, names): _value(one.value) for one in keywords})
@@ -69,10 +70,10 @@ def _call(node: ast.expr, names: list[str]) -> ToolCall:
     raise Unreadable("no call")
 
 
-def _named(name: str | None, names: list[str]) -> str:
-    if name is None:
-        raise Unreadable("an argument needs a name")
-    return names[int(name[1:])]
+def _named(name: Any, names: dict[str, str]) -> str:
+    if name not in names:
+        raise Unreadable("an argument or a call without a name")
+    return names[name]
 
 
 def _value(node: ast.expr | None) -> Any:
