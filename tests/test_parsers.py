@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmoe.tokenizer.parsers.arguments import ToolCall
-from gmoe.tokenizer.parsers.choose import DIALECTS, dialect_of, known, marks_of, parser_for, require_parser
+from gmoe.tokenizer.parsers.choose import (
+    DIALECTS,
+    dialect_of,
+    end_of_thinking,
+    known,
+    marks_of,
+    parser_for,
+    require_parser,
+)
 
 WEATHER = {
     "type": "function",
@@ -353,6 +361,24 @@ def test_what_is_given_is_never_taken_back(dialect: str, text: str, pieces: list
 def test_every_dialect_has_cases_and_marks() -> None:
     assert {dialect for dialect, *_ in CASES} == set(DIALECTS)
     assert all(all(isinstance(mark, str) for mark in marks_of(dialect)) for dialect in DIALECTS)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "begin", "end"),
+    [
+        ("hermes", "<think>", "</think>"),
+        ("lfm2", "<think>", "</think>"),
+        ("gemma4", "<|channel>thought\n", "<channel|>"),
+        ("harmony", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ],
+)
+def test_behind_the_end_of_thinking_comes_the_answer(dialect: str, begin: str, end: str) -> None:
+    assert end_of_thinking(dialect) == end
+    assert parse(dialect, [f"{begin}hm{end}Hi"]) == [thinking("hm"), content("Hi")]
+
+
+def test_not_every_dialect_thinks() -> None:
+    assert end_of_thinking("plain") is end_of_thinking("llama3") is end_of_thinking("functiongemma") is None
 
 
 def test_thinking_and_content_stream_at_once() -> None:

@@ -15,7 +15,7 @@ from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
 from gmoe.text import TextEvent, TextStream
-from gmoe.tokenizer.parsers.choose import dialect_of, marks_of, parser_for
+from gmoe.tokenizer.parsers.choose import dialect_of, end_of_thinking, marks_of, parser_for
 from gmoe.tokenizer.parsers.tags import THINK
 
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
@@ -141,14 +141,13 @@ class Answer:
 
     def _end_of_thinking(self, prompt: Prompt, dialect: str) -> str | None:
         """The text behind which the answer proper begins, where the model thinks first."""
-        marks = marks_of(dialect)
         begun = (prompt.text or "").rstrip().endswith(THINK[0])
         able = "thinking" in capabilities(self.llm.file.metadata, self.entry.modelfile)
         if not begun and (not able or self.ask.think is False):
             return None
-        if dialect == "harmony":
-            return "<|channel|>final<|message|>"
-        return THINK[1] if set(THINK) <= set(marks) else None
+        if dialect == "gemma4" and not self.ask.think:  # its template has it think only where that is asked for
+            return None
+        return end_of_thinking(dialect)
 
     def _echo(self, prompt: Prompt, params: SamplingParams) -> Piece:
         """The prompt, and where probabilities are asked for those of its tokens."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gmoe.tokenizer.parsers.arguments import Tools
-from gmoe.tokenizer.parsers.tags import Parser
+from gmoe.tokenizer.parsers.tags import THINK, Parser
 
 _SIGNS = (  # the first that a template contains
     ("<|channel|>", "harmony"),
@@ -89,6 +89,13 @@ def marks_of(dialect: str) -> tuple[str, ...]:
     """The tokens whose text a parser must see, although they are no text."""
     marks: tuple[str, ...] = _module(dialect).MARKS
     return marks
+
+
+def end_of_thinking(dialect: str) -> str | None:
+    """The text behind which the answer proper begins, where a model has thought; None: the dialect shows none."""
+    usual = THINK[1] if set(THINK) <= set(marks_of(dialect)) else None
+    end: str | None = getattr(_module(dialect), "ANSWER", usual)
+    return end
 
 
 def _module(dialect: str) -> ModuleType:

@@ -9,6 +9,7 @@ from gmoe.tokenizer.parsers.tags import Dialect, Parser, Piece, TagParser
 CHANNEL, END, NAME = "<|channel>", "<channel|>", "thought"
 TAGS, QUOTE = ("<|tool_call>", "<tool_call|>"), '<|"|>'
 MARKS = (CHANNEL, END, *TAGS, QUOTE)
+ANSWER = END
 _CALL = re.compile(r'\s*call:\s*([^\s{}"]+)\s*(\{.*\})\s*', re.DOTALL)
 _PART = re.compile(r"""("(?:\\.|[^"\\])*")|([^\s{}\[\],:"][^{}\[\],:"]*)(:?)""", re.DOTALL)
 _WORDS = {"none": "null", "null": "null", "true": "true", "false": "false"}
