@@ -109,6 +109,34 @@ CASES: list[tuple[str, str, list[Any]]] = [
             )
         ],
     ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\na </parameter> b </tool_call> <parameter=c>\n"
+        "</function> d\n</parameter>\n<parameter=zip>\n\n</parameter>\n</function>\n</tool_call>",
+        [call(ToolCall("weather", {"city": "a </parameter> b </tool_call> <parameter=c>\n</function> d", "zip": ""}))],
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n<parameter=days>\n2\n</function>\n"
+        "<function=weather><parameter=city>Rome<parameter=days>2</parameter></function></tool_call>",
+        [call(TWO), call(TWO)],
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>2</parameter></tool_call>",
+        [call(TWO)],
+    ),
+    (
+        "qwen3_coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRo",
+        [content("<tool_call>\n<function=weather>\n<parameter=city>\nRo")],
+    ),
+    (
+        "qwen3_coder",
+        "<think>\nhm\n<tool_call>\n<function=time>\n</function>\n</tool_call>\n<tool_call>\n<function=weather>\n"
+        "<parameter=city>\n    Rome\n\n</parameter>\n</function>\n</tool_call>",
+        [thinking("hm"), call(ToolCall("time", {})), call(ToolCall("weather", {"city": "    Rome\n"}))],
+    ),
     ("qwen3_coder", "<tool_call>weather</tool_call>", [content("<tool_call>weather</tool_call>")]),
     ("qwen3_coder", "<tool_call>\n<function=time>\n</function>\n</tool_call>", [call(ToolCall("time", {}))]),
     (
@@ -296,6 +324,13 @@ CASES: list[tuple[str, str, list[Any]]] = [
 PROMPTS = [
     ("think", "<|Assistant|><think>\n", "Hm\n</think>\n\nHi", [thinking("Hm"), content("Hi")]),
     ("hermes", "assistant\n<think>\n\n</think>\n\n", "Hi", [content("Hi")]),
+    (
+        "qwen3_coder",
+        "assistant\n<think>\n",
+        "</think>\n\n<tool_call>\n<function=time>\n</function>\n</tool_call>",
+        [call(ToolCall("time", {}))],
+    ),
+    ("qwen3_coder", "assistant\n<think>\n\n</think>\n\n", "Hi", [content("Hi")]),
     ("mistral", "[/INST][THINK]", "x[/THINK]y", [thinking("x"), content("y")]),
     ("gemma4", "<|turn>model\n<|channel>thought\n<channel|>", "Hi", [content("Hi")]),
     ("gemma4", "<|turn>model\n<|channel>thought\n", "x<channel|>y", [thinking("x"), content("y")]),
