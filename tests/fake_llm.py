@@ -22,6 +22,7 @@ class FakeLLM:
     notices = ["it is a fake"]
     modelfile = Modelfile(())
     defaults = SamplingParams()
+    dialect = "hermes"
 
     def __init__(self, pieces: Sequence[str | BaseException] = ("Hello", " there")):
         self.pieces = pieces

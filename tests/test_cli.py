@@ -548,6 +548,10 @@ def test_a_format_is_followed_and_thinking_only_where_asked_for(llm: FakeLLM, mo
     assert (plain.schema, plain.grammar_after, without["enable_thinking"]) == ({"type": "object"}, None, False)
     assert (thought.schema, thought.grammar_after) == ({"type": "string"}, "</think>")
     assert with_["enable_thinking"] is True
+    llm.dialect = "gemma4"
+    assert gmoe("run", model, "Hi", "--format", "json", "--think").exit_code == 0
+    assert gmoe("run", model, "Hi", "--format", "json", "--think", "--grammar-after", "So:").exit_code == 0
+    assert [asked[2].grammar_after for asked in llm.asked[2:]] == ["<channel|>", "So:"]
     assert gmoe("run", model, "Hi", "--format", "yaml").exit_code == 2
 
 

@@ -55,7 +55,6 @@ def run(
     """
     if format_ is not None:
         flags["json_schema"] = format_
-        flags["grammar_after"] = flags["grammar_after"] or ("</think>" if think else None)
         think = bool(think)
     said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     said |= {name: flags[name] for name in ("json_schema", "grammar_after") if format_ is not None}
@@ -63,7 +62,7 @@ def run(
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    models = Models(options, said, insecure)
+    models = Models(options, said, insecure, thinks=format_ is not None and bool(think))
     models.file_of(model)  # it is there, before anybody types
     text = prompt_text(prompt)
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
