@@ -21,15 +21,17 @@ def _step(level: str | None) -> Any:
 
 
 class ShortConv:
-    """Weights [C, taps + 1], laid out and checked once."""
+    """Weights [C, taps + 1] and a bias [C] or None, laid out and checked once."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
         if weight.dim() != 2 or weight.dtype is not torch.float32 or not weight.is_cpu:
             raise ValueError(f"weight must be float32 [C, taps + 1] on the CPU, not {weight.dtype} {_shape(weight)}")
         self.channels, self.taps = weight.shape[0], weight.shape[1] - 1
         if not 1 <= self.taps <= MOST_TAPS:
             raise ValueError(f"a convolution over {self.taps} earlier inputs; supported are 1 to {MOST_TAPS}")
-        self._weight = weight.t().contiguous()
+        if bias is not None:
+            _check_vector("bias", bias, self.channels)
+        self._weight, self._bias = weight.t().contiguous(), bias
 
     def __call__(
         self,
@@ -48,7 +50,8 @@ class ShortConv:
         slots = state.inputs
         _check_slots(slots, (self.taps, self.channels))
         y = torch.empty(shape)
-        known = self.channels, self.taps, silu, self._weight.data_ptr()
+        bias = 0 if self._bias is None else self._bias.data_ptr()
+        known = self.channels, self.taps, silu, self._weight.data_ptr(), bias
         where = y.data_ptr(), shape[0], slots.data_ptr(), slots.shape[0]
         _cpu.short_conv(_step(level), *known, *rows, *where, _paths(paths), threads)
         return y
@@ -62,12 +65,7 @@ class DeltaNet:
         if r.n_key < 1 or r.n_value % r.n_key:
             raise ValueError(f"{r.n_value} heads of values do not share {r.n_key} of keys evenly")
         for name, vector, n in (("a", r.a, r.n_value), ("dt_bias", r.dt_bias, r.n_value), ("norm", r.norm, None)):
-            fits = vector.dim() == 1 and n in (None, vector.shape[0]) and vector.is_contiguous()
-            if not fits or vector.dtype is not torch.float32 or not vector.is_cpu:
-                want = "dv" if n is None else n
-                raise ValueError(
-                    f"{name} must be contiguous float32 [{want}] on the CPU, not {vector.dtype} {_shape(vector)}"
-                )
+            _check_vector(name, vector, n)
         self.rule, self.dv = rule, r.norm.shape[0]
         vectors = r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr()
         self._native = _cpu.DeltaRule(r.n_key, r.n_value, self.dv, r.neighbours, *vectors, r.eps)
@@ -108,6 +106,13 @@ def _rows(name: str, x: Tensor | None, shape: tuple[int, int]) -> Any:
             f"{name} must be float32 {list(shape)} on the CPU, numbers side by side, not {x.dtype} {_shape(x)}"
         )
     return _cpu.Rows(x.data_ptr(), x.stride(0))
+
+
+def _check_vector(name: str, x: Tensor, n: int | None) -> None:
+    fits = x.dim() == 1 and n in (None, x.shape[0]) and x.is_contiguous()
+    if not fits or x.dtype is not torch.float32 or not x.is_cpu:
+        want = "dv" if n is None else n
+        raise ValueError(f"{name} must be contiguous float32 [{want}] on the CPU, not {x.dtype} {_shape(x)}")
 
 
 def _check_slots(slots: Tensor, shape: tuple[int, ...]) -> None:

@@ -6,7 +6,9 @@ from typing import Protocol
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_recurrent import DeltaRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
+from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
 
 
@@ -59,3 +61,21 @@ class DeviceKernels(Protocol):
 
     def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
         """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits without a value."""
+
+    def short_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: StateLayer,
+        paths: Paths,
+        silu: bool,
+        before: Tensor | None,
+        after: Tensor | None,
+    ) -> Tensor:
+        """`recurrent.ShortConv` of this weight and bias; the paths are on the device, and a target may be -1."""
+
+    def delta_rule(
+        self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        """`recurrent.DeltaNet`; the paths are on the device, and a target may be -1."""

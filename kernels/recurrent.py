@@ -15,7 +15,7 @@ class ShortConv:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, on: DeviceKernels | None = None):
         self.weight, self.bias, self.on = weight, bias, on
-        self._compiled = cpu_recurrent.ShortConv(weight) if on is None and bias is None else None
+        self._compiled = cpu_recurrent.ShortConv(weight, bias) if on is None else None
 
     def __call__(
         self,
@@ -34,7 +34,8 @@ class ShortConv:
         """
         if self._compiled is not None:
             return self._compiled(x, state, paths, silu, before, after, torch.get_num_threads())
-        return reference_recurrent.short_conv(x, self.weight, state, paths, silu, before, after, self.bias)
+        assert self.on is not None
+        return self.on.short_conv(x, self.weight, self.bias, state, paths, silu, before, after)
 
 
 class DeltaNet:
@@ -55,7 +56,8 @@ class DeltaNet:
         """
         if self._compiled is not None:
             return self._compiled(qkv, alpha, beta, z, state, paths, torch.get_num_threads())
-        return reference_recurrent.delta_rule(qkv, alpha, beta, z, self.rule, state, paths)
+        assert self.on is not None
+        return self.on.delta_rule(qkv, alpha, beta, z, self.rule, state, paths)
 
 
 class StateSpace:

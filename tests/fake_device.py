@@ -6,6 +6,7 @@ their event is waited for or a random number says so, in any order, and the targ
 
 import random
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib import import_module
 from itertools import count
 from threading import get_ident
@@ -14,11 +15,13 @@ from weakref import finalize
 
 import numpy as np
 import torch
-from gmoe.kernels import reference, reference_step
+from gmoe.kernels import reference, reference_recurrent, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_recurrent import DeltaRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
+from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton.tuned import SHIPPED, Choices
 from torch import Tensor
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -291,6 +294,34 @@ class ReferenceKernels:
         assert (last < turns.context_lens).all()
         turns = turns._replace(context_lens=(last + 1).int())
         return reference_step.attention(q, kv, turns, scale, mask, sinks)
+
+    def short_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: StateLayer,
+        paths: Paths,
+        silu: bool,
+        before: Tensor | None,
+        after: Tensor | None,
+    ) -> Tensor:
+        some = [None if part is None else inner(part) for part in (before, after, bias)]
+        given = inner(x), inner(weight), _inner_state(state), Paths(*map(inner, paths)), silu
+        return FakeTensor(reference_recurrent.short_conv(*given, *some))
+
+    def delta_rule(
+        self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        rule = rule._replace(a=inner(rule.a), dt_bias=inner(rule.dt_bias), norm=inner(rule.norm))
+        given = *map(inner, (qkv, alpha, beta, z)), rule, _inner_state(state), Paths(*map(inner, paths))
+        return FakeTensor(reference_recurrent.delta_rule(*given))
+
+
+def _inner_state(state: StateLayer) -> StateLayer:
+    here = copy(state)
+    here.inputs, here.matrices = inner(state.inputs), inner(state.matrices)
+    return here
 
 
 def _dense(w: QuantTensor) -> Tensor:

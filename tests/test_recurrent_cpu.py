@@ -93,8 +93,9 @@ def test_short_conv(level: str, way: Paths, taps: int, gates: bool) -> None:
     x, before, after = wide.split(net.channels, 1)
     some = (before, after) if gates else (None, None)
     weight, state, plain = random(net.channels, taps + 1, seed=1), filled(net, taps), filled(net, taps)
-    want = reference_recurrent.short_conv(x, weight, plain, way, not gates, *some)
-    compiled = cpu_recurrent.ShortConv(weight)
+    bias = random(net.channels, seed=2) if taps > 2 else None
+    want = reference_recurrent.short_conv(x, weight, plain, way, not gates, *some, bias)
+    compiled = cpu_recurrent.ShortConv(weight, bias)
     got = compiled(x, state, way, not gates, *some, 2, level)
     torch.testing.assert_close(got, want, **ROUNDED)
     assert torch.equal(state.inputs, plain.inputs)
@@ -236,6 +237,8 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         ShortConv(random(8, 1))
     with pytest.raises(ValueError, match=r"weight must be float32 \[C, taps \+ 1\] on the CPU, not torch.float64"):
         ShortConv(random(8, 4).double())
+    with pytest.raises(ValueError, match=r"bias must be contiguous float32 \[8\] on the CPU, not torch.float32 \[7\]"):
+        ShortConv(random(8, 4), random(7))
     with pytest.raises(ValueError, match="5 heads of values do not share 2 of keys evenly"):
         DeltaNet(net.rule._replace(n_value=5))
     with pytest.raises(ValueError, match=r"a must be contiguous float32 \[4\] on the CPU, not torch.float32 \[3\]"):

@@ -179,7 +179,7 @@ class StepCheck {
         kept_matrices[i] = matrices;
         std::vector<float> y(x.size());
         out[i].resize(size_t(tokens) * values);
-        const Convolution c = {channels, size.taps, size.taps == 3, weight.data(), x.data(),
+        const Convolution c = {channels, size.taps, size.taps == 3, weight.data(), weight.data(), x.data(),
                                size.taps == 2 ? gate.data() : nullptr, size.taps == 2 ? x.data() : nullptr,
                                size_t(channels), size_t(channels), size_t(channels), y.data(), kept_inputs[i].data()};
         gmoe::convolve(*steps[i], c, paths, 1 + i);

@@ -19,6 +19,7 @@ inline void convolve_rows(const Convolution& c, const Paths& p, int sequence, in
       const int m = first + count - i < 16 ? first + count - i : 16;
       Lanes y = all(0.0f);
       for (int j = 0; j <= taps; j++) y = fma(lanes(c.weight + size_t(j) * c.channels + i, m), seen(r + j, i, m), y);
+      if (c.bias) y = y + lanes(c.bias + i, m);
       if (c.silu) y = y * logistic(y);
       if (c.after) y = y * lanes(c.after + size_t(begin + r) * c.after_row + i, m);
       put(c.y + size_t(begin + r) * c.channels + i, y, m);

@@ -24,7 +24,7 @@ void check(const Paths&, int rows, int slots);
 struct Convolution {
   int channels, taps;
   bool silu;
-  const float* weight;  // [taps + 1][channels]
+  const float *weight, *bias;  // [taps + 1][channels], and [channels] or null
   const float *x, *before, *after;  // rows [channels]; the last two or null
   size_t x_row, before_row, after_row;  // floats from a row to the next
   float *y, *slots;

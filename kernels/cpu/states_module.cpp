@@ -35,12 +35,12 @@ void bind_states(nb::module_& m) {
         new (self) DeltaRule{n_key, n_value, dv, neighbours, at<const float>(a), at<const float>(dt_bias),
                              at<const float>(norm), eps};
       });
-  m.def("short_conv", [](const Step& step, int channels, int taps, bool silu, uintptr_t weight, Rows x, Rows before,
-                         Rows after, uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths,
-                         int threads) {
-    const Convolution c = {channels, taps, silu, at<const float>(weight), at<const float>(x.address),
-                           at<const float>(before.address), at<const float>(after.address), x.row, before.row,
-                           after.row, at<float>(y), at<float>(slots)};
+  m.def("short_conv", [](const Step& step, int channels, int taps, bool silu, uintptr_t weight, uintptr_t bias, Rows x,
+                         Rows before, Rows after, uintptr_t y, int rows, uintptr_t slots, int n_slots,
+                         const Paths& paths, int threads) {
+    const Convolution c = {channels, taps, silu, at<const float>(weight), at<const float>(bias),
+                           at<const float>(x.address), at<const float>(before.address), at<const float>(after.address),
+                           x.row, before.row, after.row, at<float>(y), at<float>(slots)};
     enter([=, &step] {
       check(paths, rows, n_slots);
       convolve(step, c, paths, threads);

@@ -8,10 +8,12 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
+from gmoe.kernels.reference_recurrent import DeltaRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
+from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton import activation as activations
 from gmoe.kernels.triton import attention as attending
-from gmoe.kernels.triton import experts, router, step
+from gmoe.kernels.triton import experts, recurrent, router, step
 from gmoe.kernels.triton import linears as maps
 from gmoe.kernels.triton import matmul as products
 from gmoe.kernels.triton.tuned import SHIPPED, Choices
@@ -98,3 +100,25 @@ class Kernels:
         """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that carry no value."""
         with _there(q):
             return attending.attention(q, kv, turns, scale, mask, sinks, choices=self.choices)
+
+    def short_conv(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        state: StateLayer,
+        paths: Paths,
+        silu: bool,
+        before: Tensor | None,
+        after: Tensor | None,
+    ) -> Tensor:
+        """A causal convolution of x [T, C] by weight [C, taps + 1] with a bias [C], its last inputs in the state."""
+        with _there(x):
+            return recurrent.short_conv(x, weight, bias, state, paths, silu, before, after)
+
+    def delta_rule(
+        self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        """A gated delta net: -> [T, n_value * dv], its matrices in the state."""
+        with _there(qkv):
+            return recurrent.delta_rule(qkv, alpha, beta, z, rule, state, paths)
