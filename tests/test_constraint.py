@@ -260,6 +260,19 @@ def test_a_grammar_that_begins_later() -> None:
     assert follow(constraint, byte_ids("ok", "bpe"), "bpe")
 
 
+def test_a_grammar_may_begin_behind_a_control_token() -> None:
+    own = tokenizer("bpe")
+    end = own.encode("<|im_end|>", add_special=False, parse_special=True)
+    assert len(end) == 1 and own.token_bytes(end[0]) == b""
+    constraint = grammars("bpe").compile(SamplingParams(grammar='root ::= "ok"', grammar_after="<|im_end|>"))
+    assert constraint is not None
+    for id in (*byte_ids("hm", "bpe"), *end):
+        assert constraint.allows(id)
+        constraint.accept(id)
+    assert not constraint.allows(byte_ids("x", "bpe")[0])
+    assert follow(constraint, byte_ids("ok", "bpe"), "bpe")
+
+
 def test_no_constraint_where_none_is_asked_for() -> None:
     assert grammars("bpe").compile(SamplingParams()) is None
 

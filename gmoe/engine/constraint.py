@@ -79,7 +79,8 @@ class Constraint:
     def accept(self, token: int) -> None:
         """Go on behind a token that was allowed."""
         if self._after:
-            self._tail += self._vocabulary.token_bytes(token)
+            spelled = self._vocabulary.text(token).encode()
+            self._tail += self._vocabulary.token_bytes(token) or spelled  # the end of thinking may be a control token
             if self._after in self._tail:
                 self._after = b""
             else:
