@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import levels
-from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
 
@@ -67,8 +67,9 @@ class DeltaNet:
         for name, vector, n in (("a", r.a, r.n_value), ("dt_bias", r.dt_bias, r.n_value), ("norm", r.norm, None)):
             _check_vector(name, vector, n)
         self.rule, self.dv = rule, r.norm.shape[0]
-        vectors = r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr()
-        self._native = _cpu.DeltaRule(r.n_key, r.n_value, self.dv, r.neighbours, *vectors, r.eps)
+        self._native = _cpu.DeltaRule(
+            r.n_key, r.neighbours, r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr(), r.eps
+        )
 
     def __call__(
         self,
@@ -82,18 +83,60 @@ class DeltaNet:
         level: str | None = None,
     ) -> Tensor:
         """qkv, alpha, beta and z, parts of wider rows or not -> [T, n_value * dv]."""
-        r, dk, slots, tokens = self.rule, state.shape.dk, state.matrices, qkv.shape[0]
-        _check_slots(slots, (r.n_value, dk, self.dv))
+        r, slots, tokens = self.rule, state.matrices, qkv.shape[0]
+        shape = r.n_value, state.shape.dk, self.dv
+        _check_slots(slots, shape)
         wide = r.n_value * self.dv
         rows = (
-            _rows("qkv", qkv, (tokens, 2 * r.n_key * dk + wide)),
+            _rows("qkv", qkv, (tokens, 2 * r.n_key * state.shape.dk + wide)),
             _rows("alpha", alpha, (tokens, r.n_value)),
             _rows("beta", beta, (tokens, r.n_value)),
             _rows("z", z, (tokens, wide)),
         )
         y = torch.empty(tokens, wide)
         where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
-        _cpu.delta_rule(_step(level), self._native, dk, *rows, *where, _paths(paths), threads)
+        _cpu.delta_rule(_step(level), self._native, *shape, *rows, *where, _paths(paths), threads)
+        return y
+
+
+class StateSpace:
+    """A rule, checked once."""
+
+    def __init__(self, rule: SpaceRule):
+        r = rule
+        if r.n_group < 1 or r.n_head < 1 or r.n_head % r.n_group:
+            raise ValueError(f"{r.n_head} heads do not share {r.n_group} groups evenly")
+        wide = r.norm.numel() // r.n_head * r.n_head
+        for name, vector in (("a", r.a), ("dt_bias", r.dt_bias), ("d", r.d)):
+            _check_vector(name, vector, r.n_head)
+        _check_vector("norm", r.norm, wide)
+        self.rule, self.dv = rule, wide // r.n_head
+        vectors = r.a.data_ptr(), r.dt_bias.data_ptr(), r.d.data_ptr(), r.norm.data_ptr()
+        self._native = _cpu.SpaceRule(r.n_group, *vectors, r.eps)
+
+    def __call__(
+        self,
+        xbc: Tensor,
+        dt: Tensor,
+        z: Tensor,
+        state: StateLayer,
+        paths: Paths,
+        threads: int,
+        level: str | None = None,
+    ) -> Tensor:
+        """xbc, dt and z, parts of wider rows or not -> [T, n_head * dv]."""
+        r, slots, tokens = self.rule, state.matrices, xbc.shape[0]
+        shape = r.n_head, state.shape.dk, self.dv
+        _check_slots(slots, shape)
+        wide = r.n_head * self.dv
+        rows = (
+            _rows("xbc", xbc, (tokens, wide + 2 * r.n_group * state.shape.dk)),
+            _rows("dt", dt, (tokens, r.n_head)),
+            _rows("z", z, (tokens, wide)),
+        )
+        y = torch.empty(tokens, wide)
+        where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
+        _cpu.state_space(_step(level), self._native, *shape, *rows, *where, _paths(paths), threads)
         return y
 
 

@@ -65,6 +65,7 @@ class StateSpace:
 
     def __init__(self, rule: SpaceRule, on: DeviceKernels | None = None):
         self.rule, self.on = rule, on
+        self._compiled = cpu_recurrent.StateSpace(rule) if on is None else None
 
     def __call__(self, xbc: Tensor, dt: Tensor, z: Tensor, state: StateLayer, paths: Paths) -> Tensor:
         """-> [T, n_head * dv], gated by z and normed by group.
@@ -74,4 +75,6 @@ class StateSpace:
         y = S'C + d x; then norm(silu(z) y). A token's bits depend on no other sequence, and not on how many of its own
         were computed with it.
         """
+        if self._compiled is not None:
+            return self._compiled(xbc, dt, z, state, paths, torch.get_num_threads())
         return reference_recurrent.state_space(xbc, dt, z, self.rule, state, paths)

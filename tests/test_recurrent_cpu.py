@@ -6,7 +6,16 @@ import pytest
 import torch
 from gmoe.kernels import cpu_recurrent, reference_recurrent
 from gmoe.kernels.record import record
-from gmoe.kernels.recurrent import DeltaNet, DeltaRule, Paths, ShortConv, StateLayer, StateShape
+from gmoe.kernels.recurrent import (
+    DeltaNet,
+    DeltaRule,
+    Paths,
+    ShortConv,
+    SpaceRule,
+    StateLayer,
+    StateShape,
+    StateSpace,
+)
 from torch import Tensor
 
 from tests.test_step_cpu import LEVELS, random
@@ -19,27 +28,63 @@ class Net(NamedTuple):
     """Sizes of a gated delta net."""
 
     n_key: int
-    n_value: int
+    heads: int
     dk: int
     dv: int
     neighbours: bool = False
 
+    door, compiled, reference = DeltaNet, cpu_recurrent.DeltaNet, staticmethod(reference_recurrent.delta_rule)
+
     @property
     def channels(self) -> int:
-        return 2 * self.n_key * self.dk + self.n_value * self.dv
+        return 2 * self.n_key * self.dk + self.heads * self.dv
 
     @property
     def rule(self) -> DeltaRule:
-        a, bias, norm = -random(self.n_value, seed=1).abs() - 0.1, random(self.n_value, seed=2), random(self.dv, seed=3)
-        return DeltaRule(self.n_key, self.n_value, a, bias, norm, 1e-6, self.neighbours)
+        a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.heads, seed=2), random(self.dv, seed=3)
+        return DeltaRule(self.n_key, self.heads, a, bias, norm, 1e-6, self.neighbours)
 
     def rows(self, tokens: int) -> tuple[Tensor, ...]:
         """qkv, alpha, beta and z of so many tokens."""
-        widths = self.channels, self.n_value, self.n_value, self.n_value * self.dv
+        widths = self.channels, self.heads, self.heads, self.heads * self.dv
+        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
+
+
+class Space(NamedTuple):
+    """Sizes of a selective state space."""
+
+    n_group: int
+    heads: int
+    dk: int
+    dv: int
+
+    door, compiled = StateSpace, cpu_recurrent.StateSpace
+
+    @staticmethod
+    def reference(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, way: Paths) -> Tensor:
+        """In float64: B and C have any length, so that a sum may be far smaller than its terms."""
+        exact = rule._replace(**{name: getattr(rule, name).double() for name in ("a", "dt_bias", "d", "norm")})
+        return reference_recurrent.state_space(xbc.double(), dt.double(), z.double(), exact, state, way).float()
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.dv + 2 * self.n_group * self.dk
+
+    @property
+    def rule(self) -> SpaceRule:
+        a, bias = -random(self.heads, seed=1).abs() - 0.1, random(self.heads, seed=2)
+        d, norm = random(self.heads, seed=3), random(self.heads * self.dv, seed=4)
+        return SpaceRule(self.n_group, self.heads, a, bias, d, norm, 1e-6)
+
+    def rows(self, tokens: int) -> tuple[Tensor, ...]:
+        """xbc, dt and z of so many tokens."""
+        widths = self.channels, self.heads, self.heads * self.dv
         return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
 
 
 NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40), Net(3, 3, 7, 33, True)]
+SPACES = [Space(1, 6, 32, 64), Space(3, 6, 20, 12), Space(2, 4, 16, 40), Space(1, 3, 7, 33)]
+EVERY_RULE = pytest.mark.parametrize("net", [*NETS, *SPACES], ids=str)
 
 
 def ints(*values: int) -> Tensor:
@@ -52,8 +97,8 @@ def paths(*sequences: tuple[int, int, int, int, int]) -> Paths:
     return Paths(ints(0, *torch.tensor(rows).cumsum(0).tolist()), *(ints(*part) for part in slots))
 
 
-def filled(net: Net, taps: int = 3) -> StateLayer:
-    state = StateLayer(StateShape(taps, net.channels, net.n_value, net.dk, net.dv), SLOTS)
+def filled(net: Net | Space, taps: int = 3) -> StateLayer:
+    state = StateLayer(StateShape(taps, net.channels, net.heads, net.dk, net.dv), SLOTS)
     state.inputs.copy_(random(*state.inputs.shape, seed=4))
     state.matrices.copy_(random(*state.matrices.shape, seed=5, scale=0.3))
     return state
@@ -69,11 +114,11 @@ EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 
 @LEVELS
 @EVERY_WAY
-@pytest.mark.parametrize("net", NETS, ids=str)
-def test_delta_rule(level: str, net: Net, way: Paths) -> None:
+@EVERY_RULE
+def test_rules(level: str, net: Net | Space, way: Paths) -> None:
     given, state, plain = net.rows(int(way.starts[-1])), filled(net), filled(net)
-    want = reference_recurrent.delta_rule(*given, net.rule, plain, way)
-    compiled = cpu_recurrent.DeltaNet(net.rule)
+    want = net.reference(*given, net.rule, plain, way)
+    compiled = net.compiled(net.rule)
     got = compiled(*given, state, way, 2, level)
     torch.testing.assert_close(got, want, **ROUNDED)
     torch.testing.assert_close(state.matrices, plain.matrices, **ROUNDED)
@@ -87,13 +132,14 @@ def test_delta_rule(level: str, net: Net, way: Paths) -> None:
 @EVERY_WAY
 @pytest.mark.parametrize("taps", [1, 2, 3, 6])
 @pytest.mark.parametrize("gates", [True, False])
-def test_short_conv(level: str, way: Paths, taps: int, gates: bool) -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_short_conv(level: str, way: Paths, taps: int, gates: bool, biased: bool) -> None:
     net, tokens = NETS[2], int(way.starts[-1])
     wide = random(tokens, 3 * net.channels)
     x, before, after = wide.split(net.channels, 1)
     some = (before, after) if gates else (None, None)
     weight, state, plain = random(net.channels, taps + 1, seed=1), filled(net, taps), filled(net, taps)
-    bias = random(net.channels, seed=2) if taps > 2 else None
+    bias = random(net.channels, seed=7) if biased else None
     want = reference_recurrent.short_conv(x, weight, plain, way, not gates, *some, bias)
     compiled = cpu_recurrent.ShortConv(weight, bias)
     got = compiled(x, state, way, not gates, *some, 2, level)
@@ -118,16 +164,16 @@ def test_many_channels_are_shared_by_the_threads() -> None:
     assert torch.equal(states[1].inputs, states[0].inputs)
 
 
-@pytest.mark.parametrize("net", NETS, ids=str)
-def test_a_sequence_in_pieces_and_in_company(net: Net) -> None:
-    tokens, weight = 22, random(net.channels, 4, seed=6)
-    x, alpha, beta, z = net.rows(tokens)
-    conv, delta = ShortConv(weight), DeltaNet(net.rule)
+@EVERY_RULE
+def test_a_sequence_in_pieces_and_in_company(net: Net | Space) -> None:
+    tokens, weight, bias = 22, random(net.channels, 4, seed=6), random(net.channels, seed=7)
+    x, *given = net.rows(tokens)
+    conv, learn = ShortConv(weight, bias), net.door(net.rule)
 
     def step(state: StateLayer, rows: list[slice], way: Paths) -> Tensor:
         """One pass: the same rows for several sequences one behind the other."""
-        qkv = conv(torch.cat([x[r] for r in rows]), state, way, silu=True)
-        return delta(qkv, *(torch.cat([part[r] for r in rows]) for part in (alpha, beta, z)), state, way)
+        y = conv(torch.cat([x[r] for r in rows]), state, way, silu=True)
+        return learn(y, *(torch.cat([part[r] for r in rows]) for part in given), state, way)
 
     whole = filled(net)
     want = step(whole, [slice(tokens)], paths((tokens, -1, 0, 1, 9)))
@@ -162,13 +208,14 @@ def test_how_fast_a_head_forgets(level: str) -> None:
         assert ((got - want).abs() <= 4 * 2.0**-24 * roundings * want + 2e-38).all()
 
 
-def test_what_is_recorded_finds_its_paths_where_they_are() -> None:
-    net, weight = NETS[0], random(NETS[0].channels, 4, seed=6)
-    conv, delta, state, way = ShortConv(weight), DeltaNet(net.rule), filled(net), paths((1, 0, 0, -1, 0))
+@pytest.mark.parametrize("net", [NETS[0], SPACES[0]], ids=str)
+def test_what_is_recorded_finds_its_paths_where_they_are(net: Net | Space) -> None:
+    conv = ShortConv(random(net.channels, 4, seed=6), random(net.channels, seed=7))
+    learn, state, way = net.door(net.rule), filled(net), paths((1, 0, 0, -1, 0))
     given = tuple(x.clone() for x in net.rows(1))
 
     def work() -> Tensor:
-        return delta(conv(given[0], state, way, silu=True), *given[1:], state, way)
+        return learn(conv(given[0], state, way, silu=True), *given[1:], state, way)
 
     y, recorder = record(work)
     assert recorder is not None and len(recorder) == 2
@@ -180,7 +227,7 @@ def test_what_is_recorded_finds_its_paths_where_they_are() -> None:
     plain.inputs.copy_(state.inputs)
     plain.matrices.copy_(state.matrices)
     recorder.run()
-    want = delta(conv(given[0], plain, way, silu=True), *given[1:], plain, way)
+    want = learn(conv(given[0], plain, way, silu=True), *given[1:], plain, way)
     assert torch.equal(y, want)
     assert torch.equal(plain.inputs, state.inputs) and torch.equal(plain.matrices, state.matrices)
     way.target.fill_(SLOTS)
@@ -204,10 +251,11 @@ NO_PATHS = [
 
 @pytest.mark.parametrize(("sequences", "message"), NO_PATHS, ids=[message for _, message in NO_PATHS])
 def test_paths_that_lead_nowhere_are_refused(sequences: Any, message: str) -> None:
-    net, way = NETS[0], paths(*sequences)
+    net, space, way = NETS[0], SPACES[0], paths(*sequences)
     for work in (
         lambda: ShortConv(random(net.channels, 4))(random(2, net.channels), filled(net), way),
         lambda: DeltaNet(net.rule)(*net.rows(2), filled(net), way),
+        lambda: StateSpace(space.rule)(*space.rows(2), filled(space), way),
     ):
         with pytest.raises(ValueError, match=message):
             work()
@@ -247,7 +295,30 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         cpu_recurrent.ShortConv(random(net.channels, 4))(qkv, state, way, True, None, None, 1, "sse9")
 
 
-def test_no_sequence_is_no_work() -> None:
-    net, way = NETS[0], Paths(ints(0), *(ints() for _ in range(4)))
-    qkv = ShortConv(random(net.channels, 4))(torch.empty(0, net.channels), filled(net), way)
-    assert DeltaNet(net.rule)(qkv, *net.rows(0)[1:], filled(net), way).shape == (0, 256)
+def test_a_state_space_that_does_not_fit_is_refused_with_its_shapes() -> None:
+    net, way, state = SPACES[1], WAYS["decoding"], filled(SPACES[1])
+    xbc, dt, z = net.rows(4)
+    space, rule = StateSpace(net.rule), net.rule
+    with pytest.raises(ValueError, match=r"xbc must be float32 \[4, 192\] on the CPU, .* not .* \[4, 191\]"):
+        space(xbc[:, 1:], dt, z, state, way)
+    with pytest.raises(ValueError, match=r"dt must be float32 \[4, 6\] on the CPU, .* not .* \[3, 6\]"):
+        space(xbc, dt[1:], z, state, way)
+    with pytest.raises(ValueError, match=r"z must be float32 \[4, 72\] on the CPU, .* not torch.float64"):
+        space(xbc, dt, z.double(), state, way)
+    with pytest.raises(ValueError, match=r"the states' slots must be contiguous float32 \[6, 20, 12\]"):
+        space(xbc, dt, z, StateLayer(StateShape(3, 192, 6, 20, 13), 2), way)
+    with pytest.raises(ValueError, match="6 heads do not share 4 groups evenly"):
+        StateSpace(rule._replace(n_group=4))
+    with pytest.raises(ValueError, match=r"d must be contiguous float32 \[6\] on the CPU, not torch.float32 \[5\]"):
+        StateSpace(rule._replace(d=random(5)))
+    with pytest.raises(
+        ValueError, match=r"norm must be contiguous float32 \[66\] on the CPU, not torch.float32 \[71\]"
+    ):
+        StateSpace(rule._replace(norm=random(71)))
+
+
+@pytest.mark.parametrize("net", [NETS[0], SPACES[0]], ids=str)
+def test_no_sequence_is_no_work(net: Net | Space) -> None:
+    way = Paths(ints(0), *(ints() for _ in range(4)))
+    y = ShortConv(random(net.channels, 4))(torch.empty(0, net.channels), filled(net), way)
+    assert net.door(net.rule)(y, *net.rows(0)[1:], filled(net), way).shape == (0, net.heads * net.dv)

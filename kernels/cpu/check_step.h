@@ -168,29 +168,38 @@ class StepCheck {
     for (const Size& size : {Size{24, 64, 3}, Size{16, 36, 2}, Size{7, 12, 5}}) {
       const int values = n_value * size.dv, channels = 2 * n_key * size.dk + values;
       const std::vector<float> x = floats(size_t(tokens) * channels), gate = floats(x.size());
-      const std::vector<float> weight = floats(size_t(size.taps + 1) * channels);
+      const std::vector<float> weight = floats(size_t(size.taps + 1) * channels), bias = floats(channels);
       const std::vector<float> past = floats(size_t(slots) * size.taps * channels);
       const std::vector<float> heads = floats(size_t(tokens) * n_value, 30.0f), a(n_value, -0.3f);
-      const std::vector<float> norm = floats(size.dv), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
-      std::vector<float> out[2], kept_inputs[2], kept_matrices[2];
+      const std::vector<float> norm = floats(values), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
+      std::vector<float> out[2], spaced[2], kept_inputs[2], kept_matrices[2], kept_spaces[2];
       const Step* const steps[] = {&step_portable(), &fast_};
       for (int i = 0; i < 2; i++) {
         kept_inputs[i] = past;
-        kept_matrices[i] = matrices;
+        kept_matrices[i] = kept_spaces[i] = matrices;
         std::vector<float> y(x.size());
         out[i].resize(size_t(tokens) * values);
-        const Convolution c = {channels, size.taps, size.taps == 3, weight.data(), weight.data(), x.data(),
+        spaced[i].resize(out[i].size());
+        const Convolution c = {channels, size.taps, size.taps == 3, weight.data(),
+                               size.taps == 2 ? nullptr : bias.data(), x.data(),
                                size.taps == 2 ? gate.data() : nullptr, size.taps == 2 ? x.data() : nullptr,
                                size_t(channels), size_t(channels), size_t(channels), y.data(), kept_inputs[i].data()};
         gmoe::convolve(*steps[i], c, paths, 1 + i);
-        const DeltaRule rule = {n_key, n_value, size.dv, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f};
-        const Delta d = {rule, size.dk, tokens, y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels),
-                         n_value, n_value - 1, size_t(values), out[i].data(), kept_matrices[i].data(), nullptr};
-        gmoe::delta(*steps[i], d, paths, 1 + i);
+        const DeltaRule rule = {n_key, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f};
+        const Delta d = {{n_value, size.dk, size.dv, tokens, out[i].data(), kept_matrices[i].data(), nullptr}, rule,
+                         y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels), n_value, n_value - 1,
+                         size_t(values)};
+        gmoe::learn(*steps[i], d, paths, 1 + i);
+        const SpaceRule other = {n_key, a.data(), heads.data(), bias.data(), norm.data(), 1e-6f};
+        const Space s = {{n_value, size.dk, size.dv, tokens, spaced[i].data(), kept_spaces[i].data(), nullptr}, other,
+                         y.data(), heads.data(), gate.data(), size_t(channels), n_value, size_t(values)};
+        gmoe::learn(*steps[i], s, paths, 1 + i);
       }
       same(kept_inputs[0], kept_inputs[1], "inputs of a convolution");
       same(kept_matrices[0], kept_matrices[1], "matrices of the delta rule");
-      same(out[0], out[1], "recurrence");
+      same(out[0], out[1], "delta rule");
+      same(kept_spaces[0], kept_spaces[1], "matrices of state spaces");
+      same(spaced[0], spaced[1], "state spaces");
     }
     end("recurrence");
   }

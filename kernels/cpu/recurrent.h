@@ -58,43 +58,78 @@ inline void resize(const float* x, int n, float eps, float scale, float* y) {
   }
 }
 
-void ready_token(const Delta& d, int token) {
-  const float* row = d.qkv + token * d.qkv_row;
-  const float scale = 1.0f / __builtin_sqrtf(float(d.dk));
-  for (int h = 0; h < d.rule.n_key; h++) {
-    float* to = d.query(h, token);
-    resize(row + size_t(h) * d.dk, d.dk, d.rule.eps, scale, to);
-    resize(row + size_t(d.rule.n_key + h) * d.dk, d.dk, d.rule.eps, 1.0f, to + d.dk);
-  }
-  const float *alpha = d.alpha + token * d.alpha_row, *beta = d.beta + token * d.beta_row;
-  for (int h = 0; h < d.rule.n_value; h += 16) {
-    const int m = d.rule.n_value - h < 16 ? d.rule.n_value - h : 16;
-    float left[16], learnt[16];
-    const Lanes rate = softplus(lanes(alpha + h, m) + lanes(d.rule.dt_bias + h, m));
-    put(left, exponential(rate * lanes(d.rule.a + h, m)));
-    put(learnt, logistic(lanes(beta + h, m)));
+// Of all heads what is left of the old, exp(a * softplus(step + dt_bias)), and what `learnt` says of the new.
+template <class Rule, class Learnt>
+inline void ready_heads(const Rule& r, int token, const float* step, const Learnt& learnt) {
+  for (int h = 0; h < r.heads; h += 16) {
+    const int m = r.heads - h < 16 ? r.heads - h : 16;
+    float left[16], much[16];
+    const Lanes rate = softplus(lanes(step + h, m) + lanes(r.rule.dt_bias + h, m));
+    put(left, exponential(rate * lanes(r.rule.a + h, m)));
+    put(much, learnt(rate, h, m));
     for (int i = 0; i < m; i++) {
-      float* to = d.forget(h + i, token);
+      float* to = r.forget(h + i, token);
       to[0] = left[i];
-      to[1] = learnt[i];
+      to[1] = much[i];
     }
   }
 }
 
+void delta_ready(const Delta& d, int token) {
+  const float* row = d.qkv + token * d.qkv_row;
+  const float scale = 1.0f / __builtin_sqrtf(float(d.dk));
+  for (int h = 0; h < d.rule.n_key; h++) {
+    float* to = d.query_of(h, token);
+    resize(row + size_t(h) * d.dk, d.dk, d.rule.eps, scale, to);
+    resize(row + size_t(d.rule.n_key + h) * d.dk, d.dk, d.rule.eps, 1.0f, to + d.dk);
+  }
+  const float* beta = d.beta + token * d.beta_row;
+  ready_heads(d, token, d.alpha + token * d.alpha_row,
+              [&](Lanes, int h, int m) { return logistic(lanes(beta + h, m)); });
+}
+
+void space_ready(const Space& s, int token) {
+  ready_heads(s, token, s.dt + token * s.dt_row, [](Lanes rate, int, int) { return rate; });
+}
+
+// What a token's value, of which the matrix has already `seen`, adds to its key's row.
+inline Lanes change(const Delta&, const float* forget, Lanes v, Lanes seen) {
+  return all(forget[1]) * (v - all(forget[0]) * seen);
+}
+inline Lanes change(const Space&, const float* forget, Lanes v, Lanes) { return all(forget[1]) * v; }
+
 // What a head gives: its norm, its weight and the gate, in place.
 inline void gate_head(const Delta& d, int head, int token) {
   float* y = d.out(head, token);
-  const float* z = d.z + token * d.z_row + size_t(head) * d.rule.dv;
-  norm_row(y, d.rule.dv, d.rule.norm, nullptr, d.rule.eps, y);
-  for (int i = 0; i < d.rule.dv; i += 16) {
-    const int m = d.rule.dv - i < 16 ? d.rule.dv - i : 16;
+  const float* z = d.z + token * d.z_row + size_t(head) * d.dv;
+  norm_row(y, d.dv, d.rule.norm, nullptr, d.rule.eps, y);
+  for (int i = 0; i < d.dv; i += 16) {
+    const int m = d.dv - i < 16 ? d.dv - i : 16;
     const Lanes g = lanes(z + i, m);
     put(y + i, lanes(y + i, m) * (g * logistic(g)), m);
   }
 }
 
 void delta_gate(const Delta& d, int token) {
-  for (int h = 0; h < d.rule.n_value; h++) gate_head(d, h, token);
+  for (int h = 0; h < d.heads; h++) gate_head(d, h, token);
+}
+
+// What a token gives: its own input and the gate by head, then the norm by group, in place.
+void space_gate(const Space& s, int token) {
+  for (int h = 0; h < s.heads; h++) {
+    const float *x = s.value(h, token), *z = s.z + token * s.z_row + size_t(h) * s.dv;
+    float* y = s.out(h, token);
+    for (int i = 0; i < s.dv; i += 16) {
+      const int m = s.dv - i < 16 ? s.dv - i : 16;
+      const Lanes g = lanes(z + i, m);
+      put(y + i, fma(all(s.rule.d[h]), lanes(x + i, m), lanes(y + i, m)) * (g * logistic(g)), m);
+    }
+  }
+  const int heads = s.heads / s.rule.n_group;
+  for (int h = 0; h < s.heads; h += heads) {
+    float* y = s.out(h, token);
+    norm_row(y, heads * s.dv, s.rule.norm + size_t(h) * s.dv, nullptr, s.rule.eps, y);
+  }
 }
 
 // N times sixteen columns of some rows of a matrix; of the last sixteen there may be fewer.
@@ -147,11 +182,6 @@ struct Columns {
     }
   }
 
-  // What a token's value has to tell: learnt * (v - left * seen).
-  Lanes change(const float* v, const float* forget, const Lanes* seen, int n) const {
-    return all(forget[1]) * (get(v, n) - all(forget[0]) * seen[n]);
-  }
-
   // The same sums in memory, sixteen floats each.
   void read(const float* from, Lanes* to) const {
     for (int n = 0; n < N; n++) to[n] = lanes(from + 16 * n);
@@ -161,45 +191,45 @@ struct Columns {
   }
 };
 
-template <int N>
-void band_of_tokens(const Delta& d, const Paths& p, int sequence, int head, int first, int last, float* s) {
-  const Columns<N> there = {size_t(d.rule.dv), last}, whole = {delta_band, 16};
+template <int N, class Rule>
+void band_of_tokens(const Rule& r, const Paths& p, int sequence, int head, int first, int last, float* s) {
+  const Columns<N> there = {size_t(r.dv), last}, whole = {matrix_band, 16};
   auto copy = [&](const float* from, size_t from_row, float* to, size_t to_row) {
-    for (int i = 0; i < d.dk; i++) std::memcpy(to + i * to_row, from + i * from_row, (16 * (N - 1) + last) * 4);
+    for (int i = 0; i < r.dk; i++) std::memcpy(to + i * to_row, from + i * from_row, (16 * (N - 1) + last) * 4);
   };
   const int begin = p.starts[sequence], end = p.starts[sequence + 1], source = p.source[sequence];
-  std::memset(s, 0, size_t(d.dk) * delta_band * 4);
-  if (source >= 0) copy(d.slot(source, head) + first, there.row, s, whole.row);
-  auto keep = [&](int slot) { copy(s, whole.row, d.slot(slot, head) + first, there.row); };
-  Lanes seen[N], change[N], y[N];
+  std::memset(s, 0, size_t(r.dk) * matrix_band * 4);
+  if (source >= 0) copy(r.slot(source, head) + first, there.row, s, whole.row);
+  auto keep = [&](int slot) { copy(s, whole.row, r.slot(slot, head) + first, there.row); };
+  Lanes seen[N], told[N], y[N];
   for (int n = 0; n < N; n++) seen[n] = all(0.0f);
-  const int key_head = d.key_head(head);
-  if (end > begin) whole.see(s, d.query(key_head, begin) + d.dk, d.dk, seen);
+  if (Rule::asks && end > begin) whole.see(s, r.key(head, begin), r.dk, seen);
   for (int t = begin; t < end; t++) {
-    const float *q = d.query(key_head, t), *k = q + d.dk, *v = d.value(head, t) + first;
-    const float* forget = d.forget(head, t);
+    const float *q = r.query(head, t), *k = r.key(head, t), *v = r.value(head, t) + first, *forget = r.forget(head, t);
     for (int n = 0; n < N; n++) {
-      change[n] = there.change(v, forget, seen, n);
+      told[n] = change(r, forget, there.get(v, n), seen[n]);
       y[n] = seen[n] = all(0.0f);
     }
     if (t + 1 < end) {
-      __builtin_prefetch(v + d.qkv_row);
-      __builtin_prefetch(v + d.qkv_row + 16);
-      whole.template learn<true>(s, s, k, q, d.query(key_head, t + 1) + d.dk, d.dk, forget[0], change, y,
-                                 seen);
-    } else {
-      whole.template learn<false>(s, s, k, q, nullptr, d.dk, forget[0], change, y, nullptr);
+      __builtin_prefetch(r.value(head, t + 1) + first);
+      __builtin_prefetch(r.value(head, t + 1) + first + 16);
     }
-    for (int n = 0; n < N; n++) there.set(d.out(head, t) + first, n, y[n]);
+    if (Rule::asks && t + 1 < end) {
+      whole.template learn<true>(s, s, k, q, r.key(head, t + 1), r.dk, forget[0], told, y, seen);
+    } else {
+      whole.template learn<false>(s, s, k, q, nullptr, r.dk, forget[0], told, y, nullptr);
+    }
+    for (int n = 0; n < N; n++) there.set(r.out(head, t) + first, n, y[n]);
     if (p.kept[sequence] >= 0 && t - begin + 1 == p.kept_after[sequence]) keep(p.kept[sequence]);
   }
   keep(p.target[sequence]);
 }
 
-void delta_tokens(const Delta& d, const Paths& p, int sequence, int head, int first, float* scratch) {
-  const int n = d.rule.dv - first < delta_band ? d.rule.dv - first : delta_band;
-  if (n > 16) return band_of_tokens<2>(d, p, sequence, head, first, n - 16, scratch);
-  band_of_tokens<1>(d, p, sequence, head, first, n, scratch);
+template <class Rule>
+void learn_tokens(const Rule& r, const Paths& p, int sequence, int head, int first, float* scratch) {
+  const int n = r.dv - first < matrix_band ? r.dv - first : matrix_band;
+  if (n > 16) return band_of_tokens<2>(r, p, sequence, head, first, n - 16, scratch);
+  band_of_tokens<1>(r, p, sequence, head, first, n, scratch);
 }
 
 // Rows in the order they lie in memory, some at once through all columns, which stay in the first cache meanwhile.
@@ -215,36 +245,39 @@ inline void in_turns(int rows, int columns, const Work& work) {
   }
 }
 
-void delta_token(const Delta& d, const Paths& p, int sequence, int head, const float* next, float* scratch) {
-  const int token = p.starts[sequence], dv = d.rule.dv, width = (dv + 15) / 16 * 16;
-  const float *q = d.query(d.key_head(head), token), *k = q + d.dk, *forget = d.forget(head, token);
-  float *to = d.slot(p.target[sequence], head), *seen = scratch, *change = seen + width, *y = change + width;
-  if (p.source[sequence] < 0) std::memset(to, 0, d.matrix() * 4);
-  const float* s = p.source[sequence] < 0 ? to : d.slot(p.source[sequence], head);
+template <class Rule>
+void learn_token(const Rule& r, const Paths& p, int sequence, int head, const float* next, float* scratch) {
+  const int token = p.starts[sequence], dk = r.dk, dv = r.dv, width = (dv + 15) / 16 * 16;
+  const float *q = r.query(head, token), *k = r.key(head, token), *forget = r.forget(head, token);
+  float *to = r.slot(p.target[sequence], head), *seen = scratch, *told = seen + width, *y = told + width;
+  if (p.source[sequence] < 0) std::memset(to, 0, r.matrix() * 4);
+  const float* s = p.source[sequence] < 0 ? to : r.slot(p.source[sequence], head);
   std::memset(seen, 0, size_t(width) * 4);
   std::memset(y, 0, size_t(width) * 4);
-  in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
-    Lanes total[columns.wide / 16];
-    columns.read(seen + j, total);
-    columns.see(s + size_t(i) * dv + j, k + i, count, total);
-    columns.write(total, seen + j);
-  });
-  for (int j = 0; j < dv; j += 16) {
-    const Columns<1> some = {0, dv - j < 16 ? dv - j : 16};
-    const Lanes total = lanes(seen + j);
-    put(change + j, some.change(d.value(head, token) + j, forget, &total, 0));
-  }
-  in_turns(d.dk, dv, [&](auto columns, int i, int j, int count) {
+  if (Rule::asks)
+    in_turns(dk, dv, [&](auto columns, int i, int j, int count) {
+      Lanes total[columns.wide / 16];
+      columns.read(seen + j, total);
+      columns.see(s + size_t(i) * dv + j, k + i, count, total);
+      columns.write(total, seen + j);
+    });
+  for (int j = 0; j < dv; j += 16)
+    put(told + j, change(r, forget, lanes(r.value(head, token) + j, dv - j < 16 ? dv - j : 16), lanes(seen + j)));
+  in_turns(dk, dv, [&](auto columns, int i, int j, int count) {
     const size_t at = size_t(i) * dv + j;
     for (int n = 0; next && n < columns.wide * count; n += 16)
       __builtin_prefetch(next + size_t(i) * dv + size_t(j) * count + n, 0, 2);
-    Lanes told[columns.wide / 16], out[columns.wide / 16];
-    columns.read(change + j, told);
+    Lanes more[columns.wide / 16], out[columns.wide / 16];
+    columns.read(told + j, more);
     columns.read(y + j, out);
-    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0], told, out, nullptr);
+    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0], more, out, nullptr);
     columns.write(out, y + j);
   });
-  std::memcpy(d.out(head, token), y, size_t(dv) * 4);
-  if (p.kept[sequence] >= 0) std::memcpy(d.slot(p.kept[sequence], head), to, d.matrix() * 4);
-  gate_head(d, head, token);
+  std::memcpy(r.out(head, token), y, size_t(dv) * 4);
+  if (p.kept[sequence] >= 0) std::memcpy(r.slot(p.kept[sequence], head), to, r.matrix() * 4);
+}
+
+void delta_token(const Delta& d, const Paths& p, int sequence, int head, const float* next, float* scratch) {
+  learn_token(d, p, sequence, head, next, scratch);
+  gate_head(d, head, p.starts[sequence]);
 }

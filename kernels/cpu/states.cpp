@@ -21,6 +21,39 @@ float* scratch(size_t floats) {
   return memory.floats(floats);
 }
 
+// All sequences through all heads' matrices: those of one token a share of the heads a task, others a band of one.
+template <class Rule, class One, class Many>
+void over_heads(const Rule& rule, const Paths& p, int threads, One one, Many many) {
+  if (!p.sequences) return;
+  if (threads <= 0) threads = usable_cores();
+  struct Share {
+    int sequence, first, until;  // heads of a sequence of one token, else a head and where its band begins
+  };
+  std::vector<int> order(size_t(p.sequences));
+  for (int s = 0; s < p.sequences; s++) order[size_t(s)] = s;
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return p.rows(a) > p.rows(b); });
+  const int heads = rule.heads, bands = (rule.dv + matrix_band - 1) / matrix_band;
+  const int parts = std::min(heads, std::max(1, 2 * threads / p.sequences));
+  std::vector<Share> shares;
+  for (int s : order) {
+    const bool single = p.rows(s) == 1;
+    for (int i = 0; single && i < parts; i++) shares.push_back({s, heads * i / parts, heads * (i + 1) / parts});
+    for (int i = 0; !single && i < heads * bands; i++) shares.push_back({s, i / bands, i % bands * matrix_band});
+  }
+  const size_t whole = size_t(rule.dv + 15) / 16 * 16;
+  const size_t floats = std::max(3 * whole, size_t(rule.dk) * matrix_band);
+  parallel(int(shares.size()), threads, [&](int i) {
+    const Share& share = shares[size_t(i)];
+    const int s = share.sequence;
+    float* own = scratch(floats);
+    if (p.rows(s) != 1) return many(rule, p, s, share.first, share.until, own);
+    for (int h = share.first; h < share.until; h++) {
+      const bool last = h + 1 == share.until || p.source[s] < 0;
+      one(rule, p, s, h, last ? nullptr : rule.slot(p.source[s], h + 1), own);
+    }
+  });
+}
+
 }  // namespace
 
 void check(const Paths& p, int rows, int slots) {
@@ -69,49 +102,34 @@ void convolve(const Step& step, const Convolution& c, const Paths& p, int thread
   });
 }
 
-void delta(const Step& step, Delta d, const Paths& p, int threads) {
-  if (!p.sequences) return;
-  if (threads <= 0) threads = usable_cores();
+void learn(const Step& step, Delta d, const Paths& p, int threads) {
   static thread_local Memory memory;
   d.ready = memory.floats(d.ready_floats());
-  const int heads = d.rule.n_value, dv = d.rule.dv, bands = (dv + delta_band - 1) / delta_band;
   over_rows(d.tokens, 2 * size_t(d.rule.n_key) * d.dk, threads, [&](int from, int until) {
     for (int t = from; t < until; t++) step.delta_ready(d, t);
   });
-  struct Share {
-    int sequence, first, until;  // heads of a sequence of one token, else a head and where its band begins
-  };
-  std::vector<int> order(size_t(p.sequences));
-  for (int s = 0; s < p.sequences; s++) order[size_t(s)] = s;
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return p.rows(a) > p.rows(b); });
-  std::vector<Share> shares;
-  const int parts = std::min(heads, std::max(1, 2 * threads / p.sequences));
+  over_heads(d, p, threads, step.delta_one, step.delta_many);
   bool many = false;
-  for (int s : order) {
-    const bool one = p.rows(s) == 1;
-    for (int i = 0; one && i < parts; i++) shares.push_back({s, heads * i / parts, heads * (i + 1) / parts});
-    for (int i = 0; !one && i < heads * bands; i++) shares.push_back({s, i / bands, i % bands * delta_band});
-    many = many || !one;
-  }
-  const size_t whole = size_t(dv + 15) / 16 * 16;
-  const size_t floats = std::max(3 * whole, size_t(d.dk) * delta_band);
-  parallel(int(shares.size()), threads, [&](int i) {
-    const Share& share = shares[size_t(i)];
-    const int s = share.sequence;
-    float* own = scratch(floats);
-    if (p.rows(s) != 1) return step.delta_many(d, p, s, share.first, share.until, own);
-    for (int h = share.first; h < share.until; h++) {
-      const bool last = h + 1 == share.until || p.source[s] < 0;
-      step.delta_one(d, p, s, h, last ? nullptr : d.slot(p.source[s], h + 1), own);
-    }
-  });
+  for (int s = 0; s < p.sequences; s++) many = many || p.rows(s) > 1;
   if (!many) return;
-  over_rows(d.tokens, size_t(heads) * dv, threads, [&](int from, int until) {
+  over_rows(d.tokens, size_t(d.heads) * d.dv, threads, [&](int from, int until) {
     int s = 0;
     for (int t = from; t < until; t++) {
       while (p.starts[s + 1] <= t) s++;
       if (p.rows(s) != 1) step.delta_out(d, t);
     }
+  });
+}
+
+void learn(const Step& step, Space space, const Paths& p, int threads) {
+  static thread_local Memory memory;
+  space.ready = memory.floats(space.ready_floats());
+  over_rows(space.tokens, size_t(space.heads), threads, [&](int from, int until) {
+    for (int t = from; t < until; t++) step.space_ready(space, t);
+  });
+  over_heads(space, p, threads, step.space_one, step.space_many);
+  over_rows(space.tokens, size_t(space.heads) * space.dv, threads, [&](int from, int until) {
+    for (int t = from; t < until; t++) step.space_out(space, t);
   });
 }
 

@@ -1,4 +1,5 @@
-// Recurrent layers: short convolutions and gated delta rules, over slots that hold what the past is to a layer.
+// Recurrent layers: short convolutions, gated delta rules and state spaces, over slots that hold what the past is to a
+// layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,40 +31,75 @@ struct Convolution {
   float *y, *slots;
 };
 
+// Of both rules below: a matrix a head, slots [heads][dk][dv], and what tokens give [tokens][heads][dv].
+struct Recurrence {
+  int heads, dk, dv, tokens;
+  float *y, *slots;
+  float* ready;  // `forget`, then what else a rule prepares
+
+  size_t matrix() const { return size_t(dk) * dv; }
+  float* slot(int n, int head) const { return slots + (size_t(n) * heads + head) * matrix(); }
+  float* out(int head, int token) const { return y + (size_t(token) * heads + head) * dv; }
+  float* forget(int head, int token) const {  // what is left of the old, and how much of the new is learnt
+    return ready + (size_t(head) * tokens + token) * 2;
+  }
+  size_t forget_floats() const { return 2 * size_t(heads) * tokens; }
+};
+
 struct DeltaRule {
-  int n_key, n_value, dv;
+  int n_key;
   bool neighbours;  // which heads of values share one of keys
-  const float *a, *dt_bias;  // [n_value]
+  const float *a, *dt_bias;  // [heads]
   const float* norm;  // [dv]
   float eps;
 };
 
-// A slot [n_value][dk][dv] holds a matrix a head.
-struct Delta {
+struct Delta : Recurrence {
+  static constexpr bool asks = true;  // what the matrix has for a key, before it is learnt
   DeltaRule rule;
-  int dk, tokens;
   const float *qkv, *alpha, *beta, *z;
   size_t qkv_row, alpha_row, beta_row, z_row;
-  float *y, *slots;
-  float* ready;  // [n_key][tokens][2][dk], queries and keys with their lengths, then `forget`
 
-  size_t ready_floats() const { return size_t(tokens) * (2 * size_t(rule.n_key) * dk + 2 * size_t(rule.n_value)); }
-  int key_head(int head) const { return rule.neighbours ? head / (rule.n_value / rule.n_key) : head % rule.n_key; }
-  float* query(int key_head, int token) const { return ready + (size_t(key_head) * tokens + token) * 2 * dk; }
-  float* forget(int head, int token) const {  // what is left of the old, and how much of the new is learnt
-    return ready + size_t(rule.n_key) * tokens * 2 * dk + (size_t(head) * tokens + token) * 2;
+  // Queries and keys with their lengths, behind `forget` [n_key][tokens][2][dk].
+  size_t ready_floats() const { return forget_floats() + size_t(tokens) * 2 * rule.n_key * dk; }
+  float* query_of(int key_head, int token) const {
+    return ready + forget_floats() + (size_t(key_head) * tokens + token) * 2 * dk;
   }
-  size_t matrix() const { return size_t(dk) * rule.dv; }
-  float* slot(int n, int head) const { return slots + (size_t(n) * rule.n_value + head) * matrix(); }
+  const float* query(int head, int token) const {
+    return query_of(rule.neighbours ? head / (heads / rule.n_key) : head % rule.n_key, token);
+  }
+  const float* key(int head, int token) const { return query(head, token) + dk; }
   const float* value(int head, int token) const {
-    return qkv + token * qkv_row + 2 * size_t(rule.n_key) * dk + size_t(head) * rule.dv;
+    return qkv + token * qkv_row + 2 * size_t(rule.n_key) * dk + size_t(head) * dv;
   }
-  float* out(int head, int token) const { return y + (size_t(token) * rule.n_value + head) * rule.dv; }
 };
 
-constexpr int delta_band = 32;  // columns of a matrix that a task takes through a sequence's tokens
+struct SpaceRule {
+  int n_group;  // heads h share B and C of h / (heads / n_group)
+  const float *a, *dt_bias, *d;  // [heads]
+  const float* norm;  // [heads * dv]
+  float eps;
+};
+
+// A rule whose keys are B, queries C, and values x.
+struct Space : Recurrence {
+  static constexpr bool asks = false;
+  SpaceRule rule;
+  const float *xbc, *dt, *z;
+  size_t xbc_row, dt_row, z_row;
+
+  size_t ready_floats() const { return forget_floats(); }
+  const float* value(int head, int token) const { return xbc + token * xbc_row + size_t(head) * dv; }
+  const float* key(int head, int token) const {
+    return value(heads, token) + size_t(head / (heads / rule.n_group)) * dk;
+  }
+  const float* query(int head, int token) const { return key(head, token) + size_t(rule.n_group) * dk; }
+};
+
+constexpr int matrix_band = 32;  // columns of a matrix that a task takes through a sequence's tokens
 
 void convolve(const Step&, const Convolution&, const Paths&, int threads);
-void delta(const Step&, Delta, const Paths&, int threads);
+void learn(const Step&, Delta, const Paths&, int threads);
+void learn(const Step&, Space, const Paths&, int threads);
 
 }  // namespace gmoe

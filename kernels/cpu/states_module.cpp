@@ -30,9 +30,15 @@ void bind_states(nb::module_& m) {
                          at<const int32_t>(kept), at<const int32_t>(kept_after), sequences};
       });
   nb::class_<DeltaRule>(m, "DeltaRule")
-      .def("__init__", [](DeltaRule* self, int n_key, int n_value, int dv, bool neighbours, uintptr_t a,
-                          uintptr_t dt_bias, uintptr_t norm, float eps) {
-        new (self) DeltaRule{n_key, n_value, dv, neighbours, at<const float>(a), at<const float>(dt_bias),
+      .def("__init__", [](DeltaRule* self, int n_key, bool neighbours, uintptr_t a, uintptr_t dt_bias, uintptr_t norm,
+                          float eps) {
+        new (self) DeltaRule{n_key, neighbours, at<const float>(a), at<const float>(dt_bias), at<const float>(norm),
+                             eps};
+      });
+  nb::class_<SpaceRule>(m, "SpaceRule")
+      .def("__init__", [](SpaceRule* self, int n_group, uintptr_t a, uintptr_t dt_bias, uintptr_t d, uintptr_t norm,
+                          float eps) {
+        new (self) SpaceRule{n_group, at<const float>(a), at<const float>(dt_bias), at<const float>(d),
                              at<const float>(norm), eps};
       });
   m.def("short_conv", [](const Step& step, int channels, int taps, bool silu, uintptr_t weight, uintptr_t bias, Rows x,
@@ -46,14 +52,24 @@ void bind_states(nb::module_& m) {
       convolve(step, c, paths, threads);
     });
   });
-  m.def("delta_rule", [](const Step& step, const DeltaRule& rule, int dk, Rows qkv, Rows alpha, Rows beta, Rows z,
-                         uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths, int threads) {
-    const Delta d = {rule, dk, rows, at<const float>(qkv.address), at<const float>(alpha.address),
-                     at<const float>(beta.address), at<const float>(z.address), qkv.row, alpha.row, beta.row, z.row,
-                     at<float>(y), at<float>(slots), nullptr};
+  m.def("delta_rule", [](const Step& step, const DeltaRule& rule, int heads, int dk, int dv, Rows qkv, Rows alpha,
+                         Rows beta, Rows z, uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths,
+                         int threads) {
+    const Delta d = {{heads, dk, dv, rows, at<float>(y), at<float>(slots), nullptr}, rule, at<const float>(qkv.address),
+                     at<const float>(alpha.address), at<const float>(beta.address), at<const float>(z.address),
+                     qkv.row, alpha.row, beta.row, z.row};
     enter([=, &step] {
       check(paths, rows, n_slots);
-      delta(step, d, paths, threads);
+      learn(step, d, paths, threads);
+    });
+  });
+  m.def("state_space", [](const Step& step, const SpaceRule& rule, int heads, int dk, int dv, Rows xbc, Rows dt, Rows z,
+                          uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths, int threads) {
+    const Space s = {{heads, dk, dv, rows, at<float>(y), at<float>(slots), nullptr}, rule, at<const float>(xbc.address),
+                     at<const float>(dt.address), at<const float>(z.address), xbc.row, dt.row, z.row};
+    enter([=, &step] {
+      check(paths, rows, n_slots);
+      learn(step, s, paths, threads);
     });
   });
 }

@@ -92,9 +92,13 @@ struct Step {
   void (*delta_ready)(const Delta&, int token);  // queries, keys and what is left of the old
   // The token of a sequence that has one, through whole matrices; `next` is asked for meanwhile, or null.
   void (*delta_one)(const Delta&, const Paths&, int sequence, int head, const float* next, float* scratch);
-  // All tokens of a sequence, through `delta_band` columns or as many as there are.
+  // All tokens of a sequence, through `matrix_band` columns or as many as there are.
   void (*delta_many)(const Delta&, const Paths&, int sequence, int head, int first, float* scratch);
   void (*delta_out)(const Delta&, int token);  // the norm and the gate behind `delta_many`
+  void (*space_ready)(const Space&, int token);  // the same of state spaces
+  void (*space_one)(const Space&, const Paths&, int sequence, int head, const float* next, float* scratch);
+  void (*space_many)(const Space&, const Paths&, int sequence, int head, int first, float* scratch);
+  void (*space_out)(const Space&, int token);  // behind both, since a norm is over several heads
 };
 
 const Step& step_portable();
