@@ -280,14 +280,53 @@ def _hybrid(layout: str, fused: bool = False) -> Callable[[Shape, int], Tensors]
     return block
 
 
-def _ssm_keys(s: Shape) -> dict[str, Any]:
-    return _moe(s, expert_shared_feed_forward_length=64, rope__dimension_count=s.head_dim // 2) | {
+def _ssm(s: Shape, wide: int) -> dict[str, Any]:
+    return {
         "ssm.conv_kernel": 4,
-        "ssm.inner_size": s.head * s.head_dim,
+        "ssm.inner_size": wide,
         "ssm.state_size": s.head_dim,
         "ssm.time_step_rank": s.head,
         "ssm.group_count": s.head_kv,
     }
+
+
+def _delta_keys(s: Shape) -> dict[str, Any]:
+    keys = _moe(s, expert_shared_feed_forward_length=64, rope__dimension_count=s.head_dim // 2)
+    return keys | _ssm(s, s.head * s.head_dim)
+
+
+def _mamba2(s: Shape) -> Tensors:
+    """`head` heads over twice the model's width in `head_kv` groups, states of `head_dim`."""
+    wide, narrow = 2 * s.embd, 2 * s.head_kv * s.head_dim
+    yield "attn_norm.weight", (s.embd,)
+    yield "ssm_in.weight", (2 * wide + narrow + s.head, s.embd)
+    yield "ssm_conv1d.weight", (wide + narrow, 4)
+    yield "ssm_conv1d.bias", (wide + narrow,)
+    yield "ssm_dt.bias", (s.head,)
+    yield "ssm_a", (s.head, 1)
+    yield "ssm_d", (s.head, 1)
+    yield "ssm_norm.weight", (s.head_kv, wide // s.head_kv)
+    yield "ssm_out.weight", (s.embd, wide)
+
+
+def _granitehybrid(s: Shape, layer: int) -> Tensors:
+    """Every third block has attention."""
+    yield from gqa(s) if layer % 3 == 2 else _mamba2(s)
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield from dense(s, "_shexp", 64)
+
+
+def _granite_keys(s: Shape) -> dict[str, Any]:
+    return _moe(
+        s,
+        expert_shared_feed_forward_length=64,
+        attention__scale=0.2,
+        embedding_scale=3.0,
+        residual_scale=0.4,
+        logit_scale=4.0,
+        vocab_size=len(VOCAB),
+    )
 
 
 def _lfm2moe(s: Shape, layer: int) -> Tensors:
@@ -370,15 +409,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4, ff=32)),
     "granitemoe": Architecture(
         _granitemoe,
-        lambda s: _moe(
-            s,
-            expert_shared_feed_forward_length=64,
-            attention__scale=0.2,
-            embedding_scale=3.0,
-            residual_scale=0.4,
-            logit_scale=4.0,
-            vocab_size=len(VOCAB),
-        ),
+        _granite_keys,
         Shape(ff=32),
     ),
     "deepseek2": Architecture(
@@ -437,12 +468,23 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "afmoe": Architecture(_afmoe, lambda s: _moe(s) | LED | {"attention.sliding_window": 8}, Shape(layer=4)),
-    "qwen3next": Architecture(_hybrid("together"), _ssm_keys, Shape(layer=4)),
+    "qwen3next": Architecture(_hybrid("together"), _delta_keys, Shape(layer=4)),
     "qwen3next+old": Architecture(
-        _hybrid("old"), lambda s: _ssm_keys(s) | {"full_attention_interval": 4}, Shape(layer=4)
+        _hybrid("old"), lambda s: _delta_keys(s) | {"full_attention_interval": 4}, Shape(layer=4)
     ),
     "qwen35moe": Architecture(
-        _hybrid("apart", fused=True), lambda s: _ssm_keys(s) | {"rope.dimension_sections": [2, 1, 1, 0]}, Shape(layer=5)
+        _hybrid("apart", fused=True),
+        lambda s: _delta_keys(s) | {"rope.dimension_sections": [2, 1, 1, 0]},
+        Shape(layer=5),
+    ),
+    "granitehybrid": Architecture(
+        _granitehybrid,
+        lambda s: (
+            _granite_keys(s)
+            | _ssm(s, 2 * s.embd)
+            | {"attention.head_count_kv": [s.head_kv * (layer % 3 == 2) for layer in range(s.layer)]}
+        ),
+        Shape(ff=32, layer=4),
     ),
     "lfm2moe": Architecture(
         _lfm2moe,

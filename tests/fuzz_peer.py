@@ -32,8 +32,16 @@ DEFAULT = RuntimeOptions(device="cpu", context=256)
 
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
 SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
+MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
-FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe", "lfm2moe"}  # whose blocks are of two kinds, these among the first
+FOURS = {
+    "llama4",
+    "afmoe",
+    "qwen3next",
+    "qwen35moe",
+    "lfm2moe",
+    "granitehybrid",
+}  # whose blocks are of two kinds, these among the first
 WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
@@ -47,13 +55,15 @@ ANY: Keys = {
 }
 SCALED: Keys = {"rope.scaling.factor": (1.0, 1.7, 40.0), "rope.scaling.type": ("none", "linear", "yarn")}
 GATED: Keys = {"expert_gating_func": (1, 2, 3, 4)}
+GRANITE: Keys = {
+    "attention.scale": (0.015625, 1.0),
+    "embedding_scale": (0.5, 12.0),
+    "residual_scale": (0.22, 1.0),
+    "logit_scale": (0.5, 8.0),
+}
 OWN: dict[str, Keys] = {
-    "granitemoe": {
-        "attention.scale": (0.015625, 1.0),
-        "embedding_scale": (0.5, 12.0),
-        "residual_scale": (0.22, 1.0),
-        "logit_scale": (0.5, 8.0),
-    },
+    "granitemoe": GRANITE,
+    "granitehybrid": GRANITE,
     "gpt-oss": {"attention.sliding_window": (1, 7, 16)},
     "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
@@ -72,7 +82,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
     experts = draw.choice([8, 12, 16, 32, 64]) if ARCHITECTURES[name].shape.expert else 0
     ff = draw.choice([24, 32, 96, 256, 13])
     return Shape(
-        embd=heads * dim if name in SQUARE else draw.choice([36, 64, 96, 256, 512]),
+        embd=heads * (dim if name in SQUARE else 32) if name in SQUARE | MAMBA else draw.choice([36, 64, 96, 256, 512]),
         head=heads,
         head_kv=heads if name in AS_MANY else heads_kv,
         head_dim=dim,
