@@ -9,6 +9,7 @@ import torch
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
+from gmoe.experts.device_budget import state_bytes, token_bytes
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Gating
 from gmoe.llm import LLM
@@ -55,6 +56,11 @@ def test_a_prompt_in_chunks_is_the_prompt_in_one_piece(llm: LLM, chunk: int) -> 
     whole = llm.logits(IDS)
     parts = Engine(llm.model, 256, 1, "f32", chunk).logits(IDS)
     np.testing.assert_allclose(parts, whole, atol=2e-5, rtol=0)
+
+
+def test_what_a_plan_reckons_is_what_the_model_takes(llm: LLM) -> None:
+    assert 32 * token_bytes(llm.hparams) == llm.model.kv_bytes_per_block(32, "f16")
+    assert state_bytes(llm.hparams) == llm.model.state_bytes()
 
 
 def test_a_batch_of_two_is_two_singles(llm: LLM) -> None:

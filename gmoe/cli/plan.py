@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from gmoe.cli.output import say_notes
+from gmoe.engine.state_slots import n_slots
 from gmoe.experts.budget import Budget, budget_of
 from gmoe.experts.cost import CostModel, Costs, key
-from gmoe.experts.device_budget import KV_SHARE, RESERVE, DeviceBudget, token_bytes
+from gmoe.experts.device_budget import KV_SHARE, RESERVE, DeviceBudget, state_bytes, token_bytes
 from gmoe.experts.device_cost import link_rate
 from gmoe.experts.device_slots import device_groups
 from gmoe.experts.device_worth import GAIN, NEVER, foretell
@@ -118,7 +119,8 @@ def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams, costs: Costs, 
     kv = min(SEQUENCES * hparams.n_ctx_train * token, int(KV_SHARE * max(0, free - budget.fixed)))
     groups, _ = device_groups(budget.layout)
     work = budget.activations(budget.chunk(0))
-    there = DeviceBudget(budget.name, groups, free, budget.fixed, kv, work)
+    states = n_slots(SEQUENCES, apart=True) * state_bytes(hparams)
+    there = DeviceBudget(budget.name, groups, free, budget.fixed, kv + states, work)
     counts = there.counts()
     experts, fit = sum(group.experts for group in groups), sum(counts)
     size = sum(count * group.slot_bytes for count, group in zip(counts, groups, strict=True))
@@ -129,6 +131,7 @@ def _on_device(gpu_memory: str, budget: Budget, hparams: Hparams, costs: Costs, 
         f"on a GPU with   {free / MIB:9.0f} MiB  free",
         f"other weights   {budget.fixed / MIB:9.0f} MiB",
         f"KV cache        {kv / MIB:9.0f} MiB  {kv // token} tokens for {SEQUENCES} sequences",
+        *[f"states          {states / MIB:9.0f} MiB  of recurrent layers"] * bool(states),
         f"a pass, kernels {(work + RESERVE) / MIB:9.0f} MiB  {budget.chunk(0)} tokens of a prompt at a time",
         f"experts         {size / MIB:9.0f} MiB  {fit} of {experts} ({100 * fit / experts:.0f} %); {missed}",
         *pays,

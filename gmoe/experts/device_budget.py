@@ -61,10 +61,20 @@ class DeviceBudget:
 
 def token_bytes(hparams: Hparams) -> int:
     """Bytes that a token takes in the KV cache, at 16 bits a number."""
-    layers = range(hparams.n_layer - hparams.n_layer_kv_shared)
+    layers = [n for n in range(hparams.n_layer - hparams.n_layer_kv_shared) if not hparams.is_recurrent(n)]
     if hparams.kv_lora_rank:
         return 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
     return 2 * sum(hp.n_kv * (hp.n_head_k + hp.n_head_v) for hp in map(hparams.of_layer, layers))
+
+
+def state_bytes(hparams: Hparams) -> int:
+    """Bytes of a sequence's states in the recurrent layers."""
+    if hparams.n_shortconv:
+        each = (hparams.n_shortconv - 1) * hparams.n_embd
+    else:
+        channels = hparams.ssm_d_inner + 2 * hparams.ssm_n_group * hparams.ssm_d_state
+        each = (hparams.ssm_d_conv - 1) * channels + hparams.ssm_d_state * hparams.ssm_d_inner
+    return 4 * each * sum(hparams.is_recurrent(n) for n in range(hparams.n_layer))
 
 
 def asked_bytes(gpu_memory: str, total: int) -> int | None:

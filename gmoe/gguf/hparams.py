@@ -164,6 +164,14 @@ class Hparams:
             rope_scaling_factor=1.0,
         )
 
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether this block of a hybrid model keeps a state instead of keys and values."""
+        own = self.of_layer(layer)
+        if own.recurrent is not None or not own.n_kv:
+            return own.recurrent or not own.n_kv
+        by_interval = bool(self.ssm_dt_rank) and "n_head_kv" not in self.differing
+        return by_interval and (layer + 1) % self.full_attention_interval != 0
+
     def known_to(self, keys: Container[str]) -> None:
         """Raise `UnsupportedModel` if the file has a rare key, or one whose value differs by layer, but for `keys`."""
         for name, why in self.special.items():

@@ -17,11 +17,10 @@ class Model(Decoder):
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """Which blocks are recurrent the file says, by block or by an interval."""
-        hp = w.hparams
-        if (layer + 1) % hp.full_attention_interval if hp.recurrent is None else hp.recurrent:
+        if self.hparams.is_recurrent(layer):
             return self.recurrent_layer(w)
         w.need("attn_q_norm.weight", "attn_k_norm.weight")
-        return QueryGatedGQA(w, rope(w, "neox"), scale=hp.attention_scale)
+        return QueryGatedGQA(w, rope(w, "neox"), scale=w.hparams.attention_scale)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Always renormalised and never scaled, as llama.cpp does."""
