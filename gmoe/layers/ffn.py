@@ -11,9 +11,10 @@ from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, topk
 from gmoe.layers.weights import Weights
 
+UNGATED = ("relu2",)  # activations of one matrix
 AT_ONCE = 128  # rows of a prompt whose gates and ups stand in memory together; the kernels take no more at a time
 
-__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "led_by_dense"]
+__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense"]
 
 
 class DenseFFN:
@@ -38,6 +39,21 @@ class DenseFFN:
 
     def _rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self.down(activate(self.activation, *self.gate_up(x), self.on), out)
+
+
+class UngatedFFN(DenseFFN):
+    """up, activation, down: there is no gate (Nemotron)."""
+
+    def __init__(self, w: Weights, suffix: str = "", activation: str = "relu2"):
+        self.activation, self.on = activation, w.on
+        n_embd = w.hparams.n_embd
+        up = w.linear("ffn_up" + suffix, n_embd)
+        self.gate_up = beside(up)
+        self.down = w.linear("ffn_down" + suffix, up.weight.shape[0], n_embd)
+
+    def _rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        (up,) = self.gate_up(x)
+        return self.down(activate(self.activation, None, up, self.on), out)
 
 
 class GatedFFN:
@@ -72,8 +88,10 @@ class MoEFFN:
             weight = QuantTensor(gate_inp.view(torch.uint8), FORMATS["F32"], tuple(gate_inp.shape))
         self.gate_inp = QuantLinear(weight, w.get("ffn_gate_inp", ".bias", n_expert), w.activations, w.on)
         experts = dispatch.store.layout.layers.get(w.layer)
-        if experts is None or experts.gate is None:
-            w.need("ffn_up_exps.weight", "ffn_gate_exps.weight")
+        gates = () if activation in UNGATED else ("ffn_gate_exps.weight",)
+        if experts is None or (experts.gate is None) == bool(gates):
+            w.need("ffn_up_exps.weight", *gates)
+            w.refuse(f"{w.prefix}ffn_gate_exps.weight", f"architecture {w.hparams.architecture} has no gates")
         elif experts.up.cols != n_embd:
             w.refuse(
                 f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, the rest of the file asks for {n_embd}"
