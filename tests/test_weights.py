@@ -28,6 +28,7 @@ CAN_LACK = {
     "dots1": ("exp_probs_b.bias",),
     "bailingmoe2": ("exp_probs_b.bias",),
     "ernie4_5-moe": ("exp_probs_b.bias",),
+    "granitehybrid": ("ssm_conv1d.bias",),
 }
 
 
@@ -58,7 +59,8 @@ def others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         if n > 1:
             yield (*shape[:axis], n // 2, *shape[axis + 1 :])
     if len(shape) > 1:
-        yield (elements(shape),)
+        if 1 not in shape:  # else it is the same row of numbers
+            yield (elements(shape),)
         yield (1, *shape)
 
 
