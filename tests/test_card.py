@@ -12,7 +12,10 @@ from gmoe.experts.device_slots import device_groups
 from tests.factory import write_model
 
 PROMPTS = [list(range(3, 14)), [7], [250, 9, 30], list(range(1, 50))]
-ARCHITECTURES = ("qwen3moe", "deepseek2", "gpt-oss", "llama4", "qwen2moe", "granitemoe", "afmoe", "glm4moe")
+ARCHITECTURES = (
+    *("qwen3moe", "deepseek2", "gpt-oss", "llama4", "qwen2moe", "granitemoe", "afmoe", "glm4moe"),
+    *("qwen35moe", "lfm2moe", "granitehybrid"),
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA card")
 

@@ -217,8 +217,12 @@ def test_fewer_slots_where_there_is_less_memory_than_it_said(model: Path, card: 
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_memory_that_ends_in_the_middle_of_an_answer(model: Path, card: FakeDevice, whole: bool) -> None:
-    greedy = gmoe.SamplingParams(max_tokens=12, temperature=0)
+@pytest.mark.parametrize("architecture", ["qwen3moe", "qwen35moe"])
+def test_memory_that_ends_in_the_middle_of_an_answer(
+    architecture: str, tmp_path: Path, card: FakeDevice, whole: bool
+) -> None:
+    model = write_model(tmp_path / "m.gguf", architecture)
+    greedy = gmoe.SamplingParams(max_tokens=30, temperature=0)
     with load(model) as llm:
         want = [event.token_id for event in llm.run(IDS, greedy, ignore_end=True)]
     with load(model, gpu_memory="auto" if whole else half(model)) as llm:
