@@ -317,6 +317,33 @@ def _granitehybrid(s: Shape, layer: int) -> Tensors:
     yield from dense(s, "_shexp", 64)
 
 
+def _nemotron(s: Shape, layer: int) -> Tensors:
+    """Mamba-2, experts, attention, experts, and again."""
+    if layer % 2 == 0:
+        yield from gqa(s) if layer % 4 == 2 else _mamba2(s)
+        return
+    yield "attn_norm.weight", (s.embd,)
+    for name, dims in routed(s, selection_bias=True):
+        if "gate_exps" not in name:
+            yield name, dims
+    yield "ffn_up_shexp.weight", (64, s.embd)
+    yield "ffn_down_shexp.weight", (s.embd, 64)
+
+
+def _nemotron_keys(s: Shape) -> dict[str, Any]:
+    keys = _moe(s, expert_shared_feed_forward_length=64, expert_weights_norm=True, expert_weights_scale=2.5)
+    return (
+        keys
+        | _ssm(s, 2 * s.embd)
+        | {
+            "attention.layer_norm_epsilon": 1e-5,
+            "expert_shared_count": 1,
+            "attention.head_count_kv": [s.head_kv * (n % 4 == 2) for n in range(s.layer)],
+            "feed_forward_length": [s.ff_exp * (n % 2) for n in range(s.layer)],
+        }
+    )
+
+
 def _granite_keys(s: Shape) -> dict[str, Any]:
     return _moe(
         s,
@@ -486,6 +513,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Shape(ff=32, layer=4),
     ),
+    "nemotron_h_moe": Architecture(_nemotron, _nemotron_keys, Shape(layer=5)),
     "lfm2moe": Architecture(
         _lfm2moe,
         lambda s: (

@@ -32,16 +32,9 @@ DEFAULT = RuntimeOptions(device="cpu", context=256)
 
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
 SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
-MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
-FOURS = {
-    "llama4",
-    "afmoe",
-    "qwen3next",
-    "qwen35moe",
-    "lfm2moe",
-    "granitehybrid",
-}  # whose blocks are of two kinds, these among the first
+MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
+FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe", "lfm2moe"} | MAMBA  # every kind of block is among the first
 WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
@@ -99,7 +92,8 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
     architecture = name.split("+")[0]
     keys = ANY | ({} if architecture == "deepseek2" else SCALED) | OWN.get(architecture, {})
     drawn = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.5}
-    drawn["feed_forward_length"] = shape.ff
+    if architecture != "nemotron_h_moe":
+        drawn["feed_forward_length"] = shape.ff
     if architecture in WINDOWED and drawn.get("rope.scaling.type") == "none":
         drawn["rope.scaling.factor"] = 1.0
     if architecture == "bailingmoe2":

@@ -92,18 +92,27 @@ def _layer(
     with torch.inference_mode():
         x = reference.embed(batch)
         moved = x.to(device)  # before the CPU may compute in its memory, as all that follow
-        normed = reference.attn_norm[layer](x)
-        _near(name, f"the norm {where}", model.attn_norm[layer](moved), normed)
-        given = normed.to(device)
-        y = reference.attn[layer](normed, batch)
-        _near(name, f"attention {where}", model.attn[layer](given, there), y)
-        both = x.to(device), y.to(device)
-        _, normed = reference.ffn_norm[layer].after(x, y, scale)
-        _near(name, f"the second norm {where}", model.ffn_norm[layer].after(*both, scale)[1], normed)
-        given = normed.to(device)
-        z = reference.ffn[layer](normed)
-        _near(name, f"the feed-forward part {where}", model.ffn[layer](given), z)
+        pairs = zip(reference.parts, model.parts, strict=True)
+        (want, got), *others = [pair for pair in pairs if pair[0].layer == layer]
+        normed = want.norm(x)
+        _near(name, f"the norm {where}", got.norm(moved), normed)
+        y = _part(name, where, want, got, normed, batch, there)
+        for want, got in others:
+            both = x.to(device), y.to(device)
+            _, normed = want.norm.after(x, y, scale)
+            _near(name, f"the second norm {where}", got.norm.after(*both, scale)[1], normed)
+            y = _part(name, where, want, got, normed, batch, there)
         meeting.compare(f"the router {where}")
+
+
+def _part(
+    name: str, where: str, want: decoder.Part, got: decoder.Part, normed: Tensor, batch: Batch, there: Batch
+) -> Tensor:
+    """What it adds on the CPU, once that is found to be the same `there`."""
+    given = normed.to(there.positions.device)
+    y = want(normed, batch)
+    _near(name, f"{'attention' if want.mixes else 'the feed-forward part'} {where}", got(given, there), y)
+    return y
 
 
 class _Told(ExpertDispatch):

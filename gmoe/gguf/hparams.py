@@ -167,8 +167,10 @@ class Hparams:
     def is_recurrent(self, layer: int) -> bool:
         """Whether this block of a hybrid model keeps a state instead of keys and values."""
         own = self.of_layer(layer)
-        if own.recurrent is not None or not own.n_kv:
-            return own.recurrent or not own.n_kv
+        if own.recurrent is not None:
+            return own.recurrent
+        if not own.n_kv:
+            return "n_ff" not in self.differing or not own.n_ff
         by_interval = bool(self.ssm_dt_rank) and "n_head_kv" not in self.differing
         return by_interval and (layer + 1) % self.full_attention_interval != 0
 

@@ -1,10 +1,12 @@
 """Decoder: the one skeleton of all architectures; embed, blocks, norm, logits."""
 
 from collections.abc import Callable
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.norm import RMSNorm
 from gmoe.layers.recurrent_cache import RecurrentCache, RecurrentLayer
 from gmoe.layers.weights import Weights
 
@@ -25,6 +28,28 @@ class Attention(Protocol):
 
 
 FeedForward = Callable[[Tensor], Tensor]
+
+
+class Absent:
+    """In the place of the part that a block does not have."""
+
+    kv_shape = KvShape(0, 0, 0)
+
+    def __call__(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class Part(NamedTuple):
+    """What adds to a block's rows: the norm before it and itself; `mixes`: the rows of a sequence meet in it."""
+
+    layer: int
+    norm: RMSNorm
+    work: Callable[..., Tensor]
+    mixes: bool
+
+    def __call__(self, normed: Tensor, batch: Batch) -> Tensor:
+        """Normed rows [T, D] -> what it adds [T, D], perhaps in their memory."""
+        return self.work(normed, batch) if self.mixes else self.work(normed)
 
 
 class Decoder:
@@ -43,10 +68,23 @@ class Decoder:
         self.attn_norm = [w.norm("attn_norm") for w in scopes]
         self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]
         self._states = {n: its.state_shape for n, its in enumerate(self.attn) if isinstance(its, RecurrentLayer)}
-        self.ffn_norm = [w.norm("ffn_norm", "post_attention_norm") for w in scopes]
+        self.ffn_norm = [self.second_norm(w) for w in scopes]
         self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
         self.output_norm = weights.norm("output_norm", "token_embd_norm")
         self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd, self.n_vocab)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All that its blocks have, in order."""
+        mixing = [Part(n, *part, True) for n, part in enumerate(zip(self.attn_norm, self.attn, strict=True))]
+        others = [Part(n, *part, False) for n, part in enumerate(zip(self.ffn_norm, self.ffn, strict=True))]
+        both = chain.from_iterable(zip(mixing, others, strict=True))
+        return [part for part in both if not isinstance(part.work, Absent)]
+
+    @cached_property
+    def norms(self) -> list[RMSNorm]:
+        """What is behind each part: the next one's norm, and at last `output_norm`."""
+        return [*(part.norm for part in self.parts[1:]), self.output_norm]
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """The attention of a block."""
@@ -55,6 +93,10 @@ class Decoder:
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """The feed-forward part of a block."""
         raise NotImplementedError
+
+    def second_norm(self, w: Weights) -> RMSNorm:
+        """What the feed-forward part of a block reads through."""
+        return w.norm("ffn_norm", "post_attention_norm")
 
     def embed(self, batch: Batch) -> Tensor:
         """Token rows [T, D]."""
@@ -77,16 +119,14 @@ class Decoder:
 
     def through(self, x: Tensor, batch: Batch) -> Tensor:
         """All blocks, pre-norm and residual, and the last norm: embedded rows [T, D] -> normed rows [R, D]."""
-        scale, last = self.hparams.residual_scale, self.hparams.n_layer - 1
-        early = not self.dispatch.listened  # to whoever hears of routings, every row counts
-        normed = self.attn_norm[0](x)
-        for layer, norm in enumerate([*self.attn_norm[1:], self.output_norm]):
-            y = self.attn[layer](normed, batch)
-            if layer == last and early:
-                x, y = batch.wanted(x), batch.wanted(y)
-            x, normed = self.ffn_norm[layer].after(x, y, scale)
-            y = self.ffn[layer](normed)
-            if layer == last and not early:
+        scale, parts = self.hparams.residual_scale, self.parts
+        last = len(parts) - 1
+        if not self.dispatch.listened:  # to whoever hears of routings, every row counts
+            last = max((n for n, part in enumerate(parts) if part.mixes), default=last)
+        normed = parts[0].norm(x)
+        for n, (part, norm) in enumerate(zip(parts, self.norms, strict=True)):
+            y = part(normed, batch)
+            if n == last:
                 x, y = batch.wanted(x), batch.wanted(y)
             x, normed = norm.after(x, y, scale)
         return normed
