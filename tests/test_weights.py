@@ -29,6 +29,7 @@ CAN_LACK = {
     "bailingmoe2": ("exp_probs_b.bias",),
     "ernie4_5-moe": ("exp_probs_b.bias",),
     "granitehybrid": ("ssm_conv1d.bias",),
+    "nemotron_h_moe": ("ssm_conv1d.bias",),
 }
 
 
