@@ -240,10 +240,12 @@ class Router:
             raise ValueError(f"{r.chosen} of {r.experts} experts in {r.groups} groups: at most {MOST_EXPERTS} experts")
         if not 0 < r.groups_used <= r.groups or r.groups_used * (r.experts // r.groups) < r.chosen:
             raise ValueError(f"{r.groups_used} of {r.groups} groups do not hold {r.chosen} experts")
-        if r.bias is not None:
-            _check("bias", r.bias, (r.experts,))
+        for name, vector in (("bias", r.bias), ("each", r.each)):
+            if vector is not None:
+                _check(name, vector, (r.experts,))
         self.rule = rule
         args = r.experts, r.chosen, r.groups, r.groups_used, int(r.score), _at(r.bias), r.renormalize, r.scale
+        args = *args, _at(r.each)
         self._native = _cpu.Router(*args)
 
     def __call__(self, logits: Tensor, threads: int, level: str | None = None) -> tuple[Tensor, Tensor]:

@@ -216,8 +216,8 @@ class Router:
 
     def __init__(self, rule: RouterRule, on: On = None):
         self.rule, self.on = rule, on
-        here = rule.bias is None or rule.bias.device.type == "cpu"
-        self._compiled = cpu_step.Router(rule if here else rule._replace(bias=None))  # elsewhere it only checks
+        here = all(vector is None or vector.device.type == "cpu" for vector in (rule.bias, rule.each))
+        self._compiled = cpu_step.Router(rule if here else rule._replace(bias=None, each=None))  # elsewhere only checks
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         if self.on is None:

@@ -36,7 +36,7 @@ class Score(IntEnum):
 
 
 class RouterRule(NamedTuple):
-    """How experts are chosen and weighed; `bias` [E] changes who is chosen, never the weights."""
+    """How experts are chosen and weighed; `bias` [E] changes who is chosen alone, `each` [E] the weights alone."""
 
     score: Score
     experts: int
@@ -46,6 +46,7 @@ class RouterRule(NamedTuple):
     bias: Tensor | None = None
     renormalize: bool = False
     scale: float = 1.0
+    each: Tensor | None = None
 
 
 class HeadRule(NamedTuple):
@@ -151,7 +152,8 @@ def weigh(given: Tensor, ids: Tensor, rule: RouterRule) -> Tensor:
         weights = weights.masked_fill(nobody, 0.0)
     if rule.renormalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
-    return weights * rule.scale
+    weights = weights * rule.scale
+    return weights if rule.each is None else weights * rule.each[ids.clamp(min=0)]
 
 
 def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:

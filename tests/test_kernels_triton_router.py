@@ -30,9 +30,9 @@ WIDE = [RouterRule(Score.SOFTMAX, 1024, 22, renormalize=True), RouterRule(Score.
 
 
 def both(logits: torch.Tensor, rule: RouterRule) -> None:
-    bias = None if rule.bias is None else rule.bias.to(DEVICE)
+    bias, each = (None if vector is None else vector.to(DEVICE) for vector in (rule.bias, rule.each))
     with np.errstate(all="ignore"):  # numpy, which interprets, warns of what is no number
-        ids, weights = (part.cpu() for part in choose(logits.to(DEVICE), rule._replace(bias=bias)))
+        ids, weights = (part.cpu() for part in choose(logits.to(DEVICE), rule._replace(bias=bias, each=each)))
     want_ids, want = reference_step.choose(logits, rule)
     assert ids.dtype == torch.int32 and torch.equal(ids, want_ids)
     torch.testing.assert_close(weights, want, equal_nan=True, **NEAR)

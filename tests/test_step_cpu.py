@@ -91,6 +91,7 @@ RULES = [
     RouterRule(Score.SOFTMAX_WEIGHT, 32, 4),
     RouterRule(Score.SIGMOID, 64, 6, 8, 3, random(64, seed=5, scale=0.1), renormalize=True, scale=2.5),
     RouterRule(Score.SQRT_SOFTPLUS, 17, 1),
+    RouterRule(Score.SOFTMAX, 24, 5, renormalize=True, scale=0.5, each=random(24, seed=6)),
 ]
 
 

@@ -85,9 +85,11 @@ class StepCheck {
     for (Gating gating : {Gating::softmax, Gating::sigmoid, Gating::softmax_weight, Gating::sqrt_softplus})
       for (int experts : {8, 60, 128})
         for (int variant = 0; variant < 4; variant++) {
-          const std::vector<float> logits = floats(experts, 8.0f), bias = floats(experts, 0.1f);
+          const std::vector<float> logits = floats(experts, 8.0f), bias = floats(experts, 0.1f),
+                                   each = floats(experts, 2.0f);
           const Router r = {experts, 6, variant & 1 ? 4 : 1, variant & 1 ? 2 : 1, gating,
-                            variant & 2 ? bias.data() : nullptr, !(variant & 1), 1.5f};
+                            variant & 2 ? bias.data() : nullptr, !(variant & 1), 1.5f,
+                            variant & 2 ? each.data() : nullptr};
           std::vector<int32_t> ids(6), other_ids(6);
           std::vector<float> a(6), b(6);
           const bool enough = !(variant & 1) || experts >= 12;  // in the groups that are used

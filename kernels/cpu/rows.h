@@ -135,6 +135,7 @@ void choose_experts(const Router& r, const float* logits, int32_t* ids, float* w
   for (int j = 0; j < r.chosen; j++) {
     if (r.renormalize) weights[j] /= total;
     weights[j] *= r.scale;
+    if (r.each) weights[j] *= r.each[ids[j]];
   }
 }
 

@@ -64,6 +64,7 @@ struct Router {
   const float* bias;  // [experts] or null
   bool renormalize;
   float scale;
+  const float* each;  // [experts] or null
 };
 
 // Queries or keys [T][heads][d]: norms over `width` elements each (0: none), then the rotation.

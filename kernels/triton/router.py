@@ -52,9 +52,10 @@ def _first(order, WIDTH: tl.constexpr):
 
 @triton.jit
 def _choose(
-    logits, bias, ids, weights, E, scale,
+    logits, bias, each, ids, weights, E, scale,
     K: tl.constexpr, WIDTH: tl.constexpr, K_WIDTH: tl.constexpr, GROUPS: tl.constexpr, USED: tl.constexpr,
     G_WIDTH: tl.constexpr, SCORE: tl.constexpr, BIAS: tl.constexpr, RENORMALIZE: tl.constexpr,
+    EACH: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, WIDTH)
@@ -98,8 +99,11 @@ def _choose(
     if RENORMALIZE:
         total = tl.sum(weight, 0)
         weight = tl.div_rn(weight, tl.where(total < SMALLEST_SUM, SMALLEST_SUM, total) + tl.zeros_like(weight))
+    weight *= scale
+    if EACH:
+        weight *= tl.load(each + chosen, mask=j < K, other=0.0)
     tl.store(ids + t * K + j, chosen, mask=j < K)
-    tl.store(weights + t * K + j, weight * scale, mask=j < K)
+    tl.store(weights + t * K + j, weight, mask=j < K)
 
 
 def sizes(rule: RouterRule) -> dict[str, int]:
@@ -108,7 +112,7 @@ def sizes(rule: RouterRule) -> dict[str, int]:
     return {
         "K": rule.chosen, "WIDTH": power(rule.experts), "K_WIDTH": power(rule.chosen), "GROUPS": rule.groups,
         "USED": rule.groups_used, "G_WIDTH": power(rule.groups), "SCORE": int(rule.score),
-        "BIAS": rule.bias is not None, "RENORMALIZE": rule.renormalize,
+        "BIAS": rule.bias is not None, "RENORMALIZE": rule.renormalize, "EACH": rule.each is not None,
     }  # fmt: skip
 
 
@@ -126,7 +130,7 @@ def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
     weights = torch.empty(tokens, rule.chosen, dtype=torch.float32, device=logits.device)
     if tokens:
         logits = logits.contiguous()
-        bias = logits if rule.bias is None else rule.bias.contiguous()
-        given = logits, bias, ids, weights, experts, rule.scale
+        bias, each = (logits if vector is None else vector.contiguous() for vector in (rule.bias, rule.each))
+        given = logits, bias, each, ids, weights, experts, rule.scale
         _choose[(tokens,)](*given, **sizes(rule), **options(rule))
     return ids, weights
