@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Architecture:
     extra: Callable[[Shape], Tensors] = lambda s: iter(())
     rope_style: str = "neox"
     last_norm: str = "output_norm"
+    unscaled: bool = False  # attention has no scale of its own: the norm of the queries makes them small
 
 
 def gqa(s: Shape, *, bias: str = "", norm: str = "", fused: bool = False) -> Tensors:
@@ -369,6 +370,48 @@ def _lfm2moe(s: Shape, layer: int) -> Tensors:
     yield from routed(s, selection_bias=True) if layer else dense(s)
 
 
+def _of_full(s: Shape, layer: int) -> Shape:
+    """A block's own sizes in gemma4: every other one is full, with one key of twice the width."""
+    return replace(s, head_kv=1, head_dim=2 * s.head_dim) if layer % 2 else s
+
+
+def _gemma4(s: Shape, layer: int) -> Tensors:
+    """Full blocks have no `attn_v`."""
+    yield from (row for row in gqa(_of_full(s, layer), norm="head") if layer % 2 == 0 or row[0] != "attn_v.weight")
+    yield from dense(s)
+    yield from routed(s, fused=True)
+    yield "ffn_down_exps.scale", (s.expert,)
+    yield from _gemma4_norms(s)
+
+
+def _gemma4_shared(s: Shape, layer: int) -> Tensors:
+    """Experts unfused and without a scale, none in the first block; no keys in the last blocks."""
+    keyless = layer >= _gemma4_own(s)
+    fused = gqa(_of_full(s, layer), norm="head", fused=layer % 3 == 1)
+    yield from (row for row in fused if not keyless or row[0][:6] not in ("attn_k", "attn_v"))
+    yield from dense(s)
+    if layer:
+        yield from routed(s)
+        yield from _gemma4_norms(s)
+    else:
+        yield from ffn_norm(s)
+        yield from ffn_norm(s, "post_attention_norm")
+        yield from ffn_norm(s, "post_ffw_norm")
+
+
+def _gemma4_norms(s: Shape) -> Tensors:
+    yield "ffn_gate_inp.scale", (s.embd,)
+    yield "layer_output_scale.weight", (1,)
+    for name in ("ffn_norm", "post_attention_norm", "post_ffw_norm", "post_ffw_norm_1", "pre_ffw_norm_2"):
+        yield from ffn_norm(s, name)
+    yield from ffn_norm(s, "post_ffw_norm_2")
+
+
+def _gemma4_own(s: Shape) -> int:
+    """Blocks that have keys and values of their own where others share them."""
+    return 2 if s.layer < 5 else 4
+
+
 def _base(s: Shape) -> dict[str, Any]:
     return {
         "block_count": s.layer,
@@ -419,6 +462,30 @@ def _mla_keys(s: Shape, q_lora: bool, legacy: bool, **more: Any) -> dict[str, An
             "attention.value_length_mla": 16,
         }
     return keys | LED | more
+
+
+def _gemma4_keys(s: Shape, shared: int = 0) -> dict[str, Any]:
+    kinds = [_of_full(s, layer) for layer in range(s.layer)]
+    return _moe(s) | {
+        "attention.head_count_kv": [kind.head_kv for kind in kinds],
+        "attention.key_length": 2 * s.head_dim,
+        "attention.value_length": 2 * s.head_dim,
+        "attention.key_length_swa": s.head_dim,
+        "attention.value_length_swa": s.head_dim,
+        "attention.shared_kv_layers": shared,
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": [kind is s for kind in kinds],
+        "embedding_length_per_layer_input": 0,
+        "final_logit_softcapping": 4.0,
+        "rope.dimension_count": 2 * s.head_dim,
+        "rope.dimension_count_swa": s.head_dim,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e4,
+    }
+
+
+def _stretched(s: Shape) -> Tensors:
+    yield "rope_freqs.weight", (s.head_dim,)
 
 
 def _factors(s: Shape) -> Tensors:
@@ -540,6 +607,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         _minimax, lambda s: _moe(s) | {"expert_gating_func": 2, "rope.dimension_count": 8}, Shape(ff=32)
     ),
     "phimoe": Architecture(_phimoe, _moe, Shape(ff=32), extra=_factors),
+    "gemma4": Architecture(_gemma4, _gemma4_keys, Shape(layer=4), extra=_stretched, unscaled=True),
+    "gemma4+shared": Architecture(
+        _gemma4_shared,
+        lambda s: _gemma4_keys(s, s.layer - _gemma4_own(s)),
+        Shape(layer=5),
+        extra=_stretched,
+        unscaled=True,
+    ),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
 
@@ -585,6 +660,8 @@ def write_model(
         tensors += [(f"blk.{layer}.{tensor}", dims) for tensor, dims in row.block(s, layer)]
     for tensor, dims in tensors:
         data = random_weights(rng, tensor, dims)
+        if row.unscaled and tensor.endswith("attn_q_norm.weight"):
+            data /= np.sqrt(dims[0], dtype=np.float32)
         kind = gguf.GGMLQuantizationType[quant]
         matrix = len(dims) > 1 and tensor.endswith(".weight") and not any(n in tensor for n in EXACT)
         if matrix and kind != gguf.GGMLQuantizationType.F32 and dims[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
@@ -605,6 +682,10 @@ def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...])
         return 1.0 + 0.2 * noise
     if tensor.endswith("ssm_a"):
         return -np.exp(noise)
+    if tensor == "rope_freqs.weight":  # a quarter of the pairs turn
+        return np.where(np.arange(*dims) < dims[0] // 4, 1.0, 1e30).astype(np.float32)
+    if "scale" in tensor:
+        return (1.0 + 0.2 * noise) * (np.sqrt(dims[0], dtype=np.float32) if "gate_inp" in tensor else np.float32(1.0))
     if len(dims) == 1 or tensor.endswith(".bias"):
         return 0.2 * noise
     return (

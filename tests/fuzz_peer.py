@@ -5,6 +5,10 @@ whose weights are F32, so that it rounds nothing and the logits must be equal to
 default kernels the median token must be `NEAR`, or no more than twice as far as llama.cpp is with the file itself. Only
 four tokens are compared, and rounding can decide a router's near tie in one of the two: about one file in a hundred is
 printed for that. A file that one of the two refuses is printed with what it says.
+
+llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 build its `libggml-cpu.so`
+without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of llama-cpp-python's libraries
+with that one among them.
 """
 
 import random
@@ -34,7 +38,14 @@ ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
 SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
-FOURS = {"llama4", "afmoe", "qwen3next", "qwen35moe", "lfm2moe"} | MAMBA  # every kind of block is among the first
+FOURS = {
+    "llama4",
+    "afmoe",
+    "gemma4",
+    "qwen3next",
+    "qwen35moe",
+    "lfm2moe",
+} | MAMBA  # all kinds of block are among the first
 WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
@@ -58,6 +69,11 @@ OWN: dict[str, Keys] = {
     "granitemoe": GRANITE,
     "granitehybrid": GRANITE,
     "gpt-oss": {"attention.sliding_window": (1, 7, 16)},
+    "gemma4": {
+        "attention.sliding_window": (1, 7, 16),
+        "rope.freq_base_swa": (100.0, 5e5),
+        "final_logit_softcapping": (0.0, 1.0, 30.0),
+    },
     "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "glm4moe": GATED,

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gmoe.kernels.formats import QuantTensor
 
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
 from gmoe.experts.device_budget import state_bytes, token_bytes
-from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.gguf.hparams import Gating
+from gmoe.gguf.rewrite import rewrite
 from gmoe.llm import LLM
 from gmoe.models.deepseek2 import own_gating
 from gmoe.options import RuntimeOptions
@@ -178,6 +180,59 @@ def test_keys_mean_what_they_mean_to_llama_cpp(
     files = [write_model(tmp_path / f"{i}.gguf", architecture, metadata=m) for i, m in enumerate((told, meant))]
     with LLM.load(files[0], EXACT) as a, LLM.load(files[1], EXACT) as b:
         assert np.array_equal(a.logits(IDS), b.logits(IDS))
+
+
+def test_layers_that_share_keys_keep_none(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", "gemma4+shared")
+    with LLM.load(path, EXACT) as llm:
+        window, full = 2 * (16 + 16), 1 * (32 + 32)
+        assert [attn.kv_shape.nbytes("f16") for attn in llm.model.attn] == [2 * window, 2 * full] * 2 + [0]
+        assert llm.model.kv_bytes_per_block(32, "f16") == 32 * token_bytes(llm.hparams)
+
+
+def test_a_scale_of_one_is_no_scale(tmp_path: Path) -> None:
+    """Of experts, of blocks: a file that has such tensors says what one without them says."""
+    path, without = write_model(tmp_path / "a.gguf", "gemma4"), tmp_path / "b.gguf"
+    scales = [f"blk.{n}.{name}" for n in range(4) for name in ("ffn_down_exps.scale", "layer_output_scale.weight")]
+    with GGUFFile.open(path) as file:
+
+        def ones(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            data = np.ones(tensor.shape, np.float32).view(np.uint8)
+            return [(info.name, QuantTensor(data, tensor.format, tensor.shape) if info.name in scales else tensor)]
+
+        rewrite(file, tmp_path / "ones.gguf", ones)
+        rewrite(file, without, lambda info, tensor: [] if info.name in scales else [(info.name, tensor)])
+    with LLM.load(path, EXACT) as a, LLM.load(tmp_path / "ones.gguf", EXACT) as b, LLM.load(without, EXACT) as c:
+        assert np.array_equal(b.logits(IDS), c.logits(IDS))
+        assert not np.allclose(a.logits(IDS), c.logits(IDS), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "what"),
+    [
+        ("gemma4", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture gemma4, with"),
+        (
+            "gemma4",
+            {"attention.shared_kv_layers": 3},
+            "shared_kv_layers: block 1 cannot read the keys and values of block 0",
+        ),
+        ("gemma4", {"attention.shared_kv_layers": 4}, "attention.shared_kv_layers: 4 is outside 0 to 3"),
+        ("gemma4", {"attention.head_count_kv": [2, 2, 2, 2]}, "attn_k.weight: has 32 outputs, the rest of the file"),
+        (
+            "gemma4",
+            {"attention.key_length_swa": 8},
+            "attn_q_norm.weight: has the shape [16], the rest of the file asks for [8]",
+        ),
+        ("gemma4+shared", {"attention.shared_kv_layers": 0}, "blk.4.attn_k_norm.weight: this tensor is required by"),
+    ],
+)
+def test_blocks_of_gemma4_that_do_not_fit_are_refused(
+    tmp_path: Path, architecture: str, change: dict[str, object], what: str
+) -> None:
+    path = write_model(tmp_path / "m.gguf", architecture, metadata=change)
+    with pytest.raises(UnsupportedModel) as error:
+        LLM.load(path)
+    assert what in str(error.value) and str(path) in str(error.value)
 
 
 def test_a_temperature_needs_its_length(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ CAN_LACK = {
     "ernie4_5-moe": ("exp_probs_b.bias",),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
+    "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),
 }
 
 

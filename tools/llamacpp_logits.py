@@ -2,7 +2,7 @@
 
 Run it where `pip install llama-cpp-python` was; it needs nothing of gmoe. Each MODEL is a file of `tests/factory.py`
 (`python -m tests.factory FOLDER` writes them all); the settings are those of an exact run: F32 cache, no flash
-attention, one batch.
+attention, one batch. For gemma4 it needs a library without a table of GELU, as `tests/fuzz_peer.py` says.
 """
 
 import sys

@@ -151,7 +151,7 @@ class Hparams:
         return self.n_head_kv if self.n_head_kv is not None else self.n_head
 
     def of_layer(self, layer: int) -> "Hparams":
-        """What holds in one block: its own values, and in a window those of the keys that end in `_swa`."""
+        """What holds in one block of a model: its own values, and in a window those of the keys that end in `_swa`."""
         own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
         if not own.swa:
             return own if self.differing else self

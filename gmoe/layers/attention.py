@@ -6,7 +6,7 @@ from torch import Tensor
 from gmoe.kernels.kv import KvShape
 from gmoe.kernels.ops import Heads, Mask, Rotation, attention, gated, lay
 from gmoe.layers.batch import Batch
-from gmoe.layers.linear import beside
+from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.norm import HeadNorm
 from gmoe.layers.weights import Weights
 
@@ -55,17 +55,21 @@ class GQA:
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm", q if across else hp.n_head_k)
         self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm", k if across else hp.n_head_k)
         self.heads = Heads(self.q_norm and self.q_norm.rule, self.k_norm and self.k_norm.rule, rope, w.on)
-        if w.has("attn_qkv"):
-            qkv = w.linear("attn_qkv", hp.n_embd, q + k + v)
-            self.qkv = beside(qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v))
-        else:
-            self.qkv = beside(*(w.linear(f"attn_{n}", hp.n_embd, o) for n, o in (("q", q), ("k", k), ("v", v))))
+        self.qkv = beside(*self.maps(w, q, k, v))
         self.output = w.linear("attn_output", hp.n_head * hp.n_head_v, hp.n_embd)
         self.kv_shape = KvShape(hp.n_kv, hp.n_head_k, hp.n_head_v)
 
     def query_rows(self) -> int:
         """Outputs of the map of queries."""
         return self.n_head * self.n_head_k
+
+    def maps(self, w: Weights, q: int, k: int, v: int) -> list[QuantLinear]:
+        """Those of the block's input to queries, keys and values of these widths."""
+        n_embd = w.hparams.n_embd
+        if w.has("attn_qkv"):
+            qkv = w.linear("attn_qkv", n_embd, q + k + v)
+            return [qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v)]
+        return [w.linear(f"attn_{name}", n_embd, width) for name, width in (("q", q), ("k", k), ("v", v))]
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Norms by head, then rotation: q [T, H, dk], k [T, Hkv, dk]."""

@@ -21,6 +21,31 @@ class RMSNorm:
         return residual_norm(x, y, scale, self.weight, self.bias, self.eps, self.on)
 
 
+class NoNorm(RMSNorm):
+    """In place of a norm where what follows has its own: the residual sum alone."""
+
+    def __init__(self, on: DeviceKernels | None = None):
+        super().__init__(None, 0.0, on=on)
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """x + scale * y of [T, n], in the memory of y, twice the same tensor."""
+        y = residual(x, y, scale)
+        return y, y
+
+
+class ScaledNorm(RMSNorm):
+    """The norm behind a block of which what it began with counts `factor` times."""
+
+    def __init__(self, norm: RMSNorm, factor: float):
+        super().__init__(norm.weight, norm.eps, norm.bias, norm.on)
+        self.factor = factor
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """factor * x + scale * y of [T, n], in the memory of x, and the norm of that, on the CPU in the memory of y."""
+        y = y if scale == 1.0 else y * scale
+        return residual_norm(y, x, self.factor, self.weight, self.bias, self.eps, self.on)
+
+
 class HeadNorm:
     """Norm of queries or keys [T, H, d]: by head, or over all heads at once where the weight is that wide."""
 

@@ -12,13 +12,19 @@ from gmoe.kernels.ops import Rotation
 from gmoe.layers.weights import Weights
 
 Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
+Factors = Literal["some", "none", "one"]
 
 
-def rope(w: Weights, style: Style, n_rot: int | None = None) -> Rotation:
-    """The model's one rotary embedding, of the first n_rot of each head, as its metadata and its factor tensors say."""
+def rope(w: Weights, style: Style, n_rot: int | None = None, *, factors: Factors = "some") -> Rotation:
+    """The rotary embedding of the first n_rot of each head, as the metadata and `factors` say.
+
+    "some" are the tensors that a file may have, "none" looks at none, and "one" needs `rope_freqs`. Blocks for which
+    all this is the same have one embedding in common.
+    """
     hp = w.hparams
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
-    return w.shared(("rope", style, width), lambda: _build(w, style, width))
+    key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors
+    return w.shared(key, lambda: _build(w, style, width, factors))
 
 
 def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
@@ -28,7 +34,7 @@ def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
     return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
 
 
-def _build(w: Weights, style: Style, n_rot: int) -> Rotation:
+def _build(w: Weights, style: Style, n_rot: int, which: Factors) -> Rotation:
     hp = w.hparams
     if n_rot % 2 or n_rot <= 0:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.rope.dimension_count", f"{n_rot} is not even and positive")
@@ -38,7 +44,9 @@ def _build(w: Weights, style: Style, n_rot: int) -> Rotation:
             hp.file, f"{hp.architecture}.rope.scaling.type", f"{kind!r} is not one of none, linear, yarn, longrope"
         )
     frequencies = hp.rope_freq_base ** (-torch.arange(0, n_rot, 2, dtype=torch.float64) / n_rot)
-    factors = _factors(w, n_rot)
+    factors = None if which == "none" else _factors(w, n_rot)
+    if factors is None and which == "one":
+        w.refuse("rope_freqs.weight", f"this tensor is required by architecture {hp.architecture}")
     if factors is not None:
         frequencies = frequencies / factors
     factor = hp.rope_scaling_factor or hp.rope_scale_linear or 1.0
@@ -62,7 +70,8 @@ def _factors(w: Weights, n_rot: int) -> Tensor | None:
     if tables["rope_factors_short"] is not None:
         chosen = tables["rope_factors_long" if long else "rope_factors_short"]
     if chosen is not None and chosen.numel() != n_rot // 2:
-        raise UnsupportedModel(hp.file, "rope factors", f"{chosen.numel()} factors for {n_rot} rotated dimensions")
+        name = next(name for name, table in tables.items() if table is chosen)
+        raise UnsupportedModel(hp.file, f"{name}.weight", f"{chosen.numel()} factors for {n_rot} rotated dimensions")
     return None if chosen is None else chosen.cpu().double()
 
 

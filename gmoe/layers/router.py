@@ -43,8 +43,8 @@ class TopK:
         It takes and gives the numbers of all experts; groups must keep equally many.
         """
         few = torch.tensor(kept)
-        bias = None if self.rule.bias is None else self.rule.bias[few].contiguous()
-        left = TopK(self.rule._replace(experts=len(kept), chosen=used, bias=bias), self._on)
+        bias, each = (None if v is None else v[few].contiguous() for v in (self.rule.bias, self.rule.each))
+        left = TopK(self.rule._replace(experts=len(kept), chosen=used, bias=bias, each=each), self._on)
 
         def route(logits: Tensor) -> Routing:
             ids, weights, _ = left(logits[:, few])
@@ -62,13 +62,25 @@ class TopK:
         return Scores(selection.cpu().numpy(), probabilities.cpu().numpy(), given)
 
 
-def topk(w: Weights, gating: Gating, *, renormalize: bool, bias: Tensor | None = None, scale: float = 1.0) -> TopK:
-    """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights; a `scale` of 0 is none."""
+def topk(
+    w: Weights,
+    gating: Gating,
+    *,
+    renormalize: bool,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    each: Tensor | None = None,
+) -> TopK:
+    """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights; a `scale` of 0 is none.
+
+    `each` [E] are scales of the experts' own, which change their weights alone.
+    """
     hp = w.hparams
     groups, used = (hp.n_expert_groups, hp.n_group_used) if hp.n_expert_groups > 1 else (1, 1)
     if hp.n_expert % groups:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_group_count", "must divide expert_count")
-    rule = RouterRule(SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used, bias, renormalize, scale or 1.0)
+    shape = SCORES[gating], hp.n_expert, hp.n_expert_used, groups, used
+    rule = RouterRule(*shape, bias, renormalize, scale or 1.0, each)
     try:
         return TopK(rule, w.on)
     except ValueError as error:

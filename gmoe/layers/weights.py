@@ -70,6 +70,10 @@ class Weights:
         if missing is not None:
             self._refuse_without(self.prefix + missing)
 
+    def skip(self, *names: str) -> None:
+        """Let the file have these, such as `attn_k.weight`, though nobody reads them."""
+        self.used.update(self.prefix + name for name in names)
+
     def quant(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
         """A tensor as it is in the file, where the model runs; one of another `shape` is refused."""
         tensor = self._view(name, suffix)
@@ -99,6 +103,10 @@ class Weights:
             return None
         return dequantize(self.quant(name, suffix, None if n is None else (n,)), on=self.on)
 
+    def vector(self, name: str, n: int, suffix: str = ".weight") -> Tensor:
+        """A tensor of `n` numbers as float32, which the file must have."""
+        return dequantize(self.quant(name, suffix, (n,)), on=self.on)
+
     def linear(self, name: str, n_in: int, n_out: int | None = None) -> QuantLinear:
         """The map `name`, with its bias where the file has one."""
         weight = self.matrix(name, n_in, n_out)
@@ -121,16 +129,14 @@ class Weights:
         """The first of these norms that the file has, of `n` numbers, the model's width if not given."""
         name = next((name for name in names if self.has(name)), names[0])
         n = self.hparams.n_embd if n is None else n
-        weight = dequantize(self.quant(name, shape=(n,)), on=self.on)
-        return RMSNorm(weight, self.eps, self.get(name, ".bias", n), self.on)
+        return RMSNorm(self.vector(name, n), self.eps, self.get(name, ".bias", n), self.on)
 
     @property
     def eps(self) -> float:
-        """What the model's norms add."""
+        """What norms add to a mean square."""
         eps = self.hparams.rms_eps if self.hparams.rms_eps is not None else self.hparams.norm_eps
         if eps is None:
-            key = f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon"
-            raise UnsupportedModel(str(self.file.path), key, "required by its norms")
+            self.refuse(f"{self.hparams.architecture}.attention.layer_norm_rms_epsilon", "required by its norms")
         return eps
 
     def head_norm(self, name: str, n: int) -> HeadNorm | None:
