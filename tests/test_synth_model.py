@@ -21,7 +21,17 @@ TYPES = ["Q4_K_M", "Q8_0", "Q6_K", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS
 def small(name: str) -> Shape:
     s = SHAPES[name]
     kv = {1: 1, s.head: 4}.get(s.head_kv, 2)
-    sizes = {"embd": 256, "layer": 2, "expert": 8, "used": 2, "ff_exp": 256, "vocab": 600, "head": 4, "head_dim": 64}
+    layers = max(2, len(s.kinds))  # of every kind one
+    sizes = {
+        "embd": 256,
+        "layer": layers,
+        "expert": 8,
+        "used": 2,
+        "ff_exp": 256,
+        "vocab": 600,
+        "head": 4,
+        "head_dim": 64,
+    }
     shared = 256 * s.keys.get("expert_shared_count", 1) if s.ff_shared else 0
     return replace(s, **sizes, head_kv=kv, ff=256 if s.ff else 0, ff_shared=shared)
 

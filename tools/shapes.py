@@ -27,7 +27,9 @@ class Shape:
     context: int = 32768
     keys: dict[str, Any] = field(default_factory=dict)  # more metadata below the architecture's name
     mla: tuple[int, int, int, int] = (0, 0, 0, 0)  # latent width, not rotated, rotated, value
-    delta: tuple[int, int, int] = (0, 0, 0)  # heads of keys and of values in three of four blocks, and their width
+    kinds: str = "A"  # of the blocks, again and again: attention, delta net, Mamba-2; where there are E, experts alone
+    delta: tuple[int, int, int] = (0, 0, 0)  # heads of keys and of values, and their width
+    mamba: tuple[int, int, int, int] = (0, 0, 0, 0)  # heads, their width, width of a state, groups
     bias: str = ""  # which of q, k, v, o have one
     norm: str = ""  # of q and k: "", "head", "full"
     extra: Callable[["Shape"], Tensors] = lambda s: iter(())  # of a block
@@ -46,6 +48,7 @@ def _yarn(factor: float, original: int, **more: Any) -> dict[str, Any]:
 
 
 GATED_SHARED = ("qwen2moe", "qwen35moe")  # whose shared expert is behind a gate
+SHARED_WIDTH = (*GATED_SHARED, "granitehybrid", "nemotron_h_moe")  # which state the shared expert's width
 SHAPES: dict[str, Shape] = {
     "qwen3-30b-a3b": Shape(
         "qwen3moe", 2048, 32, 4, 48, 128, 8, 768, 151936, norm="head", ff=6144, keys={"rope.freq_base": 1e6}
@@ -66,8 +69,24 @@ SHAPES: dict[str, Shape] = {
     ),
     "qwen3.6-35b-a3b": Shape(
         "qwen35moe", 2048, 16, 2, 40, 256, 8, 512, 248320, head_dim=256, norm="head", ff_shared=512, context=262144,
-        delta=(16, 32, 128),
+        kinds="DDDA", delta=(16, 32, 128),
         keys={"rope.freq_base": 1e7, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0]},
+    ),
+    "granite-4.0-h-tiny": Shape(
+        "granitehybrid", 1536, 12, 4, 40, 64, 6, 512, 100352, ff=512, ff_shared=1024, context=131072,
+        kinds="MMMMMAMMMM", mamba=(48, 64, 128, 1),
+        keys={
+            "attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 6.0,
+            "rope.scaling.finetuned": False,
+        },
+    ),
+    "nemotron-3-nano-30b-a3b": Shape(
+        "nemotron_h_moe", 2688, 32, 2, 52, 128, 6, 1856, 131072, ff_shared=3712, context=262144,
+        kinds="MEMEMAE", mamba=(64, 64, 128, 8),
+        keys={
+            "expert_weights_norm": True, "expert_weights_scale": 2.5, "expert_shared_count": 1,
+            "attention.layer_norm_epsilon": 1e-5,
+        },
     ),
 }  # fmt: skip
 
@@ -92,17 +111,22 @@ def metadata(s: Shape) -> dict[str, Any]:
         "expert_feed_forward_length": s.ff_exp,
         "vocab_size": s.vocab,
     }
-    if s.architecture in GATED_SHARED:
+    if s.architecture in SHARED_WIDTH:
         keys["expert_shared_feed_forward_length"] = s.ff_shared
-    if s.delta[0]:
-        n_key, n_value, width = s.delta
+    n_key, n_value, width = s.delta
+    heads, head, state, groups = s.mamba
+    if n_value or heads:
         keys |= {
             "ssm.conv_kernel": 4,
-            "ssm.inner_size": n_value * width,
-            "ssm.state_size": width,
-            "ssm.time_step_rank": n_value,
-            "ssm.group_count": n_key,
+            "ssm.inner_size": n_value * width or heads * head,
+            "ssm.state_size": width or state,
+            "ssm.time_step_rank": n_value or heads,
+            "ssm.group_count": n_key or groups,
         }
+    if heads:
+        keys["attention.head_count_kv"] = [s.head_kv * (kind(s, n) == "A") for n in range(s.layer)]
+    if "E" in s.kinds:
+        keys["feed_forward_length"] = [s.ff_exp * (kind(s, n) == "E") for n in range(s.layer)]
     if latent:
         keys |= {
             "attention.q_lora_rank": 0,
@@ -124,23 +148,36 @@ def tensors(s: Shape) -> Tensors:
     yield "output.weight", (s.vocab, s.embd)
 
 
+def kind(s: Shape, layer: int) -> str:
+    """Which letter of `kinds` a block is."""
+    return s.kinds[layer % len(s.kinds)]
+
+
 def _block(s: Shape, layer: int) -> Tensors:
     yield "attn_norm.weight", (s.embd,)
-    if s.delta[0] and (layer + 1) % 4:
-        yield from _delta(s)
-    else:
-        yield from _latent(s) if s.mla[0] else _grouped(s)
-    yield ("post_attention_norm.weight" if s.architecture in ("gpt-oss", "qwen35moe") else "ffn_norm.weight"), (s.embd,)
+    of = kind(s, layer)
+    if of != "E":
+        yield from _delta(s) if of == "D" else _mamba(s) if of == "M" else _latent(s) if s.mla[0] else _grouped(s)
+        if "E" in s.kinds:
+            return
+        yield (
+            ("post_attention_norm.weight" if s.architecture in ("gpt-oss", "qwen35moe") else "ffn_norm.weight"),
+            (s.embd,),
+        )
     if layer < s.lead:
         yield from _dense(s, "", s.ff)
         return
+    gates = "E" not in s.kinds
     yield "ffn_gate_inp.weight", (s.expert, s.embd)
-    yield "ffn_gate_exps.weight", (s.expert, s.ff_exp, s.embd)
+    if gates:
+        yield "ffn_gate_exps.weight", (s.expert, s.ff_exp, s.embd)
+    else:
+        yield "exp_probs_b.bias", (s.expert,)
     yield "ffn_up_exps.weight", (s.expert, s.ff_exp, s.embd)
     yield "ffn_down_exps.weight", (s.expert, s.embd, s.ff_exp)
     yield from s.extra(s)
     if s.ff_shared:
-        yield from _dense(s, "_shexp", s.ff_shared)
+        yield from _dense(s, "_shexp", s.ff_shared, gates)
     if s.architecture in GATED_SHARED:
         yield "ffn_gate_inp_shexp.weight", (s.embd,)
 
@@ -171,6 +208,19 @@ def _delta(s: Shape) -> Tensors:
     yield "ssm_out.weight", (s.embd, n_value * width)
 
 
+def _mamba(s: Shape) -> Tensors:
+    heads, head, state, groups = s.mamba
+    wide, rows = heads * head, heads * head + 2 * groups * state
+    yield "ssm_in.weight", (wide + rows + heads, s.embd)
+    yield "ssm_conv1d.weight", (rows, 4)
+    yield "ssm_conv1d.bias", (rows,)
+    yield "ssm_dt.bias", (heads,)
+    yield "ssm_a", (heads, 1)
+    yield "ssm_d", (heads, 1)
+    yield "ssm_norm.weight", (groups, wide // groups)
+    yield "ssm_out.weight", (s.embd, wide)
+
+
 def _latent(s: Shape) -> Tensors:
     latent, nope, rot, value = s.mla
     yield "attn_q.weight", (s.head * (nope + rot), s.embd)
@@ -181,7 +231,8 @@ def _latent(s: Shape) -> Tensors:
     yield "attn_output.weight", (s.embd, s.head * value)
 
 
-def _dense(s: Shape, suffix: str, width: int) -> Tensors:
-    yield f"ffn_gate{suffix}.weight", (width, s.embd)
+def _dense(s: Shape, suffix: str, width: int, gate: bool = True) -> Tensors:
+    if gate:
+        yield f"ffn_gate{suffix}.weight", (width, s.embd)
     yield f"ffn_up{suffix}.weight", (width, s.embd)
     yield f"ffn_down{suffix}.weight", (s.embd, width)

@@ -46,7 +46,14 @@ Fixed = dict[str, float | int]
 
 def type_of(name: str, shape: tuple[int, ...], types: str, layers: int, overrides: Sequence[tuple[str, str]]) -> str:
     """The type of a tensor: norms, biases and routers F32, an override's, the mix's as llama.cpp mixes, or `types`."""
-    if len(shape) < 2 or "ffn_gate_inp" in name or "conv1d" in name or name.endswith(".bias"):
+    if (
+        len(shape) < 2
+        or shape[-1] == 1
+        or "ssm_norm" in name
+        or "ffn_gate_inp" in name
+        or "conv1d" in name
+        or name.endswith(".bias")
+    ):
         return "F32"
     chosen = next((kind for pattern, kind in overrides if re.search(pattern, name)), None)
     if chosen is None and types in MIXES:
@@ -167,7 +174,7 @@ def write(path: Path, writer: GGUFWriter, plan: Sequence[tuple[str, tuple[int, .
     file, rng = writer.fout[0], np.random.default_rng(seed)
     for name, shape, kind in plan:
         writer.write_padding(file, file.tell())
-        if len(shape) == 1 and name.endswith("norm.weight"):
+        if name.endswith("norm.weight"):
             file.write((1 + 0.1 * rng.standard_normal(shape, np.float32)).tobytes())
         elif name.endswith("ssm_a"):  # how fast states are forgotten
             file.write((-np.exp(rng.standard_normal(shape, np.float32))).tobytes())
