@@ -33,7 +33,7 @@ def small(name: str) -> Shape:
         "head_dim": 64,
     }
     shared = 256 * s.keys.get("expert_shared_count", 1) if s.ff_shared else 0
-    return replace(s, **sizes, head_kv=kv, ff=256 if s.ff else 0, ff_shared=shared)
+    return replace(s, **sizes, layer=layers, head_kv=kv, ff=256 if s.ff else 0, ff_shared=shared)
 
 
 def check(path: Path) -> None:

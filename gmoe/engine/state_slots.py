@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from gmoe.engine.sequence import NO_SLOT, Sequence, StatePath, Status
 
-KEPT = 6  # states that are kept beside one for each sequence
+KEPT, KEPT_APART = 6, 2  # states that are kept beside one for each sequence; on a device, where experts want the room
 BEFORE_THE_END = 16  # tokens of a prompt that the next one of a conversation may not have
 
 
 def n_slots(sequences: int, apart: bool) -> int:
     """How many slots serve so many sequences: `StateSlots` says with what."""
-    return (1 + apart) * (sequences + 1) + sequences + KEPT
+    return (1 + apart) * (sequences + 1) + sequences + (KEPT_APART if apart else KEPT)
 
 
 @dataclass
