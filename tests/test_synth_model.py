@@ -22,16 +22,7 @@ def small(name: str) -> Shape:
     s = SHAPES[name]
     kv = {1: 1, s.head: 4}.get(s.head_kv, 2)
     layers = max(2, len(s.kinds))  # of every kind one
-    sizes = {
-        "embd": 256,
-        "layer": layers,
-        "expert": 8,
-        "used": 2,
-        "ff_exp": 256,
-        "vocab": 600,
-        "head": 4,
-        "head_dim": 64,
-    }
+    sizes = {"embd": 256, "expert": 8, "used": 2, "ff_exp": 256, "vocab": 600, "head": 4, "head_dim": 64}
     shared = 256 * s.keys.get("expert_shared_count", 1) if s.ff_shared else 0
     return replace(s, **sizes, layer=layers, head_kv=kv, ff=256 if s.ff else 0, ff_shared=shared)
 
