@@ -65,11 +65,11 @@ def gqa(s: Shape, *, bias: str = "", norm: str = "", fused: bool = False) -> Ten
     yield "attn_norm.weight", (s.embd,)
     if fused:
         yield "attn_qkv.weight", (q + 2 * kv, s.embd)
-    else:
-        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+    for name, rows in (("q", q), ("k", kv), ("v", kv)):
+        if not fused:
             yield f"attn_{name}.weight", (rows, s.embd)
-            if name in bias:
-                yield f"attn_{name}.bias", (rows,)
+        if name in bias:
+            yield f"attn_{name}.bias", (rows,)
     yield "attn_output.weight", (s.embd, q)
     if "o" in bias:
         yield "attn_output.bias", (s.embd,)
@@ -144,12 +144,15 @@ def _plain(norm: str = "", bias: str = "", fused_experts: bool = False) -> Calla
     return block
 
 
-def _qwen2moe(s: Shape, layer: int) -> Tensors:
-    yield from gqa(s, bias="qkv")
-    yield from ffn_norm(s)
-    yield from routed(s)
-    yield "ffn_gate_inp_shexp.weight", (s.embd,)
-    yield from dense(s, "_shexp", 64)
+def _qwen2moe(fused: bool = False) -> Callable[[Shape, int], Tensors]:
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from gqa(s, bias="qkv", fused=fused)
+        yield from ffn_norm(s)
+        yield from routed(s)
+        yield "ffn_gate_inp_shexp.weight", (s.embd,)
+        yield from dense(s, "_shexp", 64)
+
+    return block
 
 
 def _granitemoe(s: Shape, layer: int) -> Tensors:
@@ -497,7 +500,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(_llama, lambda s: _base(s) | {"vocab_size": len(VOCAB)}, Shape(expert=0)),
     "llama+mixtral": Architecture(_llama, lambda s: _moe(s, vocab_size=len(VOCAB), feed_forward_length=32)),
     "qwen3": Architecture(_plain("head"), _base, Shape(expert=0)),
-    "qwen2moe": Architecture(_qwen2moe, lambda s: _moe(s, expert_shared_feed_forward_length=64)),
+    "qwen2moe": Architecture(_qwen2moe(), lambda s: _moe(s, expert_shared_feed_forward_length=64)),
+    "qwen2moe+fused": Architecture(_qwen2moe(fused=True), lambda s: _moe(s, expert_shared_feed_forward_length=64)),
     "qwen3moe": Architecture(_plain("head"), _moe, Shape(used=3)),
     "qwen3moe+fused": Architecture(_plain("head", fused_experts=True), _moe),
     "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4, ff=32)),

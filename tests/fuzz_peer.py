@@ -91,7 +91,9 @@ def shape_of(name: str, draw: random.Random) -> Shape:
     experts = draw.choice([8, 12, 16, 32, 64]) if ARCHITECTURES[name].shape.expert else 0
     ff = draw.choice([24, 32, 96, 256, 13])
     return Shape(
-        embd=heads * (dim if name in SQUARE else 32) if name in SQUARE | MAMBA else draw.choice([36, 64, 96, 256, 512]),
+        embd=heads * (dim if name.split("+")[0] in SQUARE else 32)
+        if name.split("+")[0] in SQUARE | MAMBA
+        else draw.choice([36, 64, 96, 256, 512]),
         head=heads,
         head_kv=heads if name in AS_MANY else heads_kv,
         head_dim=dim,

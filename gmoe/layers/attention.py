@@ -68,7 +68,11 @@ class GQA:
         n_embd = w.hparams.n_embd
         if w.has("attn_qkv"):
             qkv = w.linear("attn_qkv", n_embd, q + k + v)
-            return [qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v)]
+            parts = [qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v)]
+            if qkv.bias is not None:
+                return parts
+            biases = (w.get(f"attn_{name}", ".bias", len(part)) for name, part in zip("qkv", parts, strict=True))
+            return [part.plus(bias) for part, bias in zip(parts, biases, strict=True)]
         return [w.linear(f"attn_{name}", n_embd, width) for name, width in (("q", q), ("k", k), ("v", v))]
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

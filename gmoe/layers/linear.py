@@ -23,6 +23,13 @@ class QuantLinear:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._map(x, out)[0]
 
+    def __len__(self) -> int:
+        return self.weight.shape[0]
+
+    def plus(self, bias: Tensor | None) -> "QuantLinear":
+        """The same map with this bias."""
+        return self if bias is None else QuantLinear(self.weight, bias, self.activations, self.on)
+
     def rows(self, begin: int, end: int) -> "QuantLinear":
         """The same map, only these outputs."""
         shape = (end - begin, self.weight.shape[1])
