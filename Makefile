@@ -32,7 +32,7 @@ sanitize-run:
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
 		bin/python -m pytest -q -p no:cacheprovider --rootdir . tests/test_kernels_cpu.py tests/test_kernels_safety.py \
-		tests/test_step_cpu.py
+		tests/test_step_cpu.py tests/test_recurrent_cpu.py
 
 # The NEON kernels cross-compiled and emulated (Debian: g++-aarch64-linux-gnu, qemu-user).
 neon: $(VENV)/installed-dev

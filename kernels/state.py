@@ -37,7 +37,8 @@ class Paths(NamedTuple):
     """From which slots a step's S sequences come and into which they go; -1 is none.
 
     A sequence without a source begins from zeros. Its state after the step is left in `target`, and that after
-    `kept_after` of its rows, 1 to all, in `kept`. Source and target may be one slot.
+    `kept_after` of its rows, 1 to all, in `kept`. Source and target may be one slot; a slot that one sequence goes into
+    is no other's. On a device a target may be -1 as well: nothing is left then.
     """
 
     starts: Tensor  # [S + 1] int32, whose rows these are
