@@ -55,7 +55,8 @@ def assert_near(got: torch.Tensor, x: torch.Tensor, w: QuantTensor) -> None:
 
 
 def columns(form: QuantFormat) -> list[int]:
-    return {256: [256, 512, 768, 1280], 32: [32, 352, 512]}.get(form.block_size, [7, 272])
+    known = {256: [256, 512, 768, 1280], 64: [64, 320, 448, 512], 32: [32, 352, 512]}
+    return known.get(form.block_size, [7, 272])
 
 
 @pytest.mark.parametrize("level", cpu_ops.levels())
@@ -206,7 +207,7 @@ def test_many_tokens_and_threads_change_no_bit(name: str) -> None:
     assert torch.equal(whole[170:171], cpu_ops.matmul(x[170:171], w, threads=2))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("NVFP4", "q8"), ("NVFP4", "float"), ("Q4_K", "float"), ("F16", "float")])
+@pytest.mark.parametrize(("name", "kind"), [("NVFP4", "float"), ("Q4_K", "float"), ("F16", "float")])
 def test_what_is_unpacked_first_has_the_same_bits_in_any_company(name: str, kind: Literal["q8", "float"]) -> None:
     w, x = random_rows(name, 70, 512), activations(40, 512)
     whole = matmul(x, w, activations=kind)
@@ -218,7 +219,7 @@ def test_what_is_unpacked_first_has_the_same_bits_in_any_company(name: str, kind
 
 
 def test_all_formats_are_here() -> None:
-    missing = {"F64", "I8", "I16", "I32", "I64", "NVFP4"}
+    missing = {"F64", "I8", "I16", "I32", "I64"}
     assert set(FORMATS) - set(NAMES) == missing
 
 

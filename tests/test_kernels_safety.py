@@ -53,7 +53,9 @@ def test_nothing_is_read_past_the_end(name: str, level: str) -> None:
         held.release()
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "BF16"])
+@pytest.mark.parametrize(
+    "name", ["Q4_K", "Q6_K", "Q8_0", "Q4_0", "MXFP4", "NVFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "BF16"]
+)
 def test_any_number_of_tokens_gives_the_same_bits(name: str) -> None:
     cols = 272 if FORMATS[name].block_size == 1 else 768
     w, x = random_rows(name, 83, cols), activations(300, cols)

@@ -57,6 +57,9 @@ inline float half(uint16_t h) {
 
 inline float half(const uint8_t* p) { return half(load<uint16_t>(p)); }
 
+// The four bits of exponent and the three behind them are those of a float16, 2^7 times too small.
+inline float ue4m3(uint8_t e) { return e == 127 ? 0.0f : half(uint16_t((e & 127) << 7)) * 128.0f; }
+
 inline float e8m0(uint8_t e) { return as_float(e < 2 ? 0x00200000u << e : uint32_t(e - 1) << 23); }
 
 alignas(16) constexpr uint8_t iq4_values[16] = {1,   24,  45,  63,  79,  93,  106, 118,

@@ -6,12 +6,12 @@
 namespace gmoe {
 
 // Wide types (blocks of 256): (q - bias) * scale[i / 16] * d[0] - low[i / 16] * m[0].
-// Narrow types (blocks of 32): (q - bias) * d[i / 32] + m[i / 32].
+// Narrow types (blocks of 32): (q - bias) * d[i / 32] + m[i / 32]; NVFP4 (blocks of 64): (q - bias) * d[i / 16].
 struct alignas(64) Codes {
   uint8_t q[256];
   int32_t scale[16];
   int32_t low[16];
-  float d[8];
+  float d[16];
   float m[8];
 };
 

@@ -98,7 +98,7 @@ int main(int count, char** arguments) {
   for (int f = 0; f < portable().count; f++) {
     const Format& plain = portable().formats[f];
     uint32_t hash = 2166136261u;
-    for (int cols : {512, plain.block == 256 ? 768 : 352})
+    for (int cols : {512, plain.block == 256 ? 768 : plain.block == 64 ? 320 : 352})
       for (int tokens : {1, 3, 17}) {
         const int rows = tokens == 3 ? 16 : 19;  // a whole strip, and one with rows behind it
         const size_t row_bytes = size_t(cols / plain.block) * size_t(plain.bytes);

@@ -186,7 +186,7 @@ constexpr Heads<BYTES, AT> at_heads;
 template <int BYTES, int BIAS, int MOST, bool LOWS = false>
 struct Narrow {
   static constexpr int block = 32, bytes = BYTES, bias = BIAS, most = MOST;  // the largest code
-  static constexpr bool wide = false, grid = false, lows = LOWS;
+  static constexpr bool wide = false, grid = false, lows = LOWS, pairs = true;
   static constexpr uint8_t group[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
 
   static __m512i first(const uint8_t* s) { return _mm512_loadu_si512(s); }

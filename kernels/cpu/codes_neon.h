@@ -240,6 +240,25 @@ struct Registers<IQ4_NL> : Thirty2<IQ4_NL, 0> {
   using Thirty2::Thirty2;
   void codes(uint8x16_t* q) const { values_of<128>(iq4_values, s + 2, q); }
 };
+// Of NVFP4 32 elements, and what four blocks of 64 say of their groups g.
+template <>
+struct Registers<NVFP4> : Block<> {
+  using Block::Block;
+  void codes(uint8x16_t* q) const {
+    uint8x16_t x[2];
+    values_of<12>(fp4_values, s, x);
+    const uint64x2_t low = vreinterpretq_u64_u8(x[0]), high = vreinterpretq_u64_u8(x[1]);
+    q[0] = vreinterpretq_u8_u64(vzip1q_u64(low, high));
+    q[1] = vreinterpretq_u8_u64(vzip2q_u64(low, high));
+  }
+  static const uint8_t* at(const uint8_t* s, int j) { return s + j / 2 * NVFP4::bytes + 4 + j % 2 * 16; }
+  static float32x4_t d(const uint8_t* s, int g) {
+    constexpr int step = NVFP4::bytes;
+    const uint16x4_t x = {s[g], s[g + step], s[g + 2 * step], s[g + 3 * step]}, seven = vdup_n_u16(127);
+    const uint16x4_t half = vbic_u16(vshl_n_u16(vand_u16(x, seven), 7), vceq_u16(x, seven));
+    return vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(half)), 128.0f);
+  }
+};
 template <>
 struct Registers<MXFP4> : Thirty2<MXFP4, 0> {
   using Thirty2::Thirty2;

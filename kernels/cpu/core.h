@@ -1,11 +1,14 @@
 // The loops of the portable level, and the order of sums that all levels keep to: exact integer sums, then floats in
 // one fixed order, so that a token's bits depend neither on the tokens beside it nor on threads nor on the instruction
-// set. `groups.h` has scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of
-// low * y; and sums_of_32<BIAS>(q, a, to): the 8 sums of (q - BIAS) * y of 32 each.
+// set. A level states group_sums<BIAS>(q, a, to): the 16 sums of (q - BIAS) * y of 16 each. `groups.h` has
+// scaled_sum<F>(codes, a): the sum of scale * (q - bias) * y; low_sum(codes, a): the sum of low * y; and
+// sums_of_32<BIAS>(q, a, to): the 8 sums of 32 each.
 //
 // The order, everywhere. Wide types, a block: value = d * sum, then value = value - m * low, fused;
 // acc = acc + dy * value, fused. Narrow types, 256 elements: v[j] = d[j] * sum[j] (+ m[j] * low[j], fused);
 // q[i] = dy[2i] * v[2i], then + dy[2i + 1] * v[2i + 1], fused; acc = acc + ((q[0] + q[2]) + (q[1] + q[3])).
+// NVFP4 has two scales for 32 elements: v[j] = d[2j] * sum[2j] + d[2j + 1] * sum[2j + 1]. Both products are exact (a
+// scale has four bits, a sum of 16 fifteen), so that one rounding is left and it matters not which of them is fused.
 
 template <class F>
 inline float wide_value(const Codes& c, const Activation& a) {
@@ -15,12 +18,19 @@ inline float wide_value(const Codes& c, const Activation& a) {
 
 template <class F>
 inline float narrow_value(const Codes& c, const Activation& a) {
-  alignas(32) int32_t dot[8];
-  sums_of_32<F::bias>(c.q, a, dot);
   float v[8], q[4];
-  for (int j = 0; j < 8; j++) {
-    v[j] = c.d[j] * float(dot[j]);
-    if (F::lows) v[j] = __builtin_fmaf(c.m[j], float(a.sum32[j]), v[j]);
+  if constexpr (F::pairs) {
+    alignas(32) int32_t dot[8];
+    sums_of_32<F::bias>(c.q, a, dot);
+    for (int j = 0; j < 8; j++) {
+      v[j] = c.d[j] * float(dot[j]);
+      if (F::lows) v[j] = __builtin_fmaf(c.m[j], float(a.sum32[j]), v[j]);
+    }
+  } else {
+    alignas(64) int32_t dot[16];
+    group_sums<F::bias>(c.q, a, dot);
+    for (int j = 0; j < 8; j++)
+      v[j] = __builtin_fmaf(c.d[2 * j + 1], float(dot[2 * j + 1]), c.d[2 * j] * float(dot[2 * j]));
   }
   for (int i = 0; i < 4; i++)
     q[i] = __builtin_fmaf(a.d[place(2 * i + 1)], v[2 * i + 1], a.d[place(2 * i)] * v[2 * i]);
@@ -38,6 +48,11 @@ template <class F>
 inline void unpack(const uint8_t* row, int n, int cols, Codes& c) {
   if constexpr (F::wide) {
     F::unpack(row + size_t(n) * F::bytes, c);
+  } else if constexpr (!F::pairs) {
+    int blocks = (cols - 256 * n) / 64;
+    for (int g = 4 * blocks; g < 16; g++) c.d[g] = 0.0f;
+    const uint8_t* s = row + size_t(n) * 4 * F::bytes;
+    for (int j = 0; j < blocks && j < 4; j++) F::unpack(s + j * F::bytes, c.q + 64 * j, c.d + 4 * j);
   } else {
     int blocks = (cols - 256 * n) / 32;
     for (int j = 0; j < 8; j++) {

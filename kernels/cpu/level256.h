@@ -19,6 +19,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
 #include "codes256.h"
 #include "grids256.h"
 #include "sums256.h"
+#include "nvfp4_256.h"
 #include "stream.h"
 #include "stream256.h"
 #include "tile256.h"

@@ -26,7 +26,7 @@ struct alignas(64) Tile {
   int8_t q[16 * 256];  // less the bias, in the order of the products
   int32_t scale[16][16];
   int8_t low[4][64];  // [groups / 4][row][4]
-  float d[8][16], m[8][16];  // narrow formats: by place
+  float d[8][16], m[8][16];  // narrow formats: by place; of NVFP4 the scales of the first 16 and of the last
 };
 
 #if defined(NEON_I8MM)

@@ -4,7 +4,7 @@ struct Tile {
   __m512i q[64];      // four neighbouring codes of 16 rows; biased ones are moved to a bias of 128
   __m512i scale[16];  // of each group, or of each pair; `by_twos`: words of two neighbouring groups
   __m512i low[8];     // int16 of two neighbouring groups or pairs
-  __m512 d[8], m[8];  // by place
+  __m512 d[8], m[8];  // by place; of NVFP4 the scales of the first 16 and of the last
 };
 
 // Bytes that come next, asked for `step` at a time: many at once wait for each other.

@@ -66,6 +66,17 @@ inline __m512i lane_sums(const __m512i* x) {
   return lanes_of_4(x);
 }
 
+// Of v of blocks k and k + 4 of a chunk, then of another, in lane k. Lane 1: q[0] and q[2] of either, lane 3: q[1] and
+// q[3].
+inline __m512 quads(__m512 v, const float* d) {
+  const __m512 dy = _mm512_load_ps(d), even = _mm512_mul_ps(dy, v);
+  return _mm512_fmadd_ps(dy, v, _mm512_shuffle_f32x4(even, even, 0xa0));
+}
+inline __m128 quads_added(__m512 x, __m512 z) {
+  const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(x, z, 0x88), _mm512_shuffle_ps(x, z, 0xdd));  // q0+q2, q1+q3
+  return _mm_add_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(sums, 3));
+}
+
 // What is known of four chunks of 256 weights before floats are made of it.
 template <class F>
 struct NarrowSums {
@@ -92,18 +103,14 @@ struct NarrowSums {
       if constexpr (F::lows) m[k] = _mm256_mask_blend_epi16(0xcccc, F::m(s[2 * k]), F::m(s[2 * k + 1]));
     }
   }
-  // Lane 1: q[0] and q[2] of either chunk of a pair, lane 3: q[1] and q[3].
-  __m512 quads(int k, const Halves& y) const {
+  __m512 quads_of(int k, const Halves& y) const {
     const __m512i right = F::bias ? _mm512_add_epi32(sum[k], _mm512_load_si512(y.moved)) : sum[k];
     __m512 v = _mm512_maskz_mul_ps(y.inside, F::number(d[k]), _mm512_cvtepi32_ps(right));
     if (F::lows) v = _mm512_maskz_fmadd_ps(y.inside, F::number(m[k]), _mm512_load_ps(y.sums), v);
-    const __m512 dy = _mm512_load_ps(y.d), even = _mm512_mul_ps(dy, v);
-    return _mm512_fmadd_ps(dy, v, _mm512_shuffle_f32x4(even, even, 0xa0));
+    return quads(v, y.d);
   }
   __m128 values(const Halves& one, const Halves& other) const {
-    const __m512 x = quads(0, one), z = quads(1, other);
-    const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(x, z, 0x88), _mm512_shuffle_ps(x, z, 0xdd));  // q0+q2, q1+q3
-    return _mm_add_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(sums, 3));
+    return quads_added(quads_of(0, one), quads_of(1, other));
   }
 };
 

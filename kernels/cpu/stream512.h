@@ -72,7 +72,8 @@ void paired_stream(const Job& job, int token, int begin, int end) {
 
 template <class F, bool ASK>
 inline void stream_asking(const Job& job, int token, int begin, int end) {
-  if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, ASK>(job, token, begin, end);
+  if constexpr (!F::pairs && !F::wide) paired_stream<F, SumsOf16<F>, Meeting16, ASK>(job, token, begin, end);
+  else if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, ASK>(job, token, begin, end);
   else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements, ASK>(job, token, begin, end);
   else wide_stream<F, ASK>(job, token, begin, end);
 }

@@ -115,13 +115,34 @@ inline __attribute__((always_inline)) float32x4_t quarters(const uint8_t* s, con
   return vfmaq_f32(vmulq_f32(vld1q_f32(a.d), v), vld1q_f32(a.d + 4), w);
 }
 
+// The same where 16 elements share a scale.
+template <class F>
+inline __attribute__((always_inline)) float32x4_t quarters_by_16(const uint8_t* s, const Activation& a) {
+  using R = Registers<F>;
+  int32x4_t dot[16];
+  for (int j = 0; j < 8; j++) {
+    uint8x16_t q[2];
+    R(R::at(s, j)).codes(q);
+    for (int k = 0; k < 2; k++) dot[2 * j + k] = dot16(q[k], a.q + 32 * j + 16 * k);
+  }
+  float32x4_t v[2];
+  for (int odd = 0; odd < 2; odd++)
+    for (int k = 0; k < 2; k++) {
+      const int g = 2 * odd + k;
+      const float32x4_t sum = vcvtq_f32_s32(added(dot[g], dot[g + 4], dot[g + 8], dot[g + 12]));
+      v[odd] = k ? vfmaq_f32(v[odd], R::d(s, g), sum) : vmulq_f32(R::d(s, g), sum);
+    }
+  return vfmaq_f32(vmulq_f32(vld1q_f32(a.d), v[0]), vld1q_f32(a.d + 4), v[1]);
+}
+
 template <class F, class Next>
 inline __attribute__((always_inline)) float32x4_t narrow_values(int n, const Next& next) {
   float64x2_t q[4];
 #pragma GCC unroll 1
   for (int k = 0; k < n; k++) {
     const auto [s, a] = next();
-    q[k] = vreinterpretq_f64_f32(quarters<F>(s, *a));
+    if constexpr (F::pairs) q[k] = vreinterpretq_f64_f32(quarters<F>(s, *a));
+    else q[k] = vreinterpretq_f64_f32(quarters_by_16<F>(s, *a));
   }
   auto halves = [](float64x2_t x, float64x2_t y) {
     return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(x, y)), vreinterpretq_f32_f64(vzip2q_f64(x, y)));
@@ -136,7 +157,7 @@ inline const uint8_t* chunk_of(const uint8_t* row, int n, int cols, uint8_t* cop
   const uint8_t* s = row + size_t(n) * size;
   if (F::wide || cols - 256 * n >= 256) return s;
   __builtin_memset(copy, 0, size);
-  __builtin_memcpy(copy, s, size_t(cols - 256 * n) / 32 * F::bytes);
+  __builtin_memcpy(copy, s, size_t(cols - 256 * n) / F::block * F::bytes);
   return copy;
 }
 

@@ -109,6 +109,15 @@ class WideSums {
   __m128 value_;
 };
 
+// What 256 weights of a narrow type add, of their v, the even ones before the odd ones.
+inline __attribute__((always_inline)) float block_value(__m256 v, const Activation& a) {
+  const __m256 d = _mm256_load_ps(a.d);
+  __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));
+  q = _mm_fmadd_ps(_mm256_extractf128_ps(d, 1), _mm256_extractf128_ps(v, 1), q);
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
 // The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has
 // codes, and F::bias times their sums.
 template <class F, bool PART = false>
@@ -140,9 +149,5 @@ inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const
     const __m256i places = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     v = _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), places)));
   }
-  const __m256 d = _mm256_load_ps(a.d);
-  __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));
-  q = _mm_fmadd_ps(_mm256_extractf128_ps(d, 1), _mm256_extractf128_ps(v, 1), q);
-  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+  return block_value(v, a);
 }

@@ -26,6 +26,7 @@ const Format formats[] = {
     quantized<IQ4_NL>("IQ4_NL"),
     quantized<IQ4_XS>("IQ4_XS"),
     quantized<MXFP4>("MXFP4"),
+    quantized<NVFP4>("NVFP4"),
     quantized<TQ1_0>("TQ1_0"),
     quantized<TQ2_0>("TQ2_0"),
     quantized<IQ1_S>("IQ1_S"),

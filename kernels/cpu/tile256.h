@@ -6,7 +6,7 @@ struct Tile {
   __m256i start[64][2];  // what sums of signed codes and unsigned activations start from
   __m256i scale[16][2];  // int16, twice, of each group, or of each pair
   __m256i low[8][2];     // int16, of two neighbouring groups or pairs
-  __m256 d[8][2], m[8][2];  // by place
+  __m256 d[8][2], m[8][2];  // by place; of NVFP4 the scales of the first 16 and of the last
 };
 
 // Four 32-bit columns of 8 rows that are `stride` bytes apart, every second register of `to`.
@@ -78,22 +78,27 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
 
 template <class F>
 void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Tile& tile) {
-  alignas(32) uint8_t end[8 * F::bytes];
+  constexpr bool second = F::lows || !F::pairs;
+  alignas(32) uint8_t end[256 / F::block * F::bytes];
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const uint8_t* from = s;
     if (blocks < 8) {
       __builtin_memset(end, 0, sizeof end);
-      __builtin_memcpy(end, s, size_t(blocks) * F::bytes);
+      __builtin_memcpy(end, s, size_t(blocks) * 32 / F::block * F::bytes);
       from = end;
+    }
+    if constexpr (!F::pairs) {
+      unpack_by_16<F>(from, u.q[r], u.d[r], u.m[r]);
+      continue;
     }
     for (int j = 0; j < 8; j++) _mm256_store_si256((__m256i*)u.q[r] + j, tile_codes_of<F>(from + j * F::bytes));
     _mm256_store_ps(u.d[r], scales_of<F>(from, 0));
     if (F::lows) _mm256_store_ps(u.m[r], scales_of<F>(from, 2));
   }
-  pack_codes<F, 8>(u, tile);
+  pack_codes<F, F::pairs ? 8 : 4>(u, tile);
   for (int n = 0; n < 2; n++) {
     columns4(u.d[0] + 4 * n, 32, (__m256i(*)[2])(tile.d + 4 * n));
-    if (F::lows) columns4(u.m[0] + 4 * n, 32, (__m256i(*)[2])(tile.m + 4 * n));
+    if (second) columns4(u.m[0] + 4 * n, 32, (__m256i(*)[2])(tile.m + 4 * n));
   }
 }
 
@@ -137,28 +142,50 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
     }
 }
 
+// dot[u]: the sums of code * y of the nth COLUMNS columns.
+template <class F, int COLUMNS, int T>
+inline __attribute__((always_inline)) void sums_of(const Tile& tile, const uint8_t* y, int n, __m256i (*dot)[2]) {
+  const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
+  for (int u = 0; u < T; u++)
+    for (int h = 0; h < 2; h++) dot[u][h] = vnni && F::bias ? tile.start[n][h] : _mm256_setzero_si256();
+  if constexpr (vnni) dots<F, COLUMNS, T>(tile, y, COLUMNS * n, dot);
+  else if constexpr (words<F>) dots<F, 2 * COLUMNS, T>(tile, y, 2 * COLUMNS * n, dot);
+  else add_dots<F, COLUMNS, T>(tile, y, COLUMNS * n, ones, dot);
+}
+
+// v[j] of the narrow types, where place(j) == at.
+template <class F, int T>
+inline __attribute__((always_inline)) void block_values(const Tile& tile, const Activation* a, const uint8_t* y, int j,
+                                                        int at, __m256 (*v)[2]) {
+  __m256i dot[T][2];
+  sums_of<F, F::pairs ? 8 : 4, T>(tile, y, F::pairs ? j : 2 * j, dot);
+  for (int u = 0; u < T; u++)
+    for (int h = 0; h < 2; h++) {
+      v[u][h] = _mm256_mul_ps(tile.d[at][h], _mm256_cvtepi32_ps(dot[u][h]));
+      if (F::lows) v[u][h] = _mm256_fmadd_ps(tile.m[at][h], _mm256_set1_ps(float(a[u].sum32[j])), v[u][h]);
+    }
+  if constexpr (!F::pairs) {
+    sums_of<F, 4, T>(tile, y, 2 * j + 1, dot);
+    for (int u = 0; u < T; u++)
+      for (int h = 0; h < 2; h++) v[u][h] = _mm256_fmadd_ps(tile.m[at][h], _mm256_cvtepi32_ps(dot[u][h]), v[u][h]);
+  }
+}
+
 template <class F, int T>
 __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
-  const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(1)};
   __m256 value[T][2];
   for (int n = 0; n < 2; n++) {    // q[n] + q[n + 2]
     __m256 pair[T][2];
     for (int k = 0; k < 2; k++) {  // q[n + 2 k]
       __m256 q[T][2];
       for (int odd = 0; odd < 2; odd++) {
-        const int at = n + 2 * k + 4 * odd, j = 2 * (n + 2 * k) + odd;  // place(j) == at
-        __m256i dot[T][2];
-        for (int u = 0; u < T; u++)
-          for (int h = 0; h < 2; h++) dot[u][h] = vnni && F::bias ? tile.start[j][h] : _mm256_setzero_si256();
-        if constexpr (vnni) dots<F, 8, T>(tile, y, 8 * j, dot);
-        else if constexpr (words<F>) dots<F, 16, T>(tile, y, 16 * j, dot);
-        else add_dots<F, 8, T>(tile, y, 8 * j, ones, dot);
+        const int at = n + 2 * k + 4 * odd;
+        __m256 v[T][2];
+        block_values<F, T>(tile, a, y, 2 * (n + 2 * k) + odd, at, v);
         for (int u = 0; u < T; u++)
           for (int h = 0; h < 2; h++) {
             const __m256 d = _mm256_set1_ps(a[u].d[at]);
-            __m256 v = _mm256_mul_ps(tile.d[at][h], _mm256_cvtepi32_ps(dot[u][h]));
-            if (F::lows) v = _mm256_fmadd_ps(tile.m[at][h], _mm256_set1_ps(float(a[u].sum32[j])), v);
-            q[u][h] = odd ? _mm256_fmadd_ps(d, v, q[u][h]) : _mm256_mul_ps(d, v);
+            q[u][h] = odd ? _mm256_fmadd_ps(d, v[u][h], q[u][h]) : _mm256_mul_ps(d, v[u][h]);
           }
       }
       for (int u = 0; u < T; u++)

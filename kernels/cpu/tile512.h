@@ -87,6 +87,28 @@ __attribute__((noinline)) void wide_by_twos(const Tile& tile, const Activation* 
   add_block<F, T>(tile, a, total, acc);
 }
 
+// v[j] of the narrow types, where place(j) == at.
+template <class F, int T>
+inline __attribute__((always_inline)) void block_values(const Tile& tile, const Activation* a, int j, int at,
+                                                        __m512* v) {
+  __m512i dot[T];
+  if constexpr (F::pairs) {
+    for (int u = 0; u < T; u++) dot[u] = F::bias ? word(&a[u].low32[at]) : _mm512_setzero_si512();
+    dots<8, T>(tile, a, 8 * j, dot);
+    for (int u = 0; u < T; u++) {
+      v[u] = _mm512_mul_ps(tile.d[at], _mm512_cvtepi32_ps(dot[u]));
+      if (F::lows) v[u] = _mm512_fmadd_ps(tile.m[at], _mm512_set1_ps(float(a[u].sum32[j])), v[u]);
+    }
+  } else {
+    for (int u = 0; u < T; u++) dot[u] = word(&a[u].low16[2 * j]);
+    dots<4, T>(tile, a, 8 * j, dot);
+    for (int u = 0; u < T; u++) v[u] = _mm512_mul_ps(tile.d[at], _mm512_cvtepi32_ps(dot[u]));
+    for (int u = 0; u < T; u++) dot[u] = word(&a[u].low16[2 * j + 1]);
+    dots<4, T>(tile, a, 8 * j + 4, dot);
+    for (int u = 0; u < T; u++) v[u] = _mm512_fmadd_ps(tile.m[at], _mm512_cvtepi32_ps(dot[u]), v[u]);
+  }
+}
+
 template <class F, int T>
 __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, __m512* acc) {
   __m512 half[2][T];
@@ -94,14 +116,12 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
     for (int k = 0; k < 2; k++) {  // q[h + 2 k]
       __m512 q[T];
       for (int odd = 0; odd < 2; odd++) {
-        const int at = h + 2 * k + 4 * odd, j = 2 * (h + 2 * k) + odd;  // place(j) == at
-        __m512i dot[T];
-        for (int u = 0; u < T; u++) dot[u] = F::bias ? word(&a[u].low32[at]) : _mm512_setzero_si512();
-        dots<8, T>(tile, a, 8 * j, dot);
+        const int at = h + 2 * k + 4 * odd;
+        __m512 v[T];
+        block_values<F, T>(tile, a, 2 * (h + 2 * k) + odd, at, v);
         for (int u = 0; u < T; u++) {
-          __m512 v = _mm512_mul_ps(tile.d[at], _mm512_cvtepi32_ps(dot[u])), d = _mm512_set1_ps(a[u].d[at]);
-          if (F::lows) v = _mm512_fmadd_ps(tile.m[at], _mm512_set1_ps(float(a[u].sum32[j])), v);
-          q[u] = odd ? _mm512_fmadd_ps(d, v, q[u]) : _mm512_mul_ps(d, v);
+          const __m512 d = _mm512_set1_ps(a[u].d[at]);
+          q[u] = odd ? _mm512_fmadd_ps(d, v[u], q[u]) : _mm512_mul_ps(d, v[u]);
         }
       }
       for (int u = 0; u < T; u++) half[h][u] = k ? _mm512_add_ps(half[h][u], q[u]) : q[u];
@@ -148,12 +168,13 @@ void quantized_rows(const Job& job) {
       for (int n = 0; n < chunks; n++) {
         const uint8_t* next = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the strip's, in the order they lie
         Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 1)};
-        const int left = job.cols / 32 - 8 * n;  // blocks of 32
+        const int left = job.cols - 256 * n;
         if constexpr (by_winograd<F>)
           if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc, ahead)) continue;
         if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
         else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
-        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 8 ? left : 8, unpacked, tile);
+        else if constexpr (!F::pairs) pack_sixteens(F(), strip + size_t(n) * size, job.row_bytes, left, tile);
+        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 256 ? left / 32 : 8, unpacked, tile);
         int t = 0;
         for (; t + 8 <= tokens; t += 8) {
           ahead.ask();

@@ -35,17 +35,22 @@ inline void pack_narrow_row(const uint8_t* s, int row, int8_t* q, Tile& tile) {
   using R = Registers<F>;
   for (int j = 0; j < 8; j++) {
     uint8x16_t codes[2];
-    R(s + j * F::bytes).codes(codes);
+    if constexpr (F::pairs) R(s + j * F::bytes).codes(codes);
+    else R(R::at(s, j)).codes(codes);
     for (int k = 0; k < 2; k++)
       vst1q_s8(q + 32 * j + 16 * k, vreinterpretq_s8_u8(R::bias ? vsubq_u8(codes[k], byte16(R::bias)) : codes[k]));
   }
   for (int odd = 0; odd < 2; odd++) {
     float d[4], m[4];
-    vst1q_f32(d, R::d(s + odd * F::bytes));
-    if (F::lows) vst1q_f32(m, R::m(s + odd * F::bytes));
+    if constexpr (F::pairs) vst1q_f32(d, R::d(s + odd * F::bytes));
+    if constexpr (F::lows) vst1q_f32(m, R::m(s + odd * F::bytes));
+    if constexpr (!F::pairs) {
+      vst1q_f32(d, R::d(s, 2 * odd));
+      vst1q_f32(m, R::d(s, 2 * odd + 1));
+    }
     for (int k = 0; k < 4; k++) {
       tile.d[4 * odd + k][row] = d[k];
-      if (F::lows) tile.m[4 * odd + k][row] = m[k];
+      if (F::lows || !F::pairs) tile.m[4 * odd + k][row] = m[k];
     }
   }
 }
@@ -103,6 +108,25 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, Tokens x, int row, fl
   }
 }
 
+// v[j] of the narrow types, where place(j) == at.
+template <class F, int T>
+inline __attribute__((always_inline)) void block_values(const Tile& tile, Tokens x, int row, int j, int at,
+                                                        float32x4_t (*v)[T]) {
+  int32x4_t dot[2][T];
+  dots_of<F::pairs ? 32 : 16, T>(tile, x, 32 * j, row, dot);
+  for (int h = 0; h < 2; h++)
+    for (int u = 0; u < T; u++) {
+      v[h][u] = vmulq_f32(vld1q_f32(tile.d[at] + row + 4 * h), vcvtq_f32_s32(dot[h][u]));
+      if (F::lows) v[h][u] = vfmaq_n_f32(v[h][u], vld1q_f32(tile.m[at] + row + 4 * h), float(x.a[u].sum32[j]));
+    }
+  if constexpr (!F::pairs) {
+    dots_of<16, T>(tile, x, 32 * j + 16, row, dot);
+    for (int h = 0; h < 2; h++)
+      for (int u = 0; u < T; u++)
+        v[h][u] = vfmaq_f32(v[h][u], vld1q_f32(tile.m[at] + row + 4 * h), vcvtq_f32_s32(dot[h][u]));
+  }
+}
+
 template <class F, int T>
 __attribute__((noinline)) void narrow_tile(const Tile& tile, Tokens x, int row, float (*acc)[16]) {
   const Activation* a = x.a;
@@ -112,17 +136,11 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, Tokens x, int row, 
     const int at = i / 2 + 2 * (i % 2);
     float32x4_t q[2][T];
     for (int odd = 0; odd < 2; odd++) {
-      int32x4_t dot[2][T];
-      dots_of<32, T>(tile, x, 32 * (2 * at + odd), row, dot);
-      for (int h = 0; h < 2; h++) {
-        const float32x4_t d = vld1q_f32(tile.d[at + 4 * odd] + row + 4 * h);
-        for (int u = 0; u < T; u++) {
-          float32x4_t v = vmulq_f32(d, vcvtq_f32_s32(dot[h][u]));
-          if (F::lows)
-            v = vfmaq_n_f32(v, vld1q_f32(tile.m[at + 4 * odd] + row + 4 * h), float(a[u].sum32[2 * at + odd]));
-          q[h][u] = odd ? vfmaq_n_f32(q[h][u], v, a[u].d[at + 4]) : vmulq_n_f32(v, a[u].d[at]);
-        }
-      }
+      float32x4_t v[2][T];
+      block_values<F, T>(tile, x, row, 2 * at + odd, at + 4 * odd, v);
+      for (int h = 0; h < 2; h++)
+        for (int u = 0; u < T; u++)
+          q[h][u] = odd ? vfmaq_n_f32(q[h][u], v[h][u], a[u].d[at + 4]) : vmulq_n_f32(v[h][u], a[u].d[at]);
     }
     for (int h = 0; h < 2; h++)
       for (int u = 0; u < T; u++) sum[i / 2][h][u] = i % 2 ? vaddq_f32(sum[i / 2][h][u], q[h][u]) : q[h][u];

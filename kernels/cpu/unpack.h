@@ -32,7 +32,7 @@ inline void look_up(const uint8_t* table, uint8_t* q) {
 template <int BYTES, int BIAS, bool LOWS = false>
 struct Narrow {
   static constexpr int block = 32, bytes = BYTES, bias = BIAS;
-  static constexpr bool lows = LOWS, wide = false;
+  static constexpr bool lows = LOWS, wide = false, pairs = true;
 };
 
 struct Q4_0 : Narrow<18, 8> {
@@ -81,6 +81,15 @@ struct MXFP4 : Narrow<17, 12> {
     d = e8m0(s[0]);
     plane<4, 16, 32>(s + 1, q);
     look_up<32>(fp4_values, q);
+  }
+};
+struct NVFP4 {  // like narrow types, but that 16 elements share a scale, and 64 a block
+  static constexpr int block = 64, bytes = 36, bias = 12;
+  static constexpr bool lows = false, wide = false, pairs = false;
+  static void unpack(const uint8_t* s, uint8_t* q, float* d) {
+    for (int g = 0; g < 4; g++) d[g] = ue4m3(s[g]);
+    plane<4, 8, 64>(s + 4, q);
+    look_up<64>(fp4_values, q);
   }
 };
 

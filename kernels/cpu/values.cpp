@@ -27,6 +27,11 @@ void values(const uint8_t* row, int cols, float* out) {
           out[i] = F::lows ? value - low : value;
         }
       }
+    } else if constexpr (!F::pairs) {
+      uint8_t q[F::block];
+      float d[F::block / 16];
+      F::unpack(row, q, d);
+      for (int i = 0; i < F::block; i++) out[i] = d[i / 16] * float(int(q[i]) - F::bias);
     } else {
       uint8_t q[32];
       float d = 0.0f, m = 0.0f;
@@ -53,6 +58,7 @@ Values values_of(const std::string& name) {
   if (name == "IQ4_NL") return values<IQ4_NL>;
   if (name == "IQ4_XS") return values<IQ4_XS>;
   if (name == "MXFP4") return values<MXFP4>;
+  if (name == "NVFP4") return values<NVFP4>;
   if (name == "TQ1_0") return values<TQ1_0>;
   if (name == "TQ2_0") return values<TQ2_0>;
   if (name == "IQ1_S") return values<IQ1_S>;
