@@ -15,7 +15,7 @@ from tools.shapes import SHAPES, Shape
 from tools.synth_model import imitate, main, synthesize, type_of
 
 OPTIONS = RuntimeOptions(context=64, max_sequences=1, threads=1)
-TYPES = ["Q4_K_M", "Q8_0", "Q6_K", "Q4_0", "MXFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "Q4_1", "IQ1_M", "F16"]
+TYPES = ["Q4_K_M", "Q8_0", "Q6_K", "Q4_0", "MXFP4", "NVFP4", "IQ4_XS", "IQ3_XXS", "IQ2_XS", "Q4_1", "IQ1_M", "F16"]
 
 
 def small(name: str) -> Shape:

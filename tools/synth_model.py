@@ -41,6 +41,8 @@ SMALLER_BLOCKS = {
 }
 MIXES = {"Q2_K_M": ("Q2_K", "Q3_K"), "Q3_K_M": ("Q3_K", "Q5_K"), "Q4_K_M": ("Q4_K", "Q6_K"), "Q5_K_M": ("Q5_K", "Q6_K")}
 
+UE4M3 = np.array([(m if e == 0 else 2.0 ** (e - 1) * (8 + m)) * 2.0**-10 for e in range(16) for m in range(8)])[:127]
+
 Fixed = dict[str, float | int]
 
 
@@ -72,6 +74,8 @@ def scaling(format: QuantFormat) -> tuple[Fixed, float]:
     """What the scale fields of random blocks are, relative to `d`, and the spread of their values at d = 1."""
     if format.scales == "e8m0":
         return {}, float(_values(format, {"e": 127}).std())
+    if format.scales == "ue4m3":
+        return {}, float(_values(format, {"d": 64}).std())
     if format.scales == "iq1_m":
         return {}, float(_values(format, {"d": 1.0}).std())
     fixed: Fixed = {"d": 1.0}
@@ -99,7 +103,7 @@ def _blocks(rng: np.random.Generator, format: QuantFormat, n: int, fixed: Fixed,
     for field in format.fields:
         if field.name in fixed:
             at = format.offset(field.name)
-            value = fixed[field.name] if field.name == "e" else fixed[field.name] * scale
+            value = fixed[field.name] if field.dtype == "u1" else fixed[field.name] * scale
             blocks[:, at : at + field.nbytes] = np.array([value], field.dtype).view(np.uint8)
     return blocks
 
@@ -117,6 +121,8 @@ def random_tensor(rng: np.random.Generator, format: QuantFormat, count: int, spr
     fixed, std = scaling(format)
     if format.scales == "e8m0":
         fixed = {"e": 127 + round(np.log2(spread / std))}
+    if format.scales == "ue4m3":
+        fixed = {"d": int(np.abs(UE4M3 - spread / std).argmin())}
     n, most = count // format.block_size, CHUNK // format.type_size
     for at in range(0, n, most):
         file.write(_blocks(rng, format, min(most, n - at), fixed, spread / std).tobytes())
