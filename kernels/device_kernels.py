@@ -6,7 +6,7 @@ from typing import Protocol
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
@@ -79,3 +79,8 @@ class DeviceKernels(Protocol):
         self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
     ) -> Tensor:
         """`recurrent.DeltaNet`; the paths are on the device, and a target may be -1."""
+
+    def state_space(
+        self, xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        """`recurrent.StateSpace`; the paths are on the device, and a target may be -1."""

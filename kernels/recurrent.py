@@ -1,7 +1,7 @@
 """The door of the recurrent layers: convolutions, gated delta rules and state spaces, on whatever serves the device."""
 
 import torch
-from gmoe.kernels import cpu_recurrent, reference_recurrent
+from gmoe.kernels import cpu_recurrent
 from gmoe.kernels.device_kernels import DeviceKernels
 from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer, StateShape
@@ -77,4 +77,5 @@ class StateSpace:
         """
         if self._compiled is not None:
             return self._compiled(xbc, dt, z, state, paths, torch.get_num_threads())
-        return reference_recurrent.state_space(xbc, dt, z, self.rule, state, paths)
+        assert self.on is not None
+        return self.on.state_space(xbc, dt, z, self.rule, state, paths)

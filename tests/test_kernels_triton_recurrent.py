@@ -11,23 +11,24 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from gmoe.kernels import reference_recurrent
-from gmoe.kernels.recurrent import DeltaNet, DeltaRule, Paths, ShortConv, StateLayer
+from gmoe.kernels.recurrent import DeltaNet, DeltaRule, Paths, ShortConv, SpaceRule, StateLayer, StateSpace
 from gmoe.kernels.triton import recurrent
 from gmoe.kernels.triton.kernels import Kernels
 from torch import Tensor
 
-from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Net, filled, ints, paths
+from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Net, Space, filled, ints, paths
 from tests.test_step_cpu import random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = [Net(1, 2, 20, 12, True), Net(2, 4, 7, 9)]
+SPACES = [Space(1, 3, 20, 12), Space(2, 4, 7, 9)]
 
 
 def there(x: Tensor) -> Tensor:
     return x.to(DEVICE)
 
 
-def on_device(net: Net, taps: int = 3) -> StateLayer:
+def on_device(net: Net | Space, taps: int = 3) -> StateLayer:
     state = filled(net, taps)
     state.inputs, state.matrices = there(state.inputs), there(state.matrices)
     return state
@@ -41,13 +42,20 @@ def ruled(net: Net) -> DeltaRule:
     return net.rule._replace(**{name: there(getattr(net.rule, name)) for name in ("a", "dt_bias", "norm")})
 
 
+def spaced(net: Space) -> SpaceRule:
+    return net.rule._replace(**{name: there(getattr(net.rule, name)) for name in ("a", "dt_bias", "d", "norm")})
+
+
+def learner(net: Net | Space) -> DeltaNet | StateSpace:
+    return DeltaNet(ruled(net), Kernels()) if isinstance(net, Net) else StateSpace(spaced(net), Kernels())
+
+
 @EVERY_WAY
-@pytest.mark.parametrize("net", SMALL, ids=str)
-def test_delta_rule(net: Net, way: Paths) -> None:
+@pytest.mark.parametrize("net", [*SMALL, *SPACES], ids=str)
+def test_rules(net: Net | Space, way: Paths) -> None:
     given, plain, state = net.rows(int(way.starts[-1])), filled(net), on_device(net)
-    want = reference_recurrent.delta_rule(*given, net.rule, plain, way)
-    net_of = DeltaNet(ruled(net), Kernels())
-    got = net_of(*map(there, given), state, led(way))
+    want = net.reference(*given, net.rule, plain, way)
+    got = learner(net)(*map(there, given), state, led(way))
     torch.testing.assert_close(got.cpu(), want, **ROUNDED)
     torch.testing.assert_close(state.matrices.cpu(), plain.matrices, **ROUNDED)
 
@@ -67,15 +75,16 @@ def test_short_conv(way: Paths, taps: int, gates: bool) -> None:
     assert torch.equal(state.inputs.cpu(), plain.inputs)
 
 
-def test_a_sequence_in_pieces_and_in_company() -> None:
-    net, tokens = SMALL[1], 9
-    x, alpha, beta, z = map(there, net.rows(tokens))
+@pytest.mark.parametrize("net", [SMALL[1], SPACES[1]], ids=str)
+def test_a_sequence_in_pieces_and_in_company(net: Net | Space) -> None:
+    tokens = 9
+    x, *given = map(there, net.rows(tokens))
     conv = ShortConv(there(random(net.channels, 4, seed=6)), None, Kernels())
-    delta = DeltaNet(ruled(net), Kernels())
+    learn = learner(net)
 
     def step(state: StateLayer, rows: list[slice], way: Paths) -> Tensor:
-        qkv = conv(torch.cat([x[r] for r in rows]), state, led(way), silu=True)
-        return delta(qkv, *(torch.cat([part[r] for r in rows]) for part in (alpha, beta, z)), state, led(way))
+        y = conv(torch.cat([x[r] for r in rows]), state, led(way), silu=True)
+        return learn(y, *(torch.cat([part[r] for r in rows]) for part in given), state, led(way))
 
     whole = on_device(net)
     want = step(whole, [slice(tokens)], paths((tokens, -1, 0, -1, 0)))
@@ -92,12 +101,13 @@ def test_a_sequence_in_pieces_and_in_company() -> None:
         assert torch.equal(state.inputs[0], whole.inputs[0]) and torch.equal(state.matrices[0], whole.matrices[0])
 
 
-def test_who_has_no_target_leaves_every_slot_alone() -> None:
+@pytest.mark.parametrize("net", [NETS[3], SPACES[1]], ids=str)
+def test_who_has_no_target_leaves_every_slot_alone(net: Net | Space) -> None:
     """As rows do that only fill a recorded step."""
-    net, way = NETS[3], led(paths((1, 0, 0, -1, 0), (2, -1, -1, -1, 0)))
+    way = led(paths((1, 0, 0, -1, 0), (2, -1, -1, -1, 0)))
     state, before = on_device(net), on_device(net)
-    qkv = ShortConv(there(random(net.channels, 4)), None, Kernels())(there(net.rows(3)[0]), state, way)
-    DeltaNet(ruled(net), Kernels())(qkv, *map(there, net.rows(3)[1:]), state, way)
+    y = ShortConv(there(random(net.channels, 4)), None, Kernels())(there(net.rows(3)[0]), state, way)
+    learner(net)(y, *map(there, net.rows(3)[1:]), state, way)
     assert torch.equal(state.inputs[1:], before.inputs[1:]) and torch.equal(state.matrices[1:], before.matrices[1:])
     assert not torch.equal(state.matrices[0], before.matrices[0]) and len(state.inputs) == SLOTS
 
@@ -132,3 +142,19 @@ def test_what_does_not_fit_is_refused() -> None:
     nobody = led(Paths(ints(0), *(ints() for _ in range(4))))
     assert recurrent.short_conv(qkv[:0], weight, None, state, nobody, True, None, None).shape == (0, 152)
     assert recurrent.delta_rule(qkv[:0], alpha[:0], beta[:0], z[:0], rule, state, nobody).shape == (0, 72)
+
+
+def test_a_state_space_that_does_not_fit_is_refused() -> None:
+    net, way, state = SPACES[0], led(WAYS["decoding"]), on_device(SPACES[0])
+    xbc, dt, z = map(there, net.rows(4))
+    rule = spaced(net)
+    with pytest.raises(ValueError, match=r"xbc \[4, 75\] must be \[4, 76\]"):
+        recurrent.state_space(xbc[:, 1:], dt, z, rule, state, way)
+    with pytest.raises(ValueError, match=r"dt \[3, 3\] must be \[4, 3\]"):
+        recurrent.state_space(xbc, dt[1:], z, rule, state, way)
+    with pytest.raises(ValueError, match=r"2 groups of 3 heads and a norm of \[36\] do not fit slots \[3, 20, 12\]"):
+        recurrent.state_space(xbc, dt, z, rule._replace(n_group=2), state, way)
+    with pytest.raises(ValueError, match=r"1 groups of 3 heads and a norm of \[35\] do not fit slots \[3, 20, 12\]"):
+        recurrent.state_space(xbc, dt, z, rule._replace(norm=rule.norm[1:]), state, way)
+    nobody = led(Paths(ints(0), *(ints() for _ in range(4))))
+    assert recurrent.state_space(xbc[:0], dt[:0], z[:0], rule, state, nobody).shape == (0, 36)

@@ -26,7 +26,12 @@ POINTERS = {name: "*u8" for name in ("w", "w0", "w1", "w2", "bank")}
 POINTERS |= {name: "*i32" for name in ("signs", "pairs", "slots", "ids")}
 CACHES = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "q8_0": "*i8"}
 HEADS = ((8, 64, 64), (8, 128, 128), (8, 256, 256), (128, 576, 512), (5, 80, 80))  # a key head; elements of k, of v
-RECURRENT = ((2, 64, 64), (3, 128, 128), (3, 20, 12))  # inputs before a convolution's own; elements of k, of v
+RECURRENT = (
+    (2, 64, 64),
+    (3, 128, 128),
+    (3, 128, 64),
+    (3, 20, 12),
+)  # inputs before a convolution's own; elements of k, of v
 ROUTERS = (60, 128, 512, 1024)  # experts
 STEPS = {"decode": (1, True), "decode of many": (32, True), "prompt": (512, False)}  # rows, each another sequence's
 STEP_INTEGERS = ("T", "S", "H", "HKV", "HEADS", "per_head", "table_width", "size", "d", "n", "pairs", "row_stride")
@@ -156,11 +161,12 @@ def router_needs(experts: int, score: int, card: str) -> dict[str, int]:
 
 
 def recurrent_needs(net: tuple[int, int, int], card: str) -> dict[str, int]:
-    """What a short convolution over so many inputs and a delta rule of these elements of k and of v take."""
+    """What a short convolution over so many inputs and rules of these elements of k and of v take."""
     from gmoe.kernels.triton import recurrent
 
     (taps, dk, dv), power = net, lambda n: 1 << (n - 1).bit_length()
     whole = dict.fromkeys(("x_row", "before_row", "after_row", "qkv_row", "alpha_row", "beta_row", "z_row"), "i32")
+    whole |= dict.fromkeys(("xbc_row", "dt_row", "N_GROUP", "N_HEAD", "SIZE"), "i32")
     whole |= dict.fromkeys(("C", "N_KEY", "N_VALUE", "DK", "DV"), "i32") | {"eps": "fp32", "scale": "fp32"}
     whole |= dict.fromkeys(("starts", "source", "target", "kept", "kept_after"), "*i32")
     whole |= {"slots": "*fp32"}
@@ -174,6 +180,8 @@ def recurrent_needs(net: tuple[int, int, int], card: str) -> dict[str, int]:
         ),
         "delta": compiled(recurrent._delta, recurrent.delta_sizes(dk, False), recurrent.ALONE, card, whole),
         "gate": compiled(recurrent._gate, {"WIDTH": power(dv)}, recurrent.ALONE, card, whole),
+        "space": compiled(recurrent._space, recurrent.space_sizes(dk), recurrent.ALONE, card, whole),
+        "gate of a group": compiled(recurrent._gate_group, {"WIDTH": power(64 * dv)}, recurrent.TOGETHER, card, whole),
     }
 
 

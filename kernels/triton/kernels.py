@@ -8,7 +8,7 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton import activation as activations
@@ -122,3 +122,10 @@ class Kernels:
         """A gated delta net: -> [T, n_value * dv], its matrices in the state."""
         with _there(qkv):
             return recurrent.delta_rule(qkv, alpha, beta, z, rule, state, paths)
+
+    def state_space(
+        self, xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        """A selective state space: -> [T, n_head * dv], its matrices in the state."""
+        with _there(xbc):
+            return recurrent.state_space(xbc, dt, z, rule, state, paths)

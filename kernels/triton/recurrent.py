@@ -1,4 +1,4 @@
-"""Recurrent layers: a short convolution in one launch, a gated delta rule in two, the second for norms and gates.
+"""Recurrent layers: a short convolution in one launch, a rule over matrices in two, the second for norms and gates.
 
 A program goes through the tokens of a sequence, for some channels or some columns of a head's matrix.
 """
@@ -6,7 +6,7 @@ A program goes through the tokens of a sequence, for some channels or some colum
 import torch
 import triton
 import triton.language as tl
-from gmoe.kernels.reference_recurrent import DeltaRule
+from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton.matmul import FUSED
 from torch import Tensor
@@ -16,6 +16,7 @@ ROWS = 16  # that it takes at a time
 BAND = 8  # columns of a matrix a program; a warp holds them, so that no sum waits for another
 CONVOLVING = {"num_warps": 2, "enable_fp_fusion": False}  # the same bits for any number of rows
 ALONE = {"num_warps": 1} | FUSED
+TOGETHER = {"num_warps": 4} | FUSED  # over a group's heads
 
 
 @triton.jit
@@ -130,6 +131,48 @@ def _gate(y, z, weight, z_row, eps, N_VALUE, DV, WIDTH: tl.constexpr):
     tl.store(y + at, value * (gate * _sigmoid(gate)), mask=j < DV)
 
 
+@triton.jit
+def _space(
+    xbc, dt, a, dt_bias, d, y, slots, starts, source, target, kept, kept_after, xbc_row, dt_row,
+    N_GROUP, N_HEAD, DK, DV, K_WIDTH: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    h, s = tl.program_id(1), tl.program_id(2)
+    i, j = tl.arange(0, K_WIDTH), tl.program_id(0) * BAND + tl.arange(0, BAND)
+    begin, end = tl.load(starts + s).to(tl.int64), tl.load(starts + s + 1).to(tl.int64)
+    slot, to = tl.load(source + s).to(tl.int64), tl.load(target + s).to(tl.int64)
+    also, some = tl.load(kept + s).to(tl.int64), tl.load(kept_after + s)
+    place = slots + h.to(tl.int64) * DK * DV + i[:, None] * DV + j[None, :]
+    row, inside = i[:, None], j[None, :] < DV
+    size = tl.cast(DK, tl.int64) * DV * N_HEAD
+    matrix = tl.load(place + slot * size, mask=inside & (row < tl.where(slot >= 0, DK, 0)), other=0.0)
+    tl.debug_barrier()  # what is written may be what was read
+    group = h // (N_HEAD // N_GROUP)
+    rate, bias, much = tl.load(a + h), tl.load(dt_bias + h), tl.load(d + h)
+    for t in range(begin, end):
+        given = xbc + t * xbc_row
+        x = tl.load(given + h * DV + j, mask=j < DV, other=0.0)
+        b = tl.load(given + N_HEAD * DV + group * DK + i, mask=i < DK, other=0.0)
+        c = tl.load(given + N_HEAD * DV + (N_GROUP + group) * DK + i, mask=i < DK, other=0.0)
+        step = _softplus(tl.load(dt + t * dt_row + h) + bias)
+        matrix = matrix * tl.exp(step * rate) + b[:, None] * (step * x)[None, :]
+        tl.store(y + (t * N_HEAD + h) * DV + j, tl.sum(matrix * c[:, None], 0) + much * x, mask=j < DV)
+        now = (also >= 0) & (t - begin + 1 == some)
+        tl.store(place + also * size, matrix, mask=inside & (row < tl.where(now, DK, 0)))
+    tl.store(place + to * size, matrix, mask=inside & (row < tl.where(to >= 0, DK, 0)))
+
+
+@triton.jit
+def _gate_group(y, z, weight, z_row, eps, N_GROUP, SIZE, WIDTH: tl.constexpr):
+    """A group's heads of a token: the gate, then the norm over all of them and its weight, in place."""
+    t, g = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    j = tl.arange(0, WIDTH)
+    at = (t * N_GROUP + g) * SIZE + j
+    gate = tl.load(z + t * z_row + g * SIZE + j, mask=j < SIZE, other=0.0)
+    value = tl.load(y + at, mask=j < SIZE, other=0.0) * (gate * _sigmoid(gate))
+    value *= tl.rsqrt(tl.sum(value * value, 0) / SIZE + eps)
+    tl.store(y + at, value * tl.load(weight + g * SIZE + j, mask=j < SIZE, other=0.0), mask=j < SIZE)
+
+
 def short_conv(
     x: Tensor,
     weight: Tensor,
@@ -178,10 +221,7 @@ def delta_rule(
     if rule.n_key < 1 or heads != rule.n_value or heads % rule.n_key or rule.norm.shape != (dv,):
         many = f"{rule.n_key} heads of keys, {rule.n_value} of values and a norm of {list(rule.norm.shape)}"
         raise ValueError(f"{many} do not fit slots {[heads, dk, dv]}")
-    wanted = {"qkv": 2 * rule.n_key * dk + wide, "alpha": heads, "beta": heads, "z": wide}
-    for (name, columns), part in zip(wanted.items(), (qkv, alpha, beta, z), strict=True):
-        if part.shape != (tokens, columns):
-            raise ValueError(f"{name} {list(part.shape)} must be {[tokens, columns]}")
+    _check_rows(tokens, qkv=(qkv, 2 * rule.n_key * dk + wide), alpha=(alpha, heads), beta=(beta, heads), z=(z, wide))
     sequences = _sequences(paths)
     y = torch.empty(tokens, wide, dtype=torch.float32, device=qkv.device)
     if not sequences:
@@ -204,6 +244,43 @@ def delta_rule(
 def delta_sizes(dk: int, neighbours: bool) -> dict[str, int | bool]:
     """What a delta rule is compiled for."""
     return {"K_WIDTH": triton.next_power_of_2(dk), "BAND": BAND, "NEIGHBOURS": neighbours}
+
+
+def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths) -> Tensor:
+    """-> [T, n_head * dv] float32; see `recurrent.StateSpace`."""
+    tokens, (heads, dk, dv) = xbc.shape[0], state.matrices.shape[1:]
+    wide = heads * dv
+    if rule.n_group < 1 or heads != rule.n_head or heads % rule.n_group or rule.norm.shape != (wide,):
+        many = f"{rule.n_group} groups of {rule.n_head} heads and a norm of {list(rule.norm.shape)}"
+        raise ValueError(f"{many} do not fit slots {[heads, dk, dv]}")
+    _check_rows(tokens, xbc=(xbc, wide + 2 * rule.n_group * dk), dt=(dt, heads), z=(z, wide))
+    sequences = _sequences(paths)
+    y = torch.empty(tokens, wide, dtype=torch.float32, device=xbc.device)
+    if not sequences:
+        return y
+    xbc, dt, z = (_side_by_side(part) for part in (xbc, dt, z))
+    of_heads = rule.a.contiguous(), rule.dt_bias.contiguous(), rule.d.contiguous()
+    _space[(triton.cdiv(dv, BAND), heads, sequences)](
+        xbc, dt, *of_heads, y, state.matrices, *paths, xbc.stride(0), dt.stride(0), rule.n_group, heads, dk, dv,
+        **space_sizes(dk), **ALONE,
+    )  # fmt: skip
+    if tokens:
+        size, weight = wide // rule.n_group, rule.norm.contiguous()
+        _gate_group[(tokens, rule.n_group)](
+            y, z, weight, z.stride(0), rule.eps, rule.n_group, size, WIDTH=triton.next_power_of_2(size), **TOGETHER
+        )
+    return y
+
+
+def space_sizes(dk: int) -> dict[str, int]:
+    """What a state space is compiled for."""
+    return {"K_WIDTH": triton.next_power_of_2(dk), "BAND": BAND}
+
+
+def _check_rows(tokens: int, **parts: tuple[Tensor, int]) -> None:
+    for name, (part, columns) in parts.items():
+        if part.shape != (tokens, columns):
+            raise ValueError(f"{name} {list(part.shape)} must be {[tokens, columns]}")
 
 
 def _side_by_side(x: Tensor) -> Tensor:
