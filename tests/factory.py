@@ -415,6 +415,25 @@ def _gemma4_own(s: Shape) -> int:
     return 2 if s.layer < 5 else 4
 
 
+def _dbrx(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s, fused=True)
+    yield from ffn_norm(s, "attn_output_norm")
+    yield from routed(s)
+
+
+def _arctic(s: Shape, layer: int) -> Tensors:
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    yield from dense(s, ff=s.embd)
+    yield from routed(s)
+    yield from ffn_norm(s, "ffn_norm_exps")
+
+
+def _dbrx_keys(s: Shape) -> dict[str, Any]:
+    keys = _moe(s, attention__layer_norm_epsilon=1e-5, attention__clamp_kqv=0.5)
+    return {name: value for name, value in keys.items() if "rms" not in name}
+
+
 def _base(s: Shape) -> dict[str, Any]:
     return {
         "block_count": s.layer,
@@ -619,6 +638,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         extra=_stretched,
         unscaled=True,
     ),
+    "smallthinker": Architecture(
+        _plain(),
+        lambda s: _moe(s, expert_gating_func=2) | {"attention.sliding_window": 4096},
+        Shape(ff=32, layer=5),
+    ),
+    "dbrx": Architecture(_dbrx, _dbrx_keys, Shape(ff=32)),
+    "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
 

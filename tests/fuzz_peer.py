@@ -35,7 +35,7 @@ EXACT = RuntimeOptions(device="cpu", activations="float", kv_type="f32", context
 DEFAULT = RuntimeOptions(device="cpu", context=256)
 
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
-SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2"}  # queries as wide as the model
+SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2", "dbrx", "arctic"}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 FOURS = {
@@ -45,8 +45,14 @@ FOURS = {
     "qwen3next",
     "qwen35moe",
     "lfm2moe",
+    "smallthinker",
 } | MAMBA  # all kinds of block are among the first
-WINDOWED = {"gpt-oss", "llama4", "afmoe"}  # whose windows llama.cpp scales even where the type of scaling is "none"
+WINDOWED = {
+    "gpt-oss",
+    "llama4",
+    "afmoe",
+    "smallthinker",
+}  # whose windows llama.cpp scales even where the type of scaling is "none"
 
 Keys = dict[str, tuple[Any, ...]]
 ANY: Keys = {
@@ -76,6 +82,8 @@ OWN: dict[str, Keys] = {
     },
     "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
+    "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
+    "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
     "glm4moe": GATED,
     "dots1": GATED,
     "bailingmoe2": GATED,

@@ -70,6 +70,7 @@ class Hparams:
     n_layer_kv_shared: int = key("attention.shared_kv_layers", 0, rare=True)
     n_chunk: int = key("attention.chunk_size", 8192)
     causal: bool = key("attention.causal", True)
+    clamp_kqv: float = key("attention.clamp_kqv", 0.0, rare=True)
 
     q_lora_rank: int = key("attention.q_lora_rank", 0)
     kv_lora_rank: int = key("attention.kv_lora_rank", 0)

@@ -1,5 +1,6 @@
-"""Norms: RMSNorm, with a bias where a file has one; and the residual sum before them."""
+"""Norms: RMSNorm and LayerNorm, with a bias where a file has one; and the residual sum before them."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from gmoe.kernels.ops import DeviceKernels, HeadRule, head_norm, residual, residual_norm, rms_norm
@@ -44,6 +45,49 @@ class ScaledNorm(RMSNorm):
         """factor * x + scale * y of [T, n], in the memory of x, and the norm of that, on the CPU in the memory of y."""
         y = y if scale == 1.0 else y * scale
         return residual_norm(y, x, self.factor, self.weight, self.bias, self.eps, self.on)
+
+
+class Bare(RMSNorm):
+    """In place of a norm between blocks that have their own and give all, not what they add: the rows as they are."""
+
+    def __init__(self, on: DeviceKernels | None = None):
+        super().__init__(None, 0.0, on=on)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """y twice."""
+        return y, y
+
+
+class Whole(RMSNorm):
+    """The norm behind such a block."""
+
+    def __init__(self, norm: RMSNorm):
+        self.norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """y and its norm."""
+        return y, self.norm(y)
+
+
+class LayerNorm(RMSNorm):
+    """(x - mean) / deviation * weight (+ bias) over the last dimension, with a norm's numbers; torch computes it."""
+
+    def __init__(self, norm: RMSNorm, eps: float):
+        super().__init__(norm.weight, eps, norm.bias, norm.on)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """x + scale * y of [T, n], in the memory of y, and the norm of that."""
+        y = residual(x, y, scale)
+        return y, self(y)
 
 
 class HeadNorm:

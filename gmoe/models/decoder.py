@@ -1,7 +1,7 @@
 """Decoder: the one skeleton of all architectures; embed, blocks, norm, logits."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -14,7 +14,7 @@ from torch import Tensor
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
-from gmoe.layers.norm import RMSNorm
+from gmoe.layers.norm import Bare, RMSNorm, Whole
 from gmoe.layers.recurrent_cache import RecurrentCache, RecurrentLayer
 from gmoe.layers.weights import Weights
 
@@ -151,6 +151,27 @@ class Decoder:
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""
         return block_size * bytes_per_slot([attn.kv_shape for attn in self.attn], kv_type)
+
+
+class Woven(Decoder):
+    """A model whose blocks are no attention and then a feed-forward part: an architecture gives each as a whole.
+
+    Its `attn_norm`, `attn`, `ffn_norm` and `ffn` are there for `block` to use.
+    """
+
+    def block(self, layer: int, x: Tensor, batch: Batch) -> Tensor:
+        """Rows [T, D], on the CPU perhaps in the memory of x -> what they are behind the block [T, D]."""
+        raise NotImplementedError
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """A block each."""
+        return [Part(n, Bare(self.on), partial(self.block, n), True) for n in range(self.hparams.n_layer)]
+
+    @cached_property
+    def norms(self) -> list[RMSNorm]:
+        """Blocks have norms of their own, and add to what they began with themselves."""
+        return [*(part.norm for part in self.parts[1:]), Whole(self.output_norm)]
 
 
 def module_name(architecture: str) -> str:
