@@ -10,8 +10,6 @@ from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.recurrent_cache import RecurrentLayer
 from gmoe.layers.weights import Weights
 
-KEYS = frozenset(f"ssm.{name}" for name in ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count"))
-
 
 class DeltaNet(RecurrentLayer):
     """A short convolution over queries, keys and values, then the rule; an architecture overrides `maps`.

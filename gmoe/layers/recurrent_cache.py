@@ -9,7 +9,12 @@ from torch import Tensor
 from gmoe.kernels.recurrent import Paths, StateLayer, StateShape
 from gmoe.layers.kv_cache import KvShape
 
-__all__ = ["Paths", "RecurrentCache", "RecurrentLayer", "StatePaths", "StateShape"]
+__all__ = ["SSM_KEYS", "Paths", "RecurrentCache", "RecurrentLayer", "StatePaths", "StateShape"]
+
+# of gated delta nets and of Mamba-2
+SSM_KEYS = frozenset(
+    f"ssm.{key}" for key in ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count")
+)
 
 
 class RecurrentLayer:

@@ -12,8 +12,6 @@ from gmoe.layers.linear import beside
 from gmoe.layers.recurrent_cache import RecurrentLayer
 from gmoe.layers.weights import Weights
 
-KEYS = frozenset(f"ssm.{name}" for name in ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count"))
-
 
 class Mamba2(RecurrentLayer):
     """`ssm_in` gives z, the input with its B and C, which a short convolution goes over, and the steps."""

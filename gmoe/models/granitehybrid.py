@@ -1,7 +1,8 @@
 """Granite 4 hybrids: Granite-MoE whose blocks without heads of keys are Mamba-2."""
 
 from gmoe.layers.ffn import DenseFFN
-from gmoe.layers.state_space import KEYS, Mamba2
+from gmoe.layers.recurrent_cache import SSM_KEYS
+from gmoe.layers.state_space import Mamba2
 from gmoe.layers.weights import Weights
 from gmoe.models import granitemoe
 from gmoe.models.decoder import Attention, FeedForward
@@ -10,7 +11,7 @@ from gmoe.models.decoder import Attention, FeedForward
 class Model(granitemoe.Model):
     """`granitehybrid`."""
 
-    keys = KEYS | {"attention.head_count_kv"}
+    keys = SSM_KEYS | {"attention.head_count_kv"}
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """What keeps keys is attention."""

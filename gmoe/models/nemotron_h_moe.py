@@ -3,8 +3,9 @@
 from gmoe.layers.attention import GQA
 from gmoe.layers.ffn import MoEFFN, UngatedFFN
 from gmoe.layers.norm import RMSNorm
+from gmoe.layers.recurrent_cache import SSM_KEYS
 from gmoe.layers.router import Gating, topk
-from gmoe.layers.state_space import KEYS, Mamba2
+from gmoe.layers.state_space import Mamba2
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Absent, Attention, Decoder, FeedForward
 
@@ -12,7 +13,7 @@ from gmoe.models.decoder import Absent, Attention, Decoder, FeedForward
 class Model(Decoder):
     """`nemotron_h_moe`."""
 
-    keys = KEYS | {"attention.head_count_kv", "feed_forward_length"}
+    keys = SSM_KEYS | {"attention.head_count_kv", "feed_forward_length"}
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """What has no width of experts is attention where it keeps keys."""

@@ -1,8 +1,9 @@
 """Qwen3.5-MoE: three gated delta nets, then full attention with a gate; a shared expert behind a sigmoid gate."""
 
 from gmoe.layers.attention import QueryGatedGQA
-from gmoe.layers.delta_net import KEYS, DeltaNet
+from gmoe.layers.delta_net import DeltaNet
 from gmoe.layers.ffn import GatedFFN, MoEFFN
+from gmoe.layers.recurrent_cache import SSM_KEYS
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, topk
 from gmoe.layers.weights import Weights
@@ -12,7 +13,7 @@ from gmoe.models.decoder import Attention, Decoder, FeedForward
 class Model(Decoder):
     """`qwen35moe`."""
 
-    keys = KEYS | {"attention.recurrent_layers", "full_attention_interval"}
+    keys = SSM_KEYS | {"attention.recurrent_layers", "full_attention_interval"}
     recurrent_layer: type[DeltaNet] = DeltaNet
 
     def attention(self, w: Weights, layer: int) -> Attention:
