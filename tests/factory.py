@@ -429,6 +429,44 @@ def _arctic(s: Shape, layer: int) -> Tensors:
     yield from ffn_norm(s, "ffn_norm_exps")
 
 
+def _mimo2(s: Shape, layer: int) -> Tensors:
+    """Full blocks, every third from the first, have half of the keys and no sinks; values are narrower than keys."""
+    kv, value = _mimo2_kv(s, layer), s.head_dim // 2
+    narrow = {"attn_v.weight": (kv * value, s.embd), "attn_output.weight": (s.embd, s.head * value)}
+    yield from ((name, narrow.get(name, dims)) for name, dims in gqa(replace(s, head_kv=kv)))
+    if layer % 3:
+        yield "attn_sinks.weight", (s.head,)
+    yield from ffn_norm(s)
+    yield from routed(s, selection_bias=True) if layer else dense(s)
+
+
+def _mimo2_kv(s: Shape, layer: int) -> int:
+    return s.head_kv if layer % 3 else 1
+
+
+def _mimo2_keys(s: Shape) -> dict[str, Any]:
+    return _moe(s) | {
+        "attention.head_count_kv": [_mimo2_kv(s, layer) for layer in range(s.layer)],
+        "attention.value_length": s.head_dim // 2,
+        "attention.value_scale": 0.7,
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": [int(layer % 3 > 0) for layer in range(s.layer)],
+        "rope.dimension_count": s.head_dim // 4 * 2,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e4,
+    }
+
+
+def _cohere2moe(s: Shape, layer: int) -> Tensors:
+    """No second norm."""
+    yield from (row for row in _led(norm="")(s, layer) if row[0] not in ("ffn_norm.weight", "exp_probs_b.bias"))
+
+
+def _cohere_keys(s: Shape) -> dict[str, Any]:
+    keys = _moe(s, attention__layer_norm_epsilon=1e-5, logit_scale=0.25, attention__sliding_window=8) | LED
+    return {name: value for name, value in keys.items() if "rms" not in name}
+
+
 def _dbrx_keys(s: Shape) -> dict[str, Any]:
     keys = _moe(s, attention__layer_norm_epsilon=1e-5, attention__clamp_kqv=0.5)
     return {name: value for name, value in keys.items() if "rms" not in name}
@@ -644,6 +682,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         Shape(ff=32, layer=5),
     ),
     "dbrx": Architecture(_dbrx, _dbrx_keys, Shape(ff=32)),
+    "exaone-moe": Architecture(
+        _led(),
+        lambda s: _moe(s) | LED | {"expert_gating_func": 2, "attention.sliding_window": 8},
+        Shape(head_kv=1, layer=5),
+    ),
+    "mimo2": Architecture(_mimo2, _mimo2_keys, Shape(layer=4)),
+    "cohere2moe": Architecture(_cohere2moe, _cohere_keys, Shape(layer=5)),
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }

@@ -46,6 +46,9 @@ FOURS = {
     "qwen35moe",
     "lfm2moe",
     "smallthinker",
+    "exaone-moe",
+    "mimo2",
+    "cohere2moe",
 } | MAMBA  # all kinds of block are among the first
 WINDOWED = {
     "gpt-oss",
@@ -82,6 +85,13 @@ OWN: dict[str, Keys] = {
     },
     "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
+    "exaone-moe": GATED | {"attention.sliding_window": (1, 7, 16)},
+    "cohere2moe": GATED | {"attention.sliding_window": (1, 7, 16), "logit_scale": (0.0625, 1.0)},
+    "mimo2": {
+        "attention.sliding_window": (1, 7, 16),
+        "attention.value_scale": (0.0, 0.707, 1.0),
+        "rope.freq_base_swa": (100.0, 5e5),
+    },
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
     "glm4moe": GATED,

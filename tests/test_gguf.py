@@ -269,6 +269,19 @@ def test_a_block_has_its_own_values() -> None:
     assert token_bytes(whole) == 2 * (2 * (8 + 4) + (8 + 4))
 
 
+def test_blocks_of_next_token_prediction_may_lack_entries() -> None:
+    keys = {
+        "block_count": 3, "nextn_predict_layers": 1, "context_length": 64, "embedding_length": 32,
+        "attention.head_count": 4, "attention.sliding_window_pattern": np.array([0, 1]), "rope.freq_base": 500.0,
+    }  # fmt: skip
+    metadata = {"general.architecture": "t"} | {f"t.{k}": v for k, v in keys.items()}
+    whole = Hparams.from_metadata(metadata)
+    assert [whole.of_layer(layer).swa for layer in range(3)] == [False, True, True]
+    assert {whole.of_layer(layer).rope_freq_base for layer in range(3)} == {500.0}
+    with pytest.raises(UnsupportedModel, match="sliding_window_pattern: has 1 entries for 3 blocks"):
+        Hparams.from_metadata(metadata | {"t.attention.sliding_window_pattern": [True]})
+
+
 def test_split_and_fused_experts_are_those_of_the_stack(tmp_path: Path) -> None:
     stacked = GGUFFile.open(write_model(tmp_path / "a.gguf", "qwen3moe", quant="Q8_0"))
     layout = ExpertLayout(stacked, 2, 8)

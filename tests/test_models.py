@@ -172,6 +172,18 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("qwen3moe", {"expert_weights_scale": 2.5}, {}),
         ("glm4moe", {"expert_weights_scale": 0.0}, {"expert_weights_scale": 1.0}),
         ("glm4moe", {"rope.dimension_sections": [2, 1, 1, 0]}, {}),
+        ("smallthinker", {"expert_weights_scale": 2.5}, {}),
+        ("cohere2moe", {"attention.layer_norm_rms_epsilon": 0.0}, {}),
+        ("exaone-moe", {"attention.sliding_window_pattern": [True, True, True, False, True]}, {}),
+        (
+            "exaone-moe",
+            {
+                "block_count": 6,
+                "nextn_predict_layers": 1,
+                "attention.sliding_window_pattern": [True, False, True, True, True],
+            },
+            {"attention.sliding_window_pattern": [True, False, True, True, True]},
+        ),
     ],
 )
 def test_keys_mean_what_they_mean_to_llama_cpp(
@@ -227,6 +239,34 @@ def test_a_scale_of_one_is_no_scale(tmp_path: Path) -> None:
     ],
 )
 def test_blocks_of_gemma4_that_do_not_fit_are_refused(
+    tmp_path: Path, architecture: str, change: dict[str, object], what: str
+) -> None:
+    path = write_model(tmp_path / "m.gguf", architecture, metadata=change)
+    with pytest.raises(UnsupportedModel) as error:
+        LLM.load(path)
+    assert what in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "what"),
+    [
+        ("smallthinker", {"attention.sliding_window": 8}, "attention.sliding_window: 8; only 4096 is supported"),
+        ("smallthinker", {"expert_gating_func": 0}, "expert_gating_func: required by architecture smallthinker"),
+        (
+            "exaone-moe",
+            {"attention.sliding_window": 0},
+            "attention.sliding_window: required by architecture exaone-moe",
+        ),
+        (
+            "cohere2moe",
+            {"attention.sliding_window": 0},
+            "attention.sliding_window: required by architecture cohere2moe",
+        ),
+        ("mimo2", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture mimo2, with"),
+        ("mimo2", {"attention.sliding_window_pattern": [2, 1, 1, 0]}, "has the wrong type (int, not bool)"),
+    ],
+)
+def test_what_an_architecture_cannot_do_without_is_named(
     tmp_path: Path, architecture: str, change: dict[str, object], what: str
 ) -> None:
     path = write_model(tmp_path / "m.gguf", architecture, metadata=change)

@@ -18,7 +18,9 @@ from gmoe.options import RuntimeOptions
 from tests.factory import ARCHITECTURES, write_model
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(300)]  # past the first reach of 256
-TORCH_BETWEEN = {name for name in ARCHITECTURES if name.startswith(("llama4", "deepseek2+temperature", "dbrx"))}
+TORCH_BETWEEN = {
+    name for name in ARCHITECTURES if name.startswith(("llama4", "deepseek2+temperature", "dbrx", "cohere2moe"))
+}
 
 
 def engine_of(model: Replay) -> Engine:

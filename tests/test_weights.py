@@ -28,6 +28,8 @@ CAN_LACK = {
     "dots1": ("exp_probs_b.bias",),
     "bailingmoe2": ("exp_probs_b.bias",),
     "ernie4_5-moe": ("exp_probs_b.bias",),
+    "exaone-moe": ("exp_probs_b.bias",),
+    "mimo2": ("exp_probs_b.bias", "attn_sinks.weight"),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
     "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),

@@ -71,6 +71,7 @@ class Hparams:
     n_chunk: int = key("attention.chunk_size", 8192)
     causal: bool = key("attention.causal", True)
     clamp_kqv: float = key("attention.clamp_kqv", 0.0, rare=True)
+    value_scale: float = key("attention.value_scale", 0.0, rare=True)
 
     q_lora_rank: int = key("attention.q_lora_rank", 0)
     kv_lora_rank: int = key("attention.kv_lora_rank", 0)
@@ -79,7 +80,7 @@ class Hparams:
 
     rope_freq_base: float = key("rope.freq_base", 10000.0)
     rope_dimension_count: int | None = key("rope.dimension_count", None)
-    rope_freq_base_swa: float = key("rope.freq_base_swa", 10000.0, rare=True)
+    rope_freq_base_swa: float = key("rope.freq_base_swa", None, rare=True)
     rope_dimension_count_swa: int | None = key("rope.dimension_count_swa", None, rare=True)
     rope_scaling_type: str = key("rope.scaling.type", "linear")  # older files state a factor only
     rope_scaling_factor: float = key("rope.scaling.factor", 0.0)
@@ -156,13 +157,13 @@ class Hparams:
         own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
         if not own.swa:
             return own if self.differing else self
+        if own.rope_freq_base_swa is not None:
+            own = replace(own, rope_freq_base=own.rope_freq_base_swa, rope_scaling_factor=1.0)
         return replace(
             own,
             key_length=own.key_length if own.key_length_swa is None else own.key_length_swa,
             value_length=own.value_length if own.value_length_swa is None else own.value_length_swa,
-            rope_freq_base=own.rope_freq_base_swa,
             rope_dimension_count=own.rope_dimension_count_swa or own.rope_dimension_count,
-            rope_scaling_factor=1.0,
         )
 
     def is_recurrent(self, layer: int) -> bool:
@@ -204,13 +205,13 @@ class Hparams:
         }
         for name, row in rows.items():
             if prefix + name in metadata:
-                given = metadata[prefix + name]
-                _require_one_a_block(given, values.get("n_block"), file, prefix + name)
+                nextn = metadata.get(prefix + "nextn_predict_layers", 0)
+                given = _one_a_block(metadata[prefix + name], values.get("n_block"), nextn, file, prefix + name)
                 if row.metadata["rare"]:
                     special[name] = UNKNOWN
                 if row.metadata["by_layer"] and _is_array(given) and len({*_plain(given)}) > 1:
                     special[name] = special.get(name, DIFFERS)
-                    differing[row.name] = [_scalar(v, row.type, file, prefix + name) for v in given]
+                    differing[row.name] = [_scalar([v], row.type, file, prefix + name) for v in given]
                     given = max(differing[row.name])
                 values[row.name] = _scalar(given, row.type, file, prefix + name)
             elif row.metadata["default"] is REQUIRED:
@@ -266,9 +267,13 @@ class Hparams:
         return self
 
 
-def _require_one_a_block(value: Any, n_block: int | None, file: str, name: str) -> None:
-    if _is_array(value) and n_block is not None and len(value) != n_block:
-        raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
+def _one_a_block(value: Any, n_block: int | None, nextn: Any, file: str, name: str) -> Any:
+    """An array with an entry for each block; those of next-token prediction may have none, and get the last one."""
+    if not _is_array(value) or n_block is None or len(value) == n_block:
+        return value
+    if type(nextn) is int and 0 < len(value) == n_block - nextn:
+        return [*value, *[value[-1]] * nextn]
+    raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
 
 
 def _is_array(value: Any) -> bool:
@@ -286,6 +291,7 @@ def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
         if len(entries) != 1:
             raise UnsupportedModel(file, name, DIFFERS)
         value = entries.pop()
+        value = bool(value) if kind is bool and value in (0, 1) else value  # some converters write numbers
     value = value.item() if isinstance(value, np.generic) else value
     if kind is Gating:
         if value not in set(Gating):

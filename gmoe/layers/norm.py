@@ -90,6 +90,18 @@ class LayerNorm(RMSNorm):
         return y, self(y)
 
 
+class Weighed(RMSNorm):
+    """The norm behind a part of which what it adds counts `factor` times."""
+
+    def __init__(self, norm: RMSNorm, factor: float):
+        super().__init__(norm.weight, norm.eps, norm.bias, norm.on)
+        self.factor = factor
+
+    def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """x + factor * scale * y of [T, n], and the norm of that, in the memory of the two as `RMSNorm`."""
+        return super().after(x, y, self.factor * scale)
+
+
 class HeadNorm:
     """Norm of queries or keys [T, H, d]: by head, or over all heads at once where the weight is that wide."""
 

@@ -23,10 +23,10 @@ class Model(Decoder):
     keys = frozenset({PATTERN, SHARED, *SWA, *VARIED, "embedding_length_per_layer_input", "final_logit_softcapping"})
 
     def __init__(self, weights: Weights, dispatch: ExpertDispatch):
-        if PATTERN not in weights.hparams.special or (weights.hparams.swa and not weights.hparams.n_swa):
-            weights.refuse(f"gemma4.{PATTERN}", "required by architecture gemma4, with attention.sliding_window")
+        if not {PATTERN, SWA[2]} <= {*(hp := weights.hparams).special} or (hp.swa and not hp.n_swa):
+            weights.refuse(f"gemma4.{PATTERN}", f"required by architecture gemma4, with its window and {SWA[2]}")
         super().__init__(weights, dispatch)
-        scales = (block_scale(weights.block(layer)) for layer in range(weights.hparams.n_layer))
+        scales = (block_scale(weights.block(layer)) for layer in range(hp.n_layer))
         behind = zip([*self.attn_norm[1:], self.output_norm], scales, strict=True)
         *self.attn_norm[1:], self.output_norm = (ScaledNorm(norm, scale) for norm, scale in behind)
 
