@@ -32,6 +32,8 @@ class Matrix(Protocol):
     def address(self) -> np.ndarray: ...
     @property
     def bias(self) -> np.ndarray | None: ...
+    @property
+    def scale(self) -> np.ndarray | None: ...
 
 
 class Table(Protocol):
@@ -269,11 +271,10 @@ class _Held:
             raise ValueError(f"addresses must be contiguous int64, not {self.address.dtype}")
         self.count, self.place = len(self.address), self.address.ctypes.data
         self.bias = None if matrix.bias is None else np.ascontiguousarray(matrix.bias, dtype=np.float32)
+        self.scale = None if matrix.scale is None else np.ascontiguousarray(matrix.scale, dtype=np.float32)
         row_bytes = matrix.format.row_bytes(matrix.cols)
-        bias = 0 if self.bias is None else self.bias.ctypes.data
-        self.native = _cpu.Matrix(
-            matrix.format.name, matrix.rows, matrix.cols, row_bytes, self.address.ctypes.data, bias
-        )
+        vectors = [0 if vector is None else vector.ctypes.data for vector in (self.bias, self.scale)]
+        self.native = _cpu.Matrix(matrix.format.name, matrix.rows, matrix.cols, row_bytes, self.place, *vectors)
 
 
 def _level(name: str | None) -> str:
@@ -319,6 +320,8 @@ def _check_matrix(name: str, matrix: Matrix, shape: tuple[int, int]) -> None:
         raise ValueError(
             f"{name}'s bias is {list(matrix.bias.shape)} where [{len(matrix.address)}, {matrix.rows}] is needed"
         )
+    if matrix.scale is not None and matrix.scale.shape != (len(matrix.address),):
+        raise ValueError(f"{name}'s scale is {list(matrix.scale.shape)} where [{len(matrix.address)}] is needed")
 
 
 def _hand_over_grids() -> None:

@@ -33,20 +33,23 @@ def _step(level: str | None) -> Any:
 
 
 class Linears:
-    """Weights [out, in] with their biases that meet the same rows; one call, one result a weight."""
+    """Weights [out, in] with their biases that meet the same rows; one call, one result a weight.
 
-    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]]):
+    `scales`, if there are any, are what their products are multiplied with before the biases.
+    """
+
+    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], scales: Sequence[float] = ()):
         self.cols = weights[0][0].shape[1]
         self.rows = [w.shape[0] for w, _ in weights]
         self.total = sum(self.rows)
         self._kept = [(w, None if bias is None else bias.contiguous()) for w, bias in weights]
         self._native = _cpu.Linears(str(_cpu.levels()[-1]))
-        for w, bias in self._kept:
+        for (w, bias), scale in zip(self._kept, scales or [1.0] * len(self._kept), strict=True):
             address = weight_address(w, self.cols)
             if bias is not None:
                 check_floats("bias", bias, (w.shape[0],))
             bias_address = 0 if bias is None else bias.data_ptr()
-            self._native.add(w.format.name, address, w.format.row_bytes(self.cols), *w.shape, bias_address)
+            self._native.add(w.format.name, address, w.format.row_bytes(self.cols), *w.shape, bias_address, scale)
 
     def __call__(self, x: Tensor, threads: int, out: Tensor | None = None) -> list[Tensor]:
         """x [T, in] -> for each weight [T, out], x rounded to 8-bit blocks as llama.cpp does.
@@ -83,7 +86,7 @@ class HeadMaps:
         self._native = _cpu.Linears(str(_cpu.levels()[-1]))
         for w in maps:
             at = weight_address(w, self.cols)
-            self._native.add(w.format.name, at, w.format.row_bytes(self.cols), self.rows, self.cols, 0)
+            self._native.add(w.format.name, at, w.format.row_bytes(self.cols), self.rows, self.cols, 0, 1.0)
 
     def __call__(self, x: Tensor, out: Tensor, threads: int) -> None:
         """x [T, H, in] -> out [T, H, out]; both may be parts of wider rows."""

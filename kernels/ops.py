@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
+Biased, Floats = tuple[QuantTensor, Tensor | None], Sequence[float]  # a map and its bias
 On = DeviceKernels | None  # what computes where the tensors are; None: on the CPU
 AT_ONCE = 32  # rows that torch dequantizes together: it takes thirty times their bytes
 
@@ -42,6 +43,7 @@ class ExpertMatrix:
     bias: np.ndarray | None  # float32 [n, rows]
     owner: Any  # keeps the bytes alive
     data: Callable[[int], np.ndarray]  # expert -> uint8 [rows, row_bytes]
+    scale: np.ndarray | None = None  # float32 [n]: of an expert's product, before its bias
 
     def tensor(self, expert: int) -> QuantTensor:
         """The matrix of one expert, without a copy."""
@@ -163,12 +165,13 @@ def expert_mlp(
 
 
 class Linears:
-    """Maps of the same rows, each with its bias or None; one call gives the results of all."""
+    """Maps of the same rows, each with a bias or None and a scale before it; one call gives the results of all."""
 
-    def __init__(self, weights: Sequence[tuple[QuantTensor, Tensor | None]], activations: Activations, on: On = None):
+    def __init__(self, weights: Sequence[Biased], activations: Activations, on: On = None, scales: Floats = ()):
         self.weights, self.activations, self.on = list(weights), activations, on
+        self.scales = list(scales) or [1.0] * len(weights)
         here = all(_on_cpu(w) and _compiles(w.format, activations) for w, _ in self.weights)
-        self._compiled = cpu_step.Linears(self.weights) if here else None
+        self._compiled = cpu_step.Linears(self.weights, self.scales) if here else None
 
     @property
     def compiled(self) -> bool:
@@ -182,10 +185,11 @@ class Linears:
         """
         if self._compiled is not None:
             return self._compiled(x, torch.get_num_threads(), out)
-        if self.on is not None:
+        if self.on is not None and all(scale == 1.0 for scale in self.scales):
             return self.on.linears(x, self.weights, self.activations == "float")
-        results = [matmul(x, w, activations=self.activations) for w, _ in self.weights]
-        results = [y if bias is None else y + bias for y, (_, bias) in zip(results, self.weights, strict=True)]
+        scaled = zip(self.weights, self.scales, strict=True)
+        products = [scale * matmul(x, w, activations=self.activations, on=self.on) for (w, _), scale in scaled]
+        results = [y if bias is None else y + bias for y, (_, bias) in zip(products, self.weights, strict=True)]
         if out is None:
             return results
         parts = torch.split(out.view(-1), [y.numel() for y in results])
@@ -383,8 +387,8 @@ def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activat
 
 
 def _biased(x: Tensor, matrix: ExpertMatrix, expert: int, activations: Activations) -> Tensor:
-    y = matmul(x, matrix.tensor(expert), activations=activations)
-    return y if matrix.bias is None else y + torch.from_numpy(matrix.bias[expert])
+    scale, bias = (None if v is None else torch.from_numpy(v)[expert] for v in (matrix.scale, matrix.bias))
+    return Linears([(matrix.tensor(expert), bias)], activations, scales=[] if scale is None else [float(scale)])(x)[0]
 
 
 def _compiles(format: QuantFormat, activations: Activations) -> bool:

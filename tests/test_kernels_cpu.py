@@ -178,6 +178,10 @@ def test_several_matrices_at_once_are_each_by_itself(names: tuple[str, ...], tok
         for (w, bias), y in zip(parts, Linears(parts)(x, threads), strict=True):
             alone = cpu_ops.matmul(x, w)
             assert torch.equal(y, alone if bias is None else alone + bias)
+        scales = [0.3 * n for n in range(len(parts))]
+        for (w, bias), scale, y in zip(parts, scales, Linears(parts, scales)(x, threads), strict=True):
+            alone = cpu_ops.matmul(x, w) * scale
+            assert torch.equal(y, alone if bias is None else alone + bias)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
@@ -243,6 +247,7 @@ class Experts:
     tensors: tuple[QuantTensor, ...]
     address: np.ndarray
     bias: np.ndarray | None
+    scale: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -252,16 +257,20 @@ class Table:
     down: Experts
 
 
-def experts(name: str, n: int, rows: int, cols: int, seed: int, bias: bool) -> Experts:
+def experts(name: str, n: int, rows: int, cols: int, seed: int, bias: bool, scaled: bool = False) -> Experts:
     tensors = tuple(random_rows(name, rows, cols, seed + i) for i in range(n))
     address = np.array([t.data.ctypes.data for t in tensors], dtype=np.int64)
     values = np.random.default_rng(seed).standard_normal((n, rows)).astype(np.float32) if bias else None
-    return Experts(FORMATS[name], rows, cols, tensors, address, values)
+    scale = np.linspace(0.5, 1.5, n, dtype=np.float32) if scaled else None
+    return Experts(FORMATS[name], rows, cols, tensors, address, values, scale)
 
 
-def table(names: tuple[str, str, str], gated: bool = True, bias: bool = False, n: int = 5) -> Table:
-    gate = experts(names[0], n, 288, 256, 10, bias) if gated else None
-    return Table(gate, experts(names[1], n, 288, 256, 30, bias), experts(names[2], n, 256, 288, 50, bias))
+def table(
+    names: tuple[str, str, str], gated: bool = True, bias: bool = False, n: int = 5, scaled: bool = False
+) -> Table:
+    gate = experts(names[0], n, 288, 256, 10, bias, scaled) if gated else None
+    up, down = experts(names[1], n, 288, 256, 30, bias, scaled), experts(names[2], n, 256, 288, 50, bias, scaled)
+    return Table(gate, up, down)
 
 
 def one_by_one(x: torch.Tensor, ids: torch.Tensor, t: Table, activation: str, out: torch.Tensor) -> None:
@@ -269,6 +278,7 @@ def one_by_one(x: torch.Tensor, ids: torch.Tensor, t: Table, activation: str, ou
 
     def times(h: torch.Tensor, m: Experts, e: int) -> torch.Tensor:
         y = cpu_ops.matmul(h, m.tensors[e])
+        y = y if m.scale is None else y * float(m.scale[e])
         return y if m.bias is None else y + torch.from_numpy(m.bias[e])
 
     for token in range(ids.shape[0]):
@@ -284,9 +294,9 @@ SKEWED = torch.tensor([[0, 1], [0, 3], [0, -1], [0, 3], [-1, -1], [0, 1], [3, 0]
 
 @pytest.mark.parametrize("level", cpu_ops.levels())
 @pytest.mark.parametrize("activation", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai"])
-@pytest.mark.parametrize("bias", [False, True])
-def test_experts(activation: str, level: str, bias: bool) -> None:
-    t = table(("Q4_K", "Q4_K", "Q8_0"), gated=activation != "relu2", bias=bias)
+@pytest.mark.parametrize(("bias", "scaled"), [(False, False), (True, False), (False, True), (True, True)])
+def test_experts(activation: str, level: str, bias: bool, scaled: bool) -> None:
+    t = table(("Q4_K", "Q4_K", "Q8_0"), gated=activation != "relu2", bias=bias, scaled=scaled)
     x = activations(len(SKEWED), 256)
     out, expected = torch.full((len(SKEWED), 2, 256), -7.0), torch.full((len(SKEWED), 2, 256), -7.0)
     cpu_ops.expert_rows(x, SKEWED, t, activation, out, level=level)

@@ -65,6 +65,12 @@ int rows_a_step(int rows, int experts, int threads) {
   return step;
 }
 
+// `n` products become scale * product + bias, where there is one.
+void finish(float scale, const float* bias, float* y, int n) {
+  for (int r = 0; scale != 1.0f && r < n; r++) y[r] *= scale;
+  for (int r = 0; bias && r < n; r++) y[r] += bias[r];
+}
+
 // Rows [begin, end) of a group's expert times its tokens, which `job` has; row `begin` of token i goes to out[i][0].
 void multiply(const Matrices& m, Job job, const Group& group, int begin, int end, float* const* out) {
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert]));
@@ -76,10 +82,8 @@ void multiply(const Matrices& m, Job job, const Group& group, int begin, int end
   job.out = out;
   job.stop = weights + m.row_bytes * size_t(m.rows);
   m.format->rows(job);
-  if (!m.bias) return;
-  const float* bias = m.bias + size_t(group.expert) * m.rows + begin;
-  for (int t = 0; t < group.count; t++)
-    for (int r = 0; r < end - begin; r++) out[t][r] += bias[r];
+  const float* bias = m.bias ? m.bias + size_t(group.expert) * m.rows + begin : nullptr;
+  for (int t = 0; t < group.count; t++) finish(m.scale ? m.scale[group.expert] : 1.0f, bias, out[t], end - begin);
 }
 
 // The places of one token's k experts by the number of the expert, absent ones left out.
@@ -102,7 +106,8 @@ int rows_a_band(int width, int tokens, int threads) {
 // Whether results are so many that they would only drive others out of the caches, and lie as `Job.past` wants it.
 bool past_caches(const Product& m, int tokens) {
   const size_t row = sizeof(float) * size_t(m.rows);
-  return !m.bias && row * size_t(tokens) >= past_bytes && row % 64 == 0 && reinterpret_cast<uintptr_t>(m.out) % 64 == 0;
+  if (m.bias || m.scale != 1.0f) return false;  // they are read again
+  return row * size_t(tokens) >= past_bytes && row % 64 == 0 && reinterpret_cast<uintptr_t>(m.out) % 64 == 0;
 }
 
 void wait_for(const std::atomic<int>& left) {
@@ -309,8 +314,8 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
     panels[int(m.format->rounding)]->fill(job, 0, 0, tokens);
     job.past = past_caches(m, tokens);
     m.format->rows(job);
-    for (int t = 0; m.bias && t < tokens; t++)
-      for (int r = begin; r < end; r++) m.out[size_t(t) * m.rows + r] += m.bias[r];
+    for (int t = 0; t < tokens; t++)
+      finish(m.scale, m.bias ? m.bias + begin : nullptr, m.out + size_t(t) * m.rows + begin, end - begin);
   });
 }
 

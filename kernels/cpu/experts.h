@@ -13,6 +13,7 @@ struct Matrices {  // the same matrix of each expert
   size_t row_bytes;
   const int64_t* address;
   const float* bias;  // [experts][rows] or null
+  const float* scale;  // [experts] or null: what a product is multiplied with before its bias
 };
 
 // A matrix [rows][cols] to multiply with, and where the result goes.
@@ -23,6 +24,7 @@ struct Product {
   int rows;
   const float* bias;  // [rows] or null
   float* out;         // [tokens][rows]
+  float scale = 1.0f;  // what the product is multiplied with before its bias
 };
 
 // x [tokens][cols] times each matrix, all of them as one queue of tasks.
@@ -36,7 +38,7 @@ struct ByHead {
   T* at(int t, int h) const { return p + size_t(t) * token + size_t(h) * head; }
 };
 
-// Each head's x times its own matrix [rows][cols], all of one format and shape; their `bias` and `out` are not used.
+// Each head's x times its own matrix [rows][cols], all of one format and shape; only their weights are used.
 void matmul_by_head(const Level&, const Product* heads, int count, int cols, ByHead<const float> x, int tokens,
                     ByHead<float> out, int threads);
 

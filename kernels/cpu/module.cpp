@@ -121,10 +121,11 @@ struct Matrix {  // of each expert, as Python hands it over
   std::string format;
   int rows, cols;
   size_t row_bytes;
-  uintptr_t address, bias;
+  uintptr_t address, bias, scale;
 
   Matrices on(const Level& level) const {
-    return {&format_named(level, format), rows, cols, row_bytes, at<const int64_t>(address), at<const float>(bias)};
+    return {&format_named(level, format), rows, cols, row_bytes, at<const int64_t>(address), at<const float>(bias),
+            at<const float>(scale)};
   }
 };
 
@@ -172,7 +173,9 @@ NB_MODULE(_cpu, m) {
   });
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, std::string format, int rows, int cols, size_t row_bytes, uintptr_t address,
-                          uintptr_t bias) { new (self) Matrix{format, rows, cols, row_bytes, address, bias}; });
+                          uintptr_t bias, uintptr_t scale) {
+        new (self) Matrix{format, rows, cols, row_bytes, address, bias, scale};
+      });
   m.def("matmul", [](const std::string& level_name, const std::string& format, uintptr_t weights, size_t row_bytes,
                      int rows, int cols, uintptr_t x, int tokens, uintptr_t out, int threads) {
     const Level& level = level_named(level_name);

@@ -36,9 +36,10 @@ class Linears {
  public:
   explicit Linears(const std::string& level) : level_(level_named(level)) {}
 
-  void add(const std::string& format, uintptr_t weights, size_t row_bytes, int rows, int cols, uintptr_t bias) {
+  void add(const std::string& format, uintptr_t weights, size_t row_bytes, int rows, int cols, uintptr_t bias,
+           float scale) {
     products_.push_back({&format_named(level_, format), at<const uint8_t>(weights), row_bytes, rows,
-                         at<const float>(bias), nullptr});
+                         at<const float>(bias), nullptr, scale});
     cols_ = cols;
   }
 
