@@ -28,6 +28,7 @@ from gmoe.options import RuntimeOptions
 from gmoe.passes.mixes import BASES
 from gmoe.passes.quantize import quantize
 from tests.factory import ARCHITECTURES, Shape, write_model
+from tests.scaled import scaled
 
 PEER = Path(__file__).parents[1] / "tools" / "llamacpp_logits.py"
 BOUND, NEAR = 1e-4, 0.05  # of the logits' spread
@@ -50,6 +51,7 @@ FOURS = {
     "mimo2",
     "cohere2moe",
 } | MAMBA  # all kinds of block are among the first
+SCALED_MAPS = {"llama", "qwen3", "qwen3moe", "qwen35moe", "nemotron_h_moe"}  # llama.cpp reads scales beside all
 WINDOWED = {
     "gpt-oss",
     "llama4",
@@ -166,7 +168,15 @@ def verdict(folder: Path, name: str, seed: int) -> str:
     metadata = keys_of(name, shape, draw)
     source = write_model(folder / "source.gguf", name, shape=shape, seed=seed, metadata=metadata)
     path, twin = folder / "model.gguf", folder / "twin.gguf"
-    quantize(source, path, quant)
+    if name in SCALED_MAPS and draw.random() < 0.5:
+        packed = draw.random() < 0.5
+        how = {"whole": False, "packed": packed, "output": False}  # it reads `output.scale` beside NVFP4 alone
+        source = scaled(source, folder / "scaled.gguf", np.random.default_rng(seed), **how)
+        quant = f"scaled {'NVFP4' if packed else quant}"
+    if quant == "scaled NVFP4":
+        path = source
+    else:
+        quantize(source, path, quant.removeprefix("scaled "))
     quantize(path, twin, "F32", requantize=True)
     told, what = of_peer(twin, folder / "logits.npz"), f"{name} {seed}: {shape} {metadata} {quant}"
     if isinstance(told, str):

@@ -108,8 +108,9 @@ def merged(layout: ExpertLayout, frequency: NDArray[np.float64]) -> Mapping[int,
 
 def _mean(stack: ExpertStack, weight: NDArray[np.float64]) -> ExpertMatrix:
     total = np.zeros((stack.rows, stack.cols), np.float32)
-    for matrix, part in zip(stack.matrices, weight, strict=True):
-        if part > 0:
+    scaled = weight if stack.scale is None else weight * dequantize(stack.scale).numpy()
+    for matrix, part in zip(stack.matrices, scaled, strict=True):
+        if part:
             values = dequantize(QuantTensor(matrix, stack.format, (stack.rows, stack.cols))).numpy()
             total += np.float32(part) * values
     row = FORMATS[MERGED_FORMAT if stack.cols % FORMATS[MERGED_FORMAT].block_size == 0 else "F16"]

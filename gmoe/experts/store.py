@@ -315,13 +315,13 @@ def _mapped(layout: ExpertLayout, layer: int) -> ExpertTable:
 def _matrix(stack: ExpertStack | None) -> ExpertMatrix:
     assert stack is not None
     address = np.array([matrix.ctypes.data for matrix in stack.matrices], dtype=np.int64)
-    bias = None if stack.bias is None else dequantize(stack.bias).numpy()
+    bias, scale = (None if v is None else dequantize(v).numpy() for v in (stack.bias, stack.scale))
 
     def data(expert: int) -> NDArray[np.uint8]:
         view: NDArray[np.uint8] = as_tensor(stack.matrices[expert]).numpy()
         return view
 
-    return ExpertMatrix(stack.format, stack.rows, stack.cols, address, bias, stack.matrices, data)
+    return ExpertMatrix(stack.format, stack.rows, stack.cols, address, bias, stack.matrices, data, scale)
 
 
 def _slotted(table: ExpertTable, arena: Arena) -> ExpertTable:

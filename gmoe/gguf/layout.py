@@ -28,6 +28,7 @@ class ExpertStack:
     spans: tuple[Span, ...]
     matrices: tuple[np.ndarray, ...]  # each uint8 [rows, row_bytes], a view of the map
     bias: QuantTensor | None  # [experts, rows]
+    scale: QuantTensor | None = None  # [experts]: what their products are multiplied with before the biases
 
 
 class ExpertSpans(NamedTuple):
@@ -129,14 +130,21 @@ class ExpertLayout:
             spans = tuple(Span(info.part, info.offset, info.nbytes, info.format) for info in infos)
             self.names.update(names)
             shape, format = infos[0].shape, infos[0].format
-        bias = None
-        if stacked + ".bias" in self._file.tensors:
-            bias, want = self._file.view(stacked + ".bias"), (self.n_expert, shape[0])
-            if bias.shape != want:
-                told = f"has the shape {list(bias.shape)}, not {list(want)} as its experts"
-                raise UnsupportedModel(self._name, stacked + ".bias", told)
-            self.names.add(stacked + ".bias")
-        return ExpertStack(format, shape[0], shape[1], spans, matrices, bias)
+        self._beside(stacked + ".input_scale", (self.n_expert,))  # of kernels that round activations to NVFP4
+        bias = self._beside(stacked + ".bias", (self.n_expert, shape[0]))
+        scale = self._beside(stacked + ".scale", (self.n_expert,)) if role in ("gate", "up") else None
+        return ExpertStack(format, shape[0], shape[1], spans, matrices, bias, scale)
+
+    def _beside(self, name: str, want: tuple[int, ...]) -> QuantTensor | None:
+        """A tensor of this shape beside the experts' matrices, or None."""
+        if name not in self._file.tensors:
+            return None
+        tensor = self._file.view(name)
+        if tensor.shape != want:
+            told = f"has the shape {list(tensor.shape)}, not {list(want)} as its experts"
+            raise UnsupportedModel(self._name, name, told)
+        self.names.add(name)
+        return tensor
 
 
 def _rows(stack: ExpertStack, begin: int, end: int) -> ExpertStack:

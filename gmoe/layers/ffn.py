@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
+from gmoe.gguf.layout import LayerExperts
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.ops import activate, dequantize, gated, residual
 from gmoe.layers.linear import QuantLinear, beside
@@ -96,6 +97,8 @@ class MoEFFN:
             w.refuse(
                 f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, the rest of the file asks for {n_embd}"
             )
+        else:
+            _check_scales(w, experts)
         self.route = route
         self.dispatch = dispatch
         self.shared = shared
@@ -117,6 +120,14 @@ class MoEFFN:
         its: list[Tensor] = []
         y = self.dispatch(self.layer, given, routing, self.activation, lambda: its.append(shared(x)))
         return residual(y, its[0])
+
+
+def _check_scales(w: Weights, experts: LayerExperts) -> None:
+    if experts.down.bias is not None and w.get("ffn_down_exps", ".scale") is not None:
+        w.refuse(f"{w.prefix}ffn_down_exps.scale", "supported where ffn_down_exps has no bias")
+    for name, stack in (("gate", experts.gate), ("up", experts.up)):
+        if w.on is not None and stack is not None and stack.scale is not None:
+            w.refuse(f"{w.prefix}ffn_{name}_exps.scale", "supported on the CPU, not on a device yet; say --device cpu")
 
 
 def led_by_dense(

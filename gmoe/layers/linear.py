@@ -10,15 +10,20 @@ from gmoe.kernels.ops import Activations, DeviceKernels, Linears, Rows
 
 
 class QuantLinear:
-    """x [T, in] float32 -> x @ weight.T + bias, [T, out] float32; on the CPU in the memory of `out` if given."""
+    """x [T, in] float32 -> scale * (x @ weight.T) + bias, [T, out] float32; on the CPU in `out` if given."""
 
     def __init__(
-        self, weight: QuantTensor, bias: Tensor | None, activations: Activations, on: DeviceKernels | None = None
+        self,
+        weight: QuantTensor,
+        bias: Tensor | None,
+        activations: Activations,
+        on: DeviceKernels | None = None,
+        scale: float = 1.0,
     ):
         self.weight = weight
         self.bias = bias
-        self.activations, self.on = activations, on
-        self._map = Linears([(weight, bias)], activations, on)
+        self.activations, self.on, self.scale = activations, on, scale
+        self._map = Linears([(weight, bias)], activations, on, [scale])
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return self._map(x, out)[0]
@@ -28,25 +33,27 @@ class QuantLinear:
 
     def plus(self, bias: Tensor | None) -> "QuantLinear":
         """The same map with this bias."""
-        return self if bias is None else QuantLinear(self.weight, bias, self.activations, self.on)
+        return self if bias is None else self._of(self.weight, bias)
 
     def rows(self, begin: int, end: int) -> "QuantLinear":
         """The same map, only these outputs."""
         shape = (end - begin, self.weight.shape[1])
         weight = QuantTensor(self.weight.data[begin:end], self.weight.format, shape)
-        return QuantLinear(weight, None if self.bias is None else self.bias[begin:end], self.activations, self.on)
+        return self._of(weight, None if self.bias is None else self.bias[begin:end])
 
+    def picked(self, rows: Sequence[int]) -> "QuantLinear":
+        """The same map, only these outputs in this order, copied."""
+        order = list(rows)
+        weight = QuantTensor(self.weight.data[order], self.weight.format, (len(order), self.weight.shape[1]))
+        return self._of(weight, None if self.bias is None else self.bias[order])
 
-def picked(m: QuantLinear, rows: Sequence[int]) -> QuantLinear:
-    """The same map, only these outputs in this order, copied."""
-    order = list(rows)
-    weight = QuantTensor(m.weight.data[order], m.weight.format, (len(order), m.weight.shape[1]))
-    return QuantLinear(weight, None if m.bias is None else m.bias[order], m.activations, m.on)
+    def _of(self, weight: QuantTensor, bias: Tensor | None) -> "QuantLinear":
+        return QuantLinear(weight, bias, self.activations, self.on, self.scale)
 
 
 def beside(*maps: QuantLinear) -> Linears:
     """Maps of the same rows as one call with a result for each."""
-    return Linears([(m.weight, m.bias) for m in maps], maps[0].activations, maps[0].on)
+    return Linears([(m.weight, m.bias) for m in maps], maps[0].activations, maps[0].on, [m.scale for m in maps])
 
 
 class QuantEmbedding:

@@ -37,9 +37,8 @@ class ParallelFFN(MoEFFN):
     """Softmax router, which norms x with scales of its own; experts, each with a scale; the MLP meanwhile."""
 
     def __init__(self, w: Weights, dispatch: ExpertDispatch):
-        n_embd, n_expert = w.hparams.n_embd, w.hparams.n_expert
-        route = topk(w, Gating.SOFTMAX, renormalize=True, each=w.get("ffn_down_exps", ".scale", n_expert))
-        super().__init__(w, route, dispatch, activation="geglu")
+        n_embd = w.hparams.n_embd
+        super().__init__(w, topk(w, Gating.SOFTMAX, renormalize=True), dispatch, activation="geglu")
         self.router_norm = RMSNorm(w.vector("ffn_gate_inp", n_embd, ".scale") * n_embd**-0.5, w.eps, on=w.on)
         self.before, self.after = w.norm("pre_ffw_norm_2"), w.norm("post_ffw_norm_2")
         self.dense, self.last = NormedDense(w, w.norm("post_ffw_norm_1")), last_norm(w)

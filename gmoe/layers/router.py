@@ -69,13 +69,13 @@ def topk(
     renormalize: bool,
     bias: Tensor | None = None,
     scale: float = 1.0,
-    each: Tensor | None = None,
 ) -> TopK:
     """Choose `n_expert_used` by score; `bias` [E] changes who is chosen, never the weights; a `scale` of 0 is none.
 
-    `each` [E] are scales of the experts' own, which change their weights alone.
+    What the file says the results of each expert's `ffn_down_exps` are multiplied with goes to the weights.
     """
     hp = w.hparams
+    each = w.get("ffn_down_exps", ".scale", hp.n_expert)
     groups, used = (hp.n_expert_groups, hp.n_group_used) if hp.n_expert_groups > 1 else (1, 1)
     if hp.n_expert % groups:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_group_count", "must divide expert_count")

@@ -108,9 +108,11 @@ class Weights:
         return dequantize(self.quant(name, suffix, (n,)), on=self.on)
 
     def linear(self, name: str, n_in: int, n_out: int | None = None) -> QuantLinear:
-        """The map `name`, with its bias where the file has one."""
-        weight = self.matrix(name, n_in, n_out)
-        return QuantLinear(weight, self.get(name, ".bias", weight.shape[0]), self.activations, self.on)
+        """The map `name`, with its scale and its bias where the file has them."""
+        weight, scale = self.matrix(name, n_in, n_out), self.get(name, ".scale", 1)
+        self.skip(name + ".input_scale")  # of kernels that round activations to NVFP4
+        bias = self.get(name, ".bias", weight.shape[0])
+        return QuantLinear(weight, bias, self.activations, self.on, 1.0 if scale is None else float(scale))
 
     def matrix(self, name: str, n_in: int, n_out: int | None = None) -> QuantTensor:
         """The weight of the map `name`, [n_out, n_in]; a file may leave out an n_out of 1."""
@@ -148,6 +150,8 @@ class Weights:
         table, n_embd = self._view(name), self.hparams.n_embd
         if len(table.shape) != 2 or table.shape[1] != n_embd:
             self.refuse(name + ".weight", f"has the shape {list(table.shape)}, the metadata asks for rows of {n_embd}")
+        if name + ".scale" in self.file.tensors:
+            self.refuse(name + ".scale", "scales are supported beside maps and experts, not beside embeddings")
         return QuantEmbedding(table, self.device, self.on)
 
     def _refuse_without(self, full: str) -> NoReturn:

@@ -61,5 +61,7 @@ class Model(Decoder):
             return DenseFFN(w)
         if hp.n_expert_used != 1:
             w.refuse("llama4.expert_used_count", f"{hp.n_expert_used}; only 1 is supported")
+        if w.get("ffn_down_exps", ".scale") is not None:  # it would go to the weights, which come before the experts
+            w.refuse(f"{w.prefix}ffn_down_exps.scale", "llama4's experts have no scales")
         route = topk(w, Gating.SIGMOID, renormalize=False)
         return WeightedInput(w, route, self.dispatch, shared=DenseFFN(w, "_shexp"))

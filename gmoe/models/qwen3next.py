@@ -3,7 +3,7 @@
 from itertools import chain
 
 from gmoe.layers.delta_net import DeltaNet
-from gmoe.layers.linear import QuantLinear, picked
+from gmoe.layers.linear import QuantLinear
 from gmoe.layers.weights import Weights
 from gmoe.models import qwen35moe
 
@@ -17,7 +17,7 @@ class GroupedDeltaNet(DeltaNet):
         """Of the block's input: queries, keys and values; z, alpha and beta."""
         n_embd, each = w.hparams.n_embd, self.n_value // self.n_key
         both = w.linear("ssm_ba", n_embd, 2 * self.n_value)
-        beta, alpha = (picked(both, self._parts(2 * each, at, each)) for at in (0, each))
+        beta, alpha = (both.picked(self._parts(2 * each, at, each)) for at in (0, each))
         if w.has("attn_qkv"):
             qkv, z = w.linear("attn_qkv", n_embd, self.qkv_rows), w.linear("attn_gate", n_embd, self.z_rows)
         else:
@@ -25,7 +25,7 @@ class GroupedDeltaNet(DeltaNet):
             parts = w.linear("ssm_in", n_embd, self.qkv_rows + self.z_rows)
             step = 2 * d + 2 * wide
             order = [self._parts(step, at, n) for at, n in ((0, d), (d, d), (2 * d, wide))]
-            qkv, z = picked(parts, [*chain(*order)]), picked(parts, self._parts(step, 2 * d + wide, wide))
+            qkv, z = parts.picked([*chain(*order)]), parts.picked(self._parts(step, 2 * d + wide, wide))
         return qkv, z, alpha, beta
 
     def _parts(self, step: int, at: int, n: int) -> list[int]:

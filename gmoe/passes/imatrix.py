@@ -76,4 +76,5 @@ def _f32(values: np.ndarray) -> QuantTensor:
 
 def _product(x: Tensor, stack: ExpertStack, expert: int) -> Tensor:
     y = matmul(x.contiguous(), QuantTensor(stack.matrices[expert], stack.format, (stack.rows, stack.cols)))
+    y = y if stack.scale is None else y * float(dequantize(stack.scale)[expert])
     return y if stack.bias is None else y + torch.as_tensor(dequantize(stack.bias)[expert])
