@@ -35,7 +35,7 @@ def hparams(k: int = 2, groups: int = 1) -> Any:
 def routed(logits: list[list[float]], **router: Any) -> tuple[np.ndarray, np.ndarray, Scores]:
     hp = hparams(router.pop("k", 2), router.pop("groups", 1))
     route = topk(
-        SimpleNamespace(hparams=hp, on=None),
+        SimpleNamespace(hparams=hp, on=None, get=lambda *given: None),
         router.pop("gating", Gating.SOFTMAX),
         renormalize=router.pop("renormalize", True),
         **router,
