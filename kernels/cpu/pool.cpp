@@ -48,13 +48,11 @@ class Pool {
 
   uint64_t next_job(uint64_t seen) {
     const auto end = Clock::now() + spin_time;
-    do
-      for (int spins = 0; spins < 64; spins++) {
-        uint64_t job = job_.load(std::memory_order_acquire);
-        if (job != seen) return job;
-        relax(0);
-      }
-    while (Clock::now() < end);
+    for (int spins = 0; spins % 64 || Clock::now() < end; spins++) {
+      uint64_t job = job_.load(std::memory_order_acquire);
+      if (job != seen) return job;
+      relax(spins);  // before long it lets go of the core: who brings the next job may wait for just that one
+    }
     std::unique_lock<std::mutex> lock(sleep_);
     sleepers_++;
     wake_.wait(lock, [&] { return job_.load() != seen; });
