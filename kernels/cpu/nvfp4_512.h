@@ -93,8 +93,11 @@ inline void pack_sixteens(NVFP4, const uint8_t* s, size_t row_bytes, int left, T
     columns4((const char*)s, row_bytes, head);
     columns4((const char*)s + 4, row_bytes, x);
     columns4((const char*)s + 20, row_bytes, x + 4);
-    for (int i = 0; i < 4; i++)
-      (i % 2 ? tile.m : tile.d)[m + i / 2 * 4] = NVFP4::number(_mm512_cvtepi32_epi16(byte_of(head[0], i)));
+    auto scale = [&](int i) { return NVFP4::number(_mm512_cvtepi32_epi16(byte_of(head[0], i))); };
+    for (int half = 0; half < 2; half++) {
+      tile.d[m + 4 * half] = scale(2 * half);
+      tile.m[m + 4 * half] = scale(2 * half + 1);
+    }
     for (int i = 0; i < 8; i++) {  // eight bytes are eight low and eight high codes
       __m512i* q = tile.q + 16 * m + i / 2 * 4 + i % 2;
       q[0] = _mm512_permutexvar_epi8(x[i], table);
