@@ -13,6 +13,7 @@ from gmoe.kernels import cpu_ops, cpu_step
 from gmoe.kernels.cpu_step import HeadMaps, Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
 from gmoe.kernels.ops import activate, matmul
+from gmoe.kernels.record import record
 from gmoe.kernels.reference import dequantize
 from gmoe.kernels.rounding import round_activations
 
@@ -165,6 +166,11 @@ def test_rows_are_the_values_bit_for_bit(name: str) -> None:
     for wrong in (torch.tensor([9]), torch.tensor([-1]), torch.tensor([0], dtype=torch.int32)):
         with pytest.raises(ValueError, match="ids must be contiguous int64 of 9 rows"):
             cpu_ops.Rows(w)(wrong)
+    _, tape = record(lambda: cpu_ops.Rows(w)(ids))
+    assert tape is not None
+    ids[2] = 9
+    with pytest.raises(ValueError, match="ids must be contiguous int64 of 9 rows"):
+        tape.run()
 
 
 @pytest.mark.parametrize("names", [("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q4_K", "F16", "BF16", "F32")])

@@ -159,4 +159,6 @@ def test_a_loaded_model_replays(tmp_path: Path) -> None:
         replay = llm._engine.runner.model
         assert isinstance(replay, Replay)
         llm.logits(IDS[:3], 1)
-        assert [step is not None for step in replay._steps.values()] == [True]
+        (step,) = replay._steps.values()
+        assert step is not None
+        assert step.score() is step.score(), "recorded as well"

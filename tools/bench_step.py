@@ -1,4 +1,4 @@
-"""Where a token's time goes while decoding: kernels of the recorded step, embedding, logits, and Python around them.
+"""Where a token's time goes while decoding: its three recorded parts, and Python around them.
 
 `python -m tools.bench_step MODEL.gguf -t 2`. Recorded steps and steps that are not take turns (`engine/replay.py`); of
 the recorded ones the parts are timed. Medians of rounds of 16 tokens, in us a token.
@@ -38,15 +38,11 @@ class Timed:
 def parts(llm: LLM, rounds: int) -> Iterator[tuple[str, float]]:
     """Names and us a token."""
     replay: Any = llm._engine.runner.model
-    ids, model = list(range(1, TOKENS + 1)), replay.model
+    ids = list(range(1, TOKENS + 1))
     llm.seconds(ids, 0, True)  # builds, and records
     (step,) = [step for step in replay._steps.values() if step is not None]
-    timed = {
-        "kernels of the recorded step": Timed(step.tape.run),
-        "embedding, with its kernel": Timed(model.embed),
-        "logits, with their kernel": Timed(model.logits),
-    }
-    tape, model.embed, model.logits = timed.values()
+    timed = {"embedding": Timed(step.embed), "kernels of the blocks": Timed(step.tape.run), "logits": Timed(step.score)}
+    step.embed, tape, step.score = timed.values()
     step.tape = type("Tape", (), {"run": staticmethod(tape)})()
     found: dict[str, list[float]] = {name: [] for name in ("a recorded step", *timed, "the rest", "not recorded")}
     for _ in range(rounds):

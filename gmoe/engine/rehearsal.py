@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import cast
 
+import numpy as np
 import torch
 
 from gmoe.engine.engine import Engine
@@ -18,7 +19,7 @@ from gmoe.experts.device_dispatch import DeviceDispatch
 from gmoe.kernels.kv import BLOCK
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import PagedKVCache
-from gmoe.layers.recurrent_cache import RecurrentCache, StatePaths
+from gmoe.layers.recurrent_cache import RecurrentCache
 
 LOGITS = 128  # rows whose logits are computed: more meet the same kernels, and a vocabulary is wide
 WORTH_SAYING = 1.0  # seconds
@@ -37,23 +38,21 @@ def batch_of(rows: Sequence[int], kv: PagedKVCache, states: RecurrentCache | Non
     """The first `rows` tokens of fresh sequences, one after another in the cache's first blocks and states."""
     taken = [-(-n // BLOCK) for n in rows]
     starts = [0, *accumulate(taken)]
+    width, total = max(taken), sum(rows)
+    ids = (np.arange(total) * 7919 + n_vocab // 3) % n_vocab  # what comes first is often for control
     positions = [position for n in rows for position in range(n)]
     slots = [start * BLOCK + position for start, n in zip(starts, rows, strict=False) for position in range(n)]
-    width, total = max(taken), sum(rows)
-    slot = torch.arange(len(rows), dtype=torch.int32)
-    none = torch.full_like(slot, -1)
+    none = np.full(len(rows), -1)
     tables = [[*range(start, start + n), *[0] * (width - n)] for start, n in zip(starts, taken, strict=False)]
     return Batch(
-        token_ids=(torch.arange(total) * 7919 + n_vocab // 3) % n_vocab,  # what comes first is often for control
-        positions=torch.tensor(positions),
-        slot_mapping=torch.tensor(slots),
-        block_tables=torch.tensor(tables, dtype=torch.int32),
-        context_lens=torch.tensor(rows, dtype=torch.int32),
-        query_starts=torch.tensor([0, *accumulate(rows)], dtype=torch.int32),
-        output_rows=torch.arange(min(total, LOGITS)),
+        numbers=np.array([ids, positions, slots], dtype=np.int64),
+        tables=np.array(tables, dtype=np.int32),
+        lengths=rows,
+        begins=[0, *accumulate(rows)],
+        rows=range(min(total, LOGITS)),
         kv=kv,
         states=states,
-        paths=None if states is None else StatePaths(none, slot, none, torch.zeros_like(slot)),
+        slots=None if states is None else np.array([none, np.arange(len(rows)), none, 0 * none], dtype=np.int32),
     )
 
 

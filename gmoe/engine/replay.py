@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from gmoe.experts.device import DeviceError
 from gmoe.kernels.kv import BLOCK
 from gmoe.kernels.ops import lender, reach, record
 from gmoe.layers.batch import Batch
-from gmoe.layers.recurrent_cache import StatePaths
 from gmoe.models.decoder import Decoder
 
 
@@ -53,34 +53,34 @@ class Replay:
         model.dispatch.store.moving.append(self._steps.clear)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits [R, n_vocab] float32 of `batch.output_rows`; the cache has this step's rows afterwards."""
-        with torch.inference_mode():
-            return self.model.logits(self.hidden(batch))
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Normed rows [R, n_embd] float32 of `batch.output_rows`."""
-        rows = len(batch.token_ids)
-        step_of_each = rows == len(batch.block_tables) == len(batch.output_rows)
-        if rows > self._most or not step_of_each or not self.model.dispatch.steady:
-            with lender(rows, self.model.device):
-                return self.model.hidden(batch)
-        key = rows, reach(max(batch.context_lens.tolist())), torch.get_num_threads()
+        """Logits [R, n_vocab] float32 of the wanted rows; the cache has this step's rows afterwards."""
+        n = batch.numbers.shape[1]
+        step_of_each = n == len(batch.tables) == len(batch.rows)
+        if n > self._most or not step_of_each or not self.model.dispatch.steady:
+            with lender(n, self.model.device):
+                return self.model(batch)
+        key = n, reach(max(batch.lengths)), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             while len(self._steps) >= KEPT:
                 del self._steps[next(iter(self._steps))]
             self._steps[key] = None
-            return self.model.hidden(batch)
+            return self.model(batch)
         with torch.inference_mode():
             step = self._steps[key] = self._steps.pop(key)  # now the last that was wanted
             if step is not None:
                 return step.run(batch)
             if self._later:
                 self._later -= 1
-                return self.model.hidden(batch)
+                return self.model(batch)
             with self._alone() as alone:
                 if alone:
                     return self._recorded(key, batch)
             self._later = LATER
+            return self.model(batch)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Normed rows [R, n_embd] float32 of the wanted rows; never recorded."""
+        with lender(batch.numbers.shape[1], self.model.device):
             return self.model.hidden(batch)
 
     def new_cache(self, *args: Any) -> Any:
@@ -107,54 +107,88 @@ class Replay:
         except DeviceError as error:
             self.notices.append(str(error))
             self._most = key[0] - 1
-            return self.model.hidden(batch)
+            return self.model(batch)
         if step.tape is None:
             self._most = key[0] - 1
         else:
             self._steps[key] = step
-        return step.y.clone()
+        return step.logits()
 
 
 _Key = tuple[int, int, int]  # sequences, reach, threads
 
 
-class _Step:
-    """A pass of a row a sequence in memory of its own: recorded, and run again for other tokens at other places."""
+def _again(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The work, or its recording, which leaves what it makes in the same place each time."""
+    y, tape = record(work)
+    if tape is None:
+        return work
 
-    def __init__(self, model: Decoder, batch: Batch, reach: int, record: Record):
-        self.model = model
-        blocks = torch.zeros(len(batch.token_ids), -(-reach // BLOCK), dtype=torch.int32)
-        lengths = torch.full((len(blocks),), reach, dtype=torch.int32)  # kernels see how far a row goes by its position
-        own = replace(batch, context_lens=lengths, block_tables=blocks).on(model.device)
-        paths = own.paths and StatePaths(*(part.clone() for part in own.paths))
-        self.own = replace(own, positions=own.positions.clone(), slot_mapping=own.slot_mapping.clone(), paths=paths)
-        self.x = model.embed(batch).clone()  # [S, D]
+    def run() -> Tensor:
+        tape.run()
+        return y
+
+    return run
+
+
+class _Step:
+    """A pass of a row a sequence in memory of its own: recorded, and run again for other tokens at other places.
+
+    A device records the blocks; the table of tokens is not there. What it keeps does not know of it, so that its memory
+    goes with it.
+    """
+
+    def __init__(self, model: Decoder, batch: Batch, reach: int, record_blocks: Record):
+        n, again = len(batch.tables), _again if model.device.type == "cpu" else lambda work: work
+        self.own = own = replace(
+            batch,
+            numbers=batch.numbers.copy(),
+            tables=np.zeros((n, -(-reach // BLOCK)), dtype=np.int32),
+            lengths=[reach] * n,  # kernels see how far a row goes by its position
+            slots=None if batch.slots is None else batch.slots.copy(),
+        )
         self._place(batch)
-        stats = model.dispatch.store.stats
+        there = own.on(model.device)
+        pairs = [(there.positions, own.positions), (there.slot_mapping, own.slot_mapping)]
+        pairs += [(there.block_tables, own.block_tables), *zip(there.paths or (), own.paths or (), strict=True)]
+        self.uploads = [] if there is own else pairs
+        self.stats = stats = model.dispatch.store.stats
         before, passes = stats.hits, list[int]()
 
-        def work() -> Tensor:
+        def blocks() -> Tensor:
             passes.append(stats.hits)
-            return model.through(self.x, self.own)
+            return model.through(x, there)
 
-        self.y, self.tape = record(work)  # [S, D]
+        self.embed = again(lambda: model.embed(own))
+        self.x = x = self.embed()  # [S, D]
+        self.y, self.tape = record_blocks(blocks)  # [S, D], normed
         self.hits = stats.hits - passes[-1]
         stats.hits = before + self.hits  # a device may have run it more than once
+        y = self.y
+        self.score = again(lambda: model.logits(y))
 
     def run(self, batch: Batch) -> Tensor:
-        """The normed rows [S, D]."""
+        """The logits [S, n_vocab]."""
         assert self.tape is not None and batch.kv is self.own.kv
-        self.x.copy_(self.model.embed(batch))
         self._place(batch)
+        for there, own in self.uploads:
+            there.copy_(own)
+        x = self.embed()
+        if x is not self.x:
+            self.x.copy_(x)
         self.tape.run()
-        self.model.dispatch.store.stats.hits += self.hits
-        return self.y.clone()
+        self.stats.hits += self.hits
+        return self.logits()
+
+    def logits(self) -> Tensor:
+        """Of the rows that it computed last; the next run leaves them alone."""
+        y = self.score()
+        return y if self.uploads else y.clone()
 
     def _place(self, batch: Batch) -> None:
-        own, blocks = self.own, batch.block_tables
-        for mine, given in zip(own.paths or (), batch.paths or (), strict=True):
-            mine.copy_(given)
-        own.positions.copy_(batch.positions)
-        own.slot_mapping.copy_(batch.slot_mapping)
-        width = min(blocks.shape[1], own.block_tables.shape[1])
-        own.block_tables[:, :width].copy_(blocks[:, :width])
+        own = self.own
+        own.numbers[...] = batch.numbers
+        width = min(batch.tables.shape[1], own.tables.shape[1])
+        own.tables[:, :width] = batch.tables[:, :width]
+        if own.slots is not None and batch.slots is not None:
+            own.slots[...] = batch.slots

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from gmoe.engine.scheduler import Turn
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import KvType
-from gmoe.layers.recurrent_cache import StatePaths
 
 
 class Model(Protocol):
@@ -85,29 +84,16 @@ class Runner:
             slots += [seq.blocks[p // size] * size + p % size for p in span]
         width = max(len(turn.seq.blocks) for turn in turns)
         tables = [turn.seq.blocks + [0] * (width - len(turn.seq.blocks)) for turn in turns]
-        lengths = [turn.seq.n_cached + turn.n_new for turn in turns]
-        starts = accumulate((turn.n_new for turn in turns), initial=0)
-        # parts of two arrays: torch's own way from a list, or to a part, takes as long as some kernels of a step
-        places = np.array([*ids, *positions, *slots, *rows], dtype=np.int64)
-        whose = np.array([*lengths, *starts, *chain.from_iterable(tables)], dtype=np.int32)
-        n, s = len(ids), len(turns)
         return Batch(
-            token_ids=torch.from_numpy(places[:n]),
-            positions=torch.from_numpy(places[n : 2 * n]),
-            slot_mapping=torch.from_numpy(places[2 * n : 3 * n]),
-            block_tables=torch.from_numpy(whose[2 * s + 1 :].reshape(s, width)),
-            context_lens=torch.from_numpy(whose[:s]),
-            query_starts=torch.from_numpy(whose[s : 2 * s + 1]),
-            output_rows=torch.from_numpy(places[3 * n :]),
+            numbers=np.array([*ids, *positions, *slots], dtype=np.int64).reshape(3, len(ids)),
+            tables=np.array(tables, dtype=np.int32),
+            lengths=[turn.seq.n_cached + turn.n_new for turn in turns],
+            begins=[*accumulate((turn.n_new for turn in turns), initial=0)],
+            rows=rows,
             kv=self.kv,
             states=self.states,
-            paths=None if self.states is None else _paths(turns),
+            slots=None if self.states is None else np.array([turn.seq.path for turn in turns], dtype=np.int32).T.copy(),
         )
-
-
-def _paths(turns: Ids[Turn]) -> StatePaths:
-    """From where to where the states of the turns' sequences go."""
-    return StatePaths(*torch.from_numpy(np.array([turn.seq.path for turn in turns], dtype=np.int32).T.copy()))
 
 
 def _give_up() -> None:

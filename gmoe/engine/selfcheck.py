@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,10 +199,8 @@ def _kinds(weights: Weights, reference: decoder.Decoder) -> list[int]:
 
 def _behind(batch: Batch, at: int) -> Batch:
     """The same rows of one sequence, behind `at` others."""
-    return replace(
-        batch,
-        positions=batch.positions + at,
-        slot_mapping=batch.slot_mapping + at,
-        context_lens=batch.context_lens + at,
-        paths=batch.paths and batch.paths._replace(source=batch.paths.target if at else batch.paths.source),
-    )
+    slots = None if batch.slots is None else batch.slots.copy()
+    if slots is not None and at:
+        slots[0] = slots[1]  # from where the rows before left it
+    numbers = batch.numbers + np.array([[0], [at], [at]])
+    return replace(batch, numbers=numbers, lengths=[n + at for n in batch.lengths], slots=slots)

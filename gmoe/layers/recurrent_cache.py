@@ -38,7 +38,3 @@ class StatePaths(NamedTuple):
     target: Tensor
     kept: Tensor
     kept_after: Tensor
-
-    def to(self, device: torch.device) -> "StatePaths":
-        """The same there."""
-        return StatePaths(*(part.to(device) for part in self))

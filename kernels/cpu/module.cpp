@@ -231,10 +231,10 @@ NB_MODULE(_cpu, m) {
     return -1;
   });
   m.def("has_values", &has_values);
-  m.def("rows_of", [](const std::string& format, uintptr_t weights, size_t row_bytes, int cols, uintptr_t ids,
-                      int count, uintptr_t out, int threads) {
+  m.def("rows_of", [](const std::string& format, uintptr_t weights, size_t row_bytes, int rows, int cols,
+                      uintptr_t ids, int count, uintptr_t out, int threads) {
     enter([=] {
-      rows_of(format, at<const uint8_t>(weights), row_bytes, cols, at<const int64_t>(ids), count, at<float>(out),
+      rows_of(format, at<const uint8_t>(weights), row_bytes, rows, cols, at<const int64_t>(ids), count, at<float>(out),
               threads);
     });
   });

@@ -1,6 +1,8 @@
 // Rows of quantized weights as floats, bit for bit as gguf-py gives them: what an embedding reads.
 #include "values.h"
 
+#include <algorithm>
+#include <stdexcept>
 #include <string>
 
 #include "block.h"
@@ -75,8 +77,10 @@ Values values_of(const std::string& name) {
 
 bool has_values(const std::string& format) { return values_of(format) != nullptr; }
 
-void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids,
-             int count, float* out, int threads) {
+void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int rows, int cols,
+             const int64_t* ids, int count, float* out, int threads) {
+  if (std::any_of(ids, ids + count, [&](int64_t id) { return id < 0 || id >= rows; }))
+    throw std::invalid_argument("ids must be contiguous int64 of " + std::to_string(rows) + " rows");
   const Values values = values_of(format);
   parallel(count, count < 4 ? 1 : threads,
            [&](int i) { values(weights + size_t(ids[i]) * row_bytes, cols, out + size_t(i) * cols); });

@@ -8,8 +8,8 @@ namespace gmoe {
 
 bool has_values(const std::string& format);
 
-// Rows ids [count] of a matrix with `cols` columns -> out [count][cols]; the format is one that has values.
-void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int cols, const int64_t* ids,
-             int count, float* out, int threads);
+// Rows ids [count] of a matrix [rows][cols] -> out [count][cols]; the format is one that has values.
+void rows_of(const std::string& format, const uint8_t* weights, size_t row_bytes, int rows, int cols,
+             const int64_t* ids, int count, float* out, int threads);
 
 }  // namespace gmoe
