@@ -1,6 +1,7 @@
 """Replayed steps: the decoder's bits in every architecture, over other contexts, blocks, threads and observers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,33 @@ def test_replayed_steps_give_the_decoders_bits(llm: LLM) -> None:
     assert recorded(replay) == (set() if llm.file.path.stem in TORCH_BETWEEN else {256})
 
 
+def together(model: Any) -> np.ndarray:
+    """Logits of two sequences whose tokens are computed in the same steps, one of them at other positions."""
+    engine, rows = Engine(model, 512, 2, "f16"), []
+    seqs = [Sequence(IDS[:18], SamplingParams()), Sequence(IDS[30:41], SamplingParams())]
+    for seq in seqs:
+        count = len(seq.ids) - 8
+        engine.scheduler.make_room(seq, count, keep=list(seqs))
+        engine.runner.forward([Turn(seq, count)], [count - 1])
+        seq.n_cached = count
+        engine.scheduler.blocks.publish(seq)
+    for _ in range(8):
+        for seq in seqs:
+            engine.scheduler.make_room(seq, seq.n_cached + 1, keep=list(seqs))
+        rows.append(engine.runner.forward([Turn(seq, 1) for seq in seqs], [0, 1]).copy())
+        for seq in seqs:
+            seq.n_cached += 1
+            engine.scheduler.blocks.publish(seq)
+    return np.concatenate(rows)
+
+
+def test_sequences_together_are_recorded_too(llm: LLM) -> None:
+    replay = Replay(llm.model)
+    assert np.array_equal(together(replay), together(llm.model))
+    kept = [key[0] for key, step in replay._steps.items() if step is not None]
+    assert kept == ([] if llm.file.path.stem in TORCH_BETWEEN else [2])
+
+
 def test_a_longer_reach_is_recorded_anew(qwen: LLM) -> None:
     replay = Replay(qwen.model)
     got = engine_of(replay).logits(IDS, 1)
@@ -72,7 +100,7 @@ def test_sequences_in_turn_each_keep_their_blocks(qwen: LLM) -> None:
             for seq in seqs:
                 count = seq.pending
                 engine.scheduler.make_room(seq, seq.n_cached + count, keep=list(seqs))
-                rows.append(engine.runner.forward([Turn(seq, count)], [count - 1])[0])
+                rows.append(engine.runner.forward([Turn(seq, count)], [count - 1])[0].copy())
                 seq.n_cached += count
                 seq.ids.append(IDS[n])
         for seq in seqs:
@@ -81,17 +109,6 @@ def test_sequences_in_turn_each_keep_their_blocks(qwen: LLM) -> None:
         if engine is replayed:
             kept = engine_rows
     assert np.array_equal(kept, engine_rows)
-
-
-def test_what_was_returned_stays_when_the_next_step_runs(qwen: LLM) -> None:
-    engine = engine_of(Replay(qwen.model))
-    seq = Sequence(IDS[:9], SamplingParams())
-    rows = []
-    for _ in range(9):
-        engine.scheduler.make_room(seq, seq.n_cached + 1, keep=[])
-        rows.append(engine.runner.forward([Turn(seq, 1)], [0]))
-        seq.n_cached += 1
-    assert np.array_equal(np.concatenate(rows), Engine(qwen.model, 512, 1, "f16").logits(IDS[:9], 1))
 
 
 def test_whoever_listens_hears_every_step(qwen: LLM) -> None:

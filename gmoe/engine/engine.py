@@ -104,12 +104,13 @@ class Engine:
         return self._whole(ids, self.runner.hidden)
 
     def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int = 0) -> np.ndarray:
-        return np.concatenate(list(self._passes(Sequence(list(ids), SamplingParams()), forward, step)))
+        found = self._passes(Sequence(list(ids), SamplingParams()), forward, step)
+        return np.concatenate([rows.copy() for rows in found])
 
     def _passes(
         self, seq: Sequence, forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int
     ) -> Iterator[np.ndarray]:
-        """What `forward` gives for all positions of a fresh sequence, pass by pass."""
+        """What `forward` gives for all positions of a fresh sequence, pass by pass; each is for use before the next."""
         self._check(seq.ids)
         try:
             while seq.pending:

@@ -23,7 +23,7 @@ class Tape(Protocol):
         """Do the same to what now lies where its inputs lay."""
 
 
-TOGETHER = 16  # sequences whose step a device records: kernels and the cuts of attention are the same up to here
+TOGETHER = 16  # sequences whose step is recorded: a device's kernels and cuts of attention are the same up to here
 KEPT = 32  # steps that are kept; each is some hundred launches, and their memory is one for all
 LATER = 16  # steps until it is tried again to record, where others were at work on the device
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
@@ -32,11 +32,10 @@ Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
 class Replay:
     """A model of the engine's that answers bit for bit as its decoder does.
 
-    Recorded, by the kernels of the CPU or as `Device.record` does, are steps of one row while every expert is at hand
-    and nothing hears of routings; on a device also those of a few sequences, a row each, for each number of them. The
-    last `KEPT` that were wanted are kept. An architecture that computes with torch between the CPU's kernels never is
-    recorded. `notices` are told where a device does not record. While it does nobody else may be at work there, which
-    `alone` sees to; else it is put off.
+    Recorded, by the kernels of the CPU or as `Device.record` does, are steps of a few sequences, a row each, for each
+    number of them, while every expert is at hand and nothing hears of routings. The last `KEPT` that were wanted are
+    kept. An architecture that computes with torch between the CPU's kernels never is recorded. `notices` are told where
+    a device does not record. While it does nobody else may be at work there, which `alone` sees to; else it is put off.
     """
 
     def __init__(
@@ -49,11 +48,15 @@ class Replay:
         self.model, self.record, self.notices = model, record, [] if notices is None else notices
         self._steps: dict[_Key, _Step | None] = {}  # in the order in which they were wanted; None: ran once, unrecorded
         self._alone, self._later = alone, 0
-        self._most = 1 if model.device.type == "cpu" else TOGETHER  # sequences whose step is recorded
+        self._most = TOGETHER  # sequences whose step is recorded
         model.dispatch.store.moving.append(self._steps.clear)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits [R, n_vocab] float32 of the wanted rows; the cache has this step's rows afterwards."""
+        """Logits [R, n_vocab] float32 of the wanted rows; the cache has this step's rows afterwards.
+
+        They are for use before the next step, whose may lie in their place: to copy them would take as long as what a
+        recording saves.
+        """
         n = batch.numbers.shape[1]
         step_of_each = n == len(batch.tables) == len(batch.rows)
         if n > self._most or not step_of_each or not self.model.dispatch.steady:
@@ -112,7 +115,7 @@ class Replay:
             self._most = key[0] - 1
         else:
             self._steps[key] = step
-        return step.logits()
+        return step.score()
 
 
 _Key = tuple[int, int, int]  # sequences, reach, threads
@@ -165,10 +168,11 @@ class _Step:
         self.hits = stats.hits - passes[-1]
         stats.hits = before + self.hits  # a device may have run it more than once
         y = self.y
-        self.score = again(lambda: model.logits(y))
+        score = lambda: model.logits(y)  # noqa: E731
+        self.score = again(score) if n == 1 else score  # of several rows they are large, and the call a small part
 
     def run(self, batch: Batch) -> Tensor:
-        """The logits [S, n_vocab]."""
+        """The logits [S, n_vocab], perhaps where those of the next run will lie."""
         assert self.tape is not None and batch.kv is self.own.kv
         self._place(batch)
         for there, own in self.uploads:
@@ -178,12 +182,7 @@ class _Step:
             self.x.copy_(x)
         self.tape.run()
         self.stats.hits += self.hits
-        return self.logits()
-
-    def logits(self) -> Tensor:
-        """Of the rows that it computed last; the next run leaves them alone."""
-        y = self.score()
-        return y if self.uploads else y.clone()
+        return self.score()
 
     def _place(self, batch: Batch) -> None:
         own = self.own

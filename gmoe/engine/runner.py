@@ -46,7 +46,10 @@ class Runner:
         self.rescue: Callable[[], None] = _give_up  # makes room where a pass found none, or raises
 
     def forward(self, turns: Ids[Turn], rows: Ids[int]) -> np.ndarray:
-        """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows."""
+        """Compute the turns' tokens, whose blocks are there; logits [len(rows), n_vocab] float32 of these rows.
+
+        They are for use before the next pass, whose may lie in their place.
+        """
         with self.turn():
             return self._run(self.model, self._batch(turns, rows))
 

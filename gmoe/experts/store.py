@@ -26,7 +26,10 @@ from gmoe.kernels.reference import as_tensor, dequantize
 
 @dataclass
 class TierStats:
-    """What happened in one tier; an expert is asked for once a layer and pass, however many tokens want it."""
+    """What happened in one tier; an expert is asked for once a layer and pass, however many tokens want it.
+
+    Where all experts are at hand, each of a token's counts.
+    """
 
     hits: int = 0
     misses: int = 0
