@@ -13,7 +13,6 @@ from gmoe.kernels.kv import KvLayer
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Turns
 from torch import Tensor
 
-_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4}
 _SIGHTS = {"causal": 0, "sliding": 1, "chunked": 2}
 _NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 3}
 MOST_EXPERTS = 1024
@@ -26,7 +25,8 @@ def levels() -> list[str]:
 
 
 @once
-def _step(level: str | None) -> Any:
+def step_of(level: str | None) -> Any:
+    """The kernels of a level, the highest if None; `ValueError` for one that this CPU lacks."""
     if level is not None and level not in levels():
         raise ValueError(f"this CPU has no kernel level {level!r}; it has {', '.join(levels())}")
     return _cpu.Step.named(level or levels()[-1])
@@ -65,7 +65,7 @@ class Linears:
         elif out.numel() != tokens * self.total or -4 * out.numel() < out.data_ptr() - x.data_ptr() < 4 * x.numel():
             raise ValueError(f"out {list(out.shape)} must have {tokens} times {self.total} numbers, none of them x's")
         else:
-            _check("out", out, out.shape)
+            check("out", out, out.shape)
             out = out.view(-1)
         self._native(x.data_ptr(), tokens, out.data_ptr(), threads)
         if len(self.rows) == 1:
@@ -117,22 +117,22 @@ def rms_norm(
     x = x.contiguous()
     n = x.shape[-1]
     if x.dtype is not torch.float32 or not x.is_cpu:
-        _check("x", x, x.shape)
+        check("x", x, x.shape)
     weight_at, bias_at = _vectors(n, weight, bias)
     if out is None:
         out = torch.empty_like(x)
     else:
-        _check("out", out, x.shape)
+        check("out", out, x.shape)
     if n:
-        _step(level).norm(x.data_ptr(), x.numel() // n, n, weight_at, bias_at, eps, out.data_ptr(), threads)
+        step_of(level).norm(x.data_ptr(), x.numel() // n, n, weight_at, bias_at, eps, out.data_ptr(), threads)
     return out
 
 
 def residual(x: Tensor, y: Tensor, scale: float, threads: int, level: str | None = None) -> None:
     """y [T, n] becomes x + scale * y."""
-    _check("y", y, x.shape)
-    _check("x", x, x.shape)
-    _step(level).residual(x.data_ptr(), scale, *x.shape, y.data_ptr(), threads)
+    check("y", y, x.shape)
+    check("x", x, x.shape)
+    step_of(level).residual(x.data_ptr(), scale, *x.shape, y.data_ptr(), threads)
 
 
 class Heads:
@@ -160,9 +160,9 @@ class Heads:
         tokens = positions.shape[0]
         for name, x in (("q", q), ("k", k)):
             if x.shape[0] != tokens or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
-                _check(name, x, torch.Size((tokens, *x.shape[1:])))
+                check(name, x, torch.Size((tokens, *x.shape[1:])))
         at = q.data_ptr(), k.data_ptr(), tokens, n_rot, neox, cos, sin, positions.data_ptr()
-        _step(level).prepare(*self._known[key], *at, threads)
+        step_of(level).prepare(*self._known[key], *at, threads)
 
     def _native(self, name: str, x: Tensor, n_rot: int) -> Any:
         norm, (_, heads, d) = self._norms[name], x.shape
@@ -194,43 +194,11 @@ def rotate(
     if n_rot > d or positions.shape != (tokens,):
         raise ValueError(f"x {list(x.shape)}, a rotation of {n_rot} and positions {list(positions.shape)} do not fit")
     x = x.contiguous()
-    _check("x", x, x.shape)
+    check("x", x, x.shape)
     y = torch.empty_like(x)
-    native = _step(level).rotate
+    native = step_of(level).rotate
     address = x.data_ptr(), y.data_ptr(), tokens, heads, d, n_rot, neox, cos.data_ptr(), sin.data_ptr()
     native(*address, positions.data_ptr(), threads)
-    return y
-
-
-def activate(
-    name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None, out: Tensor | None = None
-) -> Tensor:
-    """The activation between up and down, [T, n] each; in `out`, which may be up, if given."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
-    if gate is None and name != "relu2":
-        raise ValueError(f"activation {name!r} needs a gate")
-    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level, out)
-
-
-def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
-    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; in `out`, which may be y, if given."""
-    if gate.shape == y.shape:
-        return _gate(6, gate, y.shape, y, threads, level, out)
-    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level, out)
-
-
-def _gate(
-    kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None, out: Tensor | None
-) -> Tensor:
-    up = up.contiguous()
-    _check("up", up, up.shape)
-    if gate is not None:
-        gate = gate.contiguous()
-        _check("gate", gate, shape)
-    y = torch.empty_like(up) if out is None else out
-    _check("out", y, up.shape)
-    _step(level).gate(kind, _at(gate), up.data_ptr(), *up.shape, y.data_ptr(), threads)
     return y
 
 
@@ -245,19 +213,19 @@ class Router:
             raise ValueError(f"{r.groups_used} of {r.groups} groups do not hold {r.chosen} experts")
         for name, vector in (("bias", r.bias), ("each", r.each)):
             if vector is not None:
-                _check(name, vector, (r.experts,))
+                check(name, vector, (r.experts,))
         self.rule = rule
-        args = r.experts, r.chosen, r.groups, r.groups_used, int(r.score), _at(r.bias), r.renormalize, r.scale
-        args = *args, _at(r.each)
+        args = r.experts, r.chosen, r.groups, r.groups_used, int(r.score), at(r.bias), r.renormalize, r.scale
+        args = *args, at(r.each)
         self._native = _cpu.Router(*args)
 
     def __call__(self, logits: Tensor, threads: int, level: str | None = None) -> tuple[Tensor, Tensor]:
         """logits [T, E] -> ids [T, k] int32, best first, and weights [T, k]."""
         logits = logits.contiguous()
         tokens, k = logits.shape[0], self.rule.chosen
-        _check("logits", logits, (tokens, self.rule.experts))
+        check("logits", logits, (tokens, self.rule.experts))
         ids, weights = torch.empty(tokens, k, dtype=torch.int32), torch.empty(tokens, k)
-        native = _step(level).choose
+        native = step_of(level).choose
         native(self._native, logits.data_ptr(), tokens, ids.data_ptr(), weights.data_ptr(), threads)
         return ids, weights
 
@@ -266,10 +234,10 @@ def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, threads: int
     """Write keys [T, heads, dk] and values [T, heads, dv] at slots [T]."""
     shape, tokens = kv.shape, slots.shape[0]
     keys, values = keys.contiguous(), values.contiguous()
-    _check("keys", keys, (tokens, shape.heads, shape.dk))
-    _check("values", values, (tokens, shape.heads, shape.dv))
+    check("keys", keys, (tokens, shape.heads, shape.dk))
+    check("values", values, (tokens, shape.heads, shape.dv))
     address = slots.data_ptr(), tokens, keys.data_ptr(), values.data_ptr()
-    _step(level).store(_cache(kv), *address, threads)
+    step_of(level).store(_cache(kv), *address, threads)
 
 
 def attention(
@@ -292,22 +260,22 @@ def attention(
     shape = kv.shape
     if dk != shape.dk or heads % shape.heads:
         raise ValueError(f"queries {list(q.shape)} do not fit {shape.heads} heads of {shape.dk}")
-    _check("q", q, q.shape)
+    check("q", q, q.shape)
     if sinks is not None:
-        _check("sinks", sinks, (heads,))
+        check("sinks", sinks, (heads,))
     positions, tables, starts = turns.positions, turns.block_tables, turns.query_starts
     out = torch.empty(tokens, heads, shape.dv) if out is None else out
     _check_rows("out", out, torch.Size((tokens, heads, shape.dv)))
     if out.stride(0) != heads * out.stride(1):
         raise ValueError(f"the heads of out lie {out.stride()[:2]} apart, not like rows of a matrix")
-    _step(level).attend(
+    step_of(level).attend(
         _cache(kv),
         q.data_ptr(),
         out.data_ptr(),
         out.stride(1),
         heads,
         scale,
-        _at(sinks),
+        at(sinks),
         _SIGHTS[mask.kind],
         mask.size,
         positions.data_ptr(),
@@ -343,8 +311,8 @@ def _vector(x: np.ndarray) -> np.ndarray:
 def _rotated(table: tuple[Tensor, Tensor]) -> int:
     """Elements of a head that the tables cos and sin rotate."""
     cos, sin = table
-    _check("cos", cos, cos.shape)
-    _check("sin", sin, cos.shape)
+    check("cos", cos, cos.shape)
+    check("sin", sin, cos.shape)
     return 2 * cos.shape[1]
 
 
@@ -352,15 +320,17 @@ def _vectors(n: int, weight: Tensor | None, bias: Tensor | None) -> tuple[int, i
     """Where the weight and the bias [n] of a norm lie."""
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None:
-            _check(name, vector, (n,))
-    return _at(weight), _at(bias)
+            check(name, vector, (n,))
+    return at(weight), at(bias)
 
 
-def _at(x: Tensor | None) -> int:
+def at(x: Tensor | None) -> int:
+    """Where its numbers lie; 0: there are none."""
     return 0 if x is None else x.data_ptr()
 
 
-def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+def check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """`ValueError` for what kernels cannot read as float32 of this shape."""
     if x.dtype is not torch.float32 or x.shape != shape or not x.is_cpu or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")
 
@@ -374,7 +344,7 @@ def _check_rows(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 def _cache(kv: KvLayer) -> Any:
     if kv.compiled is None:
-        shape, scales = kv.shape, (_at(kv.key_scales), _at(kv.value_scales))
+        shape, scales = kv.shape, (at(kv.key_scales), at(kv.value_scales))
         args = shape.heads, shape.dk, shape.dv, kv.keys.data_ptr(), kv.values.data_ptr(), *scales
         kv.compiled = _cpu.Cache(_NUMBERS[kv.kind], *args)
     return kv.compiled

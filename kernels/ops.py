@@ -17,13 +17,15 @@ from gmoe.kernels.record import record
 from gmoe.kernels.reference import as_tensor
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turn, Turns
 from gmoe.kernels.rounding import round_activations
+from gmoe.kernels.rowwise import activate, capped, clamped, gated, layer_norm, scaled, warmth
 from torch import Tensor
 
 __all__ = [
     "Activations", "DeviceKernels", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads",
     "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate",
-    "attention", "bank_rows", "combine", "dequantize", "expert_mlp", "expert_rows", "gated", "head_norm", "lay",
-    "matmul", "lender", "reach", "record", "residual", "residual_norm", "rms_norm", "store",
+    "attention", "bank_rows", "capped", "clamped", "combine", "dequantize", "expert_mlp", "expert_rows", "gated",
+    "head_norm", "lay", "layer_norm", "matmul", "lender", "reach", "record", "residual", "residual_norm", "rms_norm",
+    "scaled", "store", "warmth",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]
@@ -330,25 +332,6 @@ class Heads:
         r = self.rotation
         turn = None if r is None else Turn(r.frequencies, r.magnitude, r.neox)
         return self.on.heads(q, k, (q_norm, k_norm), positions, turn)
-
-
-def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tensor:
-    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai.
-
-    On the CPU in the memory of up.
-    """
-    if on is None:
-        up = up.contiguous()
-        return cpu_step.activate(name, gate, up, torch.get_num_threads(), out=up)
-    return on.activate(name, gate, up)
-
-
-def gated(gate: Tensor, y: Tensor, on: On = None) -> Tensor:
-    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; on the CPU in the memory of y."""
-    if on is None:
-        y = y.contiguous()
-        return cpu_step.gated(gate, y, torch.get_num_threads(), out=y)
-    return on.activate("gated", gate, y)
 
 
 def store(kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor, on: On = None) -> None:

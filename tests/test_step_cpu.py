@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from gmoe.kernels import cpu_step, reference_step
+from gmoe.kernels import cpu_rows, cpu_step, reference_step
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.ops import Linears
@@ -77,12 +77,51 @@ def test_heads_are_prepared_as_by_one_call_each(level: str, neox: bool, wide: bo
 @pytest.mark.parametrize("name", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai"])
 def test_activations(level: str, name: str) -> None:
     gate, up = random(4, 77, scale=5.0), random(4, 77, seed=1, scale=5.0)
-    got = cpu_step.activate(name, gate, up, 2, level)
+    got = cpu_rows.activate(name, gate, up, 2, level)
     torch.testing.assert_close(got, reference_step.activate(name, gate, up), atol=1e-5, rtol=1e-5)
-    assert torch.equal(got, cpu_step.activate(name, gate, up, 1))
+    assert torch.equal(got, cpu_rows.activate(name, gate, up, 1))
     scalar = random(4, 1, seed=3)
     for each in (scalar, gate):
-        torch.testing.assert_close(cpu_step.gated(each, up, 1, level), up * torch.sigmoid(each), **NEAR)
+        torch.testing.assert_close(cpu_rows.gated(each, up, 1, level), up * torch.sigmoid(each), **NEAR)
+
+
+@LEVELS
+def test_numbers_for_rows(level: str) -> None:
+    x, most, each = random(4, 77, scale=40.0), torch.tensor([30.0]), random(4, 1, seed=3)
+    calls = {
+        cpu_rows.capped: (most, 30.0 * torch.tanh(x / 30.0)),
+        cpu_rows.clamped: (most, x.clamp(-30.0, 30.0)),
+        cpu_rows.scaled: (each, x * each),
+    }
+    for call, (number, want) in calls.items():
+        got = call(x, number, 2, level)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=2e-5)
+        assert torch.equal(got, call(x, number, 1)) and torch.equal(got[2:3], call(x[2:3], number[-2:][:1], 1))
+        there = x.clone()
+        assert call(there, number, 2, level, out=there) is there and torch.equal(there, got)
+        there = x.clone()
+        there[1, 5] = torch.nan
+        assert call(there, number, 1, level)[1].isnan().nonzero().tolist() == [[5]]
+    assert torch.equal(cpu_rows.scaled(x, most, 1, level), x * most)
+    with pytest.raises(ValueError, match="gate must be contiguous float32"):
+        cpu_rows.scaled(x, random(3, 1), 1, level)
+
+
+@LEVELS
+def test_layer_norms(level: str) -> None:
+    x, weight, bias = random(5, 101, scale=3.0) + 7.0, random(101, seed=1), random(101, seed=2)
+    got = cpu_step.rms_norm(cpu_rows.centred(x, 2, level), weight, bias, 1e-5, 2, level)
+    torch.testing.assert_close(got, torch.nn.functional.layer_norm(x, (101,), weight, bias, 1e-5), **NEAR)
+    assert torch.equal(got[3:4], cpu_step.rms_norm(cpu_rows.centred(x[3:4], 1), weight, bias, 1e-5, 1))
+
+
+def test_warmth_of_positions() -> None:
+    positions = torch.tensor([0, 5, 8190, 8191, 8192, 300_000])
+    got = cpu_rows.warmth(positions, 1, 8192, 0.1)
+    want = torch.log(torch.floor((positions + 1).double() / 8192) + 1.0) * 0.1 + 1.0
+    torch.testing.assert_close(got[:, 0].double(), want, atol=0.0, rtol=2e-7)
+    with pytest.raises(ValueError, match="a step at least 1, not 0"):
+        cpu_rows.warmth(positions, 1, 0, 0.1)
 
 
 RULES = [
@@ -219,9 +258,9 @@ def test_rows_of_what_is_no_number(level: str) -> None:
     x[1] = x[2, 17] = float("nan")
     for name in ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai"):
         for gate, up in ((x, torch.ones(4, 60)), (torch.ones(4, 60), x)):
-            got, want = cpu_step.activate(name, gate, up, 1, level), reference_step.activate(name, gate, up)
+            got, want = cpu_rows.activate(name, gate, up, 1, level), reference_step.activate(name, gate, up)
             assert torch.equal(got.isnan(), want.isnan()), name
-    assert cpu_step.gated(x[:, 17:18].contiguous(), torch.ones(4, 60), 1, level)[1:3].isnan().all()
+    assert cpu_rows.gated(x[:, 17:18].contiguous(), torch.ones(4, 60), 1, level)[1:3].isnan().all()
     for score in (Score.SOFTMAX, Score.SOFTMAX_WEIGHT, Score.SIGMOID):
         ids, weights = cpu_step.Router(RouterRule(score, 60, 4, renormalize=True))(x, 1, level)
         assert weights[1].isnan().all() and not weights[[0, 3]].isnan().any()

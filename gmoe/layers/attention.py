@@ -1,10 +1,9 @@
 """Attention over the paged cache: grouped queries, sliding or chunked windows, sinks."""
 
-import torch
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import Heads, Mask, Rotation, attention, gated, lay
+from gmoe.kernels.ops import DeviceKernels, Heads, Mask, Rotation, attention, gated, lay, scaled, warmth
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.norm import HeadNorm
@@ -23,9 +22,11 @@ def chunked(size: int) -> Mask:
     return Mask("chunked", size)
 
 
-def temperature(positions: Tensor, step: int, growth: float) -> Tensor:
-    """What queries [T, H, d] at these positions [T] are multiplied with: more at every `step`, logarithmically."""
-    return (torch.log(torch.floor(positions.float() / step) + 1.0) * growth + 1.0)[:, None, None]
+def warmed(
+    q: Tensor, positions: Tensor, behind: int, step: int, growth: float, on: DeviceKernels | None = None
+) -> Tensor:
+    """Queries [T, H, d], in their memory, with the temperature of their positions [T], which `warmth` says."""
+    return scaled(q.flatten(1), warmth(positions, behind, step, growth, on), on).view(q.shape)
 
 
 class GQA:

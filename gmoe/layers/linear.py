@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.ops import Activations, DeviceKernels, Linears, Rows
+from gmoe.kernels.ops import Activations, DeviceKernels, Linears, Rows, scaled
 
 
 class QuantLinear:
@@ -35,6 +35,11 @@ class QuantLinear:
         """The same map with this bias."""
         return self if bias is None else self._of(self.weight, bias)
 
+    def times(self, scale: float) -> "QuantLinear":
+        """The same map, what it gives multiplied with `scale`; for one without a bias."""
+        assert self.bias is None
+        return QuantLinear(self.weight, None, self.activations, self.on, self.scale * scale)
+
     def rows(self, begin: int, end: int) -> "QuantLinear":
         """The same map, only these outputs."""
         shape = (end - begin, self.weight.shape[1])
@@ -57,14 +62,19 @@ def beside(*maps: QuantLinear) -> Linears:
 
 
 class QuantEmbedding:
-    """ids [T] -> rows [T, D] float32 on `device`, dequantized exactly; the table and the ids are on the CPU."""
+    """ids [T] -> rows [T, D] float32 on `device`, dequantized exactly, times `scale` if it is not 1.
 
-    def __init__(self, weight: QuantTensor, device: torch.device, on: DeviceKernels | None = None):
-        self.weight = weight
+    The table and the ids are on the CPU.
+    """
+
+    def __init__(self, weight: QuantTensor, device: torch.device, on: DeviceKernels | None = None, scale: float = 1.0):
+        self.weight, self.on = weight, on
         self._rows = Rows(weight, device, on)
+        self._scale = None if scale == 1.0 else torch.tensor([scale], device=device)
 
     def __len__(self) -> int:
         return self.weight.shape[0]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self._rows(ids)
+        rows = self._rows(ids)
+        return rows if self._scale is None else scaled(rows, self._scale, self.on)

@@ -9,7 +9,7 @@ from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvShape
 from gmoe.kernels.ops import HeadMaps, attention, dequantize, lay
-from gmoe.layers.attention import causal, temperature
+from gmoe.layers.attention import causal, warmed
 from gmoe.layers.batch import Batch
 from gmoe.layers.rope import rope, yarn_magnitude
 from gmoe.layers.weights import Weights
@@ -81,7 +81,7 @@ class MLA:
         query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
         self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
         lay(self.rope(lay(q[..., self.n_nope :]), positions), query[..., self.n_lora :])
-        return query * temperature(positions, self.step, self.growth) if self.growth else query
+        return warmed(query, positions, 0, self.step, self.growth, self.on) if self.growth else query
 
     def _latent(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, D] -> what the cache keeps: a key [T, 1, n_lora + n_rot] and a value [T, 1, n_lora]."""

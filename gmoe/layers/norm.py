@@ -1,9 +1,8 @@
 """Norms: RMSNorm and LayerNorm, with a bias where a file has one; and the residual sum before them."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from gmoe.kernels.ops import DeviceKernels, HeadRule, head_norm, residual, residual_norm, rms_norm
+from gmoe.kernels.ops import DeviceKernels, HeadRule, head_norm, layer_norm, residual, residual_norm, rms_norm
 
 __all__ = ["HeadNorm", "RMSNorm", "residual"]
 
@@ -76,13 +75,13 @@ class Whole(RMSNorm):
 
 
 class LayerNorm(RMSNorm):
-    """(x - mean) / deviation * weight (+ bias) over the last dimension, with a norm's numbers; torch computes it."""
+    """(x - mean) / deviation * weight (+ bias) over the last dimension, with a norm's numbers."""
 
     def __init__(self, norm: RMSNorm, eps: float):
         super().__init__(norm.weight, eps, norm.bias, norm.on)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps, self.on)
 
     def after(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """x + scale * y of [T, n], in the memory of y, and the norm of that."""

@@ -145,14 +145,14 @@ class Weights:
         """A norm of queries or keys, of `n` numbers, where the file has it."""
         return HeadNorm(self.norm(name, n=n)) if self.has(name) else None
 
-    def embedding(self, name: str) -> QuantEmbedding:
-        """The table `name` of token rows, which stays in the file: a token reads one row."""
+    def embedding(self, name: str, scale: float = 1.0) -> QuantEmbedding:
+        """The table `name` of token rows, times `scale`; it stays in the file: a token reads one row."""
         table, n_embd = self._view(name), self.hparams.n_embd
         if len(table.shape) != 2 or table.shape[1] != n_embd:
             self.refuse(name + ".weight", f"has the shape {list(table.shape)}, the metadata asks for rows of {n_embd}")
         if name + ".scale" in self.file.tensors:
             self.refuse(name + ".scale", "scales are supported beside maps and experts, not beside embeddings")
-        return QuantEmbedding(table, self.device, self.on)
+        return QuantEmbedding(table, self.device, self.on, scale)
 
     def _refuse_without(self, full: str) -> NoReturn:
         self.refuse(full, f"this tensor is required by architecture {self.hparams.architecture}")

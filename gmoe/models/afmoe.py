@@ -55,6 +55,6 @@ class Model(Decoder):
         after = w.norm("post_ffw_norm")
         return lambda x: after(part(x))
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Token rows, times the root of their width."""
-        return super().embed(batch) * self.hparams.n_embd**0.5
+    def embedding_scale(self, w: Weights) -> float:
+        """The root of their width."""
+        return float(w.hparams.n_embd**0.5)

@@ -24,6 +24,7 @@ class Model(Woven):
         if not hp.n_swa:
             weights.refuse("cohere2moe.attention.sliding_window", "required by architecture cohere2moe")
         super().__init__(weights, dispatch)
+        self.output = self.output.times(hp.logit_scale)
         if not hp.rms_eps:
             eps = hp.norm_eps or 0.0
             self.attn_norm = [LayerNorm(norm, eps) for norm in self.attn_norm]
@@ -50,7 +51,3 @@ class Model(Woven):
         both = isinstance(part, MoEFFN) and part.shared is not None
         y = part(normed)
         return residual(x, residual(self.attn[layer](normed, batch), y, 0.5 if both else 1.0))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Times `logit_scale`."""
-        return super().logits(x) * self.hparams.logit_scale

@@ -8,6 +8,7 @@ from gmoe.layers.ffn import ExpertDispatch, MoEFFN
 from gmoe.layers.norm import LayerNorm, RMSNorm
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, topk
+from gmoe.layers.rows import Clamp
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Decoder, FeedForward
 
@@ -19,13 +20,11 @@ class ClampedGQA(GQA):
 
     def __init__(self, w: Weights):
         super().__init__(w, rope(w, "neox"))
-        self.most = w.hparams.clamp_kqv
+        self.clamp = Clamp(max(0.0, w.hparams.clamp_kqv), w.device, w.on)
 
     def attend(self, x: Tensor, batch: Batch) -> Tensor:
         """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
-        q, k, v = self.qkv(x)
-        if self.most > 0.0:
-            q, k, v = (part.clamp_(-self.most, self.most) for part in (q, k, v))
+        q, k, v = map(self.clamp, self.qkv(x))
         return self.over(q.view(-1, self.n_head, self.n_head_k), k, v, batch)
 
 

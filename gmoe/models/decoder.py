@@ -62,7 +62,7 @@ class Decoder:
         hp.known_to(self.keys)
         self.dispatch = dispatch
         self.device, self.on = weights.device, weights.on
-        self.token_embd = weights.embedding("token_embd")
+        self.token_embd = weights.embedding("token_embd", self.embedding_scale(weights))
         self.n_vocab = len(self.token_embd)
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
         self.attn_norm = [w.norm("attn_norm") for w in scopes]
@@ -85,6 +85,10 @@ class Decoder:
     def norms(self) -> list[RMSNorm]:
         """What is behind each part: the next one's norm, and at last `output_norm`."""
         return [*(part.norm for part in self.parts[1:]), self.output_norm]
+
+    def embedding_scale(self, w: Weights) -> float:
+        """What token rows are multiplied with."""
+        return 1.0
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """The attention of a block."""

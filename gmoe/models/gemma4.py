@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from gmoe.layers.attention import causal, sliding
-from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
 from gmoe.layers.norm import NoNorm, RMSNorm, ScaledNorm
 from gmoe.layers.normed_attention import BorrowedKV, NormedGQA
 from gmoe.layers.parallel import NormedDense, ParallelFFN, block_scale, last_norm
 from gmoe.layers.rope import rope
+from gmoe.layers.rows import Cap
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Decoder, FeedForward
 
@@ -26,6 +26,7 @@ class Model(Decoder):
         if not {PATTERN, SWA[2]} <= {*(hp := weights.hparams).special} or (hp.swa and not hp.n_swa):
             weights.refuse(f"gemma4.{PATTERN}", f"required by architecture gemma4, with its window and {SWA[2]}")
         super().__init__(weights, dispatch)
+        self.cap = Cap(hp.logit_softcapping, self.device, self.on)
         scales = (block_scale(weights.block(layer)) for layer in range(hp.n_layer))
         behind = zip([*self.attn_norm[1:], self.output_norm], scales, strict=True)
         *self.attn_norm[1:], self.output_norm = (ScaledNorm(norm, scale) for norm, scale in behind)
@@ -50,11 +51,10 @@ class Model(Decoder):
         """Experts where the block has a router."""
         return ParallelFFN(w, self.dispatch) if w.has("ffn_gate_inp") else NormedDense(w, last_norm(w))
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Token rows, times the root of their width."""
-        return super().embed(batch) * self.hparams.n_embd**0.5
+    def embedding_scale(self, w: Weights) -> float:
+        """The root of their width."""
+        return float(w.hparams.n_embd**0.5)
 
     def logits(self, x: Tensor) -> Tensor:
         """Capped softly."""
-        y, cap = super().logits(x), self.hparams.logit_softcapping
-        return y.div_(cap).tanh_().mul_(cap) if cap else y
+        return self.cap(super().logits(x))

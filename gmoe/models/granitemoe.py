@@ -1,10 +1,7 @@
 """Granite-MoE: scaled embedding, residual, attention and logits; softmax over the chosen top-k."""
 
-from torch import Tensor
-
 from gmoe.layers.attention import GQA
-from gmoe.layers.batch import Batch
-from gmoe.layers.ffn import DenseFFN, MoEFFN
+from gmoe.layers.ffn import DenseFFN, ExpertDispatch, MoEFFN
 from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating, topk
 from gmoe.layers.weights import Weights
@@ -13,6 +10,10 @@ from gmoe.models.decoder import Attention, Decoder, FeedForward
 
 class Model(Decoder):
     """`granitemoe`."""
+
+    def __init__(self, weights: Weights, dispatch: ExpertDispatch):
+        super().__init__(weights, dispatch)
+        self.output = self.output.times(1.0 / self.hparams.logit_scale)
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """`attention.scale` takes the place of one over the root of the width; rope can be switched off by the file."""
@@ -24,10 +25,6 @@ class Model(Decoder):
         shared = DenseFFN(w, "_shexp") if w.has("ffn_up_shexp") else None
         return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=True), self.dispatch, shared=shared)
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Token rows, scaled."""
-        return super().embed(batch) * self.hparams.embedding_scale
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Divided by `logit_scale`."""
-        return super().logits(x) / self.hparams.logit_scale
+    def embedding_scale(self, w: Weights) -> float:
+        """As the file says."""
+        return w.hparams.embedding_scale

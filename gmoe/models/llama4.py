@@ -1,13 +1,13 @@
 """Llama 4: three blocks in chunks with rope, the fourth full without; the router scales the expert's input."""
 
-import torch
 from torch import Tensor
 
-from gmoe.layers.attention import GQA, causal, chunked, temperature
-from gmoe.layers.ffn import DenseFFN, MoEFFN
+from gmoe.layers.attention import GQA, causal, chunked, warmed
+from gmoe.layers.ffn import DenseFFN, ExpertDispatch, MoEFFN
 from gmoe.layers.norm import RMSNorm
 from gmoe.layers.rope import rope
-from gmoe.layers.router import Gating, Routing, topk
+from gmoe.layers.router import Gating, Router, Routing, topk
+from gmoe.layers.rows import Weighted
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Decoder, FeedForward
 
@@ -35,16 +35,21 @@ class Full(GQA):
 
     def prepare(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Temperature on the queries only."""
-        return q * temperature(positions + 1, TEMPERATURE_STEP, TEMPERATURE_SCALE), k
+        return warmed(q, positions, 1, TEMPERATURE_STEP, TEMPERATURE_SCALE, self.on), k
 
 
 class WeightedInput(MoEFFN):
     """One expert a token, which reads weight * x."""
 
+    def __init__(self, w: Weights, route: Router, dispatch: ExpertDispatch):
+        super().__init__(w, route, dispatch, shared=DenseFFN(w, "_shexp"))
+        self.weigh = Weighted(w.device, w.on)
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         ids, weights, _ = self.routing(x)
-        return self.sum(x * weights, Routing(ids, torch.ones_like(weights)), x)
+        given, ones = self.weigh(x, weights)
+        return self.sum(given, Routing(ids, ones), x)
 
 
 class Model(Decoder):
@@ -64,4 +69,4 @@ class Model(Decoder):
         if w.get("ffn_down_exps", ".scale") is not None:  # it would go to the weights, which come before the experts
             w.refuse(f"{w.prefix}ffn_down_exps.scale", "llama4's experts have no scales")
         route = topk(w, Gating.SIGMOID, renormalize=False)
-        return WeightedInput(w, route, self.dispatch, shared=DenseFFN(w, "_shexp"))
+        return WeightedInput(w, route, self.dispatch)

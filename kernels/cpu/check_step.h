@@ -70,7 +70,7 @@ class StepCheck {
   }
 
   void gates() {
-    for (int kind = 0; kind < 7; kind++)
+    for (int kind = 0; kind < 10; kind++)
       for (int n : {96, 101}) {
         const std::vector<float> gate = floats(n, 20.0f), up = floats(n, 20.0f);
         std::vector<float> a(n), b(n);

@@ -15,6 +15,16 @@ void norm_row(const float* x, int n, const float* weight, const float* bias, flo
   }
 }
 
+void centre_row(const float* x, int n, float* y) {
+  Lanes total = all(0.0f);
+  for (int i = 0; i < n; i += 16) total = total + lanes(x + i, n - i < 16 ? n - i : 16);
+  Lanes mean = all(sum(total) / float(n));
+  for (int i = 0; i < n; i += 16) {
+    int m = n - i < 16 ? n - i : 16;
+    put(y + i, lanes(x + i, m) - mean, m);
+  }
+}
+
 void residual_row(const float* x, float scale, int n, float* y) {
   for (int i = 0; i < n; i += 16) {
     int m = n - i < 16 ? n - i : 16;
@@ -45,7 +55,7 @@ void rotate_token(float* x, int heads, int d, int n_rot, bool halves, const floa
 void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
   for (int i = 0; i < n; i += 16) {
     int m = n - i < 16 ? n - i : 16;
-    Lanes u = lanes(up + i, m), g = gate && kind != 5 ? lanes(gate + i, m) : u, v = u;
+    Lanes u = lanes(up + i, m), g = gate && kind != 5 && kind < 7 ? lanes(gate + i, m) : u, v = u;
     if (kind == 0) v = g * logistic(g) * u;
     if (kind == 1) {  // 0.5 * (1 + tanh(z)) is the logistic function of 2 z
       Lanes z = all(1.5957691216f) * fma(all(0.044715f) * g * g, g, g);
@@ -60,6 +70,12 @@ void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
     }
     if (kind == 5) v = u * logistic(all(gate[0]));  // a whole row behind one gate
     if (kind == 6) v = u * logistic(g);
+    if (kind == 7) {  // a number times the hyperbolic tangent of what is divided by it
+      Lanes most = all(gate[0]);
+      v = most * (logistic((u + u) / most) * all(2.0f) - all(1.0f));
+    }
+    if (kind == 8) v = smaller(all(gate[0]), larger(all(-gate[0]), u));
+    if (kind == 9) v = u * all(gate[0]);
     put(y + i, v, m);
   }
 }

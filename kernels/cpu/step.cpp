@@ -71,6 +71,12 @@ void norm(const Step& step, const float* x, int rows, int n, const float* weight
   });
 }
 
+void centre(const Step& step, const float* x, int rows, int n, float* y, int threads) {
+  over_rows(rows, n, threads, [&](int from, int until) {
+    for (int r = from; r < until; r++) step.centre(x + size_t(r) * n, n, y + size_t(r) * n);
+  });
+}
+
 void residual(const Step& step, const float* x, float scale, int rows, int n, float* y, int threads) {
   over_rows(rows, n, threads, [&](int from, int until) {
     for (int r = from; r < until; r++) step.residual(x + size_t(r) * n, scale, n, y + size_t(r) * n);
@@ -112,13 +118,19 @@ void prepare(const Step& step, const Heads& q, const Heads& k, int tokens, int n
   });
 }
 
-void gate(const Step& step, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads) {
+void gate(const Step& step, int kind, const float* gate, size_t apart, const float* up, int rows, int n, float* y,
+          int threads) {
   over_rows(rows, n, threads, [&](int from, int until) {
     for (int r = from; r < until; r++) {
       size_t at = size_t(r) * n;
-      step.gate(kind, gate ? gate + (kind == 5 ? r : at) : nullptr, up + at, n, y + at);
+      step.gate(kind, gate ? gate + r * apart : nullptr, up + at, n, y + at);
     }
   });
+}
+
+void warm(const int64_t* positions, int tokens, int64_t behind, int64_t step, float growth, float* weight) {
+  for (int t = 0; t < tokens; t++)
+    weight[t] = std::log(float((positions[t] + behind) / step + 1)) * growth + 1.0f;
 }
 
 void choose(const Step& step, const Router& router, const float* logits, int tokens, int32_t* ids, float* weights,

@@ -79,6 +79,7 @@ struct Step {
   const char* name;
   bool (*here)();
   void (*norm)(const float* x, int n, const float* weight, const float* bias, float eps, float* y);
+  void (*centre)(const float* x, int n, float* y);
   void (*residual)(const float* x, float scale, int n, float* y);
   void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
   void (*gate)(int kind, const float* gate, const float* up, int n, float* y);
@@ -109,6 +110,8 @@ const Step& step_neon();
 
 void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
           int threads);
+// x less the mean of its row.
+void centre(const Step&, const float* x, int rows, int n, float* y, int threads);
 // y becomes x + scale * y.
 void residual(const Step&, const float* x, float scale, int rows, int n, float* y, int threads);
 // Copies x [tokens][heads][n]; on both sides tokens and heads are so many floats apart.
@@ -119,7 +122,11 @@ void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d,
 // Both in place; without a table nothing is rotated.
 void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
              const float* sin, const int64_t* positions, int threads);
-void gate(const Step&, int kind, const float* gate, const float* up, int rows, int n, float* y, int threads);
+// The gates of a row are `apart` behind those of the one before.
+void gate(const Step&, int kind, const float* gate, size_t apart, const float* up, int rows, int n, float* y,
+          int threads);
+// weight[t] becomes what queries at positions[t] are multiplied with: more at every `step`, by the logarithm.
+void warm(const int64_t* positions, int tokens, int64_t behind, int64_t step, float growth, float* weight);
 void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);
 void store(const Step&, const Cache&, const int64_t* slots, int tokens, const float* keys, const float* values,
            int threads);

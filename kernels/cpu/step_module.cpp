@@ -116,6 +116,10 @@ void bind_step(nb::module_& m) {
                     threads);
              });
            })
+      .def("centre",
+           [](const Step& s, uintptr_t x, int rows, int n, uintptr_t y, int threads) {
+             enter([=, &s] { centre(s, at<const float>(x), rows, n, at<float>(y), threads); });
+           })
       .def("residual",
            [](const Step& s, uintptr_t x, float scale, int rows, int n, uintptr_t y, int threads) {
              enter([=, &s] { residual(s, at<const float>(x), scale, rows, n, at<float>(y), threads); });
@@ -139,8 +143,11 @@ void bind_step(nb::module_& m) {
              });
            })
       .def("gate",
-           [](const Step& s, int kind, uintptr_t g, uintptr_t up, int rows, int n, uintptr_t y, int threads) {
-             enter([=, &s] { gate(s, kind, at<const float>(g), at<const float>(up), rows, n, at<float>(y), threads); });
+           [](const Step& s, int kind, uintptr_t g, size_t apart, uintptr_t up, int rows, int n, uintptr_t y,
+              int threads) {
+             enter([=, &s] {
+               gate(s, kind, at<const float>(g), apart, at<const float>(up), rows, n, at<float>(y), threads);
+             });
            })
       .def("choose",
            [](const Step& s, const Router& router, uintptr_t logits, int tokens, uintptr_t ids, uintptr_t weights,
@@ -171,6 +178,9 @@ void bind_step(nb::module_& m) {
       .def("__len__", &Tape::size)
       .def("run", &Tape::run, nb::call_guard<nb::gil_scoped_release>());
   m.def("record", [](Tape* tape) { recording() = tape; }, nb::arg().none());
+  m.def("warm", [](uintptr_t positions, int tokens, int64_t behind, int64_t step, float growth, uintptr_t weight) {
+    enter([=] { warm(at<const int64_t>(positions), tokens, behind, step, growth, at<float>(weight)); });
+  });
   m.def("lay", [](uintptr_t x, size_t x_token, size_t x_head, uintptr_t y, size_t y_token, size_t y_head, int tokens,
                   int heads, int n, int threads) {
     enter([=] { lay(at<const float>(x), x_token, x_head, at<float>(y), y_token, y_head, tokens, heads, n, threads); });

@@ -46,7 +46,27 @@ void values(const uint8_t* row, int cols, float* out) {
   }
 }
 
+template <class T, class Read>
+void numbers(const uint8_t* row, int cols, float* out, const Read& read) {
+  for (int i = 0; i < cols; i++) out[i] = read(load<T>(row + size_t(i) * sizeof(T)));
+}
+
+void floats(const uint8_t* row, int cols, float* out) {
+  numbers<float>(row, cols, out, [](float x) { return x; });
+}
+
+void halves(const uint8_t* row, int cols, float* out) {
+  numbers<uint16_t>(row, cols, out, [](uint16_t x) { return half(x); });
+}
+
+void bfloats(const uint8_t* row, int cols, float* out) {
+  numbers<uint16_t>(row, cols, out, [](uint16_t x) { return as_float(uint32_t(x) << 16); });
+}
+
 Values values_of(const std::string& name) {
+  if (name == "F32") return floats;
+  if (name == "F16") return halves;
+  if (name == "BF16") return bfloats;
   if (name == "Q4_0") return values<Q4_0>;
   if (name == "Q4_1") return values<Q4_1>;
   if (name == "Q5_0") return values<Q5_0>;

@@ -1,0 +1,75 @@
+"""The compiled elementwise parts of a step, behind checks: activations, gates, scales, bounds and means of rows."""
+
+import torch
+from gmoe.kernels.cpu import _cpu
+from gmoe.kernels.cpu_step import at, check, step_of
+from torch import Tensor
+
+_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4}
+
+
+def activate(
+    name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None, out: Tensor | None = None
+) -> Tensor:
+    """The activation between up and down, [T, n] each; in `out`, which may be up, if given."""
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
+    if gate is None and name != "relu2":
+        raise ValueError(f"activation {name!r} needs a gate")
+    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level, out)
+
+
+def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
+    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; in `out`, which may be y, if given."""
+    if gate.shape == y.shape:
+        return _gate(6, gate, y.shape, y, threads, level, out)
+    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level, out)
+
+
+def capped(x: Tensor, most: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
+    """most * tanh(x / most) of x [T, n] and one number; in `out`, which may be x, if given."""
+    return _gate(7, most, torch.Size((1,)), x, threads, level, out)
+
+
+def clamped(x: Tensor, most: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
+    """x [T, n] where it is between -most and most, one number, else the nearer of these; likewise."""
+    return _gate(8, most, torch.Size((1,)), x, threads, level, out)
+
+
+def scaled(x: Tensor, by: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
+    """x [T, n] times one number, or one a row, [T, 1]; likewise."""
+    return _gate(9, by, torch.Size((1,)) if by.dim() == 1 else torch.Size((len(x), 1)), x, threads, level, out)
+
+
+def centred(x: Tensor, threads: int, level: str | None = None) -> Tensor:
+    """x [..., n] less the mean of each row."""
+    x = x.contiguous()
+    check("x", x, x.shape)
+    out, n = torch.empty_like(x), x.shape[-1]
+    if n:
+        step_of(level).centre(x.data_ptr(), x.numel() // n, n, out.data_ptr(), threads)
+    return out
+
+
+def warmth(positions: Tensor, behind: int, step: int, growth: float) -> Tensor:
+    """log(floor((position + behind) / step) + 1) * growth + 1 at positions [T] int64, none below zero: [T, 1]."""
+    if positions.dtype is not torch.int64 or not positions.is_contiguous() or step < 1:
+        raise ValueError(f"positions must be contiguous int64, a step at least 1, not {step}")
+    out = torch.empty(len(positions), 1)
+    _cpu.warm(positions.data_ptr(), len(positions), behind, step, growth, out.data_ptr())
+    return out
+
+
+def _gate(
+    kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None, out: Tensor | None
+) -> Tensor:
+    up = up.contiguous()
+    check("up", up, up.shape)
+    if gate is not None:
+        gate = gate.contiguous()
+        check("gate", gate, shape)
+    y = torch.empty_like(up) if out is None else out
+    check("out", y, up.shape)
+    apart = 0 if len(shape) == 1 else shape[1]
+    step_of(level).gate(kind, at(gate), apart, up.data_ptr(), *up.shape, y.data_ptr(), threads)
+    return y
