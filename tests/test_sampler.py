@@ -121,6 +121,21 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+def test_a_few_tokens_give_what_all_give(chain, monkeypatch):
+    """In a vocabulary where it pays: with equals, and with penalties that raise what would not have been looked at."""
+    logits = np.round(np.random.default_rng(3).normal(0, 3, 9000), 1).astype(np.float32)
+    worst, best = np.argsort(logits)[:40].tolist(), np.argsort(-logits)[:30].tolist()
+    context = [*best[::2], *worst, *best[1::3], *best[:5], *best[:4]]
+    for more in ({}, {"repeat_penalty": 0.05, "presence_penalty": -30.0}):
+        params, took = SamplingParams(**(chain | more), seed=5), []
+        for sparse in (8, len(logits)):
+            monkeypatch.setattr("gmoe.engine.sampler.SPARSE", sparse)
+            sampler = Sampler(params)
+            took.append([sampler.sample(logits, context) for _ in range(40)])
+        assert took[0] == took[1]
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
 def test_draws_what_the_plain_chain_gives(chain):
     params = SamplingParams(**chain, seed=1)
     wanted = plain_candidates(params, LOGITS, CONTEXT)

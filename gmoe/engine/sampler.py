@@ -11,6 +11,7 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.kernels.cpu_step import argmax, largest
 
 ZIPF = 100  # of the best tokens from which Mirostat reckons the others
+SPARSE = 8  # a few tokens are looked at by themselves where they are fewer than all by so much
 _TINY, _HUGE = 1e-300, 1e300  # float64 has room beyond them for a sum or a quotient
 
 
@@ -46,28 +47,31 @@ class Sampler:
 
     def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
         """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are `NotNumbers`."""
-        greedy = argmax(np.ascontiguousarray(logits, np.float32))
+        logits = np.ascontiguousarray(logits, np.float32)
+        greedy = argmax(logits)
         if greedy < 0:
             raise NotNumbers("the model gave logits that are not numbers")
         p = self.params
         if p.greedy and self.constraint is None and not p.logit_bias and self._neutral:
             return greedy
+        if self.constraint is None and (few := _few(logits, p, context)) is not None:
+            return self._draw(few, context)
         x = logits.astype(np.float64)
         for token, bias in p.logit_bias.items():
             if 0 <= token < len(x):
                 x[token] += bias
         most_bits = self.most_bits
-        token = self._draw(x if self.constraint is None else x.copy(), context)
+        token = self._draw(_Left(None, x if self.constraint is None else x.copy()), context)
         if self.constraint is not None:
             if not self.constraint.allows(token):
                 self.most_bits = most_bits
-                token = self._draw(np.where(self.constraint.mask(len(x)), x, -np.inf), context)
+                token = self._draw(_Left(None, np.where(self.constraint.mask(len(x)), x, -np.inf)), context)
             self.constraint.accept(token)
         return token
 
-    def _draw(self, x: np.ndarray, context: Sequence[int]) -> int:
-        """The chain over the scores x [V] float64, which it may change, then a draw among the tokens that it leaves."""
-        p, left = self.params, _Left(None, x)
+    def _draw(self, left: "_Left", context: Sequence[int]) -> int:
+        """The chain over scores in float64, which it may change, then a draw among the tokens that it leaves."""
+        p = self.params
         now = _Now(context, self.breakers, self.random)
         if p.mirostat and not p.greedy:
             return self._mirostat(_temperature(left, p, now))
@@ -150,6 +154,26 @@ class _Left(NamedTuple):
         return _Left(self.ids[order], self.x[order])
 
 
+def _few(logits: np.ndarray, p: SamplingParams, context: Sequence[int]) -> _Left | None:
+    """Where a top_k comes before what looks at all tokens: those among which its k are, so that nobody sorts the rest.
+
+    They are the tokens whose scores may change before it and, of all, as many more than k. None: it does not pay.
+    """
+    if p.greedy or p.mirostat or p.logit_bias or not p.top_k or "top_k" not in p.samplers:
+        return None
+    changing = {"penalties": p.repeat_last_n, "dry": p.dry_penalty_last_n}
+    before = [name for name in p.samplers[: p.samplers.index("top_k")] if name not in _OFF or not _OFF[name](p)]
+    if not set(before) <= changing.keys():
+        return None
+    recent = [context if changing[name] < 0 else context[-changing[name] :] for name in before]
+    changed = {token for tokens in recent for token in tokens}
+    n = p.top_k + len(changed)
+    if n * SPARSE > len(logits):
+        return None
+    ids = np.array(sorted(changed.union(largest(logits, n).tolist())))
+    return _Left(ids, logits[ids].astype(np.float64)).in_order()
+
+
 class _Now(NamedTuple):
     """What samplers may look at beside the scores."""
 
@@ -194,9 +218,13 @@ def _dry(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     return left.in_order()
 
 
+def _no_sigma(p: SamplingParams) -> bool:
+    return p.top_n_sigma <= 0
+
+
 def _top_n_sigma(left: _Left, p: SamplingParams, now: _Now) -> _Left:
     """Those within n standard deviations of the best score (Tang et al., 2024)."""
-    if p.top_n_sigma <= 0:
+    if _no_sigma(p):
         return left
     x = left.x[left.x > -np.inf]
     _require_any(left.x.max())
@@ -283,6 +311,7 @@ _CHAIN: Mapping[str, Callable[[_Left, SamplingParams, _Now], _Left]] = {
     "temperature": _temperature,
 }
 _COUNTS_WHEN_GREEDY: Mapping[str, Callable[[SamplingParams], bool]] = {"penalties": _unpenalized, "dry": _undry}
+_OFF = {**_COUNTS_WHEN_GREEDY, "top_n_sigma": _no_sigma}
 
 
 def _best(x: np.ndarray, n: int) -> np.ndarray:
