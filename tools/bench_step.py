@@ -41,9 +41,9 @@ def parts(llm: LLM, rounds: int) -> Iterator[tuple[str, float]]:
     ids = list(range(1, TOKENS + 1))
     llm.seconds(ids, 0, True)  # builds, and records
     (step,) = [step for step in replay._steps.values() if step is not None]
-    timed = {"embedding": Timed(step.embed), "kernels of the blocks": Timed(step.tape.run), "logits": Timed(step.score)}
-    step.embed, tape, step.score = timed.values()
-    step.tape = type("Tape", (), {"run": staticmethod(tape)})()
+    tapes = {"embedding": step.begin, "kernels of the blocks": step.tape, "logits": step.end}
+    timed = {name: Timed(tape.run) for name, tape in tapes.items()}
+    step.begin, step.tape, step.end = (type("Tape", (), {"run": staticmethod(run)})() for run in timed.values())
     found: dict[str, list[float]] = {name: [] for name in ("a recorded step", *timed, "the rest", "not recorded")}
     for _ in range(rounds):
         for work in timed.values():

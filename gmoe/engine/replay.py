@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gmoe.experts.device import DeviceError
@@ -27,6 +28,7 @@ TOGETHER = 16  # sequences whose step is recorded: a device's kernels and cuts o
 KEPT = 32  # steps that are kept; each is some hundred launches, and their memory is one for all
 LATER = 16  # steps until it is tried again to record, where others were at work on the device
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Tape | None]]
+Floats = NDArray[np.float32]
 
 
 class Replay:
@@ -51,7 +53,7 @@ class Replay:
         self._most = TOGETHER  # sequences whose step is recorded
         model.dispatch.store.moving.append(self._steps.clear)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor | Floats:
         """Logits [R, n_vocab] float32 of the wanted rows; the cache has this step's rows afterwards.
 
         They are for use before the next step, whose may lie in their place: to copy them would take as long as what a
@@ -68,18 +70,18 @@ class Replay:
                 del self._steps[next(iter(self._steps))]
             self._steps[key] = None
             return self.model(batch)
-        with torch.inference_mode():
-            step = self._steps[key] = self._steps.pop(key)  # now the last that was wanted
-            if step is not None:
-                return step.run(batch)
-            if self._later:
-                self._later -= 1
-                return self.model(batch)
-            with self._alone() as alone:
-                if alone:
-                    return self._recorded(key, batch)
-            self._later = LATER
+        step = self._steps[key] = self._steps.pop(key)  # now the last that was wanted
+        if step is not None:
+            return step.run(batch)
+        if self._later:
+            self._later -= 1
             return self.model(batch)
+        with self._alone() as alone:
+            if alone:
+                with torch.inference_mode():
+                    return self._recorded(key, batch)
+        self._later = LATER
+        return self.model(batch)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of the wanted rows; never recorded."""
@@ -104,7 +106,7 @@ class Replay:
         """Of its decoder."""
         return self.model.device
 
-    def _recorded(self, key: "_Key", batch: Batch) -> Tensor:
+    def _recorded(self, key: "_Key", batch: Batch) -> Tensor | Floats:
         try:
             step = _Step(self.model, batch, key[1], self.record)
         except DeviceError as error:
@@ -115,23 +117,10 @@ class Replay:
             self._most = key[0] - 1
         else:
             self._steps[key] = step
-        return step.score()
+        return step.logits()
 
 
 _Key = tuple[int, int, int]  # sequences, reach, threads
-
-
-def _again(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The work, or its recording, which leaves what it makes in the same place each time."""
-    y, tape = record(work)
-    if tape is None:
-        return work
-
-    def run() -> Tensor:
-        tape.run()
-        return y
-
-    return run
 
 
 class _Step:
@@ -142,7 +131,9 @@ class _Step:
     """
 
     def __init__(self, model: Decoder, batch: Batch, reach: int, record_blocks: Record):
-        n, again = len(batch.tables), _again if model.device.type == "cpu" else lambda work: work
+        n = len(batch.tables)
+        here: Record = record if model.device.type == "cpu" else _called
+        self.model = model
         self.own = own = replace(
             batch,
             numbers=batch.numbers.copy(),
@@ -162,27 +153,43 @@ class _Step:
             passes.append(stats.hits)
             return model.through(x, there)
 
-        self.embed = again(lambda: model.embed(own))
-        self.x = x = self.embed()  # [S, D]
+        self.x, self.begin = here(lambda: model.embed(own))  # [S, D]
+        x = self.x
         self.y, self.tape = record_blocks(blocks)  # [S, D], normed
         self.hits = stats.hits - passes[-1]
         stats.hits = before + self.hits  # a device may have run it more than once
-        y = self.y
-        score = lambda: model.logits(y)  # noqa: E731
-        self.score = again(score) if n == 1 else score  # of several rows they are large, and the call a small part
+        self.end: Tape | None = None
+        if n == 1 and model.device.type == "cpu":  # the logits of several rows would take much memory
+            y = self.y
+            logits, self.end = record(lambda: model.logits(y))
+            self._logits: Floats = logits.numpy()
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch) -> Tensor | Floats:
         """The logits [S, n_vocab], perhaps where those of the next run will lie."""
         assert self.tape is not None and batch.kv is self.own.kv
         self._place(batch)
-        for there, own in self.uploads:
-            there.copy_(own)
-        x = self.embed()
-        if x is not self.x:
-            self.x.copy_(x)
+        if self.begin is None:
+            self._embed()
+        else:
+            self.begin.run()
         self.tape.run()
         self.stats.hits += self.hits
-        return self.score()
+        if self.end is not None:
+            self.end.run()
+        return self.logits()
+
+    def logits(self) -> Tensor | Floats:
+        """Those of the last run."""
+        if self.end is not None:
+            return self._logits
+        with torch.inference_mode():
+            return self.model.logits(self.y)
+
+    def _embed(self) -> None:
+        with torch.inference_mode():
+            for there, own in self.uploads:
+                there.copy_(own)
+            self.x.copy_(self.model.embed(self.own))
 
     def _place(self, batch: Batch) -> None:
         own = self.own
@@ -191,3 +198,8 @@ class _Step:
         own.tables[:, :width] = batch.tables[:, :width]
         if own.slots is not None and batch.slots is not None:
             own.slots[...] = batch.slots
+
+
+def _called(work: Callable[[], Tensor]) -> tuple[Tensor, None]:
+    """In the place of recording."""
+    return work(), None

@@ -23,7 +23,7 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, batch: Batch) -> torch.Tensor: ...  # [R, n_vocab] float32
+    def __call__(self, batch: Batch) -> torch.Tensor | np.ndarray: ...  # [R, n_vocab] float32
 
     def hidden(self, batch: Batch) -> torch.Tensor: ...  # [R, n_embd] float32
 
@@ -58,14 +58,12 @@ class Runner:
         with self.turn():
             return self._run(self.model.hidden, self._batch(turns, rows))
 
-    def _run(self, model: Callable[[Batch], torch.Tensor], batch: Batch) -> np.ndarray:
+    def _run(self, model: Callable[[Batch], torch.Tensor | np.ndarray], batch: Batch) -> np.ndarray:
         """A pass that finds too little memory is run again after `rescue`: it writes the same rows into the cache."""
         while True:
             try:
                 found = model(batch)
-                if not found.is_cpu or found.dtype is not torch.float32:
-                    found = found.float().cpu()
-                result: np.ndarray = found.numpy()
+                result = found if isinstance(found, np.ndarray) else _numbers(found)
                 for check in self.checks:
                     check()
                 return result
@@ -97,6 +95,13 @@ class Runner:
             states=self.states,
             slots=None if self.states is None else np.array([turn.seq.path for turn in turns], dtype=np.int32).T.copy(),
         )
+
+
+def _numbers(found: torch.Tensor) -> np.ndarray:
+    if not found.is_cpu or found.dtype is not torch.float32:
+        found = found.float().cpu()
+    numbers: np.ndarray = found.numpy()
+    return numbers
 
 
 def _give_up() -> None:
