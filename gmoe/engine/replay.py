@@ -62,26 +62,25 @@ class Replay:
         n = batch.numbers.shape[1]
         step_of_each = n == len(batch.tables) == len(batch.rows)
         if n > self._most or not step_of_each or not self.model.dispatch.steady:
-            with lender(n, self.model.device):
-                return self.model(batch)
+            return self._unrecorded(batch)
         key = n, reach(max(batch.lengths)), torch.get_num_threads()
         if key not in self._steps:  # a first pass builds what the others find
             while len(self._steps) >= KEPT:
                 del self._steps[next(iter(self._steps))]
             self._steps[key] = None
-            return self.model(batch)
+            return self._unrecorded(batch)
         step = self._steps[key] = self._steps.pop(key)  # now the last that was wanted
         if step is not None:
             return step.run(batch)
         if self._later:
             self._later -= 1
-            return self.model(batch)
+            return self._unrecorded(batch)
         with self._alone() as alone:
             if alone:
                 with torch.inference_mode():
                     return self._recorded(key, batch)
         self._later = LATER
-        return self.model(batch)
+        return self._unrecorded(batch)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Normed rows [R, n_embd] float32 of the wanted rows; never recorded."""
@@ -106,13 +105,17 @@ class Replay:
         """Of its decoder."""
         return self.model.device
 
+    def _unrecorded(self, batch: Batch) -> Tensor:
+        with torch.inference_mode():
+            return self.model.logits(self.hidden(batch))
+
     def _recorded(self, key: "_Key", batch: Batch) -> Tensor | Floats:
         try:
             step = _Step(self.model, batch, key[1], self.record)
         except DeviceError as error:
             self.notices.append(str(error))
             self._most = key[0] - 1
-            return self.model(batch)
+            return self._unrecorded(batch)
         if step.tape is None:
             self._most = key[0] - 1
         else:

@@ -50,6 +50,9 @@ class StepCheck {
         step_portable().norm(x.data(), n, w, plus, 1e-6f, a.data());
         fast_.norm(x.data(), n, w, plus, 1e-6f, b.data());
         same(a, b, "norm");
+        step_portable().centre(x.data(), n, a.data());
+        fast_.centre(x.data(), n, b.data());
+        same(a, b, "centre");
         step_portable().residual(x.data(), 0.7f, n, a.data());
         fast_.residual(x.data(), 0.7f, n, b.data());
         same(a, b, "residual");
