@@ -36,6 +36,7 @@ void paired_stream(const Job& job, int token, int begin, int end) {
       const uint8_t* s[4];
       for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
       if constexpr (ASK) ask_ahead<4 * size>(s[0]);
+      else ask_next_page<4 * size>(s[0]);
       one = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
       other = &pair[p];
