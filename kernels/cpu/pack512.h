@@ -38,10 +38,11 @@ inline void transpose4(const __m512i* v, __m512i* to) {
 }
 
 // Four 32-bit columns of 16 rows that are `stride` bytes apart.
-inline void columns4(const char* p, size_t stride, __m512i* to) {
+inline __attribute__((always_inline)) void columns4(const char* p, size_t stride, __m512i* to) {
+  asm("" : "+r"(p));  // or all sixteen rows' places are kept, where there are no registers for them
   __m512i v[4];
   for (int i = 0; i < 4; i++) {
-    auto row = [&](int r) { return _mm_loadu_si128((const __m128i*)(p + (i + r) * stride)); };
+    auto row = [&](int r) { return _mm_loadu_si128((const __m128i*)(p + r * stride + i * stride)); };
     __m512i x = _mm512_castsi128_si512(row(0));
     x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(4));
     x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8));

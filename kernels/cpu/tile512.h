@@ -164,7 +164,9 @@ void quantized_rows(const Job& job) {
     for (int r = job.begin; r < strips; r += 16) {
       const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
       __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
-      for (int t = 0; t < tokens; t++) acc[t] = _mm512_setzero_ps();
+      __m512 none = _mm512_setzero_ps();
+      asm("" : "+v"(none));  // or `rep stos` is made of it, which is slow to begin
+      for (int t = 0; t < tokens; t++) acc[t] = none;
       for (int n = 0; n < chunks; n++) {
         const uint8_t* next = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the strip's, in the order they lie
         Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 1)};

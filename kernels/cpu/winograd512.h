@@ -138,7 +138,7 @@ inline void winograd_tile(const uint8_t* s, size_t row_bytes, const Far* far, in
     const Far& f = far[i];
     const __m512i dot = _mm512_dpbusd_epi32(word(&f.start), tile.q[f.column], word(f.rest));
     sum = _mm512_mask_mov_epi32(first[0], __mmask16(-int(f.follows)), sum);
-    first[i + 1] = sum = _mm512_dpwssd_epi32(sum, dot, tile.scale[f.column / 8]);
+    first[i + 1] = sum = _mm512_add_epi32(sum, _mm512_madd_epi16(dot, tile.scale[f.column / 8]));
   }
 }
 
