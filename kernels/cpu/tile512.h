@@ -169,7 +169,8 @@ void quantized_rows(const Job& job) {
       for (int t = 0; t < tokens; t++) acc[t] = none;
       for (int n = 0; n < chunks; n++) {
         const uint8_t* next = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the strip's, in the order they lie
-        Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 1)};
+        Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 2)};
+        ahead.ask();
         const int left = job.cols - 256 * n;
         if constexpr (by_winograd<F>)
           if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc, ahead)) continue;
