@@ -26,6 +26,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { ret
 #include "grids512.h"
 #include "pairs512.h"
 #include "sums512.h"
+#include "ahead.h"
 #include "pack512.h"
 #include "nvfp4_512.h"
 #include "stream.h"

@@ -64,7 +64,8 @@ struct Job {
   size_t token_stride, block_stride;  // bytes from a token to the next, from 256 elements to the next
   int tokens;
   float* const* out;
-  const uint8_t* stop;  // the end of the matrix: what comes next is read ahead up to here
+  const uint8_t* stop;  // the end of the matrix
+  const uint8_t* next = nullptr;  // the rows of the same type that this thread probably takes afterwards
   const char* eights = nullptr;  // if not null, the tokens of each block once more: Eights, then their Fars
   size_t eights_stride = 0;      // bytes from 256 elements to the next
   bool past = false;  // results are written past the caches where the level can; rows of `out` are 64-byte aligned

@@ -53,7 +53,7 @@ std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& pl
 int rows_a_task(int rows, int all, size_t row_bytes, int tokens, int threads) {
   size_t by_bytes = task_bytes / std::max<size_t>(1, row_bytes * size_t(std::min(tokens, 16)));
   size_t by_share = size_t(all) / size_t(threads * 4);
-  size_t most = std::max<size_t>(tokens > 1 ? 16 : 32, std::min(std::max<size_t>(by_bytes, 64), by_share));
+  size_t most = std::max<size_t>(tokens > 1 ? 16 : 32, std::min(std::max<size_t>(by_bytes, 128), by_share));
   return int((std::min<size_t>(most, size_t(rows)) + 15) / 16 * 16);
 }
 
@@ -71,10 +71,14 @@ void finish(float scale, const float* bias, float* y, int n) {
   for (int r = 0; bias && r < n; r++) y[r] += bias[r];
 }
 
+const uint8_t* rows_of(const Matrices& m, const Group& group, int begin) {
+  return reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert])) + m.row_bytes * size_t(begin);
+}
+
 // Rows [begin, end) of a group's expert times its tokens, which `job` has; row `begin` of token i goes to out[i][0].
 void multiply(const Matrices& m, Job job, const Group& group, int begin, int end, float* const* out) {
-  const uint8_t* weights = reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert]));
-  job.weights = weights + m.row_bytes * size_t(begin);
+  const uint8_t* weights = rows_of(m, group, 0);
+  job.weights = rows_of(m, group, begin);
   job.row_bytes = m.row_bytes;
   job.cols = m.cols;
   job.begin = 0;
@@ -158,9 +162,8 @@ class Pass {
   // Rows of gate and up; whoever ends a slice of the middle rounds it. Neighbouring tasks have different experts, one
   // for each thread, so that a thread mostly stays with one and gathers its tokens once.
   void middle(int i) const {
-    const int side = threads_ * parts_, first = i / side * threads_, among = std::min(threads_, experts() - first);
-    const int e = first + i % side % among, part = i % side / among;
-    const int begin = part * step_, end = std::min(begin + step_, hidden_);
+    const auto [e, begin] = middle_rows(i);
+    const int end = std::min(begin + step_, hidden_);
     const int s = begin / slice, from = s * slice, n = std::min(slice, hidden_ - from);
     const Group& g = groups_[e];
     thread_local Own own;
@@ -168,15 +171,23 @@ class Pass {
     float* ups = middle_ ? middle_ + 2 * (size_t(s) * rows() + g.first) * slice : own.middle.floats(2 * size);
     float* gates = ups + size;
     std::vector<float*> to(size_t(g.count));
-    auto rows_of = [&](float* first) {
+    auto outputs = [&](float* first) {
       for (int t = 0; t < g.count; t++) to[t] = first + size_t(t) * slice + begin - from;
       return to.data();
     };
     gather(own, e);
-    const Job up = given(up_x_, up_eights_, own.up, g);
-    multiply(up_, up, g, begin, end, rows_of(ups));
+    Job job = given(up_x_, up_eights_, own.up, g);
+    const uint8_t* then = nullptr;
+    if (i + threads_ < middle_tasks()) {
+      const auto [after, row] = middle_rows(i + threads_);
+      then = rows_of(up_, groups_[after], row);
+    }
+    job.next = gate_ ? rows_of(*gate_, g, begin) : then;
+    multiply(up_, job, g, begin, end, outputs(ups));
     if (gate_) {
-      multiply(*gate_, other_ ? given(gate_x_, gate_eights_, own.gate, g) : up, g, begin, end, rows_of(gates));
+      if (other_) job = given(gate_x_, gate_eights_, own.gate, g);
+      job.next = then;
+      multiply(*gate_, job, g, begin, end, outputs(gates));
     }
     for (int t = 0; t < g.count; t++) {
       const size_t at = size_t(t) * slice + begin - from;
@@ -188,9 +199,11 @@ class Pass {
     unready_[e].fetch_sub(1, std::memory_order_release);
   }
 
-  void down(int e, int begin, int end, float* const* out) const {
+  // `after`: the expert of which this thread probably takes rows afterwards, from row `row`, if there is one.
+  void down(int e, int begin, int end, float* const* out, int after, int row) const {
     wait_for(unready_[e]);
     Job job{};
+    job.next = after < experts() ? rows_of(down_, groups_[after], row) : nullptr;
     down_x_.fill(job, groups_[e].number, groups_[e].first, groups_[e].count);
     multiply(down_, job, groups_[e], begin, end, out);
   }
@@ -211,6 +224,11 @@ class Pass {
     return count;
   }
 
+  // Expert and first row of a task.
+  std::pair<int, int> middle_rows(int i) const {
+    const int side = threads_ * parts_, first = i / side * threads_, among = std::min(threads_, experts() - first);
+    return {first + i % side % among, i % side / among * step_};
+  }
   void gather(Own& own, int e) const {
     const Group& g = groups_[e];
     if (g.count == 1 || (own.pass == number_ && own.expert == e)) return;
@@ -304,13 +322,18 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
     for (const auto& p : panels)
       if (p) parallel(p->pieces(tokens), threads, [&](int i) { p->put_side_by_side(i, 0, 0, tokens); });
   }
+  auto matrix_of = [&](int task) { return int(std::upper_bound(begins.begin(), begins.end(), task) - begins.begin()) - 1; };
+  auto rows_of = [&](int task) -> const uint8_t* {  // where they begin
+    if (task >= begins.back()) return nullptr;
+    const int p = matrix_of(task);
+    return products[p].weights + products[p].row_bytes * size_t((task - begins[p]) * steps[p]);
+  };
   parallel(begins.back(), threads, [&](int i) {
-    int p = 0;
-    while (i >= begins[p + 1]) p++;
+    const int p = matrix_of(i);
     const Product& m = products[p];
     const int begin = (i - begins[p]) * steps[p], end = std::min(m.rows, begin + steps[p]);
     Job job{m.weights, m.row_bytes, cols, begin, end, nullptr, 0, 0, 0, &to[size_t(p) * tokens],
-            m.weights + m.row_bytes * size_t(m.rows)};
+            m.weights + m.row_bytes * size_t(m.rows), rows_of(i + threads)};
     panels[int(m.format->rounding)]->fill(job, 0, 0, tokens);
     job.past = past_caches(m, tokens);
     m.format->rows(job);
@@ -359,7 +382,8 @@ void expert_rows(const Level& level, const Matrices* gate, const Matrices& up, c
     const int begin = i % parts * step;
     std::vector<float*> to(size_t(g.count));
     for (int t = 0; t < g.count; t++) to[t] = out + size_t(pass.place(g.first + t)) * width + begin;
-    pass.down(i / parts, begin, std::min(begin + step, width), to.data());
+    const int then = i + threads;
+    pass.down(i / parts, begin, std::min(begin + step, width), to.data(), then / parts, then % parts * step);
   });
 }
 
@@ -384,7 +408,7 @@ void expert_mlp(const Level& level, const Matrices* gate, const Matrices& up, co
     for (int i = 0; i < pass.experts(); i++) {
       const int e = pass.numbered(i);
       const Group& g = pass.group(e);
-      pass.down(e, from, from + n, to);
+      pass.down(e, from, from + n, to, i + 1 < pass.experts() ? pass.numbered(i + 1) : pass.experts(), from);
       for (int t = 0; t < g.count; t++) {
         const int place = pass.place(g.first + t);
         level.add(sums + size_t(place / k) * band, weights[place], to[t], n);

@@ -22,6 +22,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
 #include "nvfp4_256.h"
 #include "stream.h"
 #include "stream256.h"
+#include "ahead.h"
 #include "tile256.h"
 #include "plain.h"
 #include "table.h"

@@ -34,6 +34,7 @@ struct alignas(64) Tile {
 #else
 #include "products_neon.h"
 #endif
+#include "ahead.h"
 #include "tile_neon.h"
 #include "plain.h"
 #include "table.h"

@@ -7,19 +7,6 @@ struct Tile {
   __m512 d[8], m[8];  // by place; of NVFP4 the scales of the first 16 and of the last
 };
 
-// Bytes that come next, asked for `step` at a time: many at once wait for each other.
-struct Ahead {
-  const uint8_t *at, *end;
-  int step;
-
-  void ask() {
-    for (const uint8_t* stop = step < end - at ? at + step : end; at < stop; at += 64) _mm_prefetch(at, _MM_HINT_T1);
-  }
-  void ask_for_all() {
-    for (; at < end; at += 64) _mm_prefetch(at, _MM_HINT_T1);
-  }
-};
-
 // Types whose sums of 16 mostly fit in words (`wide_by_twos`), and the largest of their codes without bias.
 template <class F>
 constexpr int largest = __is_same(F, Q6_K) ? 32 : __is_same(F, Q3_K) ? 4 : __is_same(F, Q2_K) ? 3 : 0;

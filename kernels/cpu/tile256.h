@@ -229,13 +229,16 @@ void quantized_rows(const Job& job) {
       for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
       for (int n = 0; n < chunks; n++) {
         const int blocks = job.cols / 32 - 8 * n < 8 ? job.cols / 32 - 8 * n : 8;
-        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the next strip, as it lies
-        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64)
-          _mm_prefetch((const char*)ahead + i, _MM_HINT_T1);
+        Ahead ahead(job, r, strips, size_t(n) * 16 * size, 16 * size, tokens / 4 + 2);
+        ahead.ask();
         if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
         else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, blocks, unpacked, tile);
         int t = 0;
-        for (; t + 4 <= tokens; t += 4) tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+        for (; t + 4 <= tokens; t += 4) {
+          ahead.ask();
+          tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+        }
+        ahead.ask_for_all();
         last_tokens<F, 3>(tile, &job.at(from + t, n), met.at(t, n), acc + t, tokens - t);
       }
       const int done = (r - job.begin) / 16 % strips_at_once + 1;

@@ -168,8 +168,7 @@ void quantized_rows(const Job& job) {
       asm("" : "+v"(none));  // or `rep stos` is made of it, which is slow to begin
       for (int t = 0; t < tokens; t++) acc[t] = none;
       for (int n = 0; n < chunks; n++) {
-        const uint8_t* next = strip + 16 * job.row_bytes + size_t(n) * 16 * size;  // the strip's, in the order they lie
-        Ahead ahead{next, next + 16 * size < job.stop ? next + 16 * size : job.stop, 16 * size / (tokens / 8 + 2)};
+        Ahead ahead(job, r, strips, size_t(n) * 16 * size, 16 * size, tokens / 8 + 2);
         ahead.ask();
         const int left = job.cols - 256 * n;
         if constexpr (by_winograd<F>)

@@ -175,12 +175,15 @@ void quantized_rows(const Job& job) {
       __builtin_memset(acc, 0, sizeof acc[0] * size_t(tokens + 4));
       for (int n = 0; n < chunks; n++) {
         constexpr int size = 256 / F::block * F::bytes;
-        // the next strip, in the order it lies
-        const uint8_t* ahead = strip + 16 * job.row_bytes + size_t(n) * 16 * size;
-        for (int i = 0; i < 16 * size && ahead + i < job.stop; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        Ahead ahead(job, r, strips, size_t(n) * 16 * size, 16 * size, tokens / 4 + 2);
+        ahead.ask();
         pack<F>(strip, job.row_bytes, n, job.cols, tile);
         int t = 0;  // the last tokens are computed with what lies behind them
-        for (; t + (in_fours ? 0 : 1) < tokens; t += 4) tile_tokens<F, 4>(tile, x.at(job, from + t, t, n), acc + t);
+        for (; t + (in_fours ? 0 : 1) < tokens; t += 4) {
+          ahead.ask();
+          tile_tokens<F, 4>(tile, x.at(job, from + t, t, n), acc + t);
+        }
+        ahead.ask_for_all();
         if constexpr (!in_fours)
           if (t < tokens) tile_tokens<F, 1>(tile, x.at(job, from + t, t, n), acc + t);
       }
