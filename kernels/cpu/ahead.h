@@ -4,7 +4,7 @@
 class Ahead {
  public:
   // `bytes` from byte `from` of the strip behind row `r` of a job whose whole strips end at `strips`.
-  Ahead(const Job& job, int r, int strips, size_t from, int bytes, int parts) : step_(bytes / parts) {
+  Ahead(const Job& job, int r, int strips, size_t from, int bytes, int parts) : step_((bytes / parts + 63) / 64 * 64) {
     const uint8_t* strip = r + 16 < strips ? job.weights + size_t(r + 16) * job.row_bytes : job.next;
     left_ = strip ? bytes : 0;
     at_ = strip ? strip + from : nullptr;

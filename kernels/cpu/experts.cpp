@@ -322,7 +322,9 @@ void matmul(const Level& level, const Product* products, int count, int cols, co
     for (const auto& p : panels)
       if (p) parallel(p->pieces(tokens), threads, [&](int i) { p->put_side_by_side(i, 0, 0, tokens); });
   }
-  auto matrix_of = [&](int task) { return int(std::upper_bound(begins.begin(), begins.end(), task) - begins.begin()) - 1; };
+  auto matrix_of = [&](int task) {
+    return int(std::upper_bound(begins.begin(), begins.end(), task) - begins.begin()) - 1;
+  };
   auto rows_of = [&](int task) -> const uint8_t* {  // where they begin
     if (task >= begins.back()) return nullptr;
     const int p = matrix_of(task);

@@ -13,8 +13,8 @@ inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 #pragma GCC unroll 32
   for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 2048 + i, _MM_HINT_NTA);
 }
-// One line a step of the page behind this one, from its first on, into the second level: a prefetcher stays within 4 KB,
-// and would find each page only once its first lines have been waited for.
+// One line a step of the page behind this one, from its first on, into the second level: a prefetcher stays within
+// 4 KB, and would find each page only once its first lines have been waited for.
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_next_page(const uint8_t* s) {
   const uintptr_t at = uintptr_t(s), line = (at & 4095) >> (SIZE < 1024 ? 3 : 4) & ~uintptr_t(63);
