@@ -65,7 +65,7 @@ struct Job {
   int tokens;
   float* const* out;
   const uint8_t* stop;  // the end of the matrix
-  const uint8_t* next = nullptr;  // the rows of the same type that this thread probably takes afterwards
+  const uint8_t* next = nullptr;  // rows that this thread probably takes afterwards, if known
   const char* eights = nullptr;  // if not null, the tokens of each block once more: Eights, then their Fars
   size_t eights_stride = 0;      // bytes from 256 elements to the next
   bool past = false;  // results are written past the caches where the level can; rows of `out` are 64-byte aligned

@@ -48,8 +48,8 @@ std::vector<Group> by_expert(const int32_t* ids, int count, std::vector<int>& pl
   return groups;
 }
 
-// Rows of a matrix that a task takes: enough bytes to read well, few enough that every thread has several of the `all`
-// rows that there are; whole tiles of 16.
+// Rows of a matrix that a task takes: enough bytes to read well, and several tiles, of which only the first may come
+// unasked; few enough that every thread has several of the `all` rows that there are; whole tiles of 16.
 int rows_a_task(int rows, int all, size_t row_bytes, int tokens, int threads) {
   size_t by_bytes = task_bytes / std::max<size_t>(1, row_bytes * size_t(std::min(tokens, 16)));
   size_t by_share = size_t(all) / size_t(threads * 4);
@@ -71,6 +71,7 @@ void finish(float scale, const float* bias, float* y, int n) {
   for (int r = 0; bias && r < n; r++) y[r] += bias[r];
 }
 
+// Where the rows of a group's expert lie from row `begin` on.
 const uint8_t* rows_of(const Matrices& m, const Group& group, int begin) {
   return reinterpret_cast<const uint8_t*>(static_cast<intptr_t>(m.address[group.expert])) + m.row_bytes * size_t(begin);
 }
@@ -364,6 +365,8 @@ void matmul_by_head(const Level& level, const Product* heads, int count, int col
     const Product& m = heads[h];
     Job job{m.weights, m.row_bytes, cols, begin, std::min(m.rows, begin + step), nullptr, 0, 0, 0,
             &to[size_t(h) * tokens], m.weights + m.row_bytes * size_t(m.rows)};
+    const int then = i + threads;
+    if (then < count * parts) job.next = heads[then / parts].weights + m.row_bytes * size_t(then % parts * step);
     panels.fill(job, h, h * tokens, tokens);
     m.format->rows(job);
   });
