@@ -56,7 +56,7 @@ def supported(format_name: str) -> bool:
 
 @cache
 def levels() -> list[str]:
-    """The levels that this machine can run, slowest first: "portable", "avx2", "avx512"; "portable", "neon" on ARM."""
+    """What this machine can run, slowest first: "portable", "avx2", "avx512", "amx"; "portable", "neon" on ARM."""
     return list(_cpu.levels())
 
 

@@ -21,6 +21,8 @@ inline Sixteen zeros() { return {_mm512_setzero_ps()}; }
 inline Sixteen sixteen(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
+constexpr int zero_code = 128;  // of signed codes in a tile, since `vpdpbusd` wants them unsigned
+
 #include "scales.h"
 #include "codes512.h"
 #include "grids512.h"
@@ -32,6 +34,8 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) { ret
 #include "stream.h"
 #include "stream512.h"
 #include "winograd512.h"
+#include "floats512.h"
+#include "strips512.h"
 #include "tile512.h"
 #include "plain.h"
 #include "table.h"

@@ -112,6 +112,7 @@ const Level& portable();
 const Level& avx2();
 const Level& avxvnni();
 const Level& avx512();
+const Level& amx();
 const Level& neon();
 const Level& neon_i8mm();
 

@@ -99,7 +99,7 @@ int main(int count, char** arguments) {
     const Format& plain = portable().formats[f];
     uint32_t hash = 2166136261u;
     for (int cols : {512, plain.block == 256 ? 768 : plain.block == 64 ? 320 : 352})
-      for (int tokens : {1, 3, 17}) {
+      for (int tokens : {1, 3, 41}) {
         const int rows = tokens == 3 ? 16 : 19;  // a whole strip, and one with rows behind it
         const size_t row_bytes = size_t(cols / plain.block) * size_t(plain.bytes);
         std::vector<uint8_t> bytes = weights(plain, rows * row_bytes);

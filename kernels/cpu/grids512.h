@@ -28,7 +28,7 @@ template <int POINTS, int SIZE, int UNIT = 1>
 struct Points {
   static constexpr int bits = SIZE == 8 ? 2 : 3, codes = 1 << bits, lanes = SIZE / 2;  // codes a byte
   __m512i plane[2][POINTS / 64];
-  __m512i values;    // 128 + the value of the code in the lowest bits of an index
+  __m512i values;    // of the code in the lowest bits of an index, in a tile
   __m512i value[3];  // UNIT times the value of the code above none, one or two others
 
   explicit Points(const uint8_t* grid) {
@@ -41,7 +41,7 @@ struct Points {
         code[v] = uint8_t(n++);
       }
     for (int i = 0; i < 64; i++) {
-      table[3][i] = uint8_t(128 + number[i % codes]);
+      table[3][i] = uint8_t(zero_code + number[i % codes]);
       for (int k = 0; k < 3; k++) table[k][i] = uint8_t(UNIT * number[(i >> (k * bits)) % codes]);
     }
     for (int i = 0; i < POINTS * SIZE; i++)

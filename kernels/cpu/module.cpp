@@ -33,6 +33,9 @@ const Level* const all_levels[] = {
     &avxvnni(),
 #endif
     &avx512(),
+#if defined(GMOE_AMX)
+    &amx(),
+#endif
 };
 #elif defined(__aarch64__)
 const Level* const all_levels[] = {

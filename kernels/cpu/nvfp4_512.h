@@ -83,7 +83,7 @@ struct SumsOf16 {
 
 // As `pack_bytes`: of a tile whose rows have so many elements left, 64 at a time.
 inline void pack_sixteens(NVFP4, const uint8_t* s, size_t row_bytes, int left, Tile& tile) {
-  const __m512i table = _mm512_add_epi8(table16(fp4_values), byte64(128 - NVFP4::bias));
+  const __m512i table = _mm512_add_epi8(table16(fp4_values), byte64(zero_code - NVFP4::bias));
   for (int m = 0; m < 4; m++, s += NVFP4::bytes) {
     if (64 * m >= left) {
       for (int k = 0; k < 2; k++) tile.d[m + 4 * k] = tile.m[m + 4 * k] = _mm512_setzero_ps();

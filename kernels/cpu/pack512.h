@@ -1,7 +1,7 @@
 // 16 rows x 256 weights as lanes = rows: how each layout gets there.
 
 struct Tile {
-  __m512i q[64];      // four neighbouring codes of 16 rows; biased ones are moved to a bias of 128
+  __m512i q[64];      // four neighbouring codes of 16 rows; biased ones are moved so that nothing is `zero_code`
   __m512i scale[16];  // of each group, or of each pair; `by_twos`: words of two neighbouring groups
   __m512i low[8];     // int16 of two neighbouring groups or pairs
   __m512 d[8], m[8];  // by place; of NVFP4 the scales of the first 16 and of the last
@@ -13,6 +13,8 @@ constexpr int largest = __is_same(F, Q6_K) ? 32 : __is_same(F, Q3_K) ? 4 : __is_
 template <class F>
 constexpr bool by_twos = largest<F> > 0;
 constexpr __mmask32 odd_words = 0xaaaaaaaa;
+
+inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
 
 // The 32-bit columns of four rows, in each 16-byte lane.
 inline void transpose4(const __m512i* v, __m512i* to) {
@@ -121,7 +123,7 @@ inline void pack_bytes(Q5_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
 }
 
 inline void pack_bytes(Q6_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  const __m512i m = byte64(0x30), bias = byte64(128 - Q6_K::bias);
+  const __m512i m = byte64(0x30), bias = byte64(zero_code - Q6_K::bias);
   for (int h = 0; h < 2; h++) {  // 64 bytes of four bits and 32 of four times two are 128 codes
     __m512i up[8];
     for (int i = 0; i < 2; i++) columns4((const char*)s + 128 + 32 * h + 16 * i, row_bytes, up + 4 * i);
@@ -148,7 +150,7 @@ inline void pack_bytes(Q6_K, const uint8_t* s, size_t row_bytes, Tile& tile) {
 }
 
 inline void pack_bytes(IQ4_XS, const uint8_t* s, size_t row_bytes, Tile& tile) {
-  const __m512i table = table16(iq4_values);
+  const __m512i table = _mm512_add_epi8(table16(iq4_values), byte64(zero_code - IQ4_XS::bias));
   __m512i head[4];
   columns4((const char*)s, row_bytes, head);
   __m512i high = _mm512_srli_epi32(head[0], 16);
@@ -302,10 +304,10 @@ void pack_wide(const uint8_t* s, size_t row_bytes, Unpacked& u, Tile& tile) {
     F::codes(s, q);
     for (int k = 0; k < 4; k++) {
       if constexpr (F::signs) {
-        const __m512i biased = _mm512_add_epi8(q[k], byte64(128));
-        q[k] = _mm512_mask_sub_epi8(biased, F::negative(s, k), byte64(128), q[k]);
+        const __m512i above = _mm512_add_epi8(q[k], byte64(zero_code));
+        q[k] = _mm512_mask_sub_epi8(above, F::negative(s, k), byte64(zero_code), q[k]);
       } else if (F::bias) {
-        q[k] = _mm512_add_epi8(q[k], byte64(128 - F::bias));
+        q[k] = _mm512_add_epi8(q[k], byte64(zero_code - F::bias));
       }
       _mm512_store_si512(u.q[r] + 64 * k, q[k]);
     }
@@ -339,7 +341,7 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
     for (int i = 0; i < 2 * blocks; i++) {
       __m512i* q = tile.q + 4 * i;
       columns4((const char*)s + i / 2 * F::bytes + 2 + i % 2 * 16, row_bytes, q);
-      for (int k = 0; k < 4; k++) q[k] = _mm512_xor_si512(q[k], byte64(128));
+      for (int k = 0; k < 4; k++) q[k] = _mm512_add_epi8(q[k], byte64(zero_code));
     }
   for (int r = 0; r < 16; r++, s += row_bytes) {
     const uint8_t* from = s;
@@ -352,7 +354,7 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
       __m512i q[4];
       F::codes(from, q);
       for (int k = 0; k < 4; k++)
-        _mm512_store_si512(u.q[r] + 64 * k, F::bias ? _mm512_add_epi8(q[k], byte64(128 - F::bias)) : q[k]);
+        _mm512_store_si512(u.q[r] + 64 * k, F::bias ? _mm512_add_epi8(q[k], byte64(zero_code - F::bias)) : q[k]);
     }
     _mm256_store_si256((__m256i*)u.scale[r], F::d(from));
     if (F::lows) _mm256_store_si256((__m256i*)u.low[r], F::m(from));
@@ -370,4 +372,13 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
   };
   floats(u.scale[0], tile.d);
   if (F::lows) floats(u.low[0], tile.m);
+}
+
+// The 256 weights of 16 rows at `s`, of which `left` are inside their rows; `unpacked` is room.
+template <class F>
+inline void pack(const uint8_t* s, size_t row_bytes, int left, Unpacked& unpacked, Tile& tile) {
+  if constexpr (by_bytes<F>) pack_bytes(F(), s, row_bytes, tile);
+  else if constexpr (F::wide) pack_wide<F>(s, row_bytes, unpacked, tile);
+  else if constexpr (!F::pairs) pack_sixteens(F(), s, row_bytes, left, tile);
+  else pack_narrow<F>(s, row_bytes, left < 256 ? left / 32 : 8, unpacked, tile);
 }

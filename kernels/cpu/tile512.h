@@ -11,24 +11,6 @@ inline __attribute__((always_inline)) void dots(const Tile& tile, const Activati
   }
 }
 
-// The floats of a block, behind its sums.
-template <class F, int T>
-inline void add_block(const Tile& tile, const Activation* a, const __m512i* total, __m512* acc) {
-  __m512i low[T];
-  for (int u = 0; u < T; u++) low[u] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int i = 0; i < (F::pairs ? 4 : 8) * F::lows; i++)
-#pragma GCC unroll 8
-    for (int u = 0; u < T; u++)
-      low[u] = _mm512_dpwssd_epi32(low[u], tile.low[i], word(F::pairs ? a[u].sum32 + 2 * i : a[u].sum16 + 2 * i));
-#pragma GCC unroll 8
-  for (int u = 0; u < T; u++) {
-    __m512 value = _mm512_mul_ps(tile.d[0], _mm512_cvtepi32_ps(total[u]));
-    if (F::lows) value = _mm512_fnmadd_ps(tile.m[0], _mm512_cvtepi32_ps(low[u]), value);
-    acc[u] = _mm512_fmadd_ps(_mm512_set1_ps(a[u].d[0]), value, acc[u]);
-  }
-}
-
 template <class F, int T>
 __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, __m512* acc) {
   constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
@@ -111,23 +93,7 @@ inline __attribute__((always_inline)) void block_values(const Tile& tile, const 
 
 template <class F, int T>
 __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, __m512* acc) {
-  __m512 half[2][T];
-  for (int h = 0; h < 2; h++) {    // q[h] + q[h + 2]
-    for (int k = 0; k < 2; k++) {  // q[h + 2 k]
-      __m512 q[T];
-      for (int odd = 0; odd < 2; odd++) {
-        const int at = h + 2 * k + 4 * odd;
-        __m512 v[T];
-        block_values<F, T>(tile, a, 2 * (h + 2 * k) + odd, at, v);
-        for (int u = 0; u < T; u++) {
-          const __m512 d = _mm512_set1_ps(a[u].d[at]);
-          q[u] = odd ? _mm512_fmadd_ps(d, v[u], q[u]) : _mm512_mul_ps(d, v[u]);
-        }
-      }
-      for (int u = 0; u < T; u++) half[h][u] = k ? _mm512_add_ps(half[h][u], q[u]) : q[u];
-    }
-  }
-  for (int u = 0; u < T; u++) acc[u] = _mm512_add_ps(acc[u], _mm512_add_ps(half[0][u], half[1][u]));
+  add_narrow<T>(a->d, sizeof(Activation) / sizeof(float), acc, [&](int j, int at, __m512* v) { block_values<F, T>(tile, a, j, at, v); });
 }
 
 template <class F, int T>
@@ -149,52 +115,24 @@ inline void last_tokens(const Tile& tile, const Activation* a, __m512* acc, int 
   else if constexpr (T > 1) last_tokens<F, T - 1>(tile, a, acc, count);
 }
 
-constexpr int tokens_at_once = 128, strips_at_once = 4;
-
 template <class F>
 void quantized_rows(const Job& job) {
   if (job.tokens == 1) return stream<F>(job, 0, job.begin, job.end);
-  const int chunks = (job.cols + 255) / 256, strips = job.begin + (job.end - job.begin) / 16 * 16;
-  constexpr int size = 256 / F::block * F::bytes;
   Unpacked unpacked;
   Tile tile;
-  __m512 sums[strips_at_once][tokens_at_once + 4];
-  for (int from = 0; from < job.tokens; from += tokens_at_once) {
-    const int tokens = job.tokens - from < tokens_at_once ? job.tokens - from : tokens_at_once;
-    for (int r = job.begin; r < strips; r += 16) {
-      const uint8_t* strip = job.weights + size_t(r) * job.row_bytes;
-      __m512* acc = sums[(r - job.begin) / 16 % strips_at_once];
-      __m512 none = _mm512_setzero_ps();
-      asm("" : "+v"(none));  // or `rep stos` is made of it, which is slow to begin
-      for (int t = 0; t < tokens; t++) acc[t] = none;
-      for (int n = 0; n < chunks; n++) {
-        Ahead ahead(job, r, strips, size_t(n) * 16 * size, 16 * size, tokens / 8 + 2);
-        ahead.ask();
-        const int left = job.cols - 256 * n;
-        if constexpr (by_winograd<F>)
-          if (winograd_rows<F>(job, strip + size_t(n) * size, n, from, tokens, tile, acc, ahead)) continue;
-        if constexpr (by_bytes<F>) pack_bytes(F(), strip + size_t(n) * size, job.row_bytes, tile);
-        else if constexpr (F::wide) pack_wide<F>(strip + size_t(n) * size, job.row_bytes, unpacked, tile);
-        else if constexpr (!F::pairs) pack_sixteens(F(), strip + size_t(n) * size, job.row_bytes, left, tile);
-        else pack_narrow<F>(strip + size_t(n) * size, job.row_bytes, left < 256 ? left / 32 : 8, unpacked, tile);
-        int t = 0;
-        for (; t + 8 <= tokens; t += 8) {
-          ahead.ask();
-          tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
-        }
-        ahead.ask_for_all();
-        last_tokens<F, 7>(tile, &job.at(from + t, n), acc + t, tokens - t);
-      }
-      const int done = (r - job.begin) / 16 % strips_at_once + 1;
-      if (done < strips_at_once && r + 16 < strips) continue;
-      for (int t = 0; t < tokens; t++)  // a token's results together: each token has another page
-        for (int s = 0; s < done; s++) {
-          float* to = job.out[from + t] + r - 16 * (done - 1 - s);
-          if (job.past) _mm512_stream_ps(to, sums[s][t]);
-          else _mm512_storeu_ps(to, sums[s][t]);
-        }
+  auto nothing = [](int, int) {};
+  by_strips<F>(job, nothing, [&](const uint8_t* s, int n, int from, int tokens, __m512* acc, Ahead& ahead) {
+    if constexpr (by_winograd<F>)
+      if (winograd_rows<F>(job, s, n, from, tokens, tile, acc, ahead)) return;
+    pack<F>(s, job.row_bytes, job.cols - 256 * n, unpacked, tile);
+    int t = 0;
+    for (; t + 8 <= tokens; t += 8) {
+      ahead.ask();
+      tile_tokens<F, 8>(tile, &job.at(from + t, n), acc + t);
     }
-    for (int t = 0; t < tokens && strips < job.end; t++) stream<F>(job, from + t, strips, job.end);
-  }
-  if (job.past) _mm_sfence();
+    ahead.ask_for_all();
+    last_tokens<F, 7>(tile, &job.at(from + t, n), acc + t, tokens - t);
+  });
+  for (int t = 0, r = job.begin + (job.end - job.begin) / 16 * 16; t < job.tokens && r < job.end; t++)
+    stream<F>(job, t, r, job.end);
 }

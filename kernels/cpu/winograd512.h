@@ -10,8 +10,6 @@
 // most 12 * 15 * (15 + 128), so sums start from half of that below; what is left for codes and activations is enough
 // for most (`Eight::small`).
 
-inline __m512i word(const void* p) { return _mm512_set1_epi32(load<int32_t>(p)); }
-
 // sum + codes * a of four, 16 times. Compilers load `a` before, and instructions that only load get in the way of those
 // that share the ports behind them: 64 cycles for a token of a tile, not 59.
 inline __m512i add_product(__m512i sum, __m512i codes, const void* a) {
