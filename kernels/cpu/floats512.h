@@ -27,8 +27,8 @@ inline void add_block(const Tile& tile, const Activation* a, const __m512i* tota
   add_wide<F, T>(tile, a->d, stride, F::pairs ? a->sum32 : a->sum16, 2 * stride, total, acc);
 }
 
-// Narrow types: values(j, at, v) gives v[j] of each token, where place(j) == at; d has the tokens' eight scales by place,
-// `stride` floats apart.
+// Narrow types: values(j, at, v) gives v[j] of each token, where place(j) == at; d has the tokens' eight scales by
+// place, `stride` floats apart.
 template <int T, class Values>
 inline __attribute__((always_inline)) void add_narrow(const float* d, size_t stride, __m512* acc, Values values) {
   __m512 half[2][T];

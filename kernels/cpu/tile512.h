@@ -93,7 +93,8 @@ inline __attribute__((always_inline)) void block_values(const Tile& tile, const 
 
 template <class F, int T>
 __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a, __m512* acc) {
-  add_narrow<T>(a->d, sizeof(Activation) / sizeof(float), acc, [&](int j, int at, __m512* v) { block_values<F, T>(tile, a, j, at, v); });
+  auto values = [&](int j, int at, __m512* v) { block_values<F, T>(tile, a, j, at, v); };
+  add_narrow<T>(a->d, sizeof(Activation) / sizeof(float), acc, values);
 }
 
 template <class F, int T>
