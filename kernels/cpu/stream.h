@@ -1,24 +1,27 @@
 // One token and types of blocks of 256: each row's bytes are read once, in order.
 // A level states before this file `sums_of_block<F>`, 8 or 16; `asks<F>`; `put_in_order<F>(q, to)`; and `WideSums<F>`.
 
-// A Zen 4's own prefetcher follows bytes in order better than asking does, unless a block takes so many instructions
-// that the next loads wait behind them; a Xeon's left a third of the bandwidth unused. Beyond the weights' end asking
-// does nothing.
-inline bool falls_behind() {
+// Which lines are asked for ahead of what is read. A Zen 4's own prefetcher follows bytes in order better than asking
+// does, unless a block takes so many instructions that the next loads wait behind them; but it stays within 4 KB, and
+// would find each page only once its first lines have been waited for. A Xeon wants both, and pages that are further
+// away. Beyond the weights' end asking does nothing.
+enum class Asking { pages, lines, both };
+
+inline bool is_intel() {
   static const bool intel = __builtin_cpu_is("intel");
   return intel;
 }
-template <int SIZE>
+
+// What a step of SIZE bytes at `s` asks for: what is read 2 KB later, and one line, from its first on, of a later page.
+template <Asking HOW, int SIZE>
 inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
+  constexpr _mm_hint near = HOW == Asking::both ? _MM_HINT_T0 : _MM_HINT_NTA;
+  constexpr int pages = HOW == Asking::both ? 3 : 1;
 #pragma GCC unroll 32
-  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 2048 + i, _MM_HINT_NTA);
-}
-// One line a step of the page behind this one, from its first on, into the second level: a prefetcher stays within
-// 4 KB, and would find each page only once its first lines have been waited for.
-template <int SIZE>
-inline __attribute__((always_inline)) void ask_next_page(const uint8_t* s) {
+  for (int i = 0; i < SIZE && HOW != Asking::pages; i += 64) _mm_prefetch((const char*)s + 2048 + i, near);
+  if (HOW == Asking::lines) return;
   const uintptr_t at = uintptr_t(s), line = (at & 4095) >> (SIZE < 1024 ? 3 : 4) & ~uintptr_t(63);
-  _mm_prefetch((const char*)((at | 4095) + 1 + line), _MM_HINT_T1);
+  _mm_prefetch((const char*)((at | 4095) + 1 + 4096 * (pages - 1) + line), _MM_HINT_T1);
 }
 // Ask for what a call reads first, while it prepares.
 inline void ask_first(const uint8_t* s) {
@@ -49,7 +52,7 @@ struct Ordered {
   }
 };
 
-template <class F, bool ASK>
+template <class F, Asking HOW>
 void wide_stream(const Job& job, int token, int begin, int end) {
   constexpr int rows_at_once = 4;
   const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
@@ -62,8 +65,7 @@ void wide_stream(const Job& job, int token, int begin, int end) {
     int i = 0, b = 0;
     WideSums<F> sums;  // floats are made in the next step, so that nothing after them waits with them
     for (; i + 4 <= count; i += 4, s += 4 * F::bytes) {
-      if constexpr (ASK) ask_ahead<4 * F::bytes>(s);
-      else ask_next_page<4 * F::bytes>(s);
+      ask_ahead<HOW, 4 * F::bytes>(s);
       WideSums<F> now;
       now.template put<4>(s, met.y + 256 * b, met.sums + sums_of_block<F> * b);
       if (i) _mm_storeu_ps(met.values + i - 4, sums.values());

@@ -1,6 +1,6 @@
 // One token and the other types: four times 256 weights a step.
 
-template <class F, class Sums, class Pair, bool ASK>
+template <class F, class Sums, class Pair, Asking HOW>
 void paired_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 256 / F::block * F::bytes, rows_at_once = 4;
   const int chunks = (job.cols + 255) / 256, whole = job.cols / 256, pairs = chunks % 2 ? chunks : chunks / 2;
@@ -35,8 +35,7 @@ void paired_stream(const Job& job, int token, int begin, int end) {
     auto step = [&](int i) __attribute__((always_inline)) {
       const uint8_t* s[4];
       for (int k = 0; k < 4; k++) s[k] = i + k < count ? next(k) : s[0];
-      if constexpr (ASK) ask_ahead<4 * size>(s[0]);
-      else ask_next_page<4 * size>(s[0]);
+      ask_ahead<HOW, 4 * size>(s[0]);
       one = &pair[p];
       p = p + 1 == pairs ? 0 : p + 1;
       other = &pair[p];
@@ -71,16 +70,16 @@ void paired_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
-template <class F, bool ASK>
+template <class F, Asking HOW>
 inline void stream_asking(const Job& job, int token, int begin, int end) {
-  if constexpr (!F::pairs && !F::wide) paired_stream<F, SumsOf16<F>, Meeting16, ASK>(job, token, begin, end);
-  else if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, ASK>(job, token, begin, end);
-  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements, ASK>(job, token, begin, end);
-  else wide_stream<F, ASK>(job, token, begin, end);
+  if constexpr (!F::pairs && !F::wide) paired_stream<F, SumsOf16<F>, Meeting16, HOW>(job, token, begin, end);
+  else if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, HOW>(job, token, begin, end);
+  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements, HOW>(job, token, begin, end);
+  else wide_stream<F, HOW>(job, token, begin, end);
 }
 
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  if (falls_behind()) stream_asking<F, true>(job, token, begin, end);
-  else stream_asking<F, asks<F>>(job, token, begin, end);
+  if (is_intel()) stream_asking<F, Asking::both>(job, token, begin, end);
+  else stream_asking<F, asks<F> ? Asking::lines : Asking::pages>(job, token, begin, end);
 }
