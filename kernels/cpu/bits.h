@@ -10,10 +10,13 @@ inline T load(const void* p) {
 
 typedef uint64_t EightWords __attribute__((vector_size(64), aligned(1)));
 
-[[maybe_unused]] uint64_t read_words(const uint8_t* p, size_t size) {
+// The sum of some bytes' words: the least that a product could do with them. ask(p) comes before 256 of them are read.
+template <class Ask>
+inline uint64_t read_words(const uint8_t* p, size_t size, Ask ask) {
   const uint8_t* end = p + size;
   EightWords a = {}, b = {}, c = {}, d = {};
   for (; p + 256 <= end; p += 256) {
+    ask(p);
     const EightWords* words = reinterpret_cast<const EightWords*>(p);
     a += words[0];
     b += words[1];

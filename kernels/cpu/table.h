@@ -38,7 +38,14 @@ const Format formats[] = {
     quantized<IQ3_S>("IQ3_S"),
 };
 
+[[maybe_unused]] uint64_t read_all(const uint8_t* p, size_t size) {
+#if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
+  if (is_intel()) return read_words(p, size, ask_ahead<Asking::both, 256>);
+#endif
+  return read_words(p, size, [](const uint8_t*) {});
+}
+
 inline Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
   return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows,
-          add_row, read_words, side_by_side};
+          add_row, read_all, side_by_side};
 }
