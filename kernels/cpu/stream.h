@@ -25,7 +25,10 @@ inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 }
 // Ask for what a call reads first, while it prepares.
 inline void ask_first(const uint8_t* s) {
-  for (int i = 0; i < 2048; i += 64) _mm_prefetch((const char*)s + i, _MM_HINT_NTA);
+  const bool intel = is_intel();
+  for (int i = 0; i < 2048; i += 64)
+    if (intel) _mm_prefetch((const char*)s + i, _MM_HINT_T0);
+    else _mm_prefetch((const char*)s + i, _MM_HINT_NTA);
 }
 
 // A token's activations in the order of codes in registers, the first three blocks once more behind the last, so that
