@@ -2,9 +2,9 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <type_traits>
 #include <initializer_list>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "block.h"
@@ -14,6 +14,7 @@ namespace gmoe {
 namespace {
 
 #include "bits.h"
+
 constexpr int zero_code = 0;  // of signed codes in a tile
 
 #include "scales.h"

@@ -70,7 +70,7 @@ inline void make_planes(const Tile& tile, Planes& to) {
 template <class F>
 class Rest {
  public:
-  static constexpr int scales = F::wide ? 1 : 8;                     // of a token; eight by place
+  static constexpr int scales = F::wide ? 1 : 8;  // of a token; eight by place
   static constexpr int sums = !F::lows ? 0 : F::pairs ? 8 : 16;  // of each 32 or 16 elements
 
   Rest(const Job& job, int from, int tokens) {
@@ -171,7 +171,7 @@ void wide_groups(const Tile& tile, const Planes& planes, const Activation* a, co
   Pending<PlaneSums> pending;
   auto floats = [&](auto count, const PlaneSums& from, int at, int t) {
     constexpr int T = decltype(count)::value;
-__m512i total[T];
+    __m512i total[T];
 #pragma GCC unroll 4
     for (int u = 0; u < T; u++) {
       total[u] = from.of[0][at + u];
@@ -179,11 +179,12 @@ __m512i total[T];
     }
     add_wide<F, T>(tile, rest.scale(n, t), 1, rest.sum(n, t), Rest<F>::sums, total, acc + t);
   };
-  auto between = [&] { pending.advance(8, floats); };
+  auto between = [&] {
+    ahead.ask();
+    pending.advance(8, floats);
+  };
   for (int g = 0; g < groups.count; g += 2) {
     PlaneSums& to = sums[g / 2 % 2];
-    ahead.ask();
-    ahead.ask();
     const int first = groups.first(g), two = g + 1 < groups.count;
     if (two) plane_products<F, true>(planes, a + first, groups.first(g + 1) - first, to, between);
     else plane_products<F, false>(planes, a + first, 0, to, between);
@@ -223,9 +224,9 @@ void narrow_groups(const Tile& tile, const Activation* a, const Rest<F>& rest, i
   for (int g = 0; g < groups.count; g++) {
     const int first = groups.first(g);
     BlockSums& to = sums[g % 2];
-    ahead.ask();
 #pragma GCC unroll 1
     for (int j = 0; j < 8; j += 4) {
+      ahead.ask();
       block_product<F, 0, 0>(tile, a + first, j, to);
       block_product<F, 1, 1>(tile, a + first, j + 1, to);
       pending.advance(4, floats);
@@ -239,7 +240,7 @@ void narrow_groups(const Tile& tile, const Activation* a, const Rest<F>& rest, i
   pending.advance(16, floats);
 }
 
-constexpr int least_tokens = 16;  // below, VNNI is as fast
+constexpr int least_tokens = 16;  // of a matrix: with fewer VNNI is faster
 
 template <class F>
 void tiled_rows(const Job& job) {
