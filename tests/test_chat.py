@@ -163,7 +163,7 @@ def test_what_templates_do_is_done() -> None:
     ],
 )
 def test_a_bad_template_is_refused_in_one_sentence(source: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5 if "longer" in words else 30)  # where time is not what it is about
     with pytest.raises(TemplateError, match=words) as refusal:
         rendered(source)
     assert str(refusal.value).startswith("toy: ") and "\n" not in str(refusal.value)
