@@ -1,5 +1,7 @@
 """No test writes into the user's folder; a fake card for those that want one."""
 
+import os
+
 import pytest
 
 
@@ -10,6 +12,15 @@ def own_home(tmp_path_factory):
         patch.setattr("gmoe.experts.device_auto.usable", lambda: False)
         patch.setenv("GMOE_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter():
+    """Where the modules of tests chose Triton's interpreter, it is a fast one."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.interpreter import patch_once
+
+        patch_once()
 
 
 @pytest.fixture

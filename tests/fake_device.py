@@ -479,7 +479,15 @@ class FakeDevice:
 
 def interpreted(choices: Choices = SHIPPED) -> Any:
     """Triton's kernels in its interpreter, launched on the bytes of tensors of the fake device."""
+    from gmoe.kernels.triton.matmul import Launch
     from triton.runtime import interpreter
+
+    class Wide(Choices):
+        """A program takes many rows of W, since the interpreter's time is that of its programs; the sums are the same."""
+
+        def of(self, key: str, shipped: Any) -> Any:
+            found = super().of(key, shipped)
+            return found._replace(n=max(found.n, 128)) if isinstance(found, Launch) else found
 
     launch = interpreter.GridExecutor.__call__
     if launch.__name__ != "on_fake":
@@ -489,7 +497,7 @@ def interpreted(choices: Choices = SHIPPED) -> Any:
                 launch(self, *map(inner, args), **{name: inner(value) for name, value in kwargs.items()})
 
         interpreter.GridExecutor.__call__ = on_fake
-    return import_module("gmoe.kernels.triton.kernels").Kernels(choices)
+    return import_module("gmoe.kernels.triton.kernels").Kernels(Wide(choices.found))
 
 
 _library = _setup()
