@@ -14,8 +14,9 @@ def pairwise(choices: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[s
     rows = []
     while open_pairs:
         best: tuple[int, dict[str, Any]] = (-1, {})
+        some = sorted(open_pairs, key=str)[:50]
         for _ in range(20):
-            (a, x), (b, y) = rng.choice(sorted(open_pairs, key=str)[:50])
+            (a, x), (b, y) = rng.choice(some)
             row = {a: x, b: y}
             for name in rng.sample([n for n in names if n not in row], len(names) - 2):
                 row[name] = max(
