@@ -17,10 +17,13 @@ def own_home(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def interpreter():
     """Where the modules of tests chose Triton's interpreter, it is a fast one."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from tests.interpreter import patch_once
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from tests.interpreter import patched_once
 
-        patch_once()
+    with patched_once():
+        yield
 
 
 @pytest.fixture

@@ -483,7 +483,7 @@ def interpreted(choices: Choices = SHIPPED) -> Any:
     from triton.runtime import interpreter
 
     class Wide(Choices):
-        """A program takes many rows of W, since the interpreter's time is that of its programs; the sums are the same."""
+        """A program takes many rows of W: the interpreter's time is that of its programs. The sums are the same."""
 
         def of(self, key: str, shipped: Any) -> Any:
             found = super().of(key, shipped)

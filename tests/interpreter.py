@@ -1,27 +1,31 @@
 """Triton's interpreter without what it repeats: it puts its own functions into the language once, not in every call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 
 class _Kept:
-    """The language stays as it is interpreted."""
+    """Nothing is taken out of the language behind a call."""
 
     def restore(self) -> None:
         pass
 
 
-def patch_once() -> None:
-    """For the whole process. A Triton that does this elsewhere is left as it is."""
+@contextmanager
+def patched_once() -> Iterator[None]:
+    """A Triton that does this elsewhere, or does not undo it, is left as it is."""
     import triton.language as tl
     from triton.runtime import interpreter
 
-    patch, kept = getattr(interpreter, "_patch_lang", None), _Kept()
-    if patch is None or patch.__name__ == "known":
+    patch = getattr(interpreter, "_patch_lang", None)
+    scope = patch and patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # modules that kernels may see
+    if scope is None:
+        yield
         return
-    patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # the modules that kernels may see
-
-    def known(fn: Any) -> _Kept:
-        return kept
-
-    interpreter._patch_lang = known
+    interpreter._patch_lang = lambda fn: _Kept()
+    try:
+        yield
+    finally:
+        interpreter._patch_lang = patch
+        scope.restore()

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,18 @@ CHANGING = ("residual_norm",)  # where an argument's memory takes the result
 LENGTHS = (1, 2, 5, 17, 65, 130)
 
 
+@cache
+def signature(kernel: Any) -> dict[str, str]:
+    """The parameters of a kernel, as they are written."""
+    return {name: str(parameter) for name, parameter in inspect.signature(kernel).parameters.items()}
+
+
 def variant(kernel: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """What a launch is compiled for: types, which whole numbers are 1 or divide by 16, which pointers do, constants."""
-    names = list(inspect.signature(kernel.fn).parameters)
+    parameters = signature(kernel.fn)
     free, key = kernel.kwargs.get("do_not_specialize") or (), list[Any]()
-    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        constant = "constexpr" in str(inspect.signature(kernel.fn).parameters.get(name, "constexpr"))
+    for name, value in [*zip(parameters, args, strict=False), *kwargs.items()]:
+        constant = "constexpr" in parameters.get(name, "constexpr")
         if isinstance(value, Tensor):
             key.append((name, value.dtype, inner(value).data_ptr() % 16 == 0))
         elif constant or isinstance(value, bool) or not isinstance(value, int):

@@ -180,15 +180,15 @@ def test_products_tile_after_tile_give_the_same_bits(tokens: int, parts: int) ->
 @pytest.mark.parametrize("tokens", [1, 2, 20])
 @pytest.mark.parametrize("activation", ["reglu", "relu2"])
 def test_one_program_after_another_gives_the_same_bits(activation: str, tokens: int) -> None:
-    bank = bank_of(5, 288, 96, ("Q8_0", "Q8_0", "F16"), True)
+    bank = bank_of(5, 96, 96, ("Q8_0", "Q8_0", "F16"), True)
     bank = replace(bank, gate=None) if activation == "relu2" else bank
     rng = torch.Generator().manual_seed(tokens)
-    x = torch.randn(tokens, 288, generator=rng).to(DEVICE)
+    x = torch.randn(tokens, 96, generator=rng).to(DEVICE)
     slots = torch.stack([torch.randperm(5, generator=rng)[:3] for _ in range(tokens)]).int().to(DEVICE)
     slots[0, 1] = -1
     results = []
     for persistent in (0, 1, 2):
-        out = torch.full((tokens, 3, 288), 7.0, device=DEVICE)
+        out = torch.full((tokens, 3, 96), 7.0, device=DEVICE)
         how = [Launch(32, 1, 4, 1, n) for n in (persistent, persistent and 3 - persistent)]
         expert_rows(x, slots, slots.clamp(min=0), bank, activation, out, how=(how[0], how[1]))
         results.append(out.cpu())

@@ -1,6 +1,7 @@
 """Triton's attention, norm, rotation and store against the reference: compiled where there is a card."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from gmoe.kernels.triton import step
 from gmoe.kernels.triton.activation import ACTIVATIONS, activate
 from gmoe.kernels.triton.attention import Tiles, attention, tiles, widths
 
+from tests.pairs import pairwise
 from tests.test_step_cpu import random, scene
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = ["f32", "f16", "bf16", "q8_0"]
 MASKS = [Mask("causal"), Mask("sliding", 50), Mask("chunked", 70)]
+ROWS = [((530, 1, 40), (1, 1, 1)), ((270, 40), (6, 2)), ((90, 33), (20, 3))]  # a sequence's keys, and its new ones
 PARTS = ("keys", "values", "key_scales", "value_scales")
 
 
@@ -46,13 +49,9 @@ def both(
         assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("lengths", "new"), [([530, 1, 40], [1, 1, 1]), ([270, 40], [6, 2]), ([90, 33], [20, 3])], ids=str
-)
-def test_attention_over_every_cache(kind: KvType, mask: Mask, lengths: list[int], new: list[int]) -> None:
-    both(KvShape(2, 64, 64), 8, kind, mask, lengths, new)
+@pytest.mark.parametrize("row", pairwise({"kind": KINDS, "mask": MASKS, "rows": ROWS}), ids=str)
+def test_attention_over_every_cache(row: dict[str, Any]) -> None:
+    both(KvShape(2, 64, 64), 8, row["kind"], row["mask"], *map(list, row["rows"]))
 
 
 @pytest.mark.parametrize(
