@@ -1,12 +1,12 @@
 """The compiled recurrent layers behind checks: shapes, rows and slots are refused here in a sentence."""
 
 from functools import cache as once
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import levels
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
 
@@ -48,11 +48,11 @@ class ShortConv:
         shape = x.shape[0], self.channels
         rows = [_rows(name, part, shape) for name, part in (("x", x), ("before", before), ("after", after))]
         slots = state.inputs
-        _check_slots(slots, (self.taps, self.channels))
+        _check_rows_of_slots(slots, (self.taps, self.channels))
         y = torch.empty(shape)
         bias = 0 if self._bias is None else self._bias.data_ptr()
         known = self.channels, self.taps, silu, self._weight.data_ptr(), bias
-        where = y.data_ptr(), shape[0], slots.data_ptr(), slots.shape[0]
+        where = y.data_ptr(), shape[0], _cpu.Rows(slots.data_ptr(), slots.stride(1)), slots.shape[0]
         _cpu.short_conv(_step(level), *known, *rows, *where, _paths(paths), threads)
         return y
 
@@ -96,6 +96,54 @@ class DeltaNet:
         y = torch.empty(tokens, wide)
         where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
         _cpu.delta_rule(_step(level), self._native, *shape, *rows, *where, _paths(paths), threads)
+        return y
+
+
+class KimiDelta:
+    """A rule, checked once."""
+
+    def __init__(self, rule: KimiRule):
+        r = rule
+        if r.n_head < 1 or not r.dt_bias.numel() or r.dt_bias.numel() % r.n_head:
+            raise ValueError(f"{r.n_head} heads do not share dt_bias {_shape(r.dt_bias)} evenly")
+        for name, vector, n in (
+            ("a", r.a, r.n_head),
+            ("dt_bias", r.dt_bias, r.dt_bias.numel()),
+            ("norm", r.norm, None),
+        ):
+            _check_vector(name, vector, n)
+        self.rule, self.dk, self.dv = rule, r.dt_bias.shape[0] // r.n_head, r.norm.shape[0]
+        self._native = _cpu.KimiRule(r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr(), r.eps)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fade: Tensor,
+        beta: Tensor,
+        gate: Tensor,
+        state: StateLayer,
+        paths: Paths,
+        threads: int,
+        level: str | None = None,
+    ) -> Tensor:
+        """q, k, v, fade, beta and gate, parts of wider rows or not -> [T, n_head * dv]."""
+        heads, slots, tokens = self.rule.n_head, state.matrices, q.shape[0]
+        shape = heads, self.dk, self.dv
+        _check_slots(slots, shape)
+        keys, wide = (tokens, heads * self.dk), (tokens, heads * self.dv)
+        rows = (
+            _rows("q", q, keys),
+            _rows("k", k, keys),
+            _rows("v", v, wide),
+            _rows("fade", fade, keys),
+            _rows("beta", beta, (tokens, heads)),
+            _rows("gate", gate, wide),
+        )
+        y = torch.empty(wide)
+        where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
+        _cpu.kimi_delta(_step(level), self._native, *shape, *rows, *where, _paths(paths), threads)
         return y
 
 
@@ -160,10 +208,21 @@ def _check_vector(name: str, x: Tensor, n: int | None) -> None:
 
 def _check_slots(slots: Tensor, shape: tuple[int, ...]) -> None:
     if slots.shape[1:] != shape or slots.dtype is not torch.float32 or not slots.is_cpu or not slots.is_contiguous():
-        raise ValueError(
-            f"the states' slots must be contiguous float32 {list(shape)} on the CPU, "
-            f"not {slots.dtype} {list(slots.shape[1:])}"
-        )
+        _refuse_slots(slots, shape)
+
+
+def _check_rows_of_slots(slots: Tensor, shape: tuple[int, int]) -> None:
+    """Their rows may be parts of wider ones."""
+    apart = slots.dim() == 3 and slots.stride() == (shape[0] * slots.stride(1), slots.stride(1), 1)
+    if slots.shape[1:] != shape or slots.dtype is not torch.float32 or not slots.is_cpu or not apart:
+        _refuse_slots(slots, shape)
+
+
+def _refuse_slots(slots: Tensor, shape: tuple[int, ...]) -> NoReturn:
+    raise ValueError(
+        f"the states' slots must be contiguous float32 {list(shape)} on the CPU, "
+        f"not {slots.dtype} {list(slots.shape[1:])}"
+    )
 
 
 def _paths(paths: Paths) -> Any:

@@ -6,7 +6,7 @@ from typing import Protocol
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
@@ -79,6 +79,20 @@ class DeviceKernels(Protocol):
         self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
     ) -> Tensor:
         """`recurrent.DeltaNet`; the paths are on the device, and a target may be -1."""
+
+    def kimi_delta(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fade: Tensor,
+        beta: Tensor,
+        gate: Tensor,
+        rule: KimiRule,
+        state: StateLayer,
+        paths: Paths,
+    ) -> Tensor:
+        """`recurrent.KimiDelta`; the paths are on the device, and a target may be -1."""
 
     def state_space(
         self, xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths

@@ -1,13 +1,16 @@
-"""The door of the recurrent layers: convolutions, gated delta rules and state spaces, on whatever serves the device."""
+"""The door of the recurrent layers: convolutions, delta rules and state spaces, on whatever serves the device."""
 
 import torch
 from gmoe.kernels import cpu_recurrent
 from gmoe.kernels.device_kernels import DeviceKernels
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer, StateShape
 from torch import Tensor
 
-__all__ = ["DeltaNet", "DeltaRule", "Paths", "ShortConv", "SpaceRule", "StateLayer", "StateShape", "StateSpace"]
+__all__ = [
+    "DeltaNet", "DeltaRule", "KimiDelta", "KimiRule", "Paths", "ShortConv", "SpaceRule", "StateLayer", "StateShape",
+    "StateSpace",
+]  # fmt: skip
 
 
 class ShortConv:
@@ -58,6 +61,38 @@ class DeltaNet:
             return self._compiled(qkv, alpha, beta, z, state, paths, torch.get_num_threads())
         assert self.on is not None
         return self.on.delta_rule(qkv, alpha, beta, z, self.rule, state, paths)
+
+
+class KimiDelta:
+    """Kimi's delta attention between its convolutions and its output map."""
+
+    def __init__(self, rule: KimiRule, on: DeviceKernels | None = None):
+        self.rule, self.on = rule, on
+        self._compiled = cpu_recurrent.KimiDelta(rule) if on is None else None
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fade: Tensor,
+        beta: Tensor,
+        gate: Tensor,
+        state: StateLayer,
+        paths: Paths,
+    ) -> Tensor:
+        """-> [T, n_head * dv], normed by head, gated.
+
+        q, k and fade [T, n_head * dk], v and gate [T, n_head * dv], beta [T, n_head], all float32, may be parts of
+        wider rows; queries and keys have the length 1 by head then. As `DeltaNet`, but each row of a head's matrix has
+        a part g of its own that is left of it: with g = exp(a * softplus(fade + dt_bias)), S = diag(g) S,
+        S += k (sigmoid(beta) (v - S'k))', y = S'q / sqrt(dk); then norm(y) * sigmoid(gate). A token's bits depend on no
+        other sequence, and not on how many of its own were computed with it.
+        """
+        if self._compiled is not None:
+            return self._compiled(q, k, v, fade, beta, gate, state, paths, torch.get_num_threads())
+        assert self.on is not None
+        return self.on.kimi_delta(q, k, v, fade, beta, gate, self.rule, state, paths)
 
 
 class StateSpace:

@@ -22,6 +22,16 @@ class DeltaRule(NamedTuple):
     neighbours: bool
 
 
+class KimiRule(NamedTuple):
+    """What Kimi's delta attention knows of a layer beside its inputs; each head has a query and a key of its own."""
+
+    n_head: int
+    a: Tensor  # [n_head], how fast a head forgets, below 0
+    dt_bias: Tensor  # [n_head * dk]
+    norm: Tensor  # [dv], weight of the norm of what a head gives
+    eps: float
+
+
 class SpaceRule(NamedTuple):
     """What a selective state space (Mamba-2) knows of a layer; heads h share the group h // (n_head / n_group)."""
 
@@ -86,6 +96,39 @@ def delta_rule(
         state.matrices[target] = s
     y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps) * rule.norm
     return (y.flatten(1) * torch.nn.functional.silu(z)).contiguous()
+
+
+def kimi_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fade: Tensor,
+    beta: Tensor,
+    gate: Tensor,
+    rule: KimiRule,
+    state: StateLayer,
+    paths: Paths,
+) -> Tensor:
+    """S = diag(g) S; S += k (beta * (v - S'k))'; y = norm(S'q) * sigmoid(gate), by head, token after token."""
+    shape, heads = state.shape, rule.n_head
+    q, k, v, fade = (x.unflatten(1, (heads, -1)) for x in (q, k, v, fade + rule.dt_bias))  # [T, H, dk], v [T, H, dv]
+    q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + rule.eps) for x in (q, k))
+    q = q * shape.dk**-0.5
+    g = torch.exp(torch.nn.functional.softplus(fade) * rule.a[:, None])
+    beta = torch.sigmoid(beta)
+    y = torch.empty_like(v)
+    for begin, end, source, target, kept, kept_after in _each(paths):
+        s = torch.zeros_like(state.matrices[0]) if source < 0 else state.matrices[source].clone()  # [H, dk, dv]
+        for t in range(begin, end):
+            s *= g[t, :, :, None]
+            change = beta[t, :, None] * (v[t] - (s * k[t, :, :, None]).sum(1))
+            s += k[t, :, :, None] * change[:, None]
+            y[t] = (s * q[t, :, :, None]).sum(1)
+            if kept >= 0 and t - begin + 1 == kept_after:
+                state.matrices[kept] = s
+        state.matrices[target] = s
+    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps) * rule.norm
+    return (y.flatten(1) * torch.sigmoid(gate)).contiguous()
 
 
 def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths) -> Tensor:

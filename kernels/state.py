@@ -1,5 +1,6 @@
 """One recurrent layer's states as the kernels see them: a slot holds all that a sequence's past is to the layer."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StateShape:
-    """What one layer keeps of a sequence, float32: the last `taps` inputs of its convolution, and a matrix a head."""
+    """What one layer keeps of a sequence, float32: the last `taps` inputs of its convolutions, and a matrix a head."""
 
     taps: int
     channels: int
@@ -31,6 +32,12 @@ class StateLayer:
         self.shape = shape
         self.inputs = zeros((n_slots, shape.taps, shape.channels), torch.float32, device)
         self.matrices = zeros((n_slots, shape.heads, shape.dk, shape.dv), torch.float32, device)
+
+    def part(self, first: int, count: int) -> "StateLayer":
+        """The same slots, as one of several convolutions sees them: `count` channels from `first` on."""
+        part = copy(self)
+        part.inputs = self.inputs[:, :, first : first + count]
+        return part
 
 
 class Paths(NamedTuple):

@@ -19,7 +19,7 @@ from gmoe.kernels import reference, reference_recurrent, reference_step
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton.tuned import SHIPPED, Choices
@@ -316,6 +316,22 @@ class ReferenceKernels:
         rule = rule._replace(a=inner(rule.a), dt_bias=inner(rule.dt_bias), norm=inner(rule.norm))
         given = *map(inner, (qkv, alpha, beta, z)), rule, _inner_state(state), Paths(*map(inner, paths))
         return FakeTensor(reference_recurrent.delta_rule(*given))
+
+    def kimi_delta(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fade: Tensor,
+        beta: Tensor,
+        gate: Tensor,
+        rule: KimiRule,
+        state: StateLayer,
+        paths: Paths,
+    ) -> Tensor:
+        rule = rule._replace(a=inner(rule.a), dt_bias=inner(rule.dt_bias), norm=inner(rule.norm))
+        given = *map(inner, (q, k, v, fade, beta, gate)), rule, _inner_state(state), Paths(*map(inner, paths))
+        return FakeTensor(reference_recurrent.kimi_delta(*given))
 
     def state_space(
         self, xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths

@@ -1,6 +1,7 @@
 """Triton's recurrent layers against the reference: compiled where there is a card."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,17 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from gmoe.kernels import reference_recurrent
-from gmoe.kernels.recurrent import DeltaNet, DeltaRule, Paths, ShortConv, SpaceRule, StateLayer, StateSpace
+from gmoe.kernels.recurrent import DeltaNet, DeltaRule, KimiDelta, Paths, ShortConv, SpaceRule, StateLayer, StateSpace
 from gmoe.kernels.triton import recurrent
 from gmoe.kernels.triton.kernels import Kernels
 from torch import Tensor
 
-from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Net, Space, filled, ints, paths
+from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Kimi, Net, Sizes, Space, filled, ints, paths
 from tests.test_step_cpu import random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = [Net(1, 2, 20, 12, True), Net(2, 4, 7, 9)]
+KIMIS = [Kimi(3, 20, 12), Kimi(2, 7, 9)]
 SPACES = [Space(1, 3, 20, 12), Space(2, 4, 7, 9)]
 
 
@@ -28,7 +30,7 @@ def there(x: Tensor) -> Tensor:
     return x.to(DEVICE)
 
 
-def on_device(net: Net | Space, taps: int = 3) -> StateLayer:
+def on_device(net: Sizes, taps: int = 3) -> StateLayer:
     state = filled(net, taps)
     state.inputs, state.matrices = there(state.inputs), there(state.matrices)
     return state
@@ -38,7 +40,7 @@ def led(way: Paths) -> Paths:
     return Paths(*map(there, way))
 
 
-def ruled(net: Net) -> DeltaRule:
+def ruled(net: Any) -> Any:
     return net.rule._replace(**{name: there(getattr(net.rule, name)) for name in ("a", "dt_bias", "norm")})
 
 
@@ -46,13 +48,14 @@ def spaced(net: Space) -> SpaceRule:
     return net.rule._replace(**{name: there(getattr(net.rule, name)) for name in ("a", "dt_bias", "d", "norm")})
 
 
-def learner(net: Net | Space) -> DeltaNet | StateSpace:
-    return DeltaNet(ruled(net), Kernels()) if isinstance(net, Net) else StateSpace(spaced(net), Kernels())
+def learner(net: Sizes) -> DeltaNet | KimiDelta | StateSpace:
+    rule = spaced(net) if isinstance(net, Space) else ruled(net)
+    return net.door(rule, Kernels())
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("net", [*SMALL, *SPACES], ids=str)
-def test_rules(net: Net | Space, way: Paths) -> None:
+@pytest.mark.parametrize("net", [*SMALL, *KIMIS, *SPACES], ids=str)
+def test_rules(net: Sizes, way: Paths) -> None:
     given, plain, state = net.rows(int(way.starts[-1])), filled(net), on_device(net)
     want = net.reference(*given, net.rule, plain, way)
     got = learner(net)(*map(there, given), state, led(way))
@@ -75,8 +78,21 @@ def test_short_conv(way: Paths, taps: int, gates: bool) -> None:
     assert torch.equal(state.inputs.cpu(), plain.inputs)
 
 
-@pytest.mark.parametrize("net", [SMALL[1], SPACES[1]], ids=str)
-def test_a_sequence_in_pieces_and_in_company(net: Net | Space) -> None:
+@EVERY_WAY
+def test_convolutions_beside_each_other_are_those_of_their_channels(way: Paths) -> None:
+    net, tokens = NETS[3], int(way.starts[-1])
+    x, weight = there(random(tokens, net.channels)), there(random(net.channels, 4, seed=1))
+    state, whole = on_device(net), on_device(net)
+    want = ShortConv(weight, None, Kernels())(x, whole, led(way), silu=True)
+    for first, count in ((0, 50), (50, 16), (66, net.channels - 66)):
+        own = slice(first, first + count)
+        conv = ShortConv(weight[own], None, Kernels())
+        assert torch.equal(conv(x[:, own], state.part(first, count), led(way), silu=True), want[:, own])
+    assert torch.equal(state.inputs, whole.inputs)
+
+
+@pytest.mark.parametrize("net", [SMALL[1], KIMIS[1], SPACES[1]], ids=str)
+def test_a_sequence_in_pieces_and_in_company(net: Sizes) -> None:
     tokens = 9
     x, *given = map(there, net.rows(tokens))
     conv = ShortConv(there(random(net.channels, 4, seed=6)), None, Kernels())
@@ -101,8 +117,8 @@ def test_a_sequence_in_pieces_and_in_company(net: Net | Space) -> None:
         assert torch.equal(state.inputs[0], whole.inputs[0]) and torch.equal(state.matrices[0], whole.matrices[0])
 
 
-@pytest.mark.parametrize("net", [NETS[3], SPACES[1]], ids=str)
-def test_who_has_no_target_leaves_every_slot_alone(net: Net | Space) -> None:
+@pytest.mark.parametrize("net", [NETS[3], KIMIS[1], SPACES[1]], ids=str)
+def test_who_has_no_target_leaves_every_slot_alone(net: Sizes) -> None:
     """As rows do that only fill a recorded step."""
     way = led(paths((1, 0, 0, -1, 0), (2, -1, -1, -1, 0)))
     state, before = on_device(net), on_device(net)
@@ -142,6 +158,21 @@ def test_what_does_not_fit_is_refused() -> None:
     nobody = led(Paths(ints(0), *(ints() for _ in range(4))))
     assert recurrent.short_conv(qkv[:0], weight, None, state, nobody, True, None, None).shape == (0, 152)
     assert recurrent.delta_rule(qkv[:0], alpha[:0], beta[:0], z[:0], rule, state, nobody).shape == (0, 72)
+
+
+def test_a_delta_attention_that_does_not_fit_is_refused() -> None:
+    net, way, state = KIMIS[0], led(WAYS["decoding"]), on_device(KIMIS[0])
+    q, k, v, fade, beta, gate = map(there, net.rows(4))
+    rule = ruled(net)
+    with pytest.raises(ValueError, match=r"k \[4, 59\] must be \[4, 60\]"):
+        recurrent.kimi_delta(q, k[:, 1:], v, fade, beta, gate, rule, state, way)
+    with pytest.raises(ValueError, match=r"beta \[3, 3\] must be \[4, 3\]"):
+        recurrent.kimi_delta(q, k, v, fade, beta[1:], gate, rule, state, way)
+    said = r"4 heads, a dt_bias of \[60\] and a norm of \[12\] do not fit slots \[3, 20, 12\]"
+    with pytest.raises(ValueError, match=said):
+        recurrent.kimi_delta(q, k, v, fade, beta, gate, rule._replace(n_head=4), state, way)
+    nobody = led(Paths(ints(0), *(ints() for _ in range(4))))
+    assert recurrent.kimi_delta(*(x[:0] for x in (q, k, v, fade, beta, gate)), rule, state, nobody).shape == (0, 36)
 
 
 def test_a_state_space_that_does_not_fit_is_refused() -> None:

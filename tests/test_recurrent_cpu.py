@@ -9,6 +9,8 @@ from gmoe.kernels.record import record
 from gmoe.kernels.recurrent import (
     DeltaNet,
     DeltaRule,
+    KimiDelta,
+    KimiRule,
     Paths,
     ShortConv,
     SpaceRule,
@@ -50,6 +52,31 @@ class Net(NamedTuple):
         return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
 
 
+class Kimi(NamedTuple):
+    """Sizes of Kimi's delta attention."""
+
+    heads: int
+    dk: int
+    dv: int
+
+    door, compiled, reference = KimiDelta, cpu_recurrent.KimiDelta, staticmethod(reference_recurrent.kimi_delta)
+
+    @property
+    def channels(self) -> int:
+        return self.heads * self.dk
+
+    @property
+    def rule(self) -> KimiRule:
+        a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.channels, seed=2), random(self.dv, seed=3)
+        return KimiRule(self.heads, a, bias, norm, 1e-6)
+
+    def rows(self, tokens: int) -> tuple[Tensor, ...]:
+        """q, k, v, fade, beta and gate of so many tokens."""
+        keys, values = self.channels, self.heads * self.dv
+        widths = keys, keys, values, keys, self.heads, values
+        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
+
+
 class Space(NamedTuple):
     """Sizes of a selective state space."""
 
@@ -84,7 +111,9 @@ class Space(NamedTuple):
 
 NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40), Net(3, 3, 7, 33, True)]
 SPACES = [Space(1, 6, 32, 64), Space(3, 6, 20, 12), Space(2, 4, 16, 40), Space(1, 3, 7, 33)]
-EVERY_RULE = pytest.mark.parametrize("net", [*NETS, *SPACES], ids=str)
+KIMIS = [Kimi(4, 32, 64), Kimi(3, 20, 12), Kimi(1, 16, 40), Kimi(2, 7, 33)]
+Sizes = Net | Kimi | Space
+EVERY_RULE = pytest.mark.parametrize("net", [*NETS, *KIMIS, *SPACES], ids=str)
 
 
 def ints(*values: int) -> Tensor:
@@ -97,7 +126,7 @@ def paths(*sequences: tuple[int, int, int, int, int]) -> Paths:
     return Paths(ints(0, *torch.tensor(rows).cumsum(0).tolist()), *(ints(*part) for part in slots))
 
 
-def filled(net: Net | Space, taps: int = 3) -> StateLayer:
+def filled(net: Sizes, taps: int = 3) -> StateLayer:
     state = StateLayer(StateShape(taps, net.channels, net.heads, net.dk, net.dv), SLOTS)
     state.inputs.copy_(random(*state.inputs.shape, seed=4))
     state.matrices.copy_(random(*state.matrices.shape, seed=5, scale=0.3))
@@ -115,7 +144,7 @@ EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 @LEVELS
 @EVERY_WAY
 @EVERY_RULE
-def test_rules(level: str, net: Net | Space, way: Paths) -> None:
+def test_rules(level: str, net: Sizes, way: Paths) -> None:
     given, state, plain = net.rows(int(way.starts[-1])), filled(net), filled(net)
     want = net.reference(*given, net.rule, plain, way)
     compiled = net.compiled(net.rule)
@@ -151,6 +180,20 @@ def test_short_conv(level: str, way: Paths, taps: int, gates: bool, biased: bool
         assert torch.equal(again.inputs, state.inputs)
 
 
+@LEVELS
+@EVERY_WAY
+def test_convolutions_beside_each_other_are_those_of_their_channels(level: str, way: Paths) -> None:
+    """Of one state, each in the slots' rows beside the others'."""
+    net, tokens = NETS[3], int(way.starts[-1])
+    x, weight, state, whole = random(tokens, net.channels), random(net.channels, 4, seed=1), filled(net), filled(net)
+    want = cpu_recurrent.ShortConv(weight)(x, whole, way, True, None, None, 2, level)
+    for first, count in ((0, 50), (50, 16), (66, net.channels - 66)):
+        own = slice(first, first + count)
+        conv = cpu_recurrent.ShortConv(weight[own])
+        assert torch.equal(conv(x[:, own], state.part(first, count), way, True, None, None, 2, level), want[:, own])
+    assert torch.equal(state.inputs, whole.inputs)
+
+
 def test_many_channels_are_shared_by_the_threads() -> None:
     weight, x, way = random(1100, 4), random(40, 1100, seed=1), paths((30, -1, 0, -1, 0), (10, 2, 2, 1, 5))
     states = [StateLayer(StateShape(3, 1100), 3) for _ in range(3)]
@@ -165,7 +208,7 @@ def test_many_channels_are_shared_by_the_threads() -> None:
 
 
 @EVERY_RULE
-def test_a_sequence_in_pieces_and_in_company(net: Net | Space) -> None:
+def test_a_sequence_in_pieces_and_in_company(net: Sizes) -> None:
     tokens, weight, bias = 22, random(net.channels, 4, seed=6), random(net.channels, seed=7)
     x, *given = net.rows(tokens)
     conv, learn = ShortConv(weight, bias), net.door(net.rule)
@@ -203,13 +246,19 @@ def test_how_fast_a_head_forgets(level: str) -> None:
         given = torch.zeros(1, 2 + n), x[None], torch.zeros(1, n), torch.zeros(1, n)
         cpu_recurrent.DeltaNet(rule)(*given, state, paths((1, 0, 0, -1, 0)), 1, level)
         want = (torch.nn.functional.softplus(x.double()) * a).exp().float()
-        got = state.matrices.flatten()
         roundings = 1 + (want.log().abs()).clamp(max=90)  # what is rounded before the exponential grows in it
-        assert ((got - want).abs() <= 4 * 2.0**-24 * roundings * want + 2e-38).all()
+        near = 4 * 2.0**-24 * roundings * want + 2e-38
+        assert ((state.matrices.flatten() - want).abs() <= near).all()
+        kimi, rows = KimiRule(1, torch.tensor([a]), torch.zeros(n), torch.ones(1), 1e-6), torch.zeros(1, n)
+        state = StateLayer(StateShape(1, 1, 1, n, 1), 1)  # the rows of one head
+        state.matrices.fill_(1.0)
+        given = rows, rows, torch.zeros(1, 1), x[None], torch.zeros(1, 1), torch.zeros(1, 1)
+        cpu_recurrent.KimiDelta(kimi)(*given, state, paths((1, 0, 0, -1, 0)), 1, level)
+        assert ((state.matrices.flatten() - want).abs() <= near).all()
 
 
-@pytest.mark.parametrize("net", [NETS[0], SPACES[0]], ids=str)
-def test_what_is_recorded_finds_its_paths_where_they_are(net: Net | Space) -> None:
+@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0]], ids=str)
+def test_what_is_recorded_finds_its_paths_where_they_are(net: Sizes) -> None:
     conv = ShortConv(random(net.channels, 4, seed=6), random(net.channels, seed=7))
     learn, state, way = net.door(net.rule), filled(net), paths((1, 0, 0, -1, 0))
     given = tuple(x.clone() for x in net.rows(1))
@@ -251,10 +300,11 @@ NO_PATHS = [
 
 @pytest.mark.parametrize(("sequences", "message"), NO_PATHS, ids=[message for _, message in NO_PATHS])
 def test_paths_that_lead_nowhere_are_refused(sequences: Any, message: str) -> None:
-    net, space, way = NETS[0], SPACES[0], paths(*sequences)
+    net, kimi, space, way = NETS[0], KIMIS[0], SPACES[0], paths(*sequences)
     for work in (
         lambda: ShortConv(random(net.channels, 4))(random(2, net.channels), filled(net), way),
         lambda: DeltaNet(net.rule)(*net.rows(2), filled(net), way),
+        lambda: KimiDelta(kimi.rule)(*kimi.rows(2), filled(kimi), way),
         lambda: StateSpace(space.rule)(*space.rows(2), filled(space), way),
     ):
         with pytest.raises(ValueError, match=message):
@@ -295,6 +345,24 @@ def test_what_does_not_fit_is_refused_with_its_shapes() -> None:
         cpu_recurrent.ShortConv(random(net.channels, 4))(qkv, state, way, True, None, None, 1, "sse9")
 
 
+def test_a_delta_attention_that_does_not_fit_is_refused_with_its_shapes() -> None:
+    net, way, state = KIMIS[1], WAYS["decoding"], filled(KIMIS[1])
+    q, k, v, fade, beta, gate = net.rows(4)
+    kimi, rule = KimiDelta(net.rule), net.rule
+    with pytest.raises(ValueError, match=r"k must be float32 \[4, 60\] on the CPU, .* not .* \[4, 59\]"):
+        kimi(q, k[:, 1:], v, fade, beta, gate, state, way)
+    with pytest.raises(ValueError, match=r"fade must be float32 \[4, 60\] on the CPU, .* not .* \[4, 3\]"):
+        kimi(q, k, v, beta, beta, gate, state, way)
+    with pytest.raises(ValueError, match=r"gate must be float32 \[4, 36\] on the CPU, .* not torch.float64"):
+        kimi(q, k, v, fade, beta, gate.double(), state, way)
+    with pytest.raises(ValueError, match=r"the states' slots must be contiguous float32 \[3, 20, 12\]"):
+        kimi(q, k, v, fade, beta, gate, StateLayer(StateShape(3, 60, 3, 20, 13), 2), way)
+    with pytest.raises(ValueError, match=r"4 heads do not share dt_bias \[58\] evenly"):
+        KimiDelta(rule._replace(n_head=4, dt_bias=random(58)))
+    with pytest.raises(ValueError, match=r"a must be contiguous float32 \[3\] on the CPU, not torch.float32 \[2\]"):
+        KimiDelta(rule._replace(a=random(2)))
+
+
 def test_a_state_space_that_does_not_fit_is_refused_with_its_shapes() -> None:
     net, way, state = SPACES[1], WAYS["decoding"], filled(SPACES[1])
     xbc, dt, z = net.rows(4)
@@ -317,8 +385,8 @@ def test_a_state_space_that_does_not_fit_is_refused_with_its_shapes() -> None:
         StateSpace(rule._replace(norm=random(71)))
 
 
-@pytest.mark.parametrize("net", [NETS[0], SPACES[0]], ids=str)
-def test_no_sequence_is_no_work(net: Net | Space) -> None:
+@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0]], ids=str)
+def test_no_sequence_is_no_work(net: Sizes) -> None:
     way = Paths(ints(0), *(ints() for _ in range(4)))
     y = ShortConv(random(net.channels, 4))(torch.empty(0, net.channels), filled(net), way)
     assert net.door(net.rule)(y, *net.rows(0)[1:], filled(net), way).shape == (0, net.heads * net.dv)

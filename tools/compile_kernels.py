@@ -167,9 +167,10 @@ def recurrent_needs(net: tuple[int, int, int], card: str) -> dict[str, int]:
     (taps, dk, dv), power = net, lambda n: 1 << (n - 1).bit_length()
     whole = dict.fromkeys(("x_row", "before_row", "after_row", "qkv_row", "alpha_row", "beta_row", "z_row"), "i32")
     whole |= dict.fromkeys(("xbc_row", "dt_row", "N_GROUP", "N_HEAD", "SIZE"), "i32")
+    whole |= dict.fromkeys(("q_row", "k_row", "v_row", "fade_row", "slot_row"), "i32")
     whole |= dict.fromkeys(("C", "N_KEY", "N_VALUE", "DK", "DV"), "i32") | {"eps": "fp32", "scale": "fp32"}
     whole |= dict.fromkeys(("starts", "source", "target", "kept", "kept_after"), "*i32")
-    whole |= {"slots": "*fp32"}
+    whole |= {"slots": "*fp32", "k": "*fp32"}
     every = dict.fromkeys(("SILU", "BEFORE", "AFTER", "BIAS"), True)
     return {
         "one": compiled(
@@ -179,8 +180,9 @@ def recurrent_needs(net: tuple[int, int, int], card: str) -> dict[str, int]:
             recurrent._convolve, every | recurrent.conv_sizes(taps, True), recurrent.CONVOLVING, card, whole
         ),
         "delta": compiled(recurrent._delta, recurrent.delta_sizes(dk, False), recurrent.ALONE, card, whole),
-        "gate": compiled(recurrent._gate, {"WIDTH": power(dv)}, recurrent.ALONE, card, whole),
-        "space": compiled(recurrent._space, recurrent.space_sizes(dk), recurrent.ALONE, card, whole),
+        "gate": compiled(recurrent._gate, recurrent.gate_sizes(dv), recurrent.ALONE, card, whole),
+        "kimi": compiled(recurrent._kimi, recurrent.rule_sizes(dk), recurrent.ALONE, card, whole),
+        "space": compiled(recurrent._space, recurrent.rule_sizes(dk), recurrent.ALONE, card, whole),
         "gate of a group": compiled(recurrent._gate_group, {"WIDTH": power(64 * dv)}, recurrent.TOGETHER, card, whole),
     }
 

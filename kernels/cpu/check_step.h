@@ -177,24 +177,33 @@ class StepCheck {
       const std::vector<float> past = floats(size_t(slots) * size.taps * channels);
       const std::vector<float> heads = floats(size_t(tokens) * n_value, 30.0f), a(n_value, -0.3f);
       const std::vector<float> norm = floats(values), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
-      std::vector<float> out[2], spaced[2], kept_inputs[2], kept_matrices[2], kept_spaces[2];
+      std::vector<float> out[2], spaced[2], faded[2], kept_inputs[2], kept_matrices[2], kept_spaces[2], kept_faded[2];
       const Step* const steps[] = {&step_portable(), &fast_};
       for (int i = 0; i < 2; i++) {
         kept_inputs[i] = past;
-        kept_matrices[i] = kept_spaces[i] = matrices;
+        kept_matrices[i] = kept_spaces[i] = kept_faded[i] = matrices;
         std::vector<float> y(x.size());
         out[i].resize(size_t(tokens) * values);
         spaced[i].resize(out[i].size());
+        faded[i].resize(out[i].size() / 2);
         const Convolution c = {channels, size.taps, size.taps == 3, weight.data(),
                                size.taps == 2 ? nullptr : bias.data(), x.data(),
                                size.taps == 2 ? gate.data() : nullptr, size.taps == 2 ? x.data() : nullptr,
-                               size_t(channels), size_t(channels), size_t(channels), y.data(), kept_inputs[i].data()};
+                               size_t(channels), size_t(channels), size_t(channels), size_t(channels), y.data(),
+                               kept_inputs[i].data()};
         gmoe::convolve(*steps[i], c, paths, 1 + i);
         const DeltaRule rule = {n_key, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f};
         const Delta d = {{n_value, size.dk, size.dv, tokens, out[i].data(), kept_matrices[i].data(), nullptr}, rule,
                          y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels), n_value, n_value - 1,
                          size_t(values)};
         gmoe::learn(*steps[i], d, paths, 1 + i);
+        const KimiRule third = {a.data(), bias.data(), norm.data(), 1e-6f};
+        const float* const row = y.data();
+        const size_t wide = size_t(channels);
+        const Kimi k = {{n_key, size.dk, size.dv, tokens, faded[i].data(), kept_faded[i].data(), nullptr}, third,
+                        row, row + n_key * size.dk, row + 2 * n_key * size.dk, gate.data(), heads.data(), x.data(),
+                        wide, wide, wide, wide, n_value, wide};
+        gmoe::learn(*steps[i], k, paths, 1 + i);
         const SpaceRule other = {n_key, a.data(), heads.data(), bias.data(), norm.data(), 1e-6f};
         const Space s = {{n_value, size.dk, size.dv, tokens, spaced[i].data(), kept_spaces[i].data(), nullptr}, other,
                          y.data(), heads.data(), gate.data(), size_t(channels), n_value, size_t(values)};
@@ -203,6 +212,8 @@ class StepCheck {
       same(kept_inputs[0], kept_inputs[1], "inputs of a convolution");
       same(kept_matrices[0], kept_matrices[1], "matrices of the delta rule");
       same(out[0], out[1], "delta rule");
+      same(kept_faded[0], kept_faded[1], "matrices of Kimi's delta attention");
+      same(faded[0], faded[1], "Kimi's delta attention");
       same(kept_spaces[0], kept_spaces[1], "matrices of state spaces");
       same(spaced[0], spaced[1], "state spaces");
     }

@@ -5,11 +5,11 @@
 template <int TAPS>
 inline void convolve_rows(const Convolution& c, const Paths& p, int sequence, int first, int count) {
   const int taps = TAPS ? TAPS : c.taps, begin = p.starts[sequence], rows = p.rows(sequence);
-  const size_t slot = size_t(c.taps) * c.channels;
+  const size_t slot = size_t(c.taps) * c.slot_row;
   const float* past = p.source[sequence] < 0 ? nullptr : c.slots + p.source[sequence] * slot;
   // What the convolution sees of channel i: row r counts from the oldest that is kept.
   auto seen = [&](int r, int i, int m) {
-    if (r < taps) return past ? lanes(past + size_t(r) * c.channels + i, m) : all(0.0f);
+    if (r < taps) return past ? lanes(past + size_t(r) * c.slot_row + i, m) : all(0.0f);
     const size_t t = size_t(begin + r - taps);
     const Lanes x = lanes(c.x + t * c.x_row + i, m);
     return c.before ? x * lanes(c.before + t * c.before_row + i, m) : x;
@@ -28,7 +28,7 @@ inline void convolve_rows(const Convolution& c, const Paths& p, int sequence, in
     for (int r = 0; to >= 0 && r < taps; r++)
       for (int i = first; i < first + count; i += 16) {
         const int m = first + count - i < 16 ? first + count - i : 16;
-        put(c.slots + to * slot + size_t(r) * c.channels + i, seen(after + r, i, m), m);
+        put(c.slots + to * slot + size_t(r) * c.slot_row + i, seen(after + r, i, m), m);
       }
   };
   // Into the source last, where it is one of the two; the later row is read before an earlier one is written over.
@@ -88,6 +88,23 @@ void delta_ready(const Delta& d, int token) {
               [&](Lanes, int h, int m) { return logistic(lanes(beta + h, m)); });
 }
 
+void kimi_ready(const Kimi& k, int head, int token) {
+  const size_t at = size_t(head) * k.dk;
+  const float *fade = k.fade + token * k.fade_row + at, *bias = k.rule.dt_bias + at;
+  float *key = k.key(head, token), *left = k.left(head, token), *asked = k.asked(head, token);
+  resize(k.q + token * k.q_row + at, k.dk, k.rule.eps, 1.0f / __builtin_sqrtf(float(k.dk)), k.query(head, token));
+  resize(k.k + token * k.k_row + at, k.dk, k.rule.eps, 1.0f, key);
+  for (int i = 0; i < k.dk; i += 16) {
+    const int m = k.dk - i < 16 ? k.dk - i : 16;
+    const Lanes g = exponential(softplus(lanes(fade + i, m) + lanes(bias + i, m)) * all(k.rule.a[head]));
+    put(left + i, g, m);
+    put(asked + i, g * lanes(key + i, m), m);
+  }
+  float much[16];
+  put(much, logistic(lanes(k.beta + token * k.beta_row + head, 1)));
+  k.forget(head, token)[1] = much[0];
+}
+
 void space_ready(const Space& s, int token) {
   ready_heads(s, token, s.dt + token * s.dt_row, [](Lanes rate, int, int) { return rate; });
 }
@@ -96,22 +113,46 @@ void space_ready(const Space& s, int token) {
 inline Lanes change(const Delta&, const float* forget, Lanes v, Lanes seen) {
   return all(forget[1]) * (v - all(forget[0]) * seen);
 }
+inline Lanes change(const Kimi&, const float* forget, Lanes v, Lanes seen) { return all(forget[1]) * (v - seen); }
 inline Lanes change(const Space&, const float* forget, Lanes v, Lanes) { return all(forget[1]) * v; }
 
+// What is left of row i of a head's matrix: of all rows the same part, or of each its own.
+struct SamePart {
+  Lanes part;
+  Lanes of(int) const { return part; }
+};
+struct OwnParts {
+  const float* parts;
+  Lanes of(int i) const { return all(parts[i]); }
+};
+template <class Rule>
+inline SamePart left_of(const Rule& r, int head, int token, int) {
+  return {all(r.forget(head, token)[0])};
+}
+inline OwnParts left_of(const Kimi& k, int head, int token, int first) { return {k.left(head, token) + first}; }
+
+inline Lanes gated(const Delta& d, int head, int token, int i, int m) {
+  const Lanes g = lanes(d.z + token * d.z_row + size_t(head) * d.dv + i, m);
+  return g * logistic(g);
+}
+inline Lanes gated(const Kimi& k, int head, int token, int i, int m) {
+  return logistic(lanes(k.gate + token * k.gate_row + size_t(head) * k.dv + i, m));
+}
+
 // What a head gives: its norm, its weight and the gate, in place.
-inline void gate_head(const Delta& d, int head, int token) {
-  float* y = d.out(head, token);
-  const float* z = d.z + token * d.z_row + size_t(head) * d.dv;
-  norm_row(y, d.dv, d.rule.norm, nullptr, d.rule.eps, y);
-  for (int i = 0; i < d.dv; i += 16) {
-    const int m = d.dv - i < 16 ? d.dv - i : 16;
-    const Lanes g = lanes(z + i, m);
-    put(y + i, lanes(y + i, m) * (g * logistic(g)), m);
+template <class Rule>
+inline void gate_head(const Rule& r, int head, int token) {
+  float* y = r.out(head, token);
+  norm_row(y, r.dv, r.rule.norm, nullptr, r.rule.eps, y);
+  for (int i = 0; i < r.dv; i += 16) {
+    const int m = r.dv - i < 16 ? r.dv - i : 16;
+    put(y + i, lanes(y + i, m) * gated(r, head, token, i, m), m);
   }
 }
 
-void delta_gate(const Delta& d, int token) {
-  for (int h = 0; h < d.heads; h++) gate_head(d, h, token);
+template <class Rule>
+void gate_heads(const Rule& r, int token) {
+  for (int h = 0; h < r.heads; h++) gate_head(r, h, token);
 }
 
 // What a token gives: its own input and the gate by head, then the norm by group, in place.
@@ -157,10 +198,9 @@ struct Columns {
   }
 
   // S = left * S + k change', into `to`; y += S'q, and, NEXT, total += S'next.
-  template <bool NEXT>
-  void learn(const float* s, float* to, const float* k, const float* q, const float* next, int rows, float left,
+  template <bool NEXT, class Left>
+  void learn(const float* s, float* to, const float* k, const float* q, const float* next, int rows, Left left,
              const Lanes* change, Lanes* y, Lanes* total) const {
-    const Lanes g = all(left);
     Lanes c[N], out[N], sums[N];
     for (int n = 0; n < N; n++) {
       c[n] = change[n];
@@ -168,7 +208,7 @@ struct Columns {
       sums[n] = NEXT ? total[n] : y[n];
     }
     for (int i = 0; i < rows; i++, s += row, to += row) {
-      const Lanes ki = all(k[i]), qi = all(q[i]), after = NEXT ? all(next[i]) : qi;
+      const Lanes ki = all(k[i]), qi = all(q[i]), after = NEXT ? all(next[i]) : qi, g = left.of(i);
       for (int n = 0; n < N; n++) {
         const Lanes v = fma(ki, c[n], g * get(s, n));
         set(to, n, v);
@@ -203,7 +243,8 @@ void band_of_tokens(const Rule& r, const Paths& p, int sequence, int head, int f
   auto keep = [&](int slot) { copy(s, whole.row, r.slot(slot, head) + first, there.row); };
   Lanes seen[N], told[N], y[N];
   for (int n = 0; n < N; n++) seen[n] = all(0.0f);
-  if (Rule::asks && end > begin) whole.see(s, r.key(head, begin), r.dk, seen);
+  if constexpr (Rule::asks)
+    if (end > begin) whole.see(s, r.asked(head, begin), r.dk, seen);
   for (int t = begin; t < end; t++) {
     const float *q = r.query(head, t), *k = r.key(head, t), *v = r.value(head, t) + first, *forget = r.forget(head, t);
     for (int n = 0; n < N; n++) {
@@ -214,10 +255,13 @@ void band_of_tokens(const Rule& r, const Paths& p, int sequence, int head, int f
       __builtin_prefetch(r.value(head, t + 1) + first);
       __builtin_prefetch(r.value(head, t + 1) + first + 16);
     }
-    if (Rule::asks && t + 1 < end) {
-      whole.template learn<true>(s, s, k, q, r.key(head, t + 1), r.dk, forget[0], told, y, seen);
+    const auto left = left_of(r, head, t, 0);
+    const float* next = nullptr;
+    if constexpr (Rule::asks) next = t + 1 < end ? r.asked(head, t + 1) : nullptr;
+    if (next) {
+      whole.template learn<true>(s, s, k, q, next, r.dk, left, told, y, seen);
     } else {
-      whole.template learn<false>(s, s, k, q, nullptr, r.dk, forget[0], told, y, nullptr);
+      whole.template learn<false>(s, s, k, q, next, r.dk, left, told, y, nullptr);
     }
     for (int n = 0; n < N; n++) there.set(r.out(head, t) + first, n, y[n]);
     if (p.kept[sequence] >= 0 && t - begin + 1 == p.kept_after[sequence]) keep(p.kept[sequence]);
@@ -254,13 +298,15 @@ void learn_token(const Rule& r, const Paths& p, int sequence, int head, const fl
   const float* s = p.source[sequence] < 0 ? to : r.slot(p.source[sequence], head);
   std::memset(seen, 0, size_t(width) * 4);
   std::memset(y, 0, size_t(width) * 4);
-  if (Rule::asks)
+  if constexpr (Rule::asks) {
+    const float* asked = r.asked(head, token);
     in_turns(dk, dv, [&](auto columns, int i, int j, int count) {
       Lanes total[columns.wide / 16];
       columns.read(seen + j, total);
-      columns.see(s + size_t(i) * dv + j, k + i, count, total);
+      columns.see(s + size_t(i) * dv + j, asked + i, count, total);
       columns.write(total, seen + j);
     });
+  }
   for (int j = 0; j < dv; j += 16)
     put(told + j, change(r, forget, lanes(r.value(head, token) + j, dv - j < 16 ? dv - j : 16), lanes(seen + j)));
   in_turns(dk, dv, [&](auto columns, int i, int j, int count) {
@@ -270,14 +316,16 @@ void learn_token(const Rule& r, const Paths& p, int sequence, int head, const fl
     Lanes more[columns.wide / 16], out[columns.wide / 16];
     columns.read(told + j, more);
     columns.read(y + j, out);
-    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, forget[0], more, out, nullptr);
+    const auto left = left_of(r, head, token, i);
+    columns.template learn<false>(s + at, to + at, k + i, q + i, nullptr, count, left, more, out, nullptr);
     columns.write(out, y + j);
   });
   std::memcpy(r.out(head, token), y, size_t(dv) * 4);
   if (p.kept[sequence] >= 0) std::memcpy(r.slot(p.kept[sequence], head), to, r.matrix() * 4);
 }
 
-void delta_token(const Delta& d, const Paths& p, int sequence, int head, const float* next, float* scratch) {
-  learn_token(d, p, sequence, head, next, scratch);
-  gate_head(d, head, p.starts[sequence]);
+template <class Rule>
+void token_of_delta(const Rule& r, const Paths& p, int sequence, int head, const float* next, float* scratch) {
+  learn_token(r, p, sequence, head, next, scratch);
+  gate_head(r, head, p.starts[sequence]);
 }

@@ -54,6 +54,21 @@ void over_heads(const Rule& rule, const Paths& p, int threads, One one, Many man
   });
 }
 
+// What comes once all heads are done, for the tokens of sequences that have more than one.
+template <class Rule>
+void behind_many(const Rule& rule, const Paths& p, int threads, void (*out)(const Rule&, int token)) {
+  bool many = false;
+  for (int s = 0; s < p.sequences; s++) many = many || p.rows(s) > 1;
+  if (!many) return;
+  over_rows(rule.tokens, size_t(rule.heads) * rule.dv, threads, [&](int from, int until) {
+    int s = 0;
+    for (int t = from; t < until; t++) {
+      while (p.starts[s + 1] <= t) s++;
+      if (p.rows(s) != 1) out(rule, t);
+    }
+  });
+}
+
 }  // namespace
 
 void check(const Paths& p, int rows, int slots) {
@@ -109,16 +124,18 @@ void learn(const Step& step, Delta d, const Paths& p, int threads) {
     for (int t = from; t < until; t++) step.delta_ready(d, t);
   });
   over_heads(d, p, threads, step.delta_one, step.delta_many);
-  bool many = false;
-  for (int s = 0; s < p.sequences; s++) many = many || p.rows(s) > 1;
-  if (!many) return;
-  over_rows(d.tokens, size_t(d.heads) * d.dv, threads, [&](int from, int until) {
-    int s = 0;
-    for (int t = from; t < until; t++) {
-      while (p.starts[s + 1] <= t) s++;
-      if (p.rows(s) != 1) step.delta_out(d, t);
-    }
+  behind_many(d, p, threads, step.delta_out);
+}
+
+void learn(const Step& step, Kimi k, const Paths& p, int threads) {
+  static thread_local Memory memory;
+  k.ready = memory.floats(k.ready_floats());
+  // An exponential and a logarithm each element: a token alone is worth several threads.
+  over_rows(k.tokens * k.heads, 8 * size_t(k.dk), threads, [&](int from, int until) {
+    for (int i = from; i < until; i++) step.kimi_ready(k, i % k.heads, i / k.heads);
   });
+  over_heads(k, p, threads, step.kimi_one, step.kimi_many);
+  behind_many(k, p, threads, step.kimi_out);
 }
 
 void learn(const Step& step, Space space, const Paths& p, int threads) {

@@ -1,5 +1,5 @@
-// Recurrent layers: short convolutions, gated delta rules and state spaces, over slots that hold what the past is to a
-// layer.
+// Recurrent layers: short convolutions, gated delta rules, Kimi's delta attention and state spaces, over slots that
+// hold what the past is to a layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,17 +21,17 @@ struct Paths {
 // Throws std::invalid_argument, one sentence, where paths leave the rows or the slots, or meet.
 void check(const Paths&, int rows, int slots);
 
-// A slot [taps][channels] holds the last inputs, the oldest first.
+// A slot [taps] of rows [channels], perhaps parts of wider ones, holds the last inputs, the oldest first.
 struct Convolution {
   int channels, taps;
   bool silu;
   const float *weight, *bias;  // [taps + 1][channels], and [channels] or null
   const float *x, *before, *after;  // rows [channels]; the last two or null
-  size_t x_row, before_row, after_row;  // floats from a row to the next
+  size_t x_row, before_row, after_row, slot_row;  // floats from a row to the next
   float *y, *slots;
 };
 
-// Of both rules below: a matrix a head, slots [heads][dk][dv], and what tokens give [tokens][heads][dv].
+// Of all rules below: a matrix a head, slots [heads][dk][dv], and what tokens give [tokens][heads][dv].
 struct Recurrence {
   int heads, dk, dv, tokens;
   float *y, *slots;
@@ -69,9 +69,36 @@ struct Delta : Recurrence {
     return query_of(rule.neighbours ? head / (heads / rule.n_key) : head % rule.n_key, token);
   }
   const float* key(int head, int token) const { return query(head, token) + dk; }
+  const float* asked(int head, int token) const { return key(head, token); }
   const float* value(int head, int token) const {
     return qkv + token * qkv_row + 2 * size_t(rule.n_key) * dk + size_t(head) * dv;
   }
+};
+
+struct KimiRule {
+  const float *a, *dt_bias;  // [heads], and [heads * dk]
+  const float* norm;  // [dv]
+  float eps;
+};
+
+// A delta rule whose heads forget each row of their matrices as fast as a token says, with queries and keys of their
+// own.
+struct Kimi : Recurrence {
+  static constexpr bool asks = true;
+  KimiRule rule;
+  const float *q, *k, *v, *fade, *beta, *gate;
+  size_t q_row, k_row, v_row, fade_row, beta_row, gate_row;
+
+  // The query and the key with their lengths, what is left of the old, and the key times that, behind `forget`
+  // [heads][tokens][4][dk].
+  size_t ready_floats() const { return forget_floats() + 4 * size_t(heads) * tokens * dk; }
+  float* query(int head, int token) const {
+    return ready + forget_floats() + (size_t(head) * tokens + token) * 4 * dk;
+  }
+  float* key(int head, int token) const { return query(head, token) + dk; }
+  float* left(int head, int token) const { return query(head, token) + 2 * dk; }
+  float* asked(int head, int token) const { return query(head, token) + 3 * dk; }
+  const float* value(int head, int token) const { return v + token * v_row + size_t(head) * dv; }
 };
 
 struct SpaceRule {
@@ -100,6 +127,7 @@ constexpr int matrix_band = 32;  // columns of a matrix that a task takes throug
 
 void convolve(const Step&, const Convolution&, const Paths&, int threads);
 void learn(const Step&, Delta, const Paths&, int threads);
+void learn(const Step&, Kimi, const Paths&, int threads);
 void learn(const Step&, Space, const Paths&, int threads);
 
 }  // namespace gmoe

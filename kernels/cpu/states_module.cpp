@@ -35,6 +35,10 @@ void bind_states(nb::module_& m) {
         new (self) DeltaRule{n_key, neighbours, at<const float>(a), at<const float>(dt_bias), at<const float>(norm),
                              eps};
       });
+  nb::class_<KimiRule>(m, "KimiRule")
+      .def("__init__", [](KimiRule* self, uintptr_t a, uintptr_t dt_bias, uintptr_t norm, float eps) {
+        new (self) KimiRule{at<const float>(a), at<const float>(dt_bias), at<const float>(norm), eps};
+      });
   nb::class_<SpaceRule>(m, "SpaceRule")
       .def("__init__", [](SpaceRule* self, int n_group, uintptr_t a, uintptr_t dt_bias, uintptr_t d, uintptr_t norm,
                           float eps) {
@@ -42,11 +46,11 @@ void bind_states(nb::module_& m) {
                              at<const float>(norm), eps};
       });
   m.def("short_conv", [](const Step& step, int channels, int taps, bool silu, uintptr_t weight, uintptr_t bias, Rows x,
-                         Rows before, Rows after, uintptr_t y, int rows, uintptr_t slots, int n_slots,
-                         const Paths& paths, int threads) {
+                         Rows before, Rows after, uintptr_t y, int rows, Rows slots, int n_slots, const Paths& paths,
+                         int threads) {
     const Convolution c = {channels, taps, silu, at<const float>(weight), at<const float>(bias),
                            at<const float>(x.address), at<const float>(before.address), at<const float>(after.address),
-                           x.row, before.row, after.row, at<float>(y), at<float>(slots)};
+                           x.row, before.row, after.row, slots.row, at<float>(y), at<float>(slots.address)};
     enter([=, &step] {
       check(paths, rows, n_slots);
       convolve(step, c, paths, threads);
@@ -61,6 +65,18 @@ void bind_states(nb::module_& m) {
     enter([=, &step] {
       check(paths, rows, n_slots);
       learn(step, d, paths, threads);
+    });
+  });
+  m.def("kimi_delta", [](const Step& step, const KimiRule& rule, int heads, int dk, int dv, Rows q, Rows k, Rows v,
+                         Rows fade, Rows beta, Rows gate, uintptr_t y, int rows, uintptr_t slots, int n_slots,
+                         const Paths& paths, int threads) {
+    const Kimi each = {{heads, dk, dv, rows, at<float>(y), at<float>(slots), nullptr}, rule, at<const float>(q.address),
+                       at<const float>(k.address), at<const float>(v.address), at<const float>(fade.address),
+                       at<const float>(beta.address), at<const float>(gate.address), q.row, k.row, v.row, fade.row,
+                       beta.row, gate.row};
+    enter([=, &step] {
+      check(paths, rows, n_slots);
+      learn(step, each, paths, threads);
     });
   });
   m.def("state_space", [](const Step& step, const SpaceRule& rule, int heads, int dk, int dv, Rows xbc, Rows dt, Rows z,

@@ -97,7 +97,11 @@ struct Step {
   // All tokens of a sequence, through `matrix_band` columns or as many as there are.
   void (*delta_many)(const Delta&, const Paths&, int sequence, int head, int first, float* scratch);
   void (*delta_out)(const Delta&, int token);  // the norm and the gate behind `delta_many`
-  void (*space_ready)(const Space&, int token);  // the same of state spaces
+  void (*kimi_ready)(const Kimi&, int head, int token);  // the same of Kimi's delta attention
+  void (*kimi_one)(const Kimi&, const Paths&, int sequence, int head, const float* next, float* scratch);
+  void (*kimi_many)(const Kimi&, const Paths&, int sequence, int head, int first, float* scratch);
+  void (*kimi_out)(const Kimi&, int token);
+  void (*space_ready)(const Space&, int token);  // and of state spaces
   void (*space_one)(const Space&, const Paths&, int sequence, int head, const float* next, float* scratch);
   void (*space_many)(const Space&, const Paths&, int sequence, int head, int first, float* scratch);
   void (*space_out)(const Space&, int token);  // behind both, since a norm is over several heads

@@ -8,7 +8,7 @@ import torch
 from gmoe.kernels.bank import ExpertBank
 from gmoe.kernels.formats import QuantTensor
 from gmoe.kernels.kv import KvLayer
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.reference_step import Mask, Norms, RouterRule, Turn, Turns
 from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton import activation as activations
@@ -122,6 +122,22 @@ class Kernels:
         """A gated delta net: -> [T, n_value * dv], its matrices in the state."""
         with _there(qkv):
             return recurrent.delta_rule(qkv, alpha, beta, z, rule, state, paths)
+
+    def kimi_delta(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fade: Tensor,
+        beta: Tensor,
+        gate: Tensor,
+        rule: KimiRule,
+        state: StateLayer,
+        paths: Paths,
+    ) -> Tensor:
+        """Kimi's delta attention: -> [T, n_head * dv], its matrices in the state."""
+        with _there(q):
+            return recurrent.kimi_delta(q, k, v, fade, beta, gate, rule, state, paths)
 
     def state_space(
         self, xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths

@@ -6,7 +6,7 @@ A program goes through the tokens of a sequence, for some channels or some colum
 import torch
 import triton
 import triton.language as tl
-from gmoe.kernels.reference_recurrent import DeltaRule, SpaceRule
+from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
 from gmoe.kernels.triton.matmul import FUSED
 from torch import Tensor
@@ -35,21 +35,24 @@ def _softplus(x):
 
 
 @triton.jit
-def _seen(x, before, slots, slot, begin, r, c, inside, x_row, before_row, C, TAPS: tl.constexpr, BEFORE: tl.constexpr):
+def _seen(
+    x, before, slots, slot, begin, r, c, inside, x_row, before_row, slot_row, TAPS: tl.constexpr, BEFORE: tl.constexpr,
+):  # fmt: skip
     """Rows r [R, 1] of what a convolution sees of channels c [1, W]: first what is kept, then what is new."""
     new = inside & (r >= TAPS)
     t = begin + r - TAPS
     value = tl.load(x + t * x_row + c, mask=new, other=0.0)
     if BEFORE:
         value *= tl.load(before + t * before_row + c, mask=new, other=0.0)
-    old = tl.load(slots + (slot * TAPS + r) * C + c, mask=inside & (r < tl.where(slot >= 0, TAPS, 0)), other=0.0)
+    kept = tl.where(slot >= 0, TAPS, 0)
+    old = tl.load(slots + (slot * TAPS + r) * slot_row + c, mask=inside & (r < kept), other=0.0)
     return tl.where(r < TAPS, old, value)
 
 
 @triton.jit
 def _convolve(
-    x, before, after, weight, bias, y, slots, starts, source, target, kept, kept_after, x_row, before_row, after_row, C,
-    TAPS: tl.constexpr, TAPS_WIDTH: tl.constexpr, R: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr,
+    x, before, after, weight, bias, y, slots, starts, source, target, kept, kept_after, x_row, before_row, after_row,
+    slot_row, C, TAPS: tl.constexpr, TAPS_WIDTH: tl.constexpr, R: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     s = tl.program_id(0)
@@ -63,7 +66,7 @@ def _convolve(
         total = tl.zeros((R, W), tl.float32)
         for j in tl.static_range(TAPS + 1):
             seen = _seen(
-                x, before, slots, slot, begin, r + j, columns, inside, x_row, before_row, C, TAPS, BEFORE,
+                x, before, slots, slot, begin, r + j, columns, inside, x_row, before_row, slot_row, TAPS, BEFORE,
             )  # fmt: skip
             total += seen * tl.load(weight + c * (TAPS + 1) + j, mask=c < C, other=0.0)[None, :]
         if BIAS:
@@ -76,13 +79,15 @@ def _convolve(
     j = tl.arange(0, TAPS_WIDTH)[:, None]
     to, also = tl.load(target + s).to(tl.int64), tl.load(kept + s).to(tl.int64)
     inside = (columns < C) & (j < TAPS)
-    last = _seen(x, before, slots, slot, begin, end - begin + j, columns, inside, x_row, before_row, C, TAPS, BEFORE)
+    last = _seen(
+        x, before, slots, slot, begin, end - begin + j, columns, inside, x_row, before_row, slot_row, TAPS, BEFORE,
+    )  # fmt: skip
     some = tl.load(kept_after + s)
-    other = _seen(x, before, slots, slot, begin, some + j, columns, inside, x_row, before_row, C, TAPS, BEFORE)
+    other = _seen(x, before, slots, slot, begin, some + j, columns, inside, x_row, before_row, slot_row, TAPS, BEFORE)
     tl.debug_barrier()  # what is written may be what was read
     kept_rows, rows = tl.where((also >= 0) & (also != to), TAPS, 0), tl.where(to >= 0, TAPS, 0)
-    tl.store(slots + (also * TAPS + j) * C + columns, other, mask=(columns < C) & (j < kept_rows))
-    tl.store(slots + (to * TAPS + j) * C + columns, last, mask=(columns < C) & (j < rows))
+    tl.store(slots + (also * TAPS + j) * slot_row + columns, other, mask=(columns < C) & (j < kept_rows))
+    tl.store(slots + (to * TAPS + j) * slot_row + columns, last, mask=(columns < C) & (j < rows))
 
 
 @triton.jit
@@ -120,15 +125,48 @@ def _delta(
 
 
 @triton.jit
-def _gate(y, z, weight, z_row, eps, N_VALUE, DV, WIDTH: tl.constexpr):
-    """A head of a token: its norm, its weight and the gate, in place."""
+def _kimi(
+    q, k, v, fade, beta, a, dt_bias, y, slots, starts, source, target, kept, kept_after, q_row, k_row, v_row, fade_row,
+    beta_row, eps, scale, N_HEAD, DK, DV, K_WIDTH: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    h, s = tl.program_id(1), tl.program_id(2)
+    i, j = tl.arange(0, K_WIDTH), tl.program_id(0) * BAND + tl.arange(0, BAND)
+    begin, end = tl.load(starts + s).to(tl.int64), tl.load(starts + s + 1).to(tl.int64)
+    slot, to = tl.load(source + s).to(tl.int64), tl.load(target + s).to(tl.int64)
+    also, some = tl.load(kept + s).to(tl.int64), tl.load(kept_after + s)
+    place = slots + h.to(tl.int64) * DK * DV + i[:, None] * DV + j[None, :]
+    row, inside = i[:, None], j[None, :] < DV
+    size = tl.cast(DK, tl.int64) * DV * N_HEAD
+    matrix = tl.load(place + slot * size, mask=inside & (row < tl.where(slot >= 0, DK, 0)), other=0.0)
+    tl.debug_barrier()  # what is written may be what was read
+    rate, bias, at = tl.load(a + h), tl.load(dt_bias + h * DK + i, mask=i < DK, other=0.0), h * DK + i
+    for t in range(begin, end):
+        query = tl.load(q + t * q_row + at, mask=i < DK, other=0.0)
+        key = tl.load(k + t * k_row + at, mask=i < DK, other=0.0)
+        value = tl.load(v + t * v_row + h * DV + j, mask=j < DV, other=0.0)
+        step = tl.load(fade + t * fade_row + at, mask=i < DK, other=0.0) + bias
+        query *= tl.rsqrt(tl.sum(query * query, 0) + eps) * scale
+        key *= tl.rsqrt(tl.sum(key * key, 0) + eps)
+        matrix *= tl.exp(_softplus(step) * rate)[:, None]
+        change = _sigmoid(tl.load(beta + t * beta_row + h)) * (value - tl.sum(matrix * key[:, None], 0))
+        matrix += key[:, None] * change[None, :]
+        tl.store(y + (t * N_HEAD + h) * DV + j, tl.sum(matrix * query[:, None], 0), mask=j < DV)
+        now = (also >= 0) & (t - begin + 1 == some)
+        tl.store(place + also * size, matrix, mask=inside & (row < tl.where(now, DK, 0)))
+    tl.store(place + to * size, matrix, mask=inside & (row < tl.where(to >= 0, DK, 0)))
+
+
+@triton.jit
+def _gate(y, z, weight, z_row, eps, N_VALUE, DV, WIDTH: tl.constexpr, SILU: tl.constexpr):
+    """A head of a token: its norm, its weight and the gate's SiLU or sigmoid, in place."""
     t, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     j = tl.arange(0, WIDTH)
     at = (t * N_VALUE + h) * DV + j
     value = tl.load(y + at, mask=j < DV, other=0.0)
     gate = tl.load(z + t * z_row + h * DV + j, mask=j < DV, other=0.0)
     value *= tl.rsqrt(tl.sum(value * value, 0) / DV + eps) * tl.load(weight + j, mask=j < DV, other=0.0)
-    tl.store(y + at, value * (gate * _sigmoid(gate)), mask=j < DV)
+    much = _sigmoid(gate)
+    tl.store(y + at, value * (gate * much if SILU else much), mask=j < DV)
 
 
 @triton.jit
@@ -200,7 +238,8 @@ def short_conv(
     which = {"BEFORE": before is not None, "AFTER": after is not None, "BIAS": bias is not None}
     bias = weight if bias is None else bias.contiguous()
     parts = [x if part is None else _side_by_side(part) for part in (x, before, after)]
-    given = *parts, weight.contiguous(), bias, y, state.inputs, *paths, *(part.stride(0) for part in parts), channels
+    rows = *(part.stride(0) for part in parts), state.inputs.stride(1)
+    given = *parts, weight.contiguous(), bias, y, state.inputs, *paths, *rows, channels
     _convolve[(sequences, triton.cdiv(channels, CHANNELS))](
         *given, SILU=silu, **which, **conv_sizes(taps, tokens > sequences), **CONVOLVING
     )
@@ -234,9 +273,8 @@ def delta_rule(
         **delta_sizes(dk, rule.neighbours), **ALONE,
     )  # fmt: skip
     if tokens:
-        weight = rule.norm.contiguous()
         _gate[(tokens, heads)](
-            y, z, weight, z.stride(0), rule.eps, heads, dv, WIDTH=triton.next_power_of_2(dv), **ALONE
+            y, z, rule.norm.contiguous(), z.stride(0), rule.eps, heads, dv, **gate_sizes(dv), **ALONE
         )
     return y
 
@@ -244,6 +282,44 @@ def delta_rule(
 def delta_sizes(dk: int, neighbours: bool) -> dict[str, int | bool]:
     """What a delta rule is compiled for."""
     return {"K_WIDTH": triton.next_power_of_2(dk), "BAND": BAND, "NEIGHBOURS": neighbours}
+
+
+def gate_sizes(dv: int, silu: bool = True) -> dict[str, int | bool]:
+    """What the gate of a delta rule's heads is compiled for."""
+    return {"WIDTH": triton.next_power_of_2(dv), "SILU": silu}
+
+
+def kimi_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fade: Tensor,
+    beta: Tensor,
+    gate: Tensor,
+    rule: KimiRule,
+    state: StateLayer,
+    paths: Paths,
+) -> Tensor:
+    """-> [T, n_head * dv] float32; see `recurrent.KimiDelta`."""
+    tokens, (heads, dk, dv) = q.shape[0], state.matrices.shape[1:]
+    keys, wide = heads * dk, heads * dv
+    if heads != rule.n_head or rule.dt_bias.shape != (keys,) or rule.norm.shape != (dv,):
+        what = f"{rule.n_head} heads, a dt_bias of {list(rule.dt_bias.shape)} and a norm of {list(rule.norm.shape)}"
+        raise ValueError(f"{what} do not fit slots {[heads, dk, dv]}")
+    _check_rows(tokens, q=(q, keys), k=(k, keys), v=(v, wide), fade=(fade, keys), beta=(beta, heads), gate=(gate, wide))
+    sequences = _sequences(paths)
+    y = torch.empty(tokens, wide, dtype=torch.float32, device=q.device)
+    if not sequences:
+        return y
+    *parts, gate = (_side_by_side(part) for part in (q, k, v, fade, beta, gate))
+    _kimi[(triton.cdiv(dv, BAND), heads, sequences)](
+        *parts, rule.a.contiguous(), rule.dt_bias.contiguous(), y, state.matrices, *paths,
+        *(part.stride(0) for part in parts), rule.eps, dk**-0.5, heads, dk, dv, **rule_sizes(dk), **ALONE,
+    )  # fmt: skip
+    if tokens:
+        weight, sizes = rule.norm.contiguous(), gate_sizes(dv, silu=False)
+        _gate[(tokens, heads)](y, gate, weight, gate.stride(0), rule.eps, heads, dv, **sizes, **ALONE)
+    return y
 
 
 def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, paths: Paths) -> Tensor:
@@ -262,7 +338,7 @@ def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: Stat
     of_heads = rule.a.contiguous(), rule.dt_bias.contiguous(), rule.d.contiguous()
     _space[(triton.cdiv(dv, BAND), heads, sequences)](
         xbc, dt, *of_heads, y, state.matrices, *paths, xbc.stride(0), dt.stride(0), rule.n_group, heads, dk, dv,
-        **space_sizes(dk), **ALONE,
+        **rule_sizes(dk), **ALONE,
     )  # fmt: skip
     if tokens:
         size, weight = wide // rule.n_group, rule.norm.contiguous()
@@ -272,8 +348,8 @@ def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: Stat
     return y
 
 
-def space_sizes(dk: int) -> dict[str, int]:
-    """What a state space is compiled for."""
+def rule_sizes(dk: int) -> dict[str, int]:
+    """What Kimi's delta attention and a state space are compiled for."""
     return {"K_WIDTH": triton.next_power_of_2(dk), "BAND": BAND}
 
 
