@@ -71,6 +71,8 @@ def state_bytes(hparams: Hparams) -> int:
     """Bytes of a sequence's states in the recurrent layers."""
     if hparams.n_shortconv:
         each = (hparams.n_shortconv - 1) * hparams.n_embd
+    elif hparams.kda_head_dim:
+        each = (3 * (hparams.ssm_d_conv - 1) + hparams.kda_head_dim) * hparams.n_head * hparams.kda_head_dim
     else:
         channels = hparams.ssm_d_inner + 2 * hparams.ssm_n_group * hparams.ssm_d_state
         each = (hparams.ssm_d_conv - 1) * channels + hparams.ssm_d_state * hparams.ssm_d_inner

@@ -118,6 +118,7 @@ class Hparams:
     ssm_d_state: int = key("ssm.state_size", 0, rare=True)
     ssm_dt_rank: int = key("ssm.time_step_rank", 0, rare=True)
     ssm_n_group: int = key("ssm.group_count", 0, rare=True)
+    kda_head_dim: int = key("kda.head_dim", 0, rare=True)  # of Kimi's delta attention
     n_shortconv: int = key("shortconv.l_cache", 0, rare=True)
 
     embedding_scale: float = key("embedding_scale", 1.0)
@@ -253,6 +254,7 @@ class Hparams:
             ("logit_scale", self.logit_scale, 1e-6, 1e6),
             ("full_attention_interval", self.full_attention_interval, 1, MOST_INT),
             ("ssm.conv_kernel", self.ssm_d_conv, 0, 64),
+            ("kda.head_dim", self.kda_head_dim, 0, 1 << 16),
             ("shortconv.l_cache", self.n_shortconv, 0, 64),
             ("interleave_moe_layer_step", self.moe_layer_step, 1, MOST_INT),
             ("expert_count", self.n_expert, 0, 1 << 16),

@@ -8,17 +8,20 @@ from torch import Tensor
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import HeadMaps, attention, dequantize, lay
+from gmoe.kernels.ops import HeadMaps, Rotation, attention, dequantize, lay
 from gmoe.layers.attention import causal, warmed
 from gmoe.layers.batch import Batch
-from gmoe.layers.rope import rope, yarn_magnitude
+from gmoe.layers.rope import yarn_magnitude
 from gmoe.layers.weights import Weights
 
 
 class MLA:
-    """`k_b` carries queries into the latent space, `v_b` results out of it; older files hold both as `kv_b`."""
+    """`k_b` carries queries into the latent space, `v_b` results out of it; older files hold both as `kv_b`.
 
-    def __init__(self, w: Weights):
+    Without a `turn` it knows of no positions: nothing is rotated, and nothing grows with them or with a scaling.
+    """
+
+    def __init__(self, w: Weights, turn: Rotation | None):
         hp = w.hparams
         self.layer, self.on = w.layer, w.on
         self.n_head = hp.n_head
@@ -33,10 +36,12 @@ class MLA:
                 f"{hp.architecture}.attention.kv_lora_rank",
                 "latent attention needs it and rope.dimension_count",
             )
-        self.rope = rope(w, "norm", self.n_rot)
-        # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
-        self.scale = yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2 * self.n_head_k**-0.5
-        self.step, self.growth = hp.attn_temperature_length, hp.attn_temperature_scale
+        self.turn, self.scale = turn, self.n_head_k**-0.5
+        self.step, self.growth = 0, 0.0
+        if turn is not None:
+            # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
+            self.scale *= yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2
+            self.step, self.growth = hp.attn_temperature_length, hp.attn_temperature_scale
         if self.growth and not self.step:
             w.refuse(f"{hp.architecture}.attention.temperature_length", "required beside attention.temperature_scale")
         q_width = self.n_head * self.n_head_k
@@ -80,7 +85,7 @@ class MLA:
         q = self.q(x).view(-1, self.n_head, self.n_head_k)
         query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
         self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
-        lay(self.rope(lay(q[..., self.n_nope :]), positions), query[..., self.n_lora :])
+        self._lay(q[..., self.n_nope :], positions, query[..., self.n_lora :])
         return warmed(query, positions, 0, self.step, self.growth, self.on) if self.growth else query
 
     def _latent(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +94,12 @@ class MLA:
         value = self.kv_a_norm(lay(latent[..., : self.n_lora]))
         key = torch.empty_like(latent)
         lay(value, key[..., : self.n_lora])
-        lay(self.rope(lay(latent[..., self.n_lora :]), positions), key[..., self.n_lora :])
+        self._lay(latent[..., self.n_lora :], positions, key[..., self.n_lora :])
         return key, value
+
+    def _lay(self, x: Tensor, positions: Tensor, out: Tensor) -> None:
+        """Into `out` what of heads [T, H, n_rot] positions count for, turned by them if they do."""
+        lay(x if self.turn is None else self.turn(lay(x), positions), out)
 
 
 def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:

@@ -107,6 +107,14 @@ class Weights:
         """A tensor of `n` numbers as float32, which the file must have."""
         return dequantize(self.quant(name, suffix, (n,)), on=self.on)
 
+    def shaped(self, name: str, shape: tuple[int, ...], suffix: str = ".weight") -> Tensor:
+        """A tensor of this shape as float32, which the file must have, perhaps with more sizes of 1, four in all."""
+        tensor = self.quant(name, suffix)
+        if len(tensor.shape) > 4 or [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+            have, want = list(tensor.shape), list(shape)
+            self.refuse(self.prefix + name + suffix, f"has the shape {have}, the rest of the file asks for {want}")
+        return dequantize(tensor, on=self.on).view(shape)
+
     def linear(self, name: str, n_in: int, n_out: int | None = None) -> QuantLinear:
         """The map `name`, with its scale and its bias where the file has them."""
         weight, scale = self.matrix(name, n_in, n_out), self.get(name, ".scale", 1)

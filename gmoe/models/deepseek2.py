@@ -2,6 +2,7 @@
 
 from gmoe.layers.ffn import led_by_dense
 from gmoe.layers.mla import MLA
+from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Decoder, FeedForward
@@ -12,7 +13,7 @@ class Model(Decoder):
 
     def attention(self, w: Weights, layer: int) -> Attention:
         """With or without low-rank queries; `kv_b` whole or as `k_b` and `v_b`."""
-        return MLA(w)
+        return MLA(w, rope(w, "norm"))
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """Softmax where the file states no gating function, as V2's do not."""
