@@ -467,6 +467,52 @@ def _cohere_keys(s: Shape) -> dict[str, Any]:
     return {name: value for name, value in keys.items() if "rms" not in name}
 
 
+def _kimi_linear(fused: bool = False) -> Callable[[Shape, int], Tensors]:
+    """Every third block has latent attention; the sizes of 1 are a converter's, or what quantizing leaves of them."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        if layer % 3 == 2:
+            yield from mla(s, q_lora=False, legacy=False)
+        else:
+            yield from _kimi_delta(s, fused)
+        yield from ffn_norm(s)
+        if layer == 0:
+            yield from dense(s)
+        else:
+            yield from routed(s, selection_bias=True)
+            yield from dense(s, "_shexp", s.ff_exp)
+
+    return block
+
+
+def _kimi_delta(s: Shape, fused: bool) -> Tensors:
+    d, wide = s.head_dim, s.head * s.head_dim
+    yield "attn_norm.weight", (s.embd,)
+    if fused:
+        yield "attn_qkv.weight", (3 * wide, s.embd)
+    for part in "qkv":
+        if not fused:
+            yield f"attn_{part}.weight", (wide, s.embd)
+        yield f"ssm_conv1d_{part}.weight", (wide, 1, 4) if fused else (1, wide, 1, 4)
+    for part in "fg":
+        yield f"ssm_{part}_a.weight", (d, s.embd)
+        yield f"ssm_{part}_b.weight", (wide, d)
+    yield "ssm_beta.weight", (s.head, s.embd)
+    yield "ssm_a", (s.head, 1) if fused else (1, 1, s.head, 1)
+    yield "ssm_dt.bias", (wide,)
+    yield "ssm_norm.weight", (d,)
+    yield "attn_output.weight", (s.embd, wide)
+
+
+def _kimi_keys(s: Shape) -> dict[str, Any]:
+    return _mla_keys(s, False, False) | {
+        "attention.head_count_kv": [int(layer % 3 == 2) for layer in range(s.layer)],
+        "expert_gating_func": 2,
+        "kda.head_dim": s.head_dim,
+        "ssm.conv_kernel": 4,
+    }
+
+
 def _dbrx_keys(s: Shape) -> dict[str, Any]:
     keys = _moe(s, attention__layer_norm_epsilon=1e-5, attention__clamp_kqv=0.5)
     return {name: value for name, value in keys.items() if "rms" not in name}
@@ -642,6 +688,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Shape(ff=32, layer=4),
     ),
     "nemotron_h_moe": Architecture(_nemotron, _nemotron_keys, Shape(layer=5)),
+    "kimi-linear": Architecture(_kimi_linear(), _kimi_keys, Shape(layer=4)),
+    "kimi-linear+fused": Architecture(_kimi_linear(fused=True), _kimi_keys, Shape(layer=4)),
     "lfm2moe": Architecture(
         _lfm2moe,
         lambda s: (

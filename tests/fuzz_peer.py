@@ -51,6 +51,7 @@ FOURS = {
     "exaone-moe",
     "mimo2",
     "cohere2moe",
+    "kimi-linear",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {"llama", "qwen3", "qwen3moe", "qwen35moe", "nemotron_h_moe"}  # llama.cpp reads scales beside all
 WINDOWED = {
@@ -97,6 +98,7 @@ OWN: dict[str, Keys] = {
     },
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
+    "kimi-linear": GATED,
     "glm4moe": GATED,
     "dots1": GATED,
     "bailingmoe2": GATED,

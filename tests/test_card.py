@@ -14,7 +14,7 @@ from tests.factory import write_model
 PROMPTS = [list(range(3, 14)), [7], [250, 9, 30], list(range(1, 50))]
 ARCHITECTURES = (
     *("qwen3moe", "deepseek2", "gpt-oss", "llama4", "qwen2moe", "granitemoe", "afmoe", "glm4moe"),
-    *("qwen35moe", "lfm2moe", "granitehybrid"),
+    *("qwen35moe", "lfm2moe", "granitehybrid", "kimi-linear"),
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA card")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gmoe.kernels.formats import QuantTensor
+from gmoe.kernels.formats import FORMATS, QuantTensor
 
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
@@ -174,6 +174,8 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("glm4moe", {"rope.dimension_sections": [2, 1, 1, 0]}, {}),
         ("smallthinker", {"expert_weights_scale": 2.5}, {}),
         ("cohere2moe", {"attention.layer_norm_rms_epsilon": 0.0}, {}),
+        ("kimi-linear", {"expert_weights_norm": False, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
+        ("kimi-linear", {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}, {}),
         ("exaone-moe", {"attention.sliding_window_pattern": [True, True, True, False, True]}, {}),
         (
             "exaone-moe",
@@ -264,6 +266,17 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
         ),
         ("mimo2", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture mimo2, with"),
         ("mimo2", {"attention.sliding_window_pattern": [2, 1, 1, 0]}, "has the wrong type (int, not bool)"),
+        ("kimi-linear", {"expert_gating_func": 0}, "expert_gating_func: required by architecture kimi-linear"),
+        ("kimi-linear", {"attention.key_length_mla": 0}, "key_length_mla: required by architecture kimi-linear"),
+        ("kimi-linear", {"attention.q_lora_rank": 32}, "attention.q_lora_rank: 32; only 0 is supported"),
+        ("kimi-linear", {"kda.head_dim": 0}, "kda.head_dim: required by architecture kimi-linear"),
+        ("kimi-linear", {"ssm.conv_kernel": 1}, "ssm.conv_kernel: 1; at least 2 is supported"),
+        ("kimi-linear", {"kda.safe_gate": True}, "kda.safe_gate: not known to gmoe"),
+        (
+            "kimi-linear",
+            {"attention.head_count_kv": [0, 1, 1, 0]},
+            "blk.1.attn_k_b.weight: this tensor is required by",
+        ),
     ],
 )
 def test_what_an_architecture_cannot_do_without_is_named(
@@ -273,6 +286,20 @@ def test_what_an_architecture_cannot_do_without_is_named(
     with pytest.raises(UnsupportedModel) as error:
         LLM.load(path)
     assert what in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["attn_k.bias", "attn_qkv.bias"])
+def test_a_bias_before_the_convolutions_of_kimi_linear_is_refused(tmp_path: Path, name: str) -> None:
+    """llama.cpp reads it and leaves it out, which is hardly what the file means."""
+
+    def biased(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+        bias = QuantTensor(np.zeros(256, np.uint8), FORMATS["F32"], (64,))
+        return [(info.name, tensor), *([(f"blk.1.{name}", bias)] if info.name == "blk.1.ssm_a" else [])]
+
+    with GGUFFile.open(write_model(tmp_path / "m.gguf", "kimi-linear")) as file:
+        rewrite(file, tmp_path / "biased.gguf", biased)
+    with pytest.raises(UnsupportedModel, match=rf"blk.1.{name}: before a short convolution a bias is not supported"):
+        LLM.load(tmp_path / "biased.gguf")
 
 
 def test_a_temperature_needs_its_length(tmp_path: Path) -> None:

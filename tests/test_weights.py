@@ -63,9 +63,10 @@ def others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         if n > 1:
             yield (*shape[:axis], n // 2, *shape[axis + 1 :])
     if len(shape) > 1:
-        if 1 not in shape:  # else it is the same row of numbers
+        yield (2, *shape)
+        if 1 not in shape:  # else it may be the same row of numbers
             yield (elements(shape),)
-        yield (1, *shape)
+            yield (1, *shape)
 
 
 def elements(shape: tuple[int, ...]) -> int:
