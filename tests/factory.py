@@ -162,14 +162,16 @@ def _granitemoe(s: Shape, layer: int) -> Tensors:
     yield from dense(s, "_shexp", 64)
 
 
-def _deepseek2(q_lora: bool, legacy: bool, selection_bias: bool) -> Callable[[Shape, int], Tensors]:
+def _deepseek2(
+    q_lora: bool, legacy: bool, selection_bias: bool, fused: bool = False
+) -> Callable[[Shape, int], Tensors]:
     def block(s: Shape, layer: int) -> Tensors:
         yield from mla(s, q_lora=q_lora, legacy=legacy)
         yield from ffn_norm(s)
         if layer == 0:
             yield from dense(s)
         else:
-            yield from routed(s, selection_bias=selection_bias)
+            yield from routed(s, selection_bias=selection_bias, fused=fused)
             yield from dense(s, "_shexp", s.ff_exp)
 
     return block
@@ -590,6 +592,11 @@ def _gemma4_keys(s: Shape, shared: int = 0) -> dict[str, Any]:
     }
 
 
+def _sections(s: Shape) -> list[int]:
+    """Pairs of a head that time, height and width turn, in turns: the first have one more where they are no thirds."""
+    return [*((s.head_dim // 2 + rest) // 3 for rest in (2, 1, 0)), 0]
+
+
 def _stretched(s: Shape) -> Tensors:
     yield "rope_freqs.weight", (s.head_dim,)
 
@@ -607,6 +614,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2moe+fused": Architecture(_qwen2moe(fused=True), lambda s: _moe(s, expert_shared_feed_forward_length=64)),
     "qwen3moe": Architecture(_plain("head"), _moe, Shape(used=3)),
     "qwen3moe+fused": Architecture(_plain("head", fused_experts=True), _moe),
+    "qwen3vlmoe": Architecture(
+        _plain("head"), lambda s: _moe(s) | {"rope.dimension_sections": _sections(s), "n_deepstack_layers": 1}
+    ),
     "olmoe": Architecture(_plain("full"), _moe, Shape(head_kv=4, ff=32)),
     "granitemoe": Architecture(
         _granitemoe,
@@ -634,6 +644,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "deepseek2+legacy": Architecture(
         _deepseek2(True, True, False), lambda s: _mla_keys(s, True, True) | YARN | {"expert_gating_func": 2}
+    ),
+    "mistral4": Architecture(
+        _deepseek2(True, False, False, fused=True),
+        lambda s: (
+            _mla_keys(s, True, False)
+            | YARN
+            | {
+                "rope.scaling.yarn_log_multiplier": 0.1,
+                "attention.temperature_scale": 0.1,
+                "attention.temperature_length": 8,
+            }
+        ),
     ),
     "gpt-oss": Architecture(
         _gpt_oss,

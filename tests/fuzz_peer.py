@@ -41,6 +41,7 @@ DEFAULT = RuntimeOptions(device="cpu", context=256)
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
 SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2", "dbrx", "arctic"}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
+LATENT = {"deepseek2", "mistral4"}
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 FOURS = {
     "llama4",
@@ -73,6 +74,7 @@ ANY: Keys = {
     "context_length": (64, 4096),
 }
 SCALED: Keys = {"rope.scaling.factor": (1.0, 1.7, 40.0), "rope.scaling.type": ("none", "linear", "yarn")}
+LATENT_SCALED: Keys = {"rope.scaling.factor": (1.0, 40.0), "rope.scaling.attn_factor": (0.7, 1.2)}
 GATED: Keys = {"expert_gating_func": (1, 2, 3, 4)}
 GRANITE: Keys = {
     "attention.scale": (0.015625, 1.0),
@@ -89,7 +91,10 @@ OWN: dict[str, Keys] = {
         "rope.freq_base_swa": (100.0, 5e5),
         "final_logit_softcapping": (0.0, 1.0, 30.0),
     },
-    "deepseek2": GATED | {"rope.scaling.factor": (1.0, 40.0)},
+    "deepseek2": GATED | LATENT_SCALED,
+    "mistral4": GATED
+    | LATENT_SCALED
+    | {"attention.temperature_scale": (0.0, 0.5), "attention.temperature_length": (1, 20)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "exaone-moe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "cohere2moe": GATED | {"attention.sliding_window": (1, 7, 16), "logit_scale": (0.0625, 1.0)},
@@ -133,7 +138,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
 def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
     """Half of the keys that the architecture could have."""
     architecture = name.split("+")[0]
-    keys = ANY | ({} if architecture == "deepseek2" else SCALED) | OWN.get(architecture, {})
+    keys = ANY | ({} if architecture in LATENT else SCALED) | OWN.get(architecture, {})
     drawn = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.5}
     if architecture != "nemotron_h_moe":
         drawn["feed_forward_length"] = shape.ff
@@ -141,8 +146,9 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
         drawn["rope.scaling.factor"] = 1.0
     if architecture == "bailingmoe2":
         drawn["expert_shared_feed_forward_length"] = shape.ff_exp
-    if architecture == "deepseek2":
-        drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice([0.05, 0.1])}
+    if architecture in LATENT:
+        multipliers = [0.1] if architecture == "mistral4" else [0.05, 0.1]
+        drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice(multipliers)}
     return drawn
 
 

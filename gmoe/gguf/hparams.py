@@ -16,7 +16,9 @@ UNKNOWN = "not known to gmoe and may change the arithmetic"
 DIFFERS = "a value that differs by layer is not supported"
 
 # Keys that say something about the file or about images, not about the arithmetic of text.
-DESCRIPTIVE = frozenset({"vocab_size", "tensor_data_layout", "features_length", "rope.dimension_sections"})
+DESCRIPTIVE = frozenset(
+    {"vocab_size", "tensor_data_layout", "features_length", "rope.dimension_sections", "n_deepstack_layers"}
+)
 
 
 class Gating(IntEnum):

@@ -40,7 +40,7 @@ class MLA:
         self.step, self.growth = 0, 0.0
         if turn is not None:
             # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
-            self.scale *= yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1) ** 2
+            self.scale *= (hp.rope_attn_factor * yarn_magnitude(hp, hp.yarn_log_multiplier / 0.1)) ** 2
             self.step, self.growth = hp.attn_temperature_length, hp.attn_temperature_scale
         if self.growth and not self.step:
             w.refuse(f"{hp.architecture}.attention.temperature_length", "required beside attention.temperature_scale")
