@@ -177,6 +177,14 @@ def _deepseek2(
     return block
 
 
+def _shared(s: Shape, layer: int) -> Tensors:
+    """Routed experts beside a shared one."""
+    yield from gqa(s)
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield from dense(s, "_shexp", s.ff_exp)
+
+
 def _led(
     norm: str = "head", bias: str = "", fused: bool = False, before: str = "ffn_norm"
 ) -> Callable[[Shape, int], Tensors]:
@@ -645,6 +653,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deepseek2+legacy": Architecture(
         _deepseek2(True, True, False), lambda s: _mla_keys(s, True, True) | YARN | {"expert_gating_func": 2}
     ),
+    "deepseek": Architecture(
+        lambda s, layer: (row for row in _led(norm="")(s, layer) if row[0] != "exp_probs_b.bias"),
+        lambda s: _moe(s, leading_dense_block_count=1, expert_shared_count=1, expert_weights_scale=1.5),
+        Shape(layer=3),
+    ),
     "mistral4": Architecture(
         _deepseek2(True, False, False, fused=True),
         lambda s: (
@@ -689,6 +702,18 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "expert_shared_feed_forward_length": 32,
             }
         ),
+    ),
+    "bailingmoe": Architecture(
+        _shared,
+        lambda s: _moe(s, expert_shared_count=1, expert_weights_scale=1.5, expert_weights_norm=True),
+        Shape(head_dim=24),
+    ),
+    "mellum": Architecture(
+        _plain("head"),
+        lambda s: (
+            _moe(s) | {key: value for key, value in YARN.items() if "log" not in key} | {"attention.sliding_window": 8}
+        ),
+        Shape(layer=5),
     ),
     "afmoe": Architecture(_afmoe, lambda s: _moe(s) | LED | {"attention.sliding_window": 8}, Shape(layer=4)),
     "qwen3next": Architecture(_hybrid("together"), _delta_keys, Shape(layer=4)),

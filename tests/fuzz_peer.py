@@ -39,7 +39,16 @@ EXACT = RuntimeOptions(device="cpu", activations="float", kv_type="f32", context
 DEFAULT = RuntimeOptions(device="cpu", context=256)
 
 ALONE = {"qwen3moe+fused"}  # which llama.cpp does not read
-SQUARE = {"lfm2moe", "olmoe", "qwen2moe", "phimoe", "bailingmoe2", "dbrx", "arctic"}  # queries as wide as the model
+SQUARE = {
+    "lfm2moe",
+    "deepseek",
+    "olmoe",
+    "qwen2moe",
+    "phimoe",
+    "bailingmoe2",
+    "dbrx",
+    "arctic",
+}  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 LATENT = {"deepseek2", "mistral4"}
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
@@ -55,8 +64,16 @@ FOURS = {
     "mimo2",
     "cohere2moe",
     "kimi-linear",
+    "mellum",
 } | MAMBA  # all kinds of block are among the first
-SCALED_MAPS = {"llama", "qwen3", "qwen3moe", "qwen35moe", "nemotron_h_moe"}  # llama.cpp reads scales beside all
+SCALED_MAPS = {
+    "llama",
+    "qwen3",
+    "qwen3moe",
+    "mellum",
+    "qwen35moe",
+    "nemotron_h_moe",
+}  # llama.cpp reads scales beside all
 WINDOWED = {
     "gpt-oss",
     "llama4",
@@ -103,6 +120,7 @@ OWN: dict[str, Keys] = {
         "attention.value_scale": (0.0, 0.707, 1.0),
         "rope.freq_base_swa": (100.0, 5e5),
     },
+    "mellum": {"attention.sliding_window": (0, 1, 7, 16)},
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
     "kimi-linear": GATED,

@@ -15,16 +15,18 @@ Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
 Factors = Literal["some", "none", "one"]
 
 
-def rope(w: Weights, style: Style, n_rot: int | None = None, *, factors: Factors = "some") -> Rotation:
+def rope(
+    w: Weights, style: Style, n_rot: int | None = None, *, factors: Factors = "some", scaled: bool = True
+) -> Rotation:
     """The rotary embedding of the first n_rot of each head, as the metadata and `factors` say.
 
-    "some" are the tensors that a file may have, "none" looks at none, and "one" needs `rope_freqs`. Blocks for which
-    all this is the same have one embedding in common.
+    "some" are the tensors that a file may have, "none" looks at none, and "one" needs `rope_freqs`. Unless `scaled`,
+    `rope.scaling` counts for nothing. Blocks for which all this is the same have one embedding in common.
     """
     hp = w.hparams
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
-    key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors
-    return w.shared(key, lambda: _build(w, style, width, factors))
+    key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors, scaled
+    return w.shared(key, lambda: _build(w, style, width, factors, scaled))
 
 
 def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
@@ -34,11 +36,11 @@ def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
     return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
 
 
-def _build(w: Weights, style: Style, n_rot: int, which: Factors) -> Rotation:
+def _build(w: Weights, style: Style, n_rot: int, which: Factors, scaled: bool) -> Rotation:
     hp = w.hparams
     if n_rot % 2 or n_rot <= 0:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.rope.dimension_count", f"{n_rot} is not even and positive")
-    kind = hp.rope_scaling_type
+    kind = hp.rope_scaling_type if scaled else "none"
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedModel(
             hp.file, f"{hp.architecture}.rope.scaling.type", f"{kind!r} is not one of none, linear, yarn, longrope"
@@ -50,7 +52,7 @@ def _build(w: Weights, style: Style, n_rot: int, which: Factors) -> Rotation:
     if factors is not None:
         frequencies = frequencies / factors
     factor = hp.rope_scaling_factor or hp.rope_scale_linear or 1.0
-    magnitude = hp.rope_attn_factor
+    magnitude = hp.rope_attn_factor if scaled else 1.0
     if kind == "yarn":
         ramp = _yarn_ramp(hp, n_rot) * hp.yarn_ext_factor
         frequencies = frequencies / factor * (1 - ramp) + frequencies * ramp
