@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from gmoe.kernels.activations import kind_of
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.formats import QuantFormat, QuantTensor
 from gmoe.kernels.grids import grid, sign_bytes
 from torch import Tensor
 
 _NAMES = ("gate", "up", "down")
-_ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
 
 
 class Matrix(Protocol):
@@ -137,15 +137,14 @@ class Experts:
         self.matrices = {name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None}
 
     def call(self, level: str | None, activation: str) -> tuple[Any, ...]:
-        """What a call begins with: the level, gate, up and down, and the activation."""
+        """What a call begins with: the level, gate, up and down, the activation and its bound."""
         key = level, activation
         if key not in self._calls:
-            if activation not in _ACTIVATIONS:
-                raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_ACTIVATIONS)}")
-            if (activation == "relu2") == self.gated:
+            kind, most = kind_of(activation)
+            if (kind == "relu2") == self.gated:
                 raise ValueError(f"activation {activation!r} {'takes no' if self.gated else 'needs a'} gate")
             held = [self.matrices[name].native if name in self.matrices else None for name in _NAMES]
-            self._calls[key] = (_level(level), *held, activation)
+            self._calls[key] = (_level(level), *held, kind, most)
         return self._calls[key]
 
     def check(self, ids: Tensor) -> None:

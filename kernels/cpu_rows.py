@@ -1,29 +1,38 @@
 """The compiled elementwise parts of a step, behind checks: activations, gates, scales, bounds and means of rows."""
 
 import torch
+from gmoe.kernels.activations import Curve, kind_of
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import at, check, step_of
 from torch import Tensor
 
-_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4}
+_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4, "swiglu_within": 12}
+_CURVES = {"sigmoid": (5, 6), "softplus": (10, 11)}  # of a gate for a row, for an element
 
 
 def activate(
     name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None, out: Tensor | None = None
 ) -> Tensor:
     """The activation between up and down, [T, n] each; in `out`, which may be up, if given."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(_ACTIVATIONS)}")
-    if gate is None and name != "relu2":
+    kind, most = kind_of(name)
+    if gate is None and kind != "relu2":
         raise ValueError(f"activation {name!r} needs a gate")
-    return _gate(_ACTIVATIONS[name], gate, up.shape, up, threads, level, out)
+    return _gate(_ACTIVATIONS[kind], gate, up.shape, up, threads, level, out, most)
 
 
-def gated(gate: Tensor, y: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
-    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; in `out`, which may be y, if given."""
+def gated(
+    gate: Tensor,
+    y: Tensor,
+    threads: int,
+    level: str | None = None,
+    out: Tensor | None = None,
+    curve: Curve = "sigmoid",
+) -> Tensor:
+    """y [T, n] * the curve of gate, [T, n] or [T, 1]; in `out`, which may be y, if given."""
+    one, all = _CURVES[curve]
     if gate.shape == y.shape:
-        return _gate(6, gate, y.shape, y, threads, level, out)
-    return _gate(5, gate, torch.Size((len(y), 1)), y, threads, level, out)
+        return _gate(all, gate, y.shape, y, threads, level, out)
+    return _gate(one, gate, torch.Size((len(y), 1)), y, threads, level, out)
 
 
 def capped(x: Tensor, most: Tensor, threads: int, level: str | None = None, out: Tensor | None = None) -> Tensor:
@@ -61,7 +70,14 @@ def warmth(positions: Tensor, behind: int, step: int, growth: float) -> Tensor:
 
 
 def _gate(
-    kind: int, gate: Tensor | None, shape: torch.Size, up: Tensor, threads: int, level: str | None, out: Tensor | None
+    kind: int,
+    gate: Tensor | None,
+    shape: torch.Size,
+    up: Tensor,
+    threads: int,
+    level: str | None,
+    out: Tensor | None,
+    most: float = 0.0,
 ) -> Tensor:
     up = up.contiguous()
     check("up", up, up.shape)
@@ -71,5 +87,5 @@ def _gate(
     y = torch.empty_like(up) if out is None else out
     check("out", y, up.shape)
     apart = 0 if len(shape) == 1 else shape[1]
-    step_of(level).gate(kind, at(gate), apart, up.data_ptr(), *up.shape, y.data_ptr(), threads)
+    step_of(level).gate(kind, most, at(gate), apart, up.data_ptr(), *up.shape, y.data_ptr(), threads)
     return y

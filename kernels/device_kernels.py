@@ -54,7 +54,7 @@ class DeviceKernels(Protocol):
         """q [T, H, d], k [T, Hkv, d], each head normed by its rule's weight [d], then turned by positions [T]."""
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-        """The activation of gate and up [T, n] float32; "gated" is up * sigmoid(gate), [T, n] or [T, 1]."""
+        """The activation of gate and up [T, n] float32; "sigmoid", "softplus": up times that of gate, or of [T, 1]."""
 
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys [T, heads, dk] and values [T, heads, dv] float32 at slots [T], as `KvLayer.write` rounds them."""

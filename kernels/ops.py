@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gmoe.kernels import cpu_ops, cpu_step, reference, reference_step
+from gmoe.kernels.activations import Curve, within
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import DeviceKernels
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
@@ -21,11 +22,11 @@ from gmoe.kernels.rowwise import activate, capped, clamped, gated, layer_norm, s
 from torch import Tensor
 
 __all__ = [
-    "Activations", "DeviceKernels", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule", "Heads",
-    "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate",
+    "Activations", "Curve", "DeviceKernels", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule",
+    "Heads", "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate",
     "attention", "bank_rows", "capped", "clamped", "combine", "dequantize", "expert_mlp", "expert_rows", "gated",
     "head_norm", "lay", "layer_norm", "matmul", "lender", "reach", "record", "residual", "residual_norm", "rms_norm",
-    "scaled", "store", "warmth",
+    "scaled", "store", "warmth", "within",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from gmoe.kernels.activations import kind_of
 from gmoe.kernels.kv import KvLayer
 from torch import Tensor
 
@@ -101,20 +102,21 @@ def rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool) -
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     """The activation between up and down; names as in llama.cpp's `build_moe_ffn`."""
-    if name == "relu2":
+    kind, most = kind_of(name)
+    if kind == "relu2":
         return F.relu(up).square()
     if gate is None:
         raise ValueError(f"activation {name!r} needs a gate")
-    if name == "swiglu":
+    if kind == "swiglu":
         return F.silu(gate) * up
-    if name == "geglu":
+    if kind == "geglu":
         return F.gelu(gate, approximate="tanh") * up
-    if name == "reglu":
+    if kind == "reglu":
         return F.relu(gate) * up
-    if name == "swiglu_oai":
-        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-        return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
-    raise ValueError(f"unknown activation {name!r}; known: swiglu, geglu, reglu, relu2, swiglu_oai")
+    if kind == "swiglu_within":
+        return F.silu(gate).clamp(max=most) * up.clamp(-most, most)
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
 
 
 def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from gmoe.kernels import cpu_rows, cpu_step
+from gmoe.kernels.activations import Curve
 from gmoe.kernels.device_kernels import DeviceKernels
 from torch import Tensor
 
@@ -10,7 +11,7 @@ On = DeviceKernels | None  # what computes where the tensors are; None: on the C
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tensor:
-    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate) or swiglu_oai.
+    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate), swiglu_oai or `within` a bound.
 
     On the CPU in the memory of up.
     """
@@ -20,12 +21,12 @@ def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tenso
     return on.activate(name, gate, up)
 
 
-def gated(gate: Tensor, y: Tensor, on: On = None) -> Tensor:
-    """y [T, n] * sigmoid(gate), [T, n] or [T, 1]; on the CPU in the memory of y."""
+def gated(gate: Tensor, y: Tensor, on: On = None, curve: Curve = "sigmoid") -> Tensor:
+    """y [T, n] * the curve of gate, [T, n] or [T, 1]; on the CPU in the memory of y."""
     if on is None:
         y = y.contiguous()
-        return cpu_rows.gated(gate, y, torch.get_num_threads(), out=y)
-    return on.activate("gated", gate, y)
+        return cpu_rows.gated(gate, y, torch.get_num_threads(), out=y, curve=curve)
+    return on.activate(curve, gate, y)
 
 
 def capped(x: Tensor, most: Tensor, on: On = None) -> Tensor:

@@ -30,6 +30,7 @@ from gmoe.experts.device import DeviceError
 from gmoe.experts.device_turns import Turns as Threads
 
 GARBAGE = 0x7F
+CURVES = {"sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus}
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal", "is_nonzero")
 syncs: list[str] = []  # what made the host wait, since somebody cleared it
 recording: list["FakeGraph"] = []  # the graph that takes what is launched, if any
@@ -282,7 +283,9 @@ class ReferenceKernels:
         return (q, k) if turn is None else (self.rotate(q, positions, *turn), self.rotate(k, positions, *turn))
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-        return up * torch.sigmoid(gate) if name == "gated" else reference_step.activate(name, gate, up)
+        if name in CURVES:
+            return up * CURVES[name](gate)
+        return reference_step.activate(name, gate, up)
 
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         kv.write(slots, keys, values)

@@ -135,6 +135,7 @@ def one_expert(x: torch.Tensor, bank: ExpertBank, slot: int, expert: int, activa
         (("F16", "BF16", "F16"), "geglu", True),
         (("F32", "F16", "F16"), "reglu", False),
         (("F16", "F16", "F16"), "swiglu_oai", True),
+        (("F16", "F16", "F16"), "swiglu_within:0.1", False),
         (("F16", "F16", "F16"), "relu2", False),
     ],
 )

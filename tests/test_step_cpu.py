@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_rows, cpu_step, reference_step
+from gmoe.kernels.activations import kind_of, within
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.ops import Linears
@@ -13,6 +14,7 @@ from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 
 LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
 NEAR = {"atol": 2e-6, "rtol": 2e-5}
+ACTIVATIONS = ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(3.5)]
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -74,7 +76,7 @@ def test_heads_are_prepared_as_by_one_call_each(level: str, neox: bool, wide: bo
 
 
 @LEVELS
-@pytest.mark.parametrize("name", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(level: str, name: str) -> None:
     gate, up = random(4, 77, scale=5.0), random(4, 77, seed=1, scale=5.0)
     got = cpu_rows.activate(name, gate, up, 2, level)
@@ -83,6 +85,15 @@ def test_activations(level: str, name: str) -> None:
     scalar = random(4, 1, seed=3)
     for each in (scalar, gate):
         torch.testing.assert_close(cpu_rows.gated(each, up, 1, level), up * torch.sigmoid(each), **NEAR)
+        soft = cpu_rows.gated(each, up, 1, level, curve="softplus")
+        torch.testing.assert_close(soft, up * torch.nn.functional.softplus(each), **NEAR)
+
+
+def test_a_bound_of_nothing_is_none() -> None:
+    assert within(0.0) == within(1e-6) == "swiglu" and kind_of(within(7.0)) == ("swiglu_within", 7.0)
+    for name in ("swiglu:7.0", "swiglu_within", "tanh"):
+        with pytest.raises(ValueError, match=f"unknown activation '{name}'"):
+            kind_of(name)
 
 
 @LEVELS
@@ -256,11 +267,13 @@ def test_what_is_no_number_reaches_all_who_see_it_and_nobody_else(level: str, ki
 def test_rows_of_what_is_no_number(level: str) -> None:
     x = random(4, 60)
     x[1] = x[2, 17] = float("nan")
-    for name in ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai"):
+    for name in ACTIVATIONS:
         for gate, up in ((x, torch.ones(4, 60)), (torch.ones(4, 60), x)):
             got, want = cpu_rows.activate(name, gate, up, 1, level), reference_step.activate(name, gate, up)
             assert torch.equal(got.isnan(), want.isnan()), name
-    assert cpu_rows.gated(x[:, 17:18].contiguous(), torch.ones(4, 60), 1, level)[1:3].isnan().all()
+    for curve in ("sigmoid", "softplus"):
+        gate = x[:, 17:18].contiguous()
+        assert cpu_rows.gated(gate, torch.ones(4, 60), 1, level, curve=curve)[1:3].isnan().all()
     for score in (Score.SOFTMAX, Score.SOFTMAX_WEIGHT, Score.SIGMOID):
         ids, weights = cpu_step.Router(RouterRule(score, 60, 4, renormalize=True))(x, 1, level)
         assert weights[1].isnan().all() and not weights[[0, 3]].isnan().any()

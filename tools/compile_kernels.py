@@ -76,10 +76,10 @@ def needs(name: str, m: int, card: str) -> dict[str, int]:
     form = row(name)
     launch = matmul.launch(m, form)
     how, tiles = launch.options, {"M": m, "N": launch.n, "PRECISION": "tf32"}
-    gate = {"GATE": form, "UP": form, "GATED": True, "GATE_BIAS": False, "UP_BIAS": False, "ACTIVATION": "swiglu"}
+    gate = {"GATE": form, "UP": form, "GATED": True, "GATE_BIAS": False, "UP_BIAS": False}
     unpack = {"K": WIDTH, "N": 16, "ROW": form}
     product = {"K": WIDTH, "ROW": form, **tiles}
-    gate |= {"D": WIDTH, "BY_ID": m == 1, **tiles}
+    gate |= {"ACTIVATION": "swiglu", "MOST": 0.0, "D": WIDTH, "BY_ID": m == 1, **tiles}
     down = {"FF": INNER, "DOWN": form, "BIAS": False, "BY_ID": m == 1, **tiles}
     three = {f"{name}{n}": value for name, value in (("ROW", form), ("BIAS", True)) for n in range(3)}
     three |= {"K": WIDTH, "COUNT": 3, **tiles}

@@ -83,7 +83,11 @@ struct Job {
 };
 
 enum class Rounding { wide, narrow, f16, bf16, none };
-enum class Gate { swiglu, geglu, reglu, relu2, swiglu_oai };
+enum class Curve { swiglu, geglu, reglu, relu2, swiglu_oai, swiglu_within };
+struct Gate {
+  Curve curve;
+  float most;  // of swiglu_within: both factors stay below it, and up above its negative
+};
 
 struct Format {
   const char* name;

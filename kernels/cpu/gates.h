@@ -19,31 +19,39 @@ inline float exponential(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-template <Gate KIND>
-inline float gated(float gate, float up) {
-  if (KIND == Gate::swiglu) return gate * sigmoid(gate) * up;
-  if (KIND == Gate::geglu)  // half of 1 + tanh(x) is sigmoid(2 x)
+template <Curve KIND>
+inline float gated(float gate, float up, float most) {
+  if (KIND == Curve::swiglu) return gate * sigmoid(gate) * up;
+  if (KIND == Curve::geglu)  // half of 1 + tanh(x) is sigmoid(2 x)
     return gate * sigmoid(1.5957691216f * (gate + 0.044715f * gate * gate * gate)) * up;
-  if (KIND == Gate::reglu) return (gate > 0.0f ? gate : gate != gate ? gate : 0.0f) * up;
-  if (KIND == Gate::relu2) return up > 0.0f ? up * up : up != up ? up : 0.0f;
+  if (KIND == Curve::reglu) return (gate > 0.0f ? gate : gate != gate ? gate : 0.0f) * up;
+  if (KIND == Curve::relu2) return up > 0.0f ? up * up : up != up ? up : 0.0f;
+  if (KIND == Curve::swiglu_within) {
+    gate = gate * sigmoid(gate);
+    gate = gate > most ? most : gate;
+    up = up > most ? most : up;
+    up = up < -most ? -most : up;
+    return gate * up;
+  }
   gate = gate > 7.0f ? 7.0f : gate;
   up = up > 7.0f ? 7.0f : up;
   up = up < -7.0f ? -7.0f : up;
   return gate * sigmoid(1.702f * gate) * (up + 1.0f);
 }
 
-template <Gate KIND>
-inline void gate_all(const float* gate, float* up, int n) {
-  for (int i = 0; i < n; i++) up[i] = gated<KIND>(gate[i], up[i]);
+template <Curve KIND>
+inline void gate_all(const float* gate, float* up, int n, float most) {
+  for (int i = 0; i < n; i++) up[i] = gated<KIND>(gate[i], up[i], most);
 }
 
 void gate_rows(Gate kind, const float* gate, float* up, int n) {
-  switch (kind) {
-    case Gate::swiglu: return gate_all<Gate::swiglu>(gate, up, n);
-    case Gate::geglu: return gate_all<Gate::geglu>(gate, up, n);
-    case Gate::reglu: return gate_all<Gate::reglu>(gate, up, n);
-    case Gate::relu2: return gate_all<Gate::relu2>(up, up, n);
-    case Gate::swiglu_oai: return gate_all<Gate::swiglu_oai>(gate, up, n);
+  switch (kind.curve) {
+    case Curve::swiglu: return gate_all<Curve::swiglu>(gate, up, n, kind.most);
+    case Curve::geglu: return gate_all<Curve::geglu>(gate, up, n, kind.most);
+    case Curve::reglu: return gate_all<Curve::reglu>(gate, up, n, kind.most);
+    case Curve::relu2: return gate_all<Curve::relu2>(up, up, n, kind.most);
+    case Curve::swiglu_oai: return gate_all<Curve::swiglu_oai>(gate, up, n, kind.most);
+    case Curve::swiglu_within: return gate_all<Curve::swiglu_within>(gate, up, n, kind.most);
   }
 }
 

@@ -52,10 +52,11 @@ void rotate_token(float* x, int heads, int d, int n_rot, bool halves, const floa
   }
 }
 
-void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
+void gate_row(int kind, float most, const float* gate, const float* up, int n, float* y) {
+  const bool one = kind >= 5 && kind < 11 && kind != 6;  // number for the whole row
   for (int i = 0; i < n; i += 16) {
     int m = n - i < 16 ? n - i : 16;
-    Lanes u = lanes(up + i, m), g = gate && kind != 5 && kind < 7 ? lanes(gate + i, m) : u, v = u;
+    Lanes u = lanes(up + i, m), g = gate && !one ? lanes(gate + i, m) : u, v = u;
     if (kind == 0) v = g * logistic(g) * u;
     if (kind == 1) {  // 0.5 * (1 + tanh(z)) is the logistic function of 2 z
       Lanes z = all(1.5957691216f) * fma(all(0.044715f) * g * g, g, g);
@@ -68,14 +69,17 @@ void gate_row(int kind, const float* gate, const float* up, int n, float* y) {
       u = smaller(all(7.0f), larger(all(-7.0f), u));
       v = g * logistic(all(1.702f) * g) * (u + all(1.0f));
     }
-    if (kind == 5) v = u * logistic(all(gate[0]));  // a whole row behind one gate
+    if (kind == 5) v = u * logistic(all(gate[0]));
     if (kind == 6) v = u * logistic(g);
     if (kind == 7) {  // a number times the hyperbolic tangent of what is divided by it
-      Lanes most = all(gate[0]);
-      v = most * (logistic((u + u) / most) * all(2.0f) - all(1.0f));
+      const Lanes limit = all(gate[0]);
+      v = limit * (logistic((u + u) / limit) * all(2.0f) - all(1.0f));
     }
     if (kind == 8) v = smaller(all(gate[0]), larger(all(-gate[0]), u));
     if (kind == 9) v = u * all(gate[0]);
+    if (kind == 10) v = u * softplus(all(gate[0]));
+    if (kind == 11) v = u * softplus(g);
+    if (kind == 12) v = smaller(all(most), g * logistic(g)) * smaller(all(most), larger(all(-most), u));
     put(y + i, v, m);
   }
 }

@@ -82,7 +82,7 @@ struct Step {
   void (*centre)(const float* x, int n, float* y);
   void (*residual)(const float* x, float scale, int n, float* y);
   void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
-  void (*gate)(int kind, const float* gate, const float* up, int n, float* y);
+  void (*gate)(int kind, float most, const float* gate, const float* up, int n, float* y);
   void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
   void (*store)(const Cache&, int64_t slot, const float* key, const float* value);
   // Keys of chunk `chunk` of one sequence for tokens [first, first + count) and one of `heads`.
@@ -126,9 +126,9 @@ void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d,
 // Both in place; without a table nothing is rotated.
 void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
              const float* sin, const int64_t* positions, int threads);
-// The gates of a row are `apart` behind those of the one before.
-void gate(const Step&, int kind, const float* gate, size_t apart, const float* up, int rows, int n, float* y,
-          int threads);
+// The gates of a row are `apart` behind those of the one before; `most` is a `Gate`'s.
+void gate(const Step&, int kind, float most, const float* gate, size_t apart, const float* up, int rows, int n,
+          float* y, int threads);
 // weight[t] becomes what queries at positions[t] are multiplied with: more at every `step`, by the logarithm.
 void warm(const int64_t* positions, int tokens, int64_t behind, int64_t step, float growth, float* weight);
 void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);

@@ -1,12 +1,14 @@
 """The activation between up and down, in another kernel or as a launch of its own; and a shared expert's gate."""
 
+from typing import get_args
+
 import torch
 import triton
 import triton.language as tl
+from gmoe.kernels.activations import Curve, kind_of
 from gmoe.kernels.triton.matmul import FUSED
 from torch import Tensor
 
-ACTIVATIONS = ("swiglu", "geglu", "reglu", "relu2", "swiglu_oai")
 AT_ONCE = 512  # elements a program
 
 
@@ -16,8 +18,18 @@ def _sigmoid(x):
 
 
 @triton.jit
-def activated(gate, up, ACTIVATION: tl.constexpr):
-    """float32 of any shape; "gated" is up * sigmoid(gate)."""
+def softplus(x):
+    """log(1 + e^x), with the digits of log(1 + p) as log(above) * p / rounded."""
+    power = tl.exp(-tl.abs(x))
+    above = 1.0 + power
+    rounded = above - 1.0
+    log = tl.where(rounded > 0.0, tl.log(above) * (power / tl.where(rounded > 0.0, rounded, 1.0)), power)
+    return tl.maximum(x, 0.0) + log
+
+
+@triton.jit
+def activated(gate, up, ACTIVATION: tl.constexpr, MOST: tl.constexpr):
+    """float32 of any shape; "sigmoid" and "softplus" are up times that curve of gate, MOST bounds swiglu_within."""
     if ACTIVATION == "swiglu":
         return gate * _sigmoid(gate) * up
     elif ACTIVATION == "geglu":
@@ -27,8 +39,12 @@ def activated(gate, up, ACTIVATION: tl.constexpr):
         return tl.maximum(gate, 0.0) * up
     elif ACTIVATION == "relu2":
         return tl.maximum(up, 0.0) * tl.maximum(up, 0.0)
-    elif ACTIVATION == "gated":
+    elif ACTIVATION == "sigmoid":
         return up * _sigmoid(gate)
+    elif ACTIVATION == "softplus":
+        return up * softplus(gate)
+    elif ACTIVATION == "swiglu_within":
+        return tl.minimum(gate * _sigmoid(gate), MOST) * tl.minimum(tl.maximum(up, -MOST), MOST)
     else:
         tl.static_assert(ACTIVATION == "swiglu_oai")
         gate = tl.minimum(gate, 7.0)
@@ -37,29 +53,30 @@ def activated(gate, up, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _activate(gate, up, y, n, gate_row, ONE_GATE: tl.constexpr, ACTIVATION: tl.constexpr, N: tl.constexpr):
+def _activate(
+    gate, up, y, n, gate_row, ONE_GATE: tl.constexpr, ACTIVATION: tl.constexpr, MOST: tl.constexpr, N: tl.constexpr
+):
     """A part of a row; ONE_GATE: the row has one gate for all of it."""
     t, i = tl.program_id(1).to(tl.int64), tl.program_id(0) * N + tl.arange(0, N)
     u = tl.load(up + t * n + i, mask=i < n, other=0.0)
     g = tl.load(gate + t * gate_row + tl.where(ONE_GATE, 0, i), mask=i < n, other=0.0)
-    tl.store(y + t * n + i, activated(g, u, ACTIVATION), mask=i < n)
+    tl.store(y + t * n + i, activated(g, u, ACTIVATION, MOST), mask=i < n)
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-    """The activation of gate and up [T, n] float32; gate may be [T, 1] for "gated", None for relu2."""
-    if name not in (*ACTIVATIONS, "gated"):
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    if gate is None and name != "relu2":
+    """The activation of gate and up [T, n] float32; gate may be [T, 1] for a curve, None for relu2."""
+    kind, most = (name, 0.0) if name in get_args(Curve) else kind_of(name)
+    if gate is None and kind != "relu2":
         raise ValueError(f"activation {name!r} needs a gate")
     up = up.contiguous()
     gate = up if gate is None else gate.contiguous()
     tokens, n = up.shape
-    one_gate = name == "gated" and gate.shape == (tokens, 1)
+    one_gate = name in get_args(Curve) and gate.shape == (tokens, 1)
     if gate.shape != up.shape and not one_gate:
         raise ValueError(f"gate {list(gate.shape)} and up {list(up.shape)} do not fit")
     y = torch.empty_like(up)
     if up.numel():
         grid = triton.cdiv(n, AT_ONCE), tokens
-        which = {"ONE_GATE": one_gate, "ACTIVATION": name, "N": AT_ONCE}
+        which = {"ONE_GATE": one_gate, "ACTIVATION": kind, "MOST": most, "N": AT_ONCE}
         _activate[grid](gate, up, y, n, gate.stride(0), **which, **FUSED)
     return y

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from gmoe.kernels.activations import kind_of
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.triton.activation import ACTIVATIONS, activated
+from gmoe.kernels.triton.activation import activated
 from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
@@ -33,7 +34,7 @@ def _gate_up_tile(
     tile, number, x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
     gate_bias, up_bias, gate_table, up_table, signs,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, MOST: tl.constexpr,
     PRECISION: tl.constexpr, BY_ID: tl.constexpr,
 ):  # fmt: skip
     pair, slot = _block(number, pairs, slots, ids, M, BY_ID)
@@ -55,7 +56,7 @@ def _gate_up_tile(
             gate = multiply(x, rows, gate_table, signs, xs, inside, 0, D, D, M, N, True, GATE, PRECISION)
             if GATE_BIAS:
                 gate += tl.load(gate_bias + beside)
-        value = activated(gate, up, ACTIVATION).to(h.dtype.element_ty)
+        value = activated(gate, up, ACTIVATION, MOST).to(h.dtype.element_ty)
         place = pair[:, None].to(tl.int64) * FF + n[None, :]
         tl.store(h + place, value, mask=inside[:, None] & (n < FF)[None, :])
 
@@ -65,7 +66,7 @@ def _gate_up(
     x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at, gate_row_bytes, up_row_bytes,
     gate_bias, up_bias, gate_table, up_table, signs, blocks,
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr,
-    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, MOST: tl.constexpr,
     PRECISION: tl.constexpr, BY_ID: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     if PERSISTENT:
@@ -74,13 +75,13 @@ def _gate_up(
             _gate_up_tile(
                 work % tiles, work // tiles, x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at,
                 gate_row_bytes, up_row_bytes, gate_bias, up_bias, gate_table, up_table, signs,
-                D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, PRECISION, BY_ID,
+                D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, MOST, PRECISION, BY_ID,
             )  # fmt: skip
     else:
         _gate_up_tile(
             tl.program_id(0), tl.program_id(1), x, bank, h, pairs, slots, ids, slot_bytes, FF, k, gate_at, up_at,
             gate_row_bytes, up_row_bytes, gate_bias, up_bias, gate_table, up_table, signs,
-            D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, PRECISION, BY_ID,
+            D, M, N, GATE, UP, GATED, GATE_BIAS, UP_BIAS, ACTIVATION, MOST, PRECISION, BY_ID,
         )  # fmt: skip
 
 
@@ -228,9 +229,9 @@ def expert_rows(
     if x.shape != (tokens, up.cols) or not (by_id or slots.shape == ids.shape) or out.shape != (tokens, k, down.rows):
         shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(ids.shape)}"
         raise ValueError(f"{shapes}, out {tuple(out.shape)} do not fit experts of width {up.cols}")
-    if activation not in ACTIVATIONS or (gate is None) != (activation == "relu2"):
-        needs = "no gate" if gate is None else "a gate"
-        raise ValueError(f"activation {activation!r} does not go with {needs}; known: {', '.join(ACTIVATIONS)}")
+    kind, most = kind_of(activation)
+    if (gate is None) != (kind == "relu2"):
+        raise ValueError(f"activation {activation!r} does not go with {'no gate' if gate is None else 'a gate'}")
     if not tokens:
         return
     m = tokens_a_tile(tokens, k, bank)
@@ -250,7 +251,7 @@ def expert_rows(
         first.offset, up.offset, _row_bytes(first), _row_bytes(up), *_biases(first, up, like=out),
         table(first.format.name, x.device), table(up.format.name, x.device), sign_table, blocks,
         D=up.cols, N=how_up.n, GATE=_form(first), UP=_form(up), GATED=gate is not None,
-        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=activation,
+        GATE_BIAS=first.bias is not None, UP_BIAS=up.bias is not None, ACTIVATION=kind, MOST=most,
         PERSISTENT=how_up.persistent > 0, **both, **how_up.options,
     )  # fmt: skip
     _down[_grid(how_down, down.rows, blocks, x.device)](

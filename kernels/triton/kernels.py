@@ -92,7 +92,7 @@ class Kernels:
             step.store(kv, slots, keys, values)
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-        """The activation of gate and up [T, n]; "gated": up * sigmoid(gate), [T, n] or [T, 1]."""
+        """The activation of gate and up [T, n]; "sigmoid" and "softplus": up times that of gate, perhaps [T, 1]."""
         with _there(up):
             return activations.activate(name, gate, up)
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
+from gmoe.kernels.triton.activation import softplus
 from gmoe.kernels.triton.matmul import FUSED
 from torch import Tensor
 
@@ -22,16 +23,6 @@ TOGETHER = {"num_warps": 4} | FUSED  # over a group's heads
 @triton.jit
 def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + e^x), with the digits of log(1 + p) as log(above) * p / rounded."""
-    power = tl.exp(-tl.abs(x))
-    above = 1.0 + power
-    rounded = above - 1.0
-    log = tl.where(rounded > 0.0, tl.log(above) * (power / tl.where(rounded > 0.0, rounded, 1.0)), power)
-    return tl.maximum(x, 0.0) + log
 
 
 @triton.jit
@@ -115,7 +106,7 @@ def _delta(
         v = tl.load(given + 2 * N_KEY * DK + h * DV + j, mask=j < DV, other=0.0)
         q *= tl.rsqrt(tl.sum(q * q, 0) + eps) * scale
         k *= tl.rsqrt(tl.sum(k * k, 0) + eps)
-        matrix *= tl.exp(_softplus(tl.load(alpha + t * alpha_row + h) + bias) * rate)
+        matrix *= tl.exp(softplus(tl.load(alpha + t * alpha_row + h) + bias) * rate)
         change = _sigmoid(tl.load(beta + t * beta_row + h)) * (v - tl.sum(matrix * k[:, None], 0))
         matrix += k[:, None] * change[None, :]
         tl.store(y + (t * N_VALUE + h) * DV + j, tl.sum(matrix * q[:, None], 0), mask=j < DV)
@@ -147,7 +138,7 @@ def _kimi(
         step = tl.load(fade + t * fade_row + at, mask=i < DK, other=0.0) + bias
         query *= tl.rsqrt(tl.sum(query * query, 0) + eps) * scale
         key *= tl.rsqrt(tl.sum(key * key, 0) + eps)
-        matrix *= tl.exp(_softplus(step) * rate)[:, None]
+        matrix *= tl.exp(softplus(step) * rate)[:, None]
         change = _sigmoid(tl.load(beta + t * beta_row + h)) * (value - tl.sum(matrix * key[:, None], 0))
         matrix += key[:, None] * change[None, :]
         tl.store(y + (t * N_HEAD + h) * DV + j, tl.sum(matrix * query[:, None], 0), mask=j < DV)
@@ -191,7 +182,7 @@ def _space(
         x = tl.load(given + h * DV + j, mask=j < DV, other=0.0)
         b = tl.load(given + N_HEAD * DV + group * DK + i, mask=i < DK, other=0.0)
         c = tl.load(given + N_HEAD * DV + (N_GROUP + group) * DK + i, mask=i < DK, other=0.0)
-        step = _softplus(tl.load(dt + t * dt_row + h) + bias)
+        step = softplus(tl.load(dt + t * dt_row + h) + bias)
         matrix = matrix * tl.exp(step * rate) + b[:, None] * (step * x)[None, :]
         tl.store(y + (t * N_HEAD + h) * DV + j, tl.sum(matrix * c[:, None], 0) + much * x, mask=j < DV)
         now = (also >= 0) & (t - begin + 1 == some)
