@@ -216,7 +216,8 @@ def test_a_split_model_opens_from_any_part(model: Path, tmp_path: Path) -> None:
         ({"expert_count": 4, "expert_used_count": 9}, "tiny.expert_used_count: 9 is outside 1 to 4"),
         ({"attention.head_count_kv": 3}, "must divide attention.head_count"),
         ({"expert_gating_func": 77}, "77 is not one of"),
-        ({"attention.head_count": [4, 8]}, "tiny.attention.head_count: a value that differs by layer is not supported"),
+        ({"attention.head_count": [4, 8]}, "tiny.attention.key_length: required, with attention.value_length, where"),
+        ({"attention.head_count": [4, 6], "attention.head_count_kv": [2, 4]}, "must divide attention.head_count"),
         ({"attention.head_count_kv": [2, 3]}, "must divide attention.head_count"),
         ({"attention.head_count_kv": [4, 8]}, "tiny.attention.head_count_kv: 8 is outside 0 to 4"),
         ({"attention.head_count_kv": [0, 0]}, "tiny.attention.head_count_kv: 0 is outside 1 to 4"),
@@ -267,6 +268,17 @@ def test_a_block_has_its_own_values() -> None:
     assert [hp.n_head_k for hp in blocks] == [8, 16, 8] and [hp.n_head_v for hp in blocks] == [4, 4, 4]
     assert [(hp.rope_freq_base, hp.rope_scaling_factor) for hp in blocks] == [(100.0, 1.0), (500.0, 2.0), (100.0, 1.0)]
     assert token_bytes(whole) == 2 * (2 * (8 + 4) + (8 + 4))
+
+
+def test_heads_are_shared_evenly_in_each_block() -> None:
+    keys = {
+        "block_count": 2, "context_length": 64, "embedding_length": 32, "attention.head_count": np.array([4, 9]),
+        "attention.head_count_kv": np.array([4, 3]), "attention.key_length": 16, "attention.value_length": 16,
+    }  # fmt: skip
+    whole = Hparams.from_metadata({"general.architecture": "t"} | {f"t.{k}": v for k, v in keys.items()})
+    assert [(hp.n_head, hp.n_kv) for hp in map(whole.of_layer, range(2))] == [(4, 4), (9, 3)]
+    with pytest.raises(UnsupportedModel, match=r"t.attention.head_count: a value that differs by layer is not"):
+        whole.known_to({"attention.head_count_kv"})
 
 
 def test_blocks_of_next_token_prediction_may_lack_entries() -> None:

@@ -56,7 +56,7 @@ class Hparams:
     n_ctx_train: int = key("context_length")
     n_embd: int = key("embedding_length")
     n_ff: int = key("feed_forward_length", 0, by_layer=True)
-    n_head: int = key("attention.head_count")
+    n_head: int = key("attention.head_count", by_layer=True)
     n_head_kv: int = key("attention.head_count_kv", None, by_layer=True)
     key_length: int | None = key("attention.key_length", None)
     value_length: int | None = key("attention.value_length", None)
@@ -108,6 +108,9 @@ class Hparams:
     gating: Gating = key("expert_gating_func", Gating.NONE)
     n_layer_dense_lead: int = key("leading_dense_block_count", 0)
     moe_layer_step: int = key("interleave_moe_layer_step", 1)
+    moe_every: int = key("moe_every_n_layers", 1, rare=True)
+    clamp_experts: float = key("swiglu_clamp_exp", 0.0, by_layer=True, rare=True)
+    clamp_dense: float = key("swiglu_clamp_shexp", 0.0, by_layer=True, rare=True)  # shared experts and dense blocks
     n_layer_nextn: int = key("nextn_predict_layers", 0)
 
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
@@ -225,8 +228,13 @@ class Hparams:
             if name.startswith(prefix) and name[len(prefix) :] not in rows and name[len(prefix) :] not in DESCRIPTIVE:
                 raise UnsupportedModel(file, name, UNKNOWN)
         whole = cls(**values)._checked()
-        for layer in range(whole.n_block if special else 0):
-            whole.of_layer(layer)._checked()
+        for own in map(whole.of_layer, range(whole.n_block if special else 1)):
+            own._checked()
+            if own.n_kv and own.n_head % own.n_kv:
+                raise UnsupportedModel(file, prefix + "attention.head_count_kv", "must divide attention.head_count")
+        if "n_head" in differing and None in (whole.key_length, whole.value_length):
+            why = "required, with attention.value_length, where attention.head_count differs by layer"
+            raise UnsupportedModel(file, prefix + "attention.key_length", why)
         return whole
 
     def _checked(self) -> "Hparams":
@@ -264,8 +272,6 @@ class Hparams:
         ):
             if not low <= value <= high:
                 raise UnsupportedModel(self.file, prefix + name, f"{value} is outside {low} to {high}")
-        if self.n_kv and self.n_head % self.n_kv:
-            raise UnsupportedModel(self.file, prefix + "attention.head_count_kv", "must divide attention.head_count")
         if not self.causal:
             raise UnsupportedModel(self.file, prefix + "attention.causal", "only causal attention is supported")
         return self

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import DeviceKernels, Heads, Mask, Rotation, attention, gated, lay, scaled, warmth
+from gmoe.kernels.ops import Curve, DeviceKernels, Heads, Mask, Rotation, attention, gated, lay, scaled, warmth
 from gmoe.layers.batch import Batch
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.norm import HeadNorm
@@ -99,16 +99,31 @@ class GQA:
 
 
 class GatedGQA(GQA):
-    """What the heads give is gated, element by element, by `attn_gate` of the block's input, before the output map."""
+    """What the heads give is multiplied with a curve of `attn_gate` of the block's input, before the output map.
 
-    def __init__(self, w: Weights, rope: Rotation | None, *, mask: Mask = causal):
+    A gate is one element's, or, `by_head`, one head's.
+    """
+
+    def __init__(
+        self,
+        w: Weights,
+        rope: Rotation | None,
+        *,
+        mask: Mask = causal,
+        by_head: bool = False,
+        curve: Curve = "sigmoid",
+    ):
         super().__init__(w, rope, mask=mask)
-        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head * self.n_head_v)
+        self.curve, self.each = curve, self.n_head_v if by_head else 1
+        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head * self.n_head_v // self.each)
 
     def attend(self, x: Tensor, batch: Batch) -> Tensor:
         """What the heads give, side by side: x [T, D] -> [T, H * dv]."""
         gate = self.gate(x)
-        return gated(gate, super().attend(x, batch), self.on)
+        y = super().attend(x, batch)
+        if self.each > 1:
+            gate, y = gate.view(-1, 1), y.view(-1, self.each)
+        return gated(gate, y, self.on, self.curve).view(-1, self.n_head * self.n_head_v)
 
 
 class QueryGatedGQA(GQA):

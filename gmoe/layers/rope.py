@@ -16,17 +16,24 @@ Factors = Literal["some", "none", "one"]
 
 
 def rope(
-    w: Weights, style: Style, n_rot: int | None = None, *, factors: Factors = "some", scaled: bool = True
+    w: Weights,
+    style: Style,
+    n_rot: int | None = None,
+    *,
+    factors: Factors = "some",
+    n_factors: int | None = None,
+    scaled: bool = True,
 ) -> Rotation:
     """The rotary embedding of the first n_rot of each head, as the metadata and `factors` say.
 
-    "some" are the tensors that a file may have, "none" looks at none, and "one" needs `rope_freqs`. Unless `scaled`,
-    `rope.scaling` counts for nothing. Blocks for which all this is the same have one embedding in common.
+    "some" are the tensors that a file may have, "none" looks at none, and "one" needs `rope_freqs`. They have a number
+    for each pair, or `n_factors`, of which the first count. Unless `scaled`, `rope.scaling` counts for nothing. Blocks
+    for which all this is the same have one embedding in common.
     """
     hp = w.hparams
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
-    key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors, scaled
-    return w.shared(key, lambda: _build(w, style, width, factors, scaled))
+    key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors, n_factors, scaled
+    return w.shared(key, lambda: _build(w, style, width, factors, n_factors or width // 2, scaled))
 
 
 def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
@@ -36,7 +43,7 @@ def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
     return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
 
 
-def _build(w: Weights, style: Style, n_rot: int, which: Factors, scaled: bool) -> Rotation:
+def _build(w: Weights, style: Style, n_rot: int, which: Factors, n_factors: int, scaled: bool) -> Rotation:
     hp = w.hparams
     if n_rot % 2 or n_rot <= 0:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.rope.dimension_count", f"{n_rot} is not even and positive")
@@ -46,11 +53,11 @@ def _build(w: Weights, style: Style, n_rot: int, which: Factors, scaled: bool) -
             hp.file, f"{hp.architecture}.rope.scaling.type", f"{kind!r} is not one of none, linear, yarn, longrope"
         )
     frequencies = hp.rope_freq_base ** (-torch.arange(0, n_rot, 2, dtype=torch.float64) / n_rot)
-    factors = None if which == "none" else _factors(w, n_rot)
+    factors = None if which == "none" else _factors(w, n_factors)
     if factors is None and which == "one":
         w.refuse("rope_freqs.weight", f"this tensor is required by architecture {hp.architecture}")
     if factors is not None:
-        frequencies = frequencies / factors
+        frequencies = frequencies / factors[: n_rot // 2]
     factor = hp.rope_scaling_factor or hp.rope_scale_linear or 1.0
     magnitude = hp.rope_attn_factor if scaled else 1.0
     if kind == "yarn":
@@ -63,18 +70,18 @@ def _build(w: Weights, style: Style, n_rot: int, which: Factors, scaled: bool) -
     return Rotation(frequencies.float().to(w.device), magnitude, style == "neox", w.on)
 
 
-def _factors(w: Weights, n_rot: int) -> Tensor | None:
-    """Divisors of the frequencies [n_rot / 2]: llama 3's, or LongRoPE's for a short or a long context."""
+def _factors(w: Weights, n: int) -> Tensor | None:
+    """Divisors of n frequencies: llama 3's, or LongRoPE's for a short or a long context."""
     hp = w.hparams
     long = w.n_ctx > (hp.n_ctx_orig or hp.n_ctx_train)
     tables = {name: _anywhere(w, name) for name in ("rope_factors_long", "rope_factors_short", "rope_freqs")}
     chosen = tables["rope_freqs"]
     if tables["rope_factors_short"] is not None:
         chosen = tables["rope_factors_long" if long else "rope_factors_short"]
-    if chosen is not None and chosen.numel() != n_rot // 2:
+    if chosen is not None and chosen.numel() != n:
         name = next(name for name, table in tables.items() if table is chosen)
-        raise UnsupportedModel(hp.file, f"{name}.weight", f"{chosen.numel()} factors for {n_rot} rotated dimensions")
-    return None if chosen is None else chosen.cpu().double()
+        raise UnsupportedModel(hp.file, f"{name}.weight", f"{chosen.numel()} factors for {2 * n} rotated dimensions")
+    return None if chosen is None else chosen.cpu().double().flatten()
 
 
 def _anywhere(w: Weights, name: str) -> Tensor | None:
