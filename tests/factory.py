@@ -467,6 +467,57 @@ def _mimo2_keys(s: Shape) -> dict[str, Any]:
     }
 
 
+def _step35_heads(s: Shape, layer: int) -> Shape:
+    """Full blocks, every fourth from the first, have as many heads as windows have keys, and one key."""
+    return s if layer % 4 else replace(s, head=s.head_kv, head_kv=1)
+
+
+def _step35(s: Shape, layer: int) -> Tensors:
+    """The first block dense."""
+    own = _step35_heads(s, layer)
+    yield from gqa(own, norm="head")
+    yield "attn_gate.weight", (own.head, s.embd)
+    yield from ffn_norm(s)
+    if layer == 0:
+        yield from dense(s)
+    else:
+        yield from routed(s, selection_bias=True)
+        yield from dense(s, "_shexp", 64)
+
+
+def _step35_plain(s: Shape, layer: int) -> Tensors:
+    """Without gates, norms of heads and selection bias; all experts."""
+    yield from gqa(s, bias="qkv", fused=True)
+    yield from ffn_norm(s)
+    yield from routed(s)
+    yield from dense(s, "_shexp", 64)
+
+
+def _step35_keys(s: Shape, plain: bool = False) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": [layer % 4 > 0 for layer in range(s.layer)],
+        "expert_shared_feed_forward_length": 64,
+        "leading_dense_block_count": 1 - plain,
+        "moe_every_n_layers": 1,
+        "rope.freq_base": 5e6,
+        "rope.freq_base_swa": 1e4,
+    }
+    if plain:
+        return _moe(s) | keys | {"swiglu_clamp_exp": 0.5, "rope.dimension_count_swa": s.head_dim // 4 * 2}
+    heads = [_step35_heads(s, layer) for layer in range(s.layer)]
+    return (
+        _moe(s, expert_weights_scale=3.0, expert_weights_norm=True)
+        | keys
+        | {
+            "attention.head_count": [its.head for its in heads],
+            "attention.head_count_kv": [its.head_kv for its in heads],
+            "swiglu_clamp_exp": [0.3 * (layer % 2) for layer in range(s.layer)],
+            "swiglu_clamp_shexp": [0.5 * (layer % 3 == 0) for layer in range(s.layer)],
+        }
+    )
+
+
 def _cohere2moe(s: Shape, layer: int) -> Tensors:
     """No second norm."""
     yield from (row for row in _led(norm="")(s, layer) if row[0] not in ("ffn_norm.weight", "exp_probs_b.bias"))
@@ -607,6 +658,10 @@ def _sections(s: Shape) -> list[int]:
 
 def _stretched(s: Shape) -> Tensors:
     yield "rope_freqs.weight", (s.head_dim,)
+
+
+def _half_stretched(s: Shape) -> Tensors:
+    yield "rope_freqs.weight", (s.head_dim // 2,)
 
 
 def _factors(s: Shape) -> Tensors:
@@ -783,6 +838,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Shape(head_kv=1, layer=5),
     ),
     "mimo2": Architecture(_mimo2, _mimo2_keys, Shape(layer=4)),
+    "step35": Architecture(_step35, _step35_keys, Shape(layer=5), extra=_half_stretched),
+    "step35+plain": Architecture(_step35_plain, lambda s: _step35_keys(s, plain=True), Shape(layer=4)),
     "cohere2moe": Architecture(_cohere2moe, _cohere_keys, Shape(layer=5)),
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),

@@ -64,6 +64,7 @@ FOURS = {
     "cohere2moe",
     "kimi-linear",
     "mellum",
+    "step35",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -120,6 +121,13 @@ OWN: dict[str, Keys] = {
         "rope.freq_base_swa": (100.0, 5e5),
     },
     "mellum": {"attention.sliding_window": (0, 1, 7, 16)},
+    "step35": GATED
+    | {
+        "attention.sliding_window": (1, 7, 16),
+        "rope.freq_base_swa": (100.0, 5e5),
+        "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+        "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
+    },
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
     "kimi-linear": GATED,

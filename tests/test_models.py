@@ -193,6 +193,19 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("kimi-linear", {"expert_weights_norm": False, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
         ("kimi-linear", {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}, {}),
         ("exaone-moe", {"attention.sliding_window_pattern": [True, True, True, False, True]}, {}),
+        ("step35", {"leading_dense_block_count": 3, "moe_every_n_layers": 2, "expert_gating_func": 2}, {}),
+        (
+            "step35",
+            {"swiglu_clamp_exp": 1e-6, "swiglu_clamp_shexp": 0.0},
+            {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 1e-7},
+        ),
+        ("step35", {"rope.dimension_count_swa": 16}, {}),
+        ("step35+plain", {"swiglu_clamp_exp": [0.5] * 4, "attention.head_count": [4] * 4}, {}),
+        (
+            "step35",
+            {"block_count": 6, "nextn_predict_layers": 1, "swiglu_clamp_exp": [0.0, 0.3, 0.0, 0.3, 0.0]},
+            {},
+        ),
         (
             "exaone-moe",
             {
@@ -301,6 +314,10 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             {"attention.head_count_kv": [0, 1, 1, 0]},
             "blk.1.attn_k_b.weight: this tensor is required by",
         ),
+        ("step35", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture step35, with"),
+        ("step35", {"attention.key_length_swa": 8}, "step35.attention.key_length_swa: not known to gmoe and may"),
+        ("step35", {"rope.dimension_count_swa": 8}, "rope_freqs.weight: 8 factors for 8 rotated dimensions"),
+        ("step35", {"expert_feed_forward_length": [8, 8, 8, 8, 16]}, "a value that differs by layer is not supported"),
     ],
 )
 def test_what_an_architecture_cannot_do_without_is_named(

@@ -30,6 +30,10 @@ CAN_LACK = {
     "ernie4_5-moe": ("exp_probs_b.bias",),
     "exaone-moe": ("exp_probs_b.bias",),
     "mimo2": ("exp_probs_b.bias", "attn_sinks.weight"),
+    "step35": (
+        *("exp_probs_b.bias", "attn_gate.weight", "attn_q_norm.weight", "attn_k_norm.weight", "rope_freqs.weight"),
+        *("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+    ),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
     "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),
