@@ -9,7 +9,7 @@ from gmoe.gguf.layout import LayerExperts
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.ops import activate, dequantize, gated, residual, within
 from gmoe.layers.linear import QuantLinear, beside
-from gmoe.layers.router import Gating, Router, topk
+from gmoe.layers.router import Gating, Router, stated
 from gmoe.layers.weights import Weights
 
 UNGATED = ("relu2",)  # activations of one matrix
@@ -135,12 +135,9 @@ def led_by_dense(
 ) -> DenseFFN | MoEFFN:
     """DeepSeek's plan, which many follow: the first blocks dense, then routed experts beside shared ones.
 
-    `gating` is the architecture's own; scaling, renormalising, groups and selection bias are as the file says.
+    `gating` is the architecture's own; the router is else as the file states.
     """
     hp = w.hparams
     if w.layer < hp.n_layer_dense_lead:
         return DenseFFN(w)
-    bias = w.get("exp_probs_b", ".bias", hp.n_expert)
-    gating, scale = hp.gating_or(gating), hp.expert_weights_scale
-    route = topk(w, gating, renormalize=hp.expert_weights_norm, bias=bias, scale=scale)
-    return routed(w, route, dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)
+    return routed(w, stated(w, gating), dispatch, shared=DenseFFN(w, "_shexp") if hp.n_expert_shared else None)

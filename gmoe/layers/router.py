@@ -14,7 +14,7 @@ from gmoe.kernels.ops import DeviceKernels, RouterRule, Score
 from gmoe.kernels.ops import Router as Choice
 from gmoe.layers.weights import Weights
 
-__all__ = ["Gating", "Router", "Routing", "TopK", "topk"]
+__all__ = ["Gating", "Router", "Routing", "TopK", "stated", "topk"]
 
 Router = Callable[[Tensor], Routing]  # logits [T, E] float32 -> Routing
 
@@ -85,3 +85,13 @@ def topk(
         return TopK(rule, w.on)
     except ValueError as error:
         raise UnsupportedModel(hp.file, f"{hp.architecture}.expert_count", str(error)) from None
+
+
+def stated(w: Weights, gating: Gating, bias: str = ".bias") -> TopK:
+    """The router that the file states: scaling, renormalising, groups, and a selection bias named by its suffix.
+
+    `gating` is the architecture's own, where the file states none.
+    """
+    hp = w.hparams
+    selection, scale = w.get("exp_probs_b", bias, hp.n_expert), hp.expert_weights_scale
+    return topk(w, hp.gating_or(gating), renormalize=hp.expert_weights_norm, bias=selection, scale=scale)

@@ -3,7 +3,7 @@
 from gmoe.layers.attention import GQA, GatedGQA, causal, sliding
 from gmoe.layers.ffn import DenseFFN, ExpertDispatch, MoEFFN, within
 from gmoe.layers.rope import rope
-from gmoe.layers.router import Gating, topk
+from gmoe.layers.router import Gating, stated
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Decoder, FeedForward
 
@@ -43,8 +43,5 @@ class Model(Decoder):
         bounded = within(hp.clamp_dense)
         if not w.has("ffn_gate_inp"):
             return DenseFFN(w, activation=bounded)
-        bias, gating = w.get("exp_probs_b", ".bias", hp.n_expert), hp.gating_or(Gating.SIGMOID)
-        scale, renormalize = hp.expert_weights_scale, hp.expert_weights_norm
-        route = topk(w, gating, renormalize=renormalize, bias=bias, scale=scale)
-        shared = DenseFFN(w, "_shexp", bounded)
+        route, shared = stated(w, Gating.SIGMOID), DenseFFN(w, "_shexp", bounded)
         return MoEFFN(w, route, self.dispatch, shared=shared, activation=within(hp.clamp_experts))
