@@ -518,6 +518,39 @@ def _step35_keys(s: Shape, plain: bool = False) -> dict[str, Any]:
     )
 
 
+def _laguna_heads(s: Shape, layer: int) -> Shape:
+    """Full blocks, every fourth from the first, have as many heads as keys."""
+    return s if layer % 4 else replace(s, head=s.head_kv)
+
+
+def _laguna(s: Shape, layer: int) -> Tensors:
+    own = _laguna_heads(s, layer)
+    yield from _led()(own, layer)
+    yield "attn_gate.weight", (own.head, s.embd)
+
+
+def _laguna_full(s: Shape, layer: int) -> Tensors:
+    """Gates for elements; all experts."""
+    yield from _led(fused=True)(s, layer + 1)
+    yield "attn_gate.weight", (s.head * s.head_dim, s.embd)
+
+
+def _laguna_keys(s: Shape) -> dict[str, Any]:
+    return (
+        _moe(s, leading_dense_block_count=1, expert_weights_scale=2.5, expert_weights_norm=True)
+        | {key: value for key, value in YARN.items() if "log" not in key}
+        | {
+            "attention.head_count": [_laguna_heads(s, layer).head for layer in range(s.layer)],
+            "attention.sliding_window": 8,
+            "expert_shared_feed_forward_length": s.ff_exp,
+            "rope.dimension_count": s.head_dim // 4 * 2,
+            "rope.dimension_count_swa": s.head_dim,
+            "rope.freq_base": 5e5,
+            "rope.freq_base_swa": 1e4,
+        }
+    )
+
+
 def _cohere2moe(s: Shape, layer: int) -> Tensors:
     """No second norm."""
     yield from (row for row in _led(norm="")(s, layer) if row[0] not in ("ffn_norm.weight", "exp_probs_b.bias"))
@@ -840,6 +873,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mimo2": Architecture(_mimo2, _mimo2_keys, Shape(layer=4)),
     "step35": Architecture(_step35, _step35_keys, Shape(layer=5), extra=_half_stretched),
     "step35+plain": Architecture(_step35_plain, lambda s: _step35_keys(s, plain=True), Shape(layer=4)),
+    "laguna": Architecture(_laguna, _laguna_keys, Shape(layer=5)),
+    "laguna+full": Architecture(
+        _laguna_full,
+        lambda s: _moe(s, leading_dense_block_count=0, expert_shared_feed_forward_length=s.ff_exp),
+    ),
     "cohere2moe": Architecture(_cohere2moe, _cohere_keys, Shape(layer=5)),
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),

@@ -65,6 +65,7 @@ FOURS = {
     "kimi-linear",
     "mellum",
     "step35",
+    "laguna",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -128,6 +129,7 @@ OWN: dict[str, Keys] = {
         "swiglu_clamp_exp": (0.0, 0.2, 7.0),
         "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
     },
+    "laguna": GATED | {"rope.freq_base_swa": (100.0, 5e5)},
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
     "kimi-linear": GATED,

@@ -200,6 +200,9 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 1e-7},
         ),
         ("step35", {"rope.dimension_count_swa": 16}, {}),
+        ("laguna", {"attention.sliding_window_pattern": [False, True, True, True, False]}, {}),
+        ("laguna", {"expert_gating_func": 2, "expert_shared_count": 1}, {}),
+        ("laguna+full", {"attention.sliding_window": 0, "rope.freq_base_swa": 100.0}, {}),
         ("step35+plain", {"swiglu_clamp_exp": [0.5] * 4, "attention.head_count": [4] * 4}, {}),
         (
             "step35",
@@ -314,6 +317,17 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             {"attention.head_count_kv": [0, 1, 1, 0]},
             "blk.1.attn_k_b.weight: this tensor is required by",
         ),
+        (
+            "laguna+full",
+            {"attention.sliding_window": 8},
+            "laguna.rope.freq_base_swa: required beside attention.sliding",
+        ),
+        (
+            "laguna+full",
+            {"attention.sliding_window_pattern": [True, True]},
+            "window_pattern: supported beside attention",
+        ),
+        ("laguna", {"rope.scaling.attn_factor": 1.5}, "laguna.rope.scaling.attn_factor: 1.5; only 1 is supported"),
         ("step35", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture step35, with"),
         ("step35", {"attention.key_length_swa": 8}, "step35.attention.key_length_swa: not known to gmoe and may"),
         ("step35", {"rope.dimension_count_swa": 8}, "rope_freqs.weight: 8 factors for 8 rotated dimensions"),

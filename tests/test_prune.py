@@ -56,6 +56,7 @@ ARCHITECTURES = {
     "exaone-moe": 5, "mimo2": 7, "cohere2moe": 6, "kimi-linear": 5, "qwen3vlmoe": 7, "mistral4": 5,
     "deepseek": 7, "bailingmoe": 3, "mellum": 5,
     "step35": 5,
+    "laguna": 5,
 }  # fmt: skip
 
 

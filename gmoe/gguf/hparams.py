@@ -159,10 +159,13 @@ class Hparams:
         return self.n_head_kv if self.n_head_kv is not None else self.n_head
 
     def of_layer(self, layer: int) -> "Hparams":
-        """What holds in one block of a model: its own values, and in a window those of the keys that end in `_swa`."""
+        """What holds in one block of a model: its own values, and those of a window where the file says it is one."""
         own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
-        if not own.swa:
-            return own if self.differing else self
+        return own.of_window() if own.swa else own if self.differing else self
+
+    def of_window(self) -> "Hparams":
+        """What holds in a window: the values of the keys that end in `_swa`, where there are any."""
+        own = self
         if own.rope_freq_base_swa is not None:
             own = replace(own, rope_freq_base=own.rope_freq_base_swa, rope_scaling_factor=1.0)
         return replace(

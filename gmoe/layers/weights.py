@@ -48,8 +48,15 @@ class Weights:
 
     def block(self, layer: int) -> "Weights":
         """The scope of `blk.<layer>.`, with the hyperparameters that hold there."""
-        given = self.file, self.hparams.of_layer(layer), self.n_ctx, self.activations
-        scope = Weights(*given, f"blk.{layer}.", layer, self.device, self.on)
+        return self._scope(self.hparams.of_layer(layer), f"blk.{layer}.", layer)
+
+    def window(self) -> "Weights":
+        """The same scope with the hyperparameters that hold in a window."""
+        return self._scope(self.hparams.of_window(), self.prefix, self.layer)
+
+    def _scope(self, hparams: Hparams, prefix: str, layer: int) -> "Weights":
+        given = self.file, hparams, self.n_ctx, self.activations
+        scope = Weights(*given, prefix, layer, self.device, self.on)
         scope.used, scope._shared = self.used, self._shared
         return scope
 
