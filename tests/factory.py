@@ -551,6 +551,18 @@ def _laguna_keys(s: Shape) -> dict[str, Any]:
     )
 
 
+def _hy_v3(s: Shape, layer: int) -> Tensors:
+    """The first block dense; the others' experts fused, and the name of their bias without a suffix."""
+    yield from gqa(s, norm="head")
+    yield from ffn_norm(s)
+    if layer == 0:
+        yield from dense(s)
+    else:
+        yield from routed(s, fused=True)
+        yield "exp_probs_b", (s.expert,)
+        yield from dense(s, "_shexp", 64)
+
+
 def _cohere2moe(s: Shape, layer: int) -> Tensors:
     """No second norm."""
     yield from (row for row in _led(norm="")(s, layer) if row[0] not in ("ffn_norm.weight", "exp_probs_b.bias"))
@@ -877,6 +889,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "laguna+full": Architecture(
         _laguna_full,
         lambda s: _moe(s, leading_dense_block_count=0, expert_shared_feed_forward_length=s.ff_exp),
+    ),
+    "hy_v3": Architecture(
+        _hy_v3,
+        lambda s: _moe(s, expert_shared_feed_forward_length=64, expert_weights_scale=2.5, expert_weights_norm=True),
     ),
     "cohere2moe": Architecture(_cohere2moe, _cohere_keys, Shape(layer=5)),
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),

@@ -137,6 +137,7 @@ OWN: dict[str, Keys] = {
     "dots1": GATED,
     "bailingmoe2": GATED,
     "minimax-m2": GATED,
+    "hy_v3": GATED,
     "lfm2moe": GATED,
 }
 

@@ -189,6 +189,7 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {},
         ),
         ("smallthinker", {"expert_weights_scale": 2.5}, {}),
+        ("hy_v3", {"expert_gating_func": 2, "leading_dense_block_count": 2, "expert_shared_count": 0}, {}),
         ("cohere2moe", {"attention.layer_norm_rms_epsilon": 0.0}, {}),
         ("kimi-linear", {"expert_weights_norm": False, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
         ("kimi-linear", {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}, {}),

@@ -57,6 +57,7 @@ ARCHITECTURES = {
     "deepseek": 7, "bailingmoe": 3, "mellum": 5,
     "step35": 5,
     "laguna": 5,
+    "hy_v3": 5,
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ CAN_LACK = {
         *("exp_probs_b.bias", "attn_gate.weight", "attn_q_norm.weight", "attn_k_norm.weight", "rope_freqs.weight"),
         *("attn_q.bias", "attn_k.bias", "attn_v.bias"),
     ),
+    "hy_v3": ("exp_probs_b",),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
     "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),
