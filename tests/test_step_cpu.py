@@ -87,6 +87,7 @@ def test_activations(level: str, name: str) -> None:
         torch.testing.assert_close(cpu_rows.gated(each, up, 1, level), up * torch.sigmoid(each), **NEAR)
         soft = cpu_rows.gated(each, up, 1, level, curve="softplus")
         torch.testing.assert_close(soft, up * torch.nn.functional.softplus(each), **NEAR)
+        assert torch.equal(soft, cpu_rows.gated(each, up, 3, curve="softplus"))
 
 
 def test_a_bound_of_nothing_is_none() -> None:
