@@ -1,16 +1,22 @@
 """Few rows of a product of choices in which every pair of values meets."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 
-def pairwise(choices: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Rows, each with one value of every name; any two values of two names stand together in one of them."""
+def pairwise(
+    choices: Mapping[str, Sequence[Any]], seed: int = 0, *, apart: Collection[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """Rows, each with one value of every name; any two values of two names stand together in one of them.
+
+    Those of two names which are `apart`, in the order of the choices, need not.
+    """
     rng = random.Random(seed)
     names = list(choices)
-    open_pairs = {((a, x), (b, y)) for a, b in combinations(names, 2) for x in choices[a] for y in choices[b]}
+    meeting = [both for both in combinations(names, 2) if both not in apart]
+    open_pairs = {((a, x), (b, y)) for a, b in meeting for x in choices[a] for y in choices[b]}
     rows = []
     while open_pairs:
         best: tuple[int, dict[str, Any]] = (-1, {})

@@ -28,7 +28,8 @@ CHOICES: dict[str, list[Any]] = {
     "host": ["map", "one slot", "half"],
     "hurry": [0.0, 0.3, 1.0],
 }
-ROWS = pairwise(CHOICES)
+APART = [("architecture", "evict"), ("architecture", "working_set")]  # to both a layer is a number
+ROWS = pairwise(CHOICES, apart=APART)
 
 
 class Models:

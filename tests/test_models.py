@@ -15,6 +15,7 @@ from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.gguf.hparams import Gating
 from gmoe.gguf.rewrite import rewrite
 from gmoe.llm import LLM
+from gmoe.models.decoder import architectures
 from gmoe.models.deepseek2 import own_gating
 from gmoe.options import RuntimeOptions
 from tests.factory import ARCHITECTURES, Shape, write_model
@@ -374,3 +375,7 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
     with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: afmoe, .*qwen3moe"):
         LLM.load(path)
+
+
+def test_architectures_are_told_by_the_names_that_files_have() -> None:
+    assert architectures() == sorted({name.split("+")[0] for name in ARCHITECTURES})

@@ -35,7 +35,8 @@ CHOICES: dict[str, list[Any]] = {
     "working_set": ["auto", *policy.names("working_set")],
     "reader": ["direct", "mapped", "scripted"],
 }
-ROWS = pairwise(CHOICES)
+APART = [("architecture", "evict"), ("architecture", "working_set")]  # to both a layer is a number
+ROWS = pairwise(CHOICES, apart=APART)
 
 
 class Models:
@@ -103,8 +104,8 @@ def test_every_pair_is_there() -> None:
     names = list(CHOICES)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
-            met = {(row[a], row[b]) for row in ROWS}
-            assert met == set(product(CHOICES[a], CHOICES[b]))
+            met, all_pairs = {(row[a], row[b]) for row in ROWS}, set(product(CHOICES[a], CHOICES[b]))
+            assert met == all_pairs or ((a, b) in APART and met < all_pairs)
 
 
 def test_the_check_can_fail(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,9 +184,10 @@ def module_name(architecture: str) -> str:
 
 
 def architectures() -> list[str]:
-    """The architectures that this folder has files for, as files name them."""
-    stems = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "decoder")]
-    return sorted("-".join(stem.rsplit("_", 1)) for stem in stems)
+    """The architectures that this folder has files for, as files name them: most with a hyphen before the last part."""
+    stems = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__init__", "decoder"}
+    underlined = stems & {"hy_v3", "nemotron_h_moe"}
+    return sorted(underlined | {"-".join(stem.rsplit("_", 1)) for stem in stems - underlined})
 
 
 def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
