@@ -8,10 +8,11 @@ inline __m256i nibbles_of(const uint8_t* s) {  // of 16 bytes: the low ones, the
   const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)s));
   return lows4(_mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)));
 }
-inline __m256i signed_values(const uint8_t* table, __m256i q) {  // of a table with a bias of 128
-  __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
-  return _mm256_shuffle_epi8(_mm256_xor_si256(values, byte32(128)), q);
+inline __m256i values_of(const uint8_t* table, __m256i q, int flipped = 0) {
+  const __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
+  return _mm256_shuffle_epi8(_mm256_xor_si256(values, byte32(flipped)), q);
 }
+inline __m256i signed_values(const uint8_t* table, __m256i q) { return values_of(table, q, 128); }  // its bias is 128
 
 // `scales`: int16, of 16 groups each, or of the 8 pairs in the lower half where `eight`.
 template <class F>
@@ -105,6 +106,11 @@ struct Block<IQ4_XS> : Lying {
   float d() const { return half(s); }
   float m() const { return 0.0f; }
   __m256i q(int k) const { return signed_values(iq4_values, nibbles_of(s + 8 + 16 * k)); }
+  void two(int k, __m256i* q) const {  // groups k and k + 1 in the halves, with the bias: their first 16, their last
+    const __m256i x = loaded(s + 8 + 16 * k);
+    q[0] = values_of(iq4_values, lows4(x));
+    q[1] = values_of(iq4_values, highs4(x));
+  }
 };
 template <>
 struct Block<TQ2_0> : Lying {
@@ -147,15 +153,17 @@ inline __m256i tile_codes_of(const uint8_t* s) {
   return F::bias && F::bias != 128 ? _mm256_sub_epi8(codes_of<F>(s), byte32(F::bias)) : codes_of<F>(s);
 }
 
-// Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last.
+// Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last. With VNNI those of
+// a bias of 128 have it.
 template <class F>
 inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
   auto both = [&](int at) {
     return _mm256_setr_m128i(_mm_loadu_si128((const __m128i*)(a + at)), _mm_loadu_si128((const __m128i*)(b + at)));
   };
   if constexpr (__is_same(F, Q8_0)) {
-    q[0] = both(2);
-    q[1] = both(18);
+    const __m256i flipped = byte32(vnni ? 128 : 0);
+    q[0] = _mm256_xor_si256(both(2), flipped);
+    q[1] = _mm256_xor_si256(both(18), flipped);
     return;
   }
   constexpr int at = F::bytes - 16;
@@ -174,7 +182,7 @@ inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
       q[h] = _mm256_or_si256(q[h], _mm256_and_si256(set, byte32(16)));
     }
   } else if constexpr (__is_same(F, IQ4_NL)) {
-    for (int h = 0; h < 2; h++) q[h] = signed_values(iq4_values, q[h]);
+    for (int h = 0; h < 2; h++) q[h] = values_of(iq4_values, q[h], vnni ? 0 : 128);
   } else if constexpr (__is_same(F, MXFP4)) {
     const __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values));
     for (int h = 0; h < 2; h++) q[h] = _mm256_shuffle_epi8(values, q[h]);
@@ -199,11 +207,4 @@ inline __m256 scales_of<MXFP4>(const uint8_t* s, int) {
   const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
   const __m256i small = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);  // the larger one below two
   return _mm256_castsi256_ps(_mm256_max_epi32(normal, small));
-}
-
-// Two products each of 32 codes: unsigned ones, or signed ones where the bias was 128.
-template <int BIAS>
-inline __m256i two_products(__m256i q, __m256i y) {
-  if (BIAS == 128) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(y, q));
-  return _mm256_maddubs_epi16(q, y);
 }

@@ -3,20 +3,6 @@
 // products add up to 16 bits, where sums may wrap as long as what they mean fits; with VNNI four add up to 32. Without
 // it codes of eight bits are words, times their scales where those are integers.
 
-#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
-constexpr bool vnni = true;
-inline __m256i four_products(__m256i sum, __m256i x, __m256i y) {
-#if defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(sum, x, y);
-#else
-  return _mm256_dpbusd_epi32(sum, x, y);
-#endif
-}
-#else
-constexpr bool vnni = false;
-inline __m256i four_products(__m256i sum, __m256i, __m256i) { return sum; }
-#endif
-
 template <class F>
 constexpr bool words = !vnni && F::bias == 128;
 

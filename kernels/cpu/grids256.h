@@ -18,13 +18,20 @@ inline __m256i even_signs_of_words(__m256i x) {
   return even_signs(bytes);
 }
 
-inline __m256i four_points(const uint8_t* grid, size_t a, size_t b, size_t c, size_t d) {
-  auto point = [&](size_t i) { return load<int64_t>(grid + 8 * i); };
-  return _mm256_setr_epi64x(point(a), point(b), point(c), point(d));
+// Points of eight or of four codes. CPUs with AVX-VNNI gather them faster than they insert them; others do not.
+template <class I>
+inline __m256i four_points(const uint8_t* grid, const I* i, int mask = -1) {
+  auto point = [&](int n) { return load<int64_t>(grid + 8 * size_t(i[n] & mask)); };
+  return _mm256_setr_epi64x(point(0), point(1), point(2), point(3));
 }
 
 template <class I>
 inline __m256i eight_points(const uint8_t* grid, const I* i) {
+  if (vnni) {
+    const __m256i at = sizeof(I) == 1 ? _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(load<int64_t>(i)))
+                                      : _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)i));
+    return _mm256_i32gather_epi32((const int*)grid, at, 4);
+  }
   auto point = [&](int n) { return load<int32_t>(grid + 4 * size_t(i[n])); };
   return _mm256_setr_epi32(point(0), point(1), point(2), point(3), point(4), point(5), point(6), point(7));
 }
@@ -53,6 +60,7 @@ constexpr SpreadBits spread_bits;
 struct Points {
   static constexpr bool eight = false, centered = true, scaled = true;
   alignas(32) uint16_t index[64];
+  void keep_index() { asm("" : "+m"(index)); }  // in memory: taken out of registers a place costs twice as much
   __m256i low_signs, high_signs;
   Scales sc;
   float scale;
@@ -85,8 +93,7 @@ struct Block<IQ2_XXS> : Points {
     set_signs(even_signs_of_words(words));
   }
   __m256i points(int k) const {
-    const uint8_t* i = s + 2 + 8 * k;
-    return four_points(grids.iq2_xxs, i[0], i[1], i[2], i[3]);
+    return four_points(grids.iq2_xxs, s + 2 + 8 * k);
   }
 };
 
@@ -101,8 +108,7 @@ struct Block<IQ2_XS> : Points {
     scale = half(s) * 0.125f;
   }
   __m256i points(int k) const {
-    auto nine = [&](int i) { return load<uint16_t>(s + 2 + 8 * k + 2 * i) & size_t(511); };
-    return four_points(grids.iq2_xs, nine(0), nine(1), nine(2), nine(3));
+    return four_points(grids.iq2_xs, (const uint16_t*)(s + 2 + 8 * k), 511);
   }
 };
 
@@ -118,13 +124,13 @@ struct Block<IQ2_S> : Points {
       const __m256i two = _mm256_and_si256(_mm256_mullo_epi16(high, up), _mm256_set1_epi16(0x300));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, two));
     }
+    keep_index();
     set_signs(loaded(s + 34));
     sc.scale = odd_of_nibbles(s + 74);
     scale = half(s) * 0.125f;
   }
   __m256i points(int k) const {
-    const uint16_t* i = index + 4 * k;
-    return four_points(grids.iq2_s, i[0], i[1], i[2], i[3]);
+    return four_points(grids.iq2_s, index + 4 * k);
   }
 };
 
@@ -153,6 +159,7 @@ struct Block<IQ3_S> : Points {
       const __m256i ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, ninth));
     }
+    keep_index();
     const __m128i x = _mm_cvtsi32_si128(load<int32_t>(s + 106));
     const __m128i n = _mm_and_si128(_mm_unpacklo_epi8(x, _mm_srli_epi16(x, 4)), _mm_set1_epi8(15));
     sc.scale = _mm256_castsi128_si256(_mm_cvtepu8_epi16(_mm_or_si128(_mm_add_epi8(n, n), _mm_set1_epi8(1))));
@@ -164,7 +171,7 @@ struct Block<IQ3_S> : Points {
 
 // IQ1: points moved by an eighth, in eighths.
 inline __m256i moved_points(const uint16_t* i, __m256i shift) {
-  return _mm256_add_epi8(_mm256_slli_epi64(four_points(grids.iq1, i[0], i[1], i[2], i[3]), 3), shift);
+  return _mm256_add_epi8(_mm256_slli_epi64(four_points(grids.iq1, i), 3), shift);
 }
 
 template <>
@@ -186,6 +193,7 @@ struct Block<IQ1_S> : Points {
       const __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(s + 2 + 16 * h)));
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16(0x700))));
     }
+    keep_index();
     scale = half(s) * 0.125f;
   }
   __m256i q(int k) const { return moved_points(index + 4 * k, _mm256_set1_epi16(head[k])); }
@@ -212,6 +220,7 @@ struct Block<IQ1_M> : Points {
       _mm256_store_si256((__m256i*)index + h, _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x700))));
       up[h] = _mm256_broadcastsi128_si256(_mm_andnot_si128(_mm_srli_epi16(n, 2), _mm_set1_epi8(2)));
     }
+    keep_index();
   }
   __m256i q(int k) const {
     const __m256i spread = _mm256_load_si256((const __m256i*)spread_bits.at[k % 4]);
@@ -253,7 +262,8 @@ struct Block<TQ1_0> {
   __m256i q(int k) const { return codes[k]; }
 };
 
-// What the loops ask of a block: register k's codes, signed where they have a bias, and two products each with y.
+// What the loops ask of a block: register k's codes, signed where they have a bias; and what is multiplied, unsigned and
+// signed bytes, where it meets y.
 template <class F>
 inline __m256i tile_codes(const Block<F>& b, int k) {
   if constexpr (Block<F>::centered) {
@@ -263,12 +273,22 @@ inline __m256i tile_codes(const Block<F>& b, int k) {
     return F::bias && F::bias != 128 ? _mm256_sub_epi8(b.q(k), byte32(F::bias)) : b.q(k);
   }
 }
+struct Factors {
+  __m256i q, y;
+  __m256i two() const { return _mm256_maddubs_epi16(q, y); }
+  __m256i four(__m256i sum) const { return four_products(sum, q, y); }
+};
+template <int BIAS>
+inline Factors factors(__m256i q, __m256i y) {  // of codes that are signed where the bias was 128
+  if (BIAS == 128) return {_mm256_abs_epi8(q), _mm256_sign_epi8(y, q)};
+  return {q, y};
+}
 template <class F>
-inline __m256i products(const Block<F>& b, int k, __m256i y) {
+inline Factors factors(const Block<F>& b, int k, __m256i y) {
   if constexpr (Block<F>::centered) {
     const __m256i mask = b.mask(k);
-    return _mm256_maddubs_epi16(b.points(k), _mm256_sub_epi8(_mm256_xor_si256(y, mask), mask));
+    return {b.points(k), _mm256_sub_epi8(_mm256_xor_si256(y, mask), mask)};
   } else {
-    return two_products<F::bias>(b.q(k), y);
+    return factors<F::bias>(b.q(k), y);
   }
 }

@@ -16,6 +16,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
 }
 
 #include "scales.h"
+#include "vnni256.h"
 #include "codes256.h"
 #include "grids256.h"
 #include "sums256.h"

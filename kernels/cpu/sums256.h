@@ -1,4 +1,5 @@
-// One token: sums of 32 products and more, codes in registers. Two products fit into 16 bits in every type.
+// One token: sums of 32 products and more, codes in registers. Two products fit into 16 bits in every type, four where
+// the bias is not 128.
 
 template <class F>
 constexpr int sums_of_block = Block<F>::eight ? 8 : 16;  // of activations that it needs
@@ -7,8 +8,13 @@ template <class F>
 constexpr bool asks = !__is_same(F, Q6_K);  // ahead for weights, on every CPU: these have fewer bytes an instruction
 
 template <class F>
+constexpr bool by_two = vnni && F::wide && F::bias == 128;  // two groups share two registers
+
+template <class F>
 inline void put_in_order(const int8_t* q, int8_t* to) {  // codes in registers have their own order
-  __builtin_memcpy(to, q, 256);
+  if (!by_two<F>) __builtin_memcpy(to, q, 256);
+  for (int i = 0; i < 16 && by_two<F>; i++)
+    __builtin_memcpy(to + 16 * i, q + 64 * (i / 4) + 32 * (i % 2) + 16 * (i / 2 % 2), 16);
 }
 
 inline __m128i halves_added(__m256i x) {
@@ -34,13 +40,17 @@ inline __m128i sums_of_4(const __m128i* x) {
   return pairs_added(pairs_added(x[0], x[1]), pairs_added(x[2], x[3]));
 }
 
-struct Spread {  // the bytes of a register's scales: of one pair of groups, or of two groups
-  alignas(32) uint8_t pair[8][32] = {}, two[4][32] = {};
+struct Spread {  // the bytes of a register's scales: of one pair of groups, or of two groups; or of two registers' both
+  alignas(32) uint8_t pair[8][32] = {}, two[4][32] = {}, pairs[4][32] = {}, twos[2][32] = {};
   constexpr Spread() {
     for (int k = 0; k < 8; k++)
       for (int i = 0; i < 32; i++) pair[k][i] = uint8_t(2 * k + i % 2);
     for (int k = 0; k < 4; k++)
-      for (int i = 0; i < 32; i++) two[k][i] = uint8_t(4 * k + i / 16 * 2 + i % 2);
+      for (int i = 0; i < 32; i++) {
+        two[k][i] = uint8_t(4 * k + i / 16 * 2 + i % 2);
+        pairs[k][i] = uint8_t(4 * k + i % 16 / 8 * 2 + i % 2);
+        if (k < 2) twos[k][i] = uint8_t(8 * k + i % 16 / 8 * 4 + i / 16 * 2 + i % 2);
+      }
   }
 };
 constexpr Spread spread;
@@ -54,25 +64,50 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   const __m128i all32 = _mm_loadu_si128((const __m128i*)sums);
   const __m256i all16 = eight ? _mm256_zextsi128_si256(all32) : _mm256_loadu_si256((const __m256i*)sums);
   __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  if (F::bias && F::bias != 128 && !Block<F>::centered) {
+  if (F::bias && (F::bias != 128 || vnni) && !Block<F>::centered) {
     __m256i moved = eight ? _mm256_zextsi128_si256(_mm_madd_epi16(_mm256_castsi256_si128(sc.scale), all32))
                           : _mm256_madd_epi16(sc.scale, all16);
     part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
   }
-  auto dots = [&](int k) { return products(block, k, _mm256_load_si256((const __m256i*)(y + 32 * k))); };
-  if constexpr (!Block<F>::scaled) {  // codes so small that all fit into 16 bits
-    __m256i x = dots(0);
+  auto met = [&](int k) { return _mm256_load_si256((const __m256i*)(y + 32 * k)); };
+  auto dots = [&](int k) { return factors(block, k, met(k)); };
+  const __m256i none = _mm256_setzero_si256();
+  const __m256i lower = _mm256_permute4x64_epi64(sc.scale, 0x44), upper = _mm256_permute4x64_epi64(sc.scale, 0xee);
+  if constexpr (!Block<F>::scaled && vnni) {
 #pragma GCC unroll 8
-    for (int k = 1; k < 8; k++) x = _mm256_add_epi16(x, dots(k));
+    for (int k = 0; k < 8; k++) part[k % 2] = dots(k).four(part[k % 2]);
+  } else if constexpr (!Block<F>::scaled) {  // codes so small that all fit into 16 bits
+    __m256i x = dots(0).two();
+#pragma GCC unroll 8
+    for (int k = 1; k < 8; k++) x = _mm256_add_epi16(x, dots(k).two());
     part[1] = _mm256_madd_epi16(x, sc.scale);
+  } else if constexpr (by_two<F>) {
+    const __m256i wide = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sc.scale));
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      __m256i q[2];
+      block.two(2 * k, q);
+      const __m256i dot = four_products(four_products(none, q[0], met(2 * k)), q[1], met(2 * k + 1));
+      const __m256i halves = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+      const __m256i by = _mm256_permutevar8x32_epi32(wide, _mm256_add_epi32(halves, _mm256_set1_epi32(2 * k)));
+      part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_mullo_epi32(dot, by));
+    }
+  } else if constexpr (vnni) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+      const uint8_t* const spread_of = eight ? spread.pairs[k] : spread.twos[k % 2];
+      const __m256i which = _mm256_load_si256((const __m256i*)spread_of);
+      const __m256i by = _mm256_shuffle_epi8(eight || k < 2 ? lower : upper, which);
+      const __m256i x = _mm256_packs_epi32(dots(2 * k).four(none), dots(2 * k + 1).four(none));
+      part[k % 2] = word_products(part[k % 2], x, by);
+    }
   } else {
-    const __m256i lower = _mm256_permute4x64_epi64(sc.scale, 0x44), upper = _mm256_permute4x64_epi64(sc.scale, 0xee);
 #pragma GCC unroll 8
     for (int k = 0; k < 8; k++) {
       const uint8_t* const spread_of = eight ? spread.pair[k] : spread.two[k % 4];
       const __m256i which = _mm256_load_si256((const __m256i*)spread_of);
       const __m256i by = _mm256_shuffle_epi8(eight || k < 4 ? lower : upper, which);
-      part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(dots(k), by));
+      part[k % 2] = _mm256_add_epi32(part[k % 2], _mm256_madd_epi16(dots(k).two(), by));
       asm("" : "+x"(part[k % 2]));  // or a compiler adds all at the end, out of memory
     }
   }
@@ -129,17 +164,18 @@ inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const
     if (PART && 2 * i >= count) return _mm256_setzero_si256();
     __m256i q[2];
     codes_of_two<F>(s + 2 * i * F::bytes, s + (2 * i + 1) * F::bytes, q);
-    const __m256i first = two_products<F::bias>(q[0], two(i, 0)), last = two_products<F::bias>(q[1], two(i, 1));
+    if (vnni) return four_products(four_products(_mm256_setzero_si256(), q[0], two(i, 0)), q[1], two(i, 1));
+    const __m256i first = factors<F::bias>(q[0], two(i, 0)).two(), last = factors<F::bias>(q[1], two(i, 1)).two();
     if (F::bias != 128) return _mm256_add_epi16(first, last);
     return _mm256_add_epi32(_mm256_madd_epi16(first, ones), _mm256_madd_epi16(last, ones));
   };
   auto of_four = [&](int i) {
     const __m256i a = of_two(i), b = of_two(i + 1);
-    if (F::bias == 128) return pairs_added(a, b);
+    if (F::bias == 128 || vnni) return pairs_added(a, b);
     return _mm256_madd_epi16(pairs_added(a, b, [](__m256i x, __m256i y) { return _mm256_add_epi16(x, y); }), ones);
   };
   __m256i sum = pairs_added(of_four(0), of_four(2));  // even blocks, odd blocks
-  if (F::bias && F::bias != 128) sum = _mm256_sub_epi32(sum, _mm256_load_si256((const __m256i*)(y + 256)));
+  if (F::bias && (F::bias != 128 || vnni)) sum = _mm256_sub_epi32(sum, _mm256_load_si256((const __m256i*)(y + 256)));
   __m256 v = _mm256_mul_ps(scales_of<F>(s, 0), _mm256_cvtepi32_ps(sum));
   if (F::lows) {
     const __m256i low = _mm256_srai_epi32(_mm256_load_si256((const __m256i*)a.low32), 7);  // minus the sums of y
