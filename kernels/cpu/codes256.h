@@ -14,12 +14,13 @@ inline __m256i values_of(const uint8_t* table, __m256i q, int flipped = 0) {
 }
 inline __m256i signed_values(const uint8_t* table, __m256i q) { return values_of(table, q, 128); }  // its bias is 128
 
-// `scales`: int16, of 16 groups each, or of the 8 pairs in the lower half where `eight`.
+// `scales`: int16, of 16 groups each, or of the 8 pairs in the lower half where `eight`. Where `moved`, codes are eight
+// times `points` and what moves them: `low` times the sums of activations.
 template <class F>
 struct Block;
 
 struct Lying {  // a block that is read where it lies
-  static constexpr bool centered = false, scaled = true;
+  static constexpr bool centered = false, scaled = true, moved = false;
   const uint8_t* s;
   explicit Lying(const uint8_t* s) : s(s) {}
 };
@@ -153,8 +154,8 @@ inline __m256i tile_codes_of(const uint8_t* s) {
   return F::bias && F::bias != 128 ? _mm256_sub_epi8(codes_of<F>(s), byte32(F::bias)) : codes_of<F>(s);
 }
 
-// Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last. With VNNI those of
-// a bias of 128 have it.
+// Two blocks of 32, side by side in the halves of the registers: their first 16 codes, and their last. With VNNI those
+// of a bias of 128 have it.
 template <class F>
 inline void codes_of_two(const uint8_t* a, const uint8_t* b, __m256i* q) {
   auto both = [&](int at) {

@@ -58,7 +58,7 @@ struct SpreadBits {  // eight times each of four bytes
 constexpr SpreadBits spread_bits;
 
 struct Points {
-  static constexpr bool eight = false, centered = true, scaled = true;
+  static constexpr bool eight = false, centered = true, scaled = true, moved = false;
   alignas(32) uint16_t index[64];
   void keep_index() { asm("" : "+m"(index)); }  // in memory: taken out of registers a place costs twice as much
   __m256i low_signs, high_signs;
@@ -176,14 +176,16 @@ inline __m256i moved_points(const uint16_t* i, __m256i shift) {
 
 template <>
 struct Block<IQ1_S> : Points {
-  static constexpr bool eight = true, centered = false;
+  static constexpr bool eight = true, centered = false, moved = true;
   alignas(16) int16_t head[8];
   explicit Block(const uint8_t* s) {
     const __m128i high = _mm_loadu_si128((const __m128i*)(s + 34));
     const __m128i n = _mm_and_si128(_mm_srli_epi16(high, 12), _mm_set1_epi16(7));
-    sc.scale = _mm256_castsi128_si256(_mm_or_si128(_mm_add_epi16(n, n), _mm_set1_epi16(1)));
-    const __m128i down = _mm_srai_epi16(high, 15), two = _mm_set1_epi16(0x0202);
-    _mm_store_si128((__m128i*)head, _mm_andnot_si128(down, two));
+    const __m128i scale8 = _mm_or_si128(_mm_add_epi16(n, n), _mm_set1_epi16(1)), down = _mm_srai_epi16(high, 15);
+    const __m128i by = _mm_sub_epi16(_mm_andnot_si128(down, _mm_set1_epi16(2)), _mm_set1_epi16(IQ1_S::bias));
+    sc.scale = _mm256_castsi128_si256(scale8);
+    sc.low = _mm256_castsi128_si256(_mm_mullo_epi16(scale8, by));
+    _mm_store_si128((__m128i*)head, _mm_andnot_si128(down, _mm_set1_epi16(0x0202)));
     const __m256i up = _mm256_set1_epi64x(int64_t(0x0000000400200100));
     for (int h = 0; h < 2; h++) {  // a word for four points: bits 0, 3, 6 and 9 to bit 8
       const __m128i a = _mm_unpacklo_epi16(high, high), b = _mm_unpackhi_epi16(high, high);
@@ -197,6 +199,7 @@ struct Block<IQ1_S> : Points {
     scale = half(s) * 0.125f;
   }
   __m256i q(int k) const { return moved_points(index + 4 * k, _mm256_set1_epi16(head[k])); }
+  __m256i points(int k) const { return four_points(grids.iq1, index + 4 * k); }
 };
 
 template <>
@@ -241,7 +244,7 @@ struct Digits {
 
 template <>
 struct Block<TQ1_0> {
-  static constexpr bool eight = false, centered = false, scaled = false;
+  static constexpr bool eight = false, centered = false, scaled = false, moved = false;
   const uint8_t* s;
   __m256i codes[8];
   explicit Block(const uint8_t* s) : s(s) {
@@ -262,8 +265,8 @@ struct Block<TQ1_0> {
   __m256i q(int k) const { return codes[k]; }
 };
 
-// What the loops ask of a block: register k's codes, signed where they have a bias; and what is multiplied, unsigned and
-// signed bytes, where it meets y.
+// What the loops ask of a block: register k's codes, signed where they have a bias; and what is multiplied, unsigned
+// and signed bytes, where it meets y.
 template <class F>
 inline __m256i tile_codes(const Block<F>& b, int k) {
   if constexpr (Block<F>::centered) {
@@ -288,6 +291,8 @@ inline Factors factors(const Block<F>& b, int k, __m256i y) {
   if constexpr (Block<F>::centered) {
     const __m256i mask = b.mask(k);
     return {b.points(k), _mm256_sub_epi8(_mm256_xor_si256(y, mask), mask)};
+  } else if constexpr (Block<F>::moved) {
+    return {b.points(k), y};
   } else {
     return factors<F::bias>(b.q(k), y);
   }

@@ -64,7 +64,7 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   const __m128i all32 = _mm_loadu_si128((const __m128i*)sums);
   const __m256i all16 = eight ? _mm256_zextsi128_si256(all32) : _mm256_loadu_si256((const __m256i*)sums);
   __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  if (F::bias && (F::bias != 128 || vnni) && !Block<F>::centered) {
+  if (F::bias && !Block<F>::moved && (F::bias != 128 || vnni) && !Block<F>::centered) {
     __m256i moved = eight ? _mm256_zextsi128_si256(_mm_madd_epi16(_mm256_castsi256_si128(sc.scale), all32))
                           : _mm256_madd_epi16(sc.scale, all16);
     part[0] = _mm256_mullo_epi32(moved, _mm256_set1_epi32(-F::bias));
@@ -112,6 +112,10 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
     }
   }
   total = _mm256_add_epi32(part[0], part[1]);
+  if (Block<F>::moved) {
+    const __m128i moves = _mm_madd_epi16(_mm256_castsi256_si128(sc.low), all32);
+    total = _mm256_add_epi32(_mm256_slli_epi32(total, 3), _mm256_zextsi128_si256(moves));
+  }
   if (F::lows) {
     if (eight) low = _mm_madd_epi16(_mm256_castsi256_si128(sc.low), all32);
     else low = halves_added(_mm256_madd_epi16(sc.low, all16));
