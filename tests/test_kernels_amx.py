@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from gmoe.kernels import cpu_ops
 
 from tools import check_neon
 
@@ -21,6 +22,7 @@ def has_the_rest() -> bool:
     return info.exists() and set(info.read_text().split()) >= NEEDED
 
 
+@pytest.mark.skipif("amx" in cpu_ops.levels(), reason="runs here as it is, in test_kernels_cpu.py")
 @pytest.mark.skipif(not has_the_rest() or shutil.which("g++") is None, reason="no AVX-512 here, or no compiler")
 def test_emulated_tiles_have_the_portable_bits(tmp_path: Path) -> None:
     (tmp_path / "tables").write_bytes(check_neon.tables())

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from gmoe.kernels import cpu_ops
 
 from tools import check_neon
 
@@ -19,6 +20,7 @@ def has_vnni() -> bool:
     return flags.exists() and {"avx512_vnni", "avx512vl"} <= set(flags.read_text().split())
 
 
+@pytest.mark.skipif("avxvnni" in cpu_ops.levels(), reason="runs here as it is, in test_kernels_cpu.py")
 @pytest.mark.skipif(not has_vnni() or shutil.which("g++") is None, reason="no AVX-512 VNNI here, or no compiler")
 def test_the_level_with_vnni_has_the_portable_bits(tmp_path: Path) -> None:
     (tmp_path / "tables").write_bytes(check_neon.tables())
