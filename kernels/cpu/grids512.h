@@ -203,14 +203,29 @@ struct IQ3_S : Grid<110, true> {
 };
 
 // IQ1: points are -1, 0, 1 (stored + 1), moved by an eighth; codes count eighths, 9 + 8 (g - 1) +- 1.
-inline __m512i eighths(__m512i index, __mmask8 down) {
-  __m512i shift = _mm512_mask_mov_epi64(byte64(2), down, _mm512_setzero_si512());
-  return _mm512_add_epi8(_mm512_slli_epi64(points8(index, grids.iq1), 3), shift);
+// The codes of 32 points: the low bytes of their indices, words with bits 8 to 10 of them, and which are moved down.
+inline void eighths(const uint8_t* low, __m512i high, uint32_t down, __m512i* q) {
+  alignas(64) uint16_t index[32];
+  const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)low));
+  _mm512_store_si512(index, _mm512_or_si512(bytes, _mm512_and_si512(high, _mm512_set1_epi16(0x700))));
+  for (int k = 0; k < 4; k++) {
+    const __m512i at = _mm512_cvtepu16_epi64(_mm_load_si128((const __m128i*)(index + 8 * k)));
+    const __m512i shift = _mm512_mask_mov_epi64(byte64(2), __mmask8(down >> (8 * k)), _mm512_setzero_si512());
+    q[k] = _mm512_add_epi8(_mm512_slli_epi64(points8(at, grids.iq1), 3), shift);
+  }
 }
 inline const auto& iq1_points() {
   static const Points<2048, 8, 8> all(grids.iq1);
   return all;
 }
+struct Fourths {
+  alignas(64) uint16_t of[32] = {};
+  constexpr Fourths() {
+    for (int i = 0; i < 32; i++) of[i] = uint16_t(i / 4);
+  }
+};
+constexpr Fourths fourths;
+
 struct IQ1_S : Wide<50, 9, false, true> {
   static constexpr bool grid = true;
   static constexpr float factor = 0.125f;
@@ -238,13 +253,10 @@ struct IQ1_S : Wide<50, 9, false, true> {
     return scaled(_mm256_castsi128_si256(x));
   }
   static void codes(const uint8_t* s, __m512i* q) {
-    for (int k = 0; k < 4; k++) {
-      uint32_t a = load<uint16_t>(s + 34 + 4 * k), b = load<uint16_t>(s + 36 + 4 * k);
-      uint64_t up = _pdep_u64(a & 0xfff, 0x07070707) | _pdep_u64(b & 0xfff, 0x07070707) << 32;
-      const __m512i low = eight_bytes(load<uint64_t>(s + 2 + 8 * k));
-      __m512i index = _mm512_or_si512(low, _mm512_slli_epi64(eight_bytes(up), 8));
-      q[k] = eighths(index, __mmask8((a & 0x8000 ? 0x0f : 0) | (b & 0x8000 ? 0xf0 : 0)));
-    }
+    const __m512i words = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(s + 34)));
+    const __m512i four_times = _mm512_permutexvar_epi16(_mm512_load_si512(fourths.of), words);
+    const __m512i high = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0900060003000000), four_times);
+    eighths(s + 2, high, _mm512_movepi16_mask(four_times), q);
   }
 };
 struct IQ1_M : Wide<56, 9, false, false> {
@@ -270,11 +282,8 @@ struct IQ1_M : Wide<56, 9, false, false> {
     return scaled(sixteen_of(2 * _pdep_u64(packed, three) + one, 2 * _pdep_u64(packed >> 24, three) + one));
   }
   static void codes(const uint8_t* s, __m512i* q) {
-    for (int k = 0; k < 4; k++) {
-      __m512i high = eight_bytes(nibbles(load<uint32_t>(s + 32 + 4 * k)));
-      __m512i up = _mm512_and_si512(high, _mm512_set1_epi64(7)), low = eight_bytes(load<uint64_t>(s + 8 * k));
-      __mmask8 down = _mm512_test_epi64_mask(high, _mm512_set1_epi64(8));
-      q[k] = eighths(_mm512_or_si512(low, _mm512_slli_epi64(up, 8)), down);
-    }
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(s + 32)));
+    const __m512i high = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x2400200004000000), bytes);
+    eighths(s, high, _mm512_test_epi16_mask(high, _mm512_set1_epi16(0x800)), q);
   }
 };

@@ -70,11 +70,18 @@ void paired_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
+// One of 2048 points is looked up in memory by Intel's CPUs, which gather fast and permute bytes of two registers
+// slowly.
+template <class F>
+constexpr bool gathered = __is_same(F, IQ1_S) || __is_same(F, IQ1_M);
+template <class F, Asking HOW>
+constexpr bool by_elements = F::grid && !(gathered<F> && HOW == Asking::both);
+
 template <class F, Asking HOW>
 inline void stream_asking(const Job& job, int token, int begin, int end) {
   if constexpr (!F::pairs && !F::wide) paired_stream<F, SumsOf16<F>, Meeting16, HOW>(job, token, begin, end);
   else if constexpr (!F::wide) paired_stream<F, NarrowSums<F>, Halves, HOW>(job, token, begin, end);
-  else if constexpr (F::grid) paired_stream<F, GridSums<F>, Elements, HOW>(job, token, begin, end);
+  else if constexpr (by_elements<F, HOW>) paired_stream<F, GridSums<F>, Elements, HOW>(job, token, begin, end);
   else wide_stream<F, HOW>(job, token, begin, end);
 }
 
