@@ -4,9 +4,11 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.memory import Limit, available
-from gmoe.experts.slots import extents, groups, least, share
+from gmoe.experts.slots import Extent, Group, extents, groups, least, share
 from gmoe.gguf.file import GGUFFile, TensorInfo
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
@@ -38,15 +40,23 @@ class Budget:
     activations: Callable[[int], int] = lambda chunk: 0  # bytes to run so many tokens together
 
     def __post_init__(self) -> None:
-        self.extents = extents(self.layout)
-        self.groups = groups(self.layout, self.extents)
         self.experts = sum(self.layout.expert_bytes(layer) * self.layout.n_expert for layer in self.layout.layers)
+
+    @cached_property
+    def extents(self) -> dict[ExpertId, Extent]:
+        """How every expert is read into a slot."""
+        return extents(self.layout)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Layers whose experts have the same slots."""
+        return groups(self.layout, self.extents)
 
     @property
     def whole(self) -> bool:
         """Everything fits and is used straight from the map."""
         reserve = 0 if self.asked is not None else self.reserve + self.lent(USUAL) + self.kv_share
-        return not self.groups or self.fixed + self.experts + reserve <= self._total
+        return not self.layout.layers or self.fixed + self.experts + reserve <= self._total
 
     @property
     def kv_share(self) -> int:
@@ -66,7 +76,7 @@ class Budget:
     @property
     def reserve(self) -> int:
         """Bytes that nothing lasting may take."""
-        experts = sum(group.experts for group in self.groups)
+        experts = len(self.layout.layers) * self.layout.n_expert
         return RESERVE + EXPERT_RESERVE * experts + self.activations(DECODE_ROWS)
 
     def lent(self, rows: int) -> int:

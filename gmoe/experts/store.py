@@ -317,7 +317,7 @@ def _mapped(layout: ExpertLayout, layer: int) -> ExpertTable:
 
 def _matrix(stack: ExpertStack | None) -> ExpertMatrix:
     assert stack is not None
-    address = np.array([matrix.ctypes.data for matrix in stack.matrices], dtype=np.int64)
+    address = np.array([matrix.__array_interface__["data"][0] for matrix in stack.matrices], dtype=np.int64)
     bias, scale = (None if v is None else dequantize(v).numpy() for v in (stack.bias, stack.scale))
 
     def data(expert: int) -> NDArray[np.uint8]:

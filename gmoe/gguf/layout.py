@@ -112,7 +112,7 @@ class ExpertLayout:
             if len(tensor.shape) != 3 or tensor.shape[0] != self.n_expert:
                 raise UnsupportedModel(self._name, info.name, f"must hold {self.n_expert} experts, has {tensor.shape}")
             size = info.nbytes // self.n_expert
-            matrices = tuple(np.asarray(tensor.data)[e] for e in range(self.n_expert))
+            matrices = tuple(np.asarray(tensor.data))
             spans = tuple(Span(info.part, info.offset + e * size, size, info.format) for e in range(self.n_expert))
             self.names.add(info.name)
             shape, format = tensor.shape[1:], info.format
