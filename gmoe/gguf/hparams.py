@@ -113,6 +113,10 @@ class Hparams:
     clamp_dense: float = key("swiglu_clamp_shexp", 0.0, by_layer=True, rare=True)  # shared experts and dense blocks
     n_layer_nextn: int = key("nextn_predict_layers", 0)
 
+    n_streams: int = key("hyper_connection.count", 0, rare=True)
+    hc_sinkhorn: int = key("hyper_connection.sinkhorn_iterations", 0, rare=True)
+    hc_epsilon: float = key("hyper_connection.epsilon", 0.0, rare=True)
+
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
     logit_softcapping: float = key("final_logit_softcapping", 0.0, rare=True)
 

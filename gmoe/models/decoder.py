@@ -39,6 +39,18 @@ class Absent:
         raise NotImplementedError
 
 
+class Connection(Protocol):
+    """Between several residual streams and one part of a block."""
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Streams [T, n, D] -> what the part's norm reads [T, D], and rows [T, m], which `write` needs."""
+        ...
+
+    def write(self, x: Tensor, y: Tensor, mixes: Tensor) -> Tensor:
+        """Streams [T, n, D], what the part gave for them [T, D], and those rows -> the streams behind it."""
+        ...
+
+
 class Part(NamedTuple):
     """What adds to a block's rows: the norm before it and itself; `mixes`: the rows of a sequence meet in it."""
 
@@ -123,10 +135,7 @@ class Decoder:
 
     def through(self, x: Tensor, batch: Batch) -> Tensor:
         """All blocks, pre-norm and residual, and the last norm: embedded rows [T, D] -> normed rows [R, D]."""
-        scale, parts = self.hparams.residual_scale, self.parts
-        last = len(parts) - 1
-        if not self.dispatch.listened:  # to whoever hears of routings, every row counts
-            last = max((n for n, part in enumerate(parts) if part.mixes), default=last)
+        scale, parts, last = self.hparams.residual_scale, self.parts, self.last_whole
         normed = parts[0].norm(x)
         for n, (part, norm) in enumerate(zip(parts, self.norms, strict=True)):
             y = part(normed, batch)
@@ -134,6 +143,14 @@ class Decoder:
                 x, y = batch.wanted(x), batch.wanted(y)
             x, normed = norm.after(x, y, scale)
         return normed
+
+    @property
+    def last_whole(self) -> int:
+        """The part behind which only rows count whose logits are wanted."""
+        last = len(self.parts) - 1
+        if self.dispatch.listened:  # to whoever hears of routings, every row counts
+            return last
+        return max((n for n, part in enumerate(self.parts) if part.mixes), default=last)
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
@@ -176,6 +193,40 @@ class Woven(Decoder):
     def norms(self) -> list[RMSNorm]:
         """Blocks have norms of their own, and add to what they began with themselves."""
         return [*(part.norm for part in self.parts[1:]), Whole(self.output_norm)]
+
+
+class Streamed(Decoder):
+    """A model of several residual streams: an architecture gives each part's `Connection`, and how the streams end."""
+
+    def __init__(self, weights: Weights, dispatch: ExpertDispatch):
+        if weights.on is not None:
+            weights.refuse("general.architecture", "runs on the CPU, not on a device yet; say --device cpu")
+        super().__init__(weights, dispatch)
+        scopes = [weights.block(layer) for layer in range(weights.hparams.n_layer)]
+        self.connections = [self.connection(w, part) for w in scopes for part in ("attn", "ffn")]
+
+    def connection(self, w: Weights, part: str) -> Connection:
+        """That of a block's `attn` or `ffn`."""
+        raise NotImplementedError
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Embedded rows [T, D] -> streams [T, n, D]."""
+        return x[:, None].expand(-1, self.hparams.n_streams, -1)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Streams [R, n, D] -> what the last norm reads [R, D]."""
+        raise NotImplementedError
+
+    def through(self, x: Tensor, batch: Batch) -> Tensor:
+        """All blocks, which read streams and write to them, and the last norm: [T, D] -> normed rows [R, D]."""
+        x, last = self.spread(x), self.last_whole
+        for n, (part, connection) in enumerate(zip(self.parts, self.connections, strict=True)):
+            given, mixes = connection.read(x)
+            y = part(part.norm(given), batch)
+            if n == last:
+                x, y, mixes = batch.wanted(x), batch.wanted(y), batch.wanted(mixes)
+            x = connection.write(x, y, mixes)
+        return self.output_norm(self.gathered(x))
 
 
 def module_name(architecture: str) -> str:
