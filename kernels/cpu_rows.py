@@ -1,12 +1,12 @@
 """The compiled elementwise parts of a step, behind checks: activations, gates, scales, bounds and means of rows."""
 
 import torch
-from gmoe.kernels.activations import Curve, kind_of
+from gmoe.kernels.activations import KINDS, Curve, kind_of
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import at, check, step_of
 from torch import Tensor
 
-_ACTIVATIONS = {"swiglu": 0, "geglu": 1, "reglu": 2, "relu2": 3, "swiglu_oai": 4, "swiglu_within": 12}
+_ACTIVATIONS = dict(zip(KINDS, (0, 1, 2, 3, 4, 12, 13), strict=True))
 _CURVES = {"sigmoid": (5, 6), "softplus": (10, 11)}  # of a gate for a row, for an element
 
 

@@ -115,6 +115,8 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
         return F.relu(gate) * up
     if kind == "swiglu_within":
         return F.silu(gate).clamp(max=most) * up.clamp(-most, most)
+    if kind == "swiglu_under":
+        return F.silu(gate.clamp(max=most)) * up.clamp(-most, most)
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
 

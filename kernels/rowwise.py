@@ -11,7 +11,7 @@ On = DeviceKernels | None  # what computes where the tensors are; None: on the C
 
 
 def activate(name: str, gate: Tensor | None, up: Tensor, on: On = None) -> Tensor:
-    """The activation between up and down [T, n]: swiglu, geglu, reglu, relu2 (no gate), swiglu_oai or `within` a bound.
+    """The activation between up and down [T, n]: those of `KINDS`, of which relu2 has no gate.
 
     On the CPU in the memory of up.
     """

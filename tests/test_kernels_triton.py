@@ -136,6 +136,7 @@ def one_expert(x: torch.Tensor, bank: ExpertBank, slot: int, expert: int, activa
         (("F32", "F16", "F16"), "reglu", False),
         (("F16", "F16", "F16"), "swiglu_oai", True),
         (("F16", "F16", "F16"), "swiglu_within:0.1", False),
+        (("F16", "F16", "F16"), "swiglu_under:0.1", False),
         (("F16", "F16", "F16"), "relu2", False),
     ],
 )

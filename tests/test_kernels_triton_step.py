@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from gmoe.kernels import reference_step
-from gmoe.kernels.activations import within
+from gmoe.kernels.activations import under, within
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.reference_step import HeadRule, Mask, Turn, Turns
 from gmoe.kernels.triton import step
@@ -158,7 +158,7 @@ def test_gates_of_rows_and_of_their_elements(curve: Callable[[torch.Tensor], tor
     torch.testing.assert_close(got, up * curve(gate), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(1.25)])
+@pytest.mark.parametrize("name", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(1.25), under(1.25)])
 def test_activations(name: str) -> None:
     gate, up = random(3, 600, scale=2.0), random(3, 600, seed=1, scale=5.0)
     got = activate(name, None if name == "relu2" else gate.to(DEVICE), up.to(DEVICE)).cpu()

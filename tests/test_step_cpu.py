@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_rows, cpu_step, reference_step
-from gmoe.kernels.activations import kind_of, within
+from gmoe.kernels.activations import kind_of, under, within
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.ops import Linears
@@ -14,7 +14,7 @@ from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 
 LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
 NEAR = {"atol": 2e-6, "rtol": 2e-5}
-ACTIVATIONS = ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(3.5)]
+ACTIVATIONS = ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(3.5), under(3.5)]
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -92,7 +92,8 @@ def test_activations(level: str, name: str) -> None:
 
 def test_a_bound_of_nothing_is_none() -> None:
     assert within(0.0) == within(1e-6) == "swiglu" and kind_of(within(7.0)) == ("swiglu_within", 7.0)
-    for name in ("swiglu:7.0", "swiglu_within", "tanh"):
+    assert under(0.0) == "swiglu" and kind_of(under(7.0)) == ("swiglu_under", 7.0)
+    for name in ("swiglu:7.0", "swiglu_within", "swiglu_under", "tanh"):
         with pytest.raises(ValueError, match=f"unknown activation '{name}'"):
             kind_of(name)
 

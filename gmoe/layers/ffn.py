@@ -7,7 +7,7 @@ from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
 from gmoe.gguf.layout import LayerExperts
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import activate, dequantize, gated, residual, within
+from gmoe.kernels.ops import activate, dequantize, gated, residual, under, within
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, stated
 from gmoe.layers.weights import Weights
@@ -15,7 +15,7 @@ from gmoe.layers.weights import Weights
 UNGATED = ("relu2",)  # activations of one matrix
 AT_ONCE = 128  # rows of a prompt whose gates and ups stand in memory together; the kernels take no more at a time
 
-__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense", "within"]
+__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense", "under", "within"]
 
 
 class DenseFFN:

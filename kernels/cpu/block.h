@@ -83,10 +83,10 @@ struct Job {
 };
 
 enum class Rounding { wide, narrow, f16, bf16, none };
-enum class Curve { swiglu, geglu, reglu, relu2, swiglu_oai, swiglu_within };
+enum class Curve { swiglu, geglu, reglu, relu2, swiglu_oai, swiglu_within, swiglu_under };
 struct Gate {
   Curve curve;
-  float most;  // of swiglu_within: both factors stay below it, and up above its negative
+  float most;  // the factors of swiglu_within, gate and up of swiglu_under, stay below it, and up above its negative
 };
 
 struct Format {

@@ -116,7 +116,8 @@ int main(int count, char** arguments) {
             wrong++, std::printf("%s, %s differs: %d x %d\n", plain.name, level->name, tokens, cols);
         }
         std::vector<float> gate(a);
-        for (Curve curve : {Curve::swiglu, Curve::geglu, Curve::reglu, Curve::swiglu_oai, Curve::swiglu_within}) {
+        for (Curve curve : {Curve::swiglu, Curve::geglu, Curve::reglu, Curve::swiglu_oai, Curve::swiglu_within,
+                            Curve::swiglu_under}) {
           const Gate kind = {curve, 7.0f};
           portable().gate(kind, gate.data(), a.data(), int(a.size()));
           levels[0]->gate(kind, gate.data(), b.data(), int(b.size()));

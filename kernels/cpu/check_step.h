@@ -73,7 +73,7 @@ class StepCheck {
   }
 
   void gates() {
-    for (int kind = 0; kind < 13; kind++)
+    for (int kind = 0; kind < 14; kind++)
       for (int n : {96, 101}) {
         const std::vector<float> gate = floats(n, 20.0f), up = floats(n, 20.0f);
         std::vector<float> a(n), b(n);

@@ -26,9 +26,10 @@ inline float gated(float gate, float up, float most) {
     return gate * sigmoid(1.5957691216f * (gate + 0.044715f * gate * gate * gate)) * up;
   if (KIND == Curve::reglu) return (gate > 0.0f ? gate : gate != gate ? gate : 0.0f) * up;
   if (KIND == Curve::relu2) return up > 0.0f ? up * up : up != up ? up : 0.0f;
-  if (KIND == Curve::swiglu_within) {
-    gate = gate * sigmoid(gate);
+  if (KIND == Curve::swiglu_within || KIND == Curve::swiglu_under) {
+    if (KIND == Curve::swiglu_within) gate = gate * sigmoid(gate);
     gate = gate > most ? most : gate;
+    if (KIND == Curve::swiglu_under) gate = gate * sigmoid(gate);
     up = up > most ? most : up;
     up = up < -most ? -most : up;
     return gate * up;
@@ -52,6 +53,7 @@ void gate_rows(Gate kind, const float* gate, float* up, int n) {
     case Curve::relu2: return gate_all<Curve::relu2>(up, up, n, kind.most);
     case Curve::swiglu_oai: return gate_all<Curve::swiglu_oai>(gate, up, n, kind.most);
     case Curve::swiglu_within: return gate_all<Curve::swiglu_within>(gate, up, n, kind.most);
+    case Curve::swiglu_under: return gate_all<Curve::swiglu_under>(gate, up, n, kind.most);
   }
 }
 

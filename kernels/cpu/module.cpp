@@ -144,8 +144,8 @@ uint64_t read_all(const uint8_t* data, size_t size, int threads) {
 }
 
 Gate gate_named(const std::string& name, float most) {
-  const char* names[] = {"swiglu", "geglu", "reglu", "relu2", "swiglu_oai", "swiglu_within"};
-  for (int i = 0; i < 6; i++)
+  const char* names[] = {"swiglu", "geglu", "reglu", "relu2", "swiglu_oai", "swiglu_within", "swiglu_under"};
+  for (int i = 0; i < 7; i++)
     if (name == names[i]) return {Curve(i), most};
   throw std::invalid_argument("unknown activation " + name);
 }

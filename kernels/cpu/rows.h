@@ -80,6 +80,10 @@ void gate_row(int kind, float most, const float* gate, const float* up, int n, f
     if (kind == 10) v = u * softplus(all(gate[0]));
     if (kind == 11) v = u * softplus(g);
     if (kind == 12) v = smaller(all(most), g * logistic(g)) * smaller(all(most), larger(all(-most), u));
+    if (kind == 13) {
+      g = smaller(all(most), g);
+      v = g * logistic(g) * smaller(all(most), larger(all(-most), u));
+    }
     put(y + i, v, m);
   }
 }

@@ -29,7 +29,7 @@ def softplus(x):
 
 @triton.jit
 def activated(gate, up, ACTIVATION: tl.constexpr, MOST: tl.constexpr):
-    """float32 of any shape; "sigmoid" and "softplus" are up times that curve of gate, MOST bounds swiglu_within."""
+    """float32 of any shape; "sigmoid" and "softplus" are up times that curve of gate, MOST bounds the last two."""
     if ACTIVATION == "swiglu":
         return gate * _sigmoid(gate) * up
     elif ACTIVATION == "geglu":
@@ -45,6 +45,9 @@ def activated(gate, up, ACTIVATION: tl.constexpr, MOST: tl.constexpr):
         return up * softplus(gate)
     elif ACTIVATION == "swiglu_within":
         return tl.minimum(gate * _sigmoid(gate), MOST) * tl.minimum(tl.maximum(up, -MOST), MOST)
+    elif ACTIVATION == "swiglu_under":
+        gate = tl.minimum(gate, MOST)
+        return gate * _sigmoid(gate) * tl.minimum(tl.maximum(up, -MOST), MOST)
     else:
         tl.static_assert(ACTIVATION == "swiglu_oai")
         gate = tl.minimum(gate, 7.0)
