@@ -17,16 +17,26 @@ _DTYPE = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "q
 
 @dataclass(frozen=True)
 class KvShape:
-    """What one layer keeps of a token: `heads` keys of `dk` and values of `dv` elements."""
+    """What one layer keeps of a token, or of `every` so many: `heads` keys of `dk` and values of `dv` elements."""
 
     heads: int
     dk: int
     dv: int
+    every: int = 1  # a power of two
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block; where a row is of more tokens than a block has, only one of several blocks needs its own."""
+        return max(1, BLOCK // self.every)
+
+    def row(self, slots: Tensor) -> Tensor:
+        """Where the rows are that end with these tokens, as a layer counts them."""
+        return slots if self.every == 1 else slots // BLOCK * self.rows + slots % BLOCK * self.rows // BLOCK
 
     def nbytes(self, kind: KvType) -> int:
         """Bytes of a token."""
         groups = -(-self.dk // GROUP) + -(-self.dv // GROUP) if kind == "q8_0" else 0
-        return self.heads * ((self.dk + self.dv) * _DTYPE[kind].itemsize + 2 * groups)
+        return -(-self.heads * ((self.dk + self.dv) * _DTYPE[kind].itemsize + 2 * groups) * self.rows // BLOCK)
 
 
 class KvLayer:
@@ -39,6 +49,7 @@ class KvLayer:
         self.shape, self.kind = shape, kind
         self.compiled: Any = None  # the layer as the CPU kernels take it, once they have
         heads, dk, dv = shape.heads, shape.dk, shape.dv
+        n_blocks = -(-n_blocks * shape.rows // BLOCK)
         self.keys = zeros((n_blocks, heads, dk, BLOCK), _DTYPE[kind], device)
         self.values = zeros((n_blocks, heads, BLOCK, dv), _DTYPE[kind], device)
         self.key_scales: Tensor | None = None
@@ -46,6 +57,17 @@ class KvLayer:
         if kind == "q8_0":
             self.key_scales = zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
             self.value_scales = zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
+
+    @classmethod
+    def of_rows(cls, kind: KvType, rows: Tensor, scales: Tensor | None) -> "KvLayer":
+        """A layer of rows [n * 32, d] with their scales, as layers have values: each is a head's key and value."""
+        layer = cls(KvShape(1, rows.shape[1], rows.shape[1]), 0, kind, rows.device)
+        layer.values = rows.view(-1, 1, BLOCK, rows.shape[1])
+        layer.keys = layer.values.transpose(2, 3).contiguous()
+        if scales is not None:
+            layer.value_scales = scales.view(-1, 1, BLOCK, scales.shape[1])
+            layer.key_scales = layer.value_scales.transpose(2, 3).contiguous()
+        return layer
 
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys [T, heads, dk] and values [T, heads, dv], float32, at slots [T]."""

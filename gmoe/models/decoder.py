@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gmoe.layers.batch import Batch
 from gmoe.layers.ffn import ExpertDispatch
-from gmoe.layers.kv_cache import KvShape, KvType, PagedKVCache, bytes_per_slot
+from gmoe.layers.kv_cache import KeepsBeside, KvShape, KvType, PagedKVCache, bytes_per_slot
 from gmoe.layers.norm import Bare, RMSNorm, Whole
 from gmoe.layers.recurrent_cache import RecurrentCache, RecurrentLayer
 from gmoe.layers.weights import Weights
@@ -80,6 +80,7 @@ class Decoder:
         self.attn_norm = [w.norm("attn_norm") for w in scopes]
         self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]
         self._states = {n: its.state_shape for n, its in enumerate(self.attn) if isinstance(its, RecurrentLayer)}
+        self._beside = {n: its.beside_shape for n, its in enumerate(self.attn) if isinstance(its, KeepsBeside)}
         self.ffn_norm = [self.second_norm(w) for w in scopes]
         self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
         self.output_norm = weights.norm("output_norm", "token_embd_norm")
@@ -154,7 +155,8 @@ class Decoder:
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
-        return PagedKVCache([attn.kv_shape for attn in self.attn], n_blocks, block_size, kv_type, self.device, self.on)
+        shapes = [attn.kv_shape for attn in self.attn]
+        return PagedKVCache(shapes, n_blocks, block_size, kv_type, self.device, self.on, self._beside)
 
     @property
     def recurrent(self) -> bool:
@@ -171,7 +173,8 @@ class Decoder:
 
     def kv_bytes_per_block(self, block_size: int, kv_type: KvType) -> int:
         """What one block of the cache takes."""
-        return block_size * bytes_per_slot([attn.kv_shape for attn in self.attn], kv_type)
+        shapes = [*(attn.kv_shape for attn in self.attn), *self._beside.values()]
+        return block_size * bytes_per_slot(shapes, kv_type)
 
 
 class Woven(Decoder):
@@ -198,6 +201,8 @@ class Woven(Decoder):
 class Streamed(Decoder):
     """A model of several residual streams: an architecture gives each part's `Connection`, and how the streams end."""
 
+    gathered: Callable[[Tensor], Tensor]  # streams [R, n, D] -> what the last norm reads [R, D]
+
     def __init__(self, weights: Weights, dispatch: ExpertDispatch):
         if weights.on is not None:
             weights.refuse("general.architecture", "runs on the CPU, not on a device yet; say --device cpu")
@@ -212,10 +217,6 @@ class Streamed(Decoder):
     def spread(self, x: Tensor) -> Tensor:
         """Embedded rows [T, D] -> streams [T, n, D]."""
         return x[:, None].expand(-1, self.hparams.n_streams, -1)
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """Streams [R, n, D] -> what the last norm reads [R, D]."""
-        raise NotImplementedError
 
     def through(self, x: Tensor, batch: Batch) -> Tensor:
         """All blocks, which read streams and write to them, and the last norm: [T, D] -> normed rows [R, D]."""
