@@ -112,7 +112,10 @@ class LLM:
             weights = Weights(file, self.hparams, n_ctx, activations, device=place, on=on)
             self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
-        slow = {info.format.name for info in file.tensors.values() if not cpu_ops.supported(info.format.name)}
+        kinds = {info.format.name for info in file.tensors.values()} - {
+            "I32"
+        }  # tables, with which nothing is multiplied
+        slow = {kind for kind in kinds if not cpu_ops.supported(kind)}
         if slow and activations == "q8":
             self.notices.append(
                 f"{', '.join(sorted(slow))} has no compiled kernel: torch unpacks it for each pass, which is slow"

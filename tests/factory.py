@@ -24,7 +24,7 @@ def byte_characters() -> list[str]:
     return [chr(b) if b in plain else chr(next(other)) for b in range(256)]
 
 
-EXACT = ("ffn_gate_inp", "conv")  # tensors that converters leave as they are
+EXACT = ("ffn_gate_inp", "conv", "tid2eid")  # tensors that converters leave as they are
 VOCAB = byte_characters() + [m.replace(" ", "") for m in MERGES] + SPECIALS
 
 
@@ -647,6 +647,81 @@ def _moe(s: Shape, **more: Any) -> dict[str, Any]:
     return keys | {name.replace("__", "."): value for name, value in more.items()}
 
 
+def _deepseek4(s: Shape, layer: int) -> Tensors:
+    d, hc, low, heads, index = s.head_dim, 4, 32, 16, 64  # of so many heads one says more than nothing
+    ratio = _ratios(s)[layer]
+    yield "attn_norm.weight", (s.embd,)
+    yield "attn_sinks.weight", (s.head,)
+    yield "attn_q_a.weight", (low, s.embd)
+    yield "attn_q_a_norm.weight", (low,)
+    yield "attn_q_b.weight", (s.head * d, low)
+    yield "attn_kv.weight", (d, s.embd)
+    yield "attn_kv_a_norm.weight", (d,)
+    groups = _groups(s)
+    yield "attn_output_a.weight", (groups * 16, s.head * d // groups)
+    yield "attn_output_b.weight", (s.embd, groups * 16)
+    for part in ("attn", "ffn"):
+        yield f"hc_{part}_fn.weight", ((2 + hc) * hc, hc * s.embd)
+        yield f"hc_{part}_base.weight", ((2 + hc) * hc,)
+        yield f"hc_{part}_scale.weight", (3,)
+    compressors = {"attn_compressor": d} if ratio else {}
+    if ratio == 4:
+        compressors["indexer_compressor"] = index
+        yield "indexer.proj.weight", (heads, s.embd)
+        yield "indexer.attn_q_b.weight", (heads * index, low)
+    for name, width in compressors.items():
+        channels = width * (2 if ratio == 4 else 1)
+        yield f"{name}_kv.weight", (channels, s.embd)
+        yield f"{name}_gate.weight", (channels, s.embd)
+        yield f"{name}_ape.weight", (ratio, channels)
+        yield f"{name}_norm.weight", (width,)
+    yield from ffn_norm(s)
+    yield from routed(s, selection_bias=layer >= 1)
+    if layer < 1:
+        yield "ffn_gate_tid2eid.weight", (len(VOCAB), s.used)
+    yield from dense(s, "_shexp", s.ff_exp)
+
+
+def _groups(s: Shape) -> int:
+    return 1 if s.head % 2 else 2  # of heads, whose results have low rank together
+
+
+def _ratios(s: Shape) -> list[int]:
+    return [(0, 4, 128, 4)[layer % 4] for layer in range(s.layer)]
+
+
+def _deepseek4_keys(s: Shape) -> dict[str, Any]:
+    return _moe(s, expert_shared_count=1, expert_weights_scale=1.5, expert_weights_norm=True, expert_gating_func=4) | {
+        "attention.head_count_kv": 1,
+        "attention.q_lora_rank": 32,
+        "attention.sliding_window": 8,
+        "attention.indexer.head_count": 16,
+        "attention.indexer.key_length": 64,
+        "attention.indexer.top_k": 6,
+        "attention.output_group_count": _groups(s),
+        "attention.output_lora_rank": 16,
+        "attention.compress_ratios": [*_ratios(s), 0],
+        "attention.compress_rope_freq_base": 40000.0,
+        "rope.dimension_count": 8,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 64,
+        "hyper_connection.count": 4,
+        "hyper_connection.sinkhorn_iterations": 3,
+        "hyper_connection.epsilon": 1e-3,
+        "hash_layer_count": 1,
+        "swiglu_clamp_exp": [0.5] * s.layer,
+        "swiglu_clamp_shexp": [0.7] * s.layer,
+        "embedding_length_out": 4 * s.embd,
+    }
+
+
+def _deepseek4_head(s: Shape) -> Tensors:
+    yield "output_hc_fn.weight", (4, 4 * s.embd)
+    yield "output_hc_base.weight", (4,)
+    yield "output_hc_scale.weight", (1,)
+
+
 LED = {
     "leading_dense_block_count": 1,
     "expert_shared_count": 1,
@@ -885,6 +960,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mimo2": Architecture(_mimo2, _mimo2_keys, Shape(layer=4)),
     "step35": Architecture(_step35, _step35_keys, Shape(layer=5), extra=_half_stretched),
     "step35+plain": Architecture(_step35_plain, lambda s: _step35_keys(s, plain=True), Shape(layer=4)),
+    "deepseek4": Architecture(_deepseek4, _deepseek4_keys, Shape(head_kv=1, layer=4), extra=_deepseek4_head),
     "laguna": Architecture(_laguna, _laguna_keys, Shape(layer=5)),
     "laguna+full": Architecture(
         _laguna_full,
@@ -898,6 +974,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
+
+CPU_ALONE = ["deepseek4"]  # which compute with torch between the kernels, and on no device yet
+ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, template: str | None = CHATML) -> None:
@@ -941,6 +1020,8 @@ def write_model(
         tensors += [(f"blk.{layer}.{tensor}", dims) for tensor, dims in row.block(s, layer)]
     for tensor, dims in tensors:
         data = random_weights(rng, tensor, dims)
+        if "tid2eid" in tensor:
+            data = rng.permuted(np.tile(np.arange(s.expert, dtype=np.int32), (dims[0], 1)), axis=1)[:, : dims[1]].copy()
         if row.unscaled and tensor.endswith("attn_q_norm.weight"):
             data /= np.sqrt(dims[0], dtype=np.float32)
         kind = gguf.GGMLQuantizationType[quant]

@@ -67,6 +67,7 @@ FOURS = {
     "mellum",
     "step35",
     "laguna",
+    "deepseek4",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -127,6 +128,15 @@ OWN: dict[str, Keys] = {
     | {
         "attention.sliding_window": (1, 7, 16),
         "rope.freq_base_swa": (100.0, 5e5),
+        "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+        "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
+    },
+    "deepseek4": {
+        "attention.sliding_window": (1, 7, 16),
+        "attention.indexer.top_k": (1, 3, 12, 512),
+        "attention.compress_rope_freq_base": (100.0, 160000.0),
+        "hyper_connection.sinkhorn_iterations": (1, 2, 20),
+        "hyper_connection.epsilon": (1e-6, 1e-2),
         "swiglu_clamp_exp": (0.0, 0.2, 7.0),
         "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
     },

@@ -18,8 +18,9 @@ import gmoe
 from gmoe.engine import selfcheck
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_auto import usable
+from gmoe.gguf.file import UnsupportedModel
 from tests import fake_device
-from tests.factory import ARCHITECTURES, write_model
+from tests.factory import CPU_ALONE, ON_DEVICES, write_model
 from tests.fake_device import FakeDevice, FakeTensor
 from tests.test_device_offload import memory
 
@@ -125,7 +126,7 @@ def test_a_wrong_kernel_is_not_used(kernel: str, does: Any, said: str, model: Pa
     assert card.taken == 0, "nothing stays on the card"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ON_DEVICES)
 def test_the_right_ones_are(architecture: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", architecture)
     with load(path) as llm:
@@ -133,6 +134,15 @@ def test_the_right_ones_are(architecture: str, tmp_path: Path) -> None:
         assert not any(notice.startswith(GIVEN_UP) for notice in llm.notices)
         assert not any(layer.keys.inner.any() for layer in llm._engine.runner.kv.layers)
         assert llm.stats["gpu"]["hits"] == llm.stats["gpu"]["misses"] == 0 == llm.stats["routed"]["count"]
+
+
+@pytest.mark.parametrize("architecture", CPU_ALONE)
+def test_what_no_device_runs_yet_is_the_cpus(architecture: str, tmp_path: Path) -> None:
+    path, said = write_model(tmp_path / "m.gguf", architecture), "not on a device yet; say --device cpu"
+    with load(path) as llm:
+        assert llm.device is None and said in llm.notices[0] and llm.notices[0].startswith(GIVEN_UP)
+    with pytest.raises(UnsupportedModel, match=f"^{path}: general.architecture: .*{said}$"):
+        load(path, device="cuda")
 
 
 @pytest.mark.parametrize("kv_type", ["bf16", "f32", "q8_0"])

@@ -18,7 +18,7 @@ from gmoe.engine.scheduler import Turn
 from gmoe.engine.sequence import Sequence
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_store import DeviceStore
-from tests.factory import ARCHITECTURES, Shape, write_model
+from tests.factory import ON_DEVICES, Shape, write_model
 from tests.fake_device import FakeDevice, FakeGraph
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(40)]
@@ -55,7 +55,7 @@ def plain(llm: gmoe.LLM, ids: list[int]) -> np.ndarray:
         replay._most = before
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ON_DEVICES)
 def test_a_recorded_step_gives_the_bits_of_its_kernels(architecture: str, tmp_path: Path, card: FakeDevice) -> None:
     with load(write_model(tmp_path / "m.gguf", architecture)) as llm:
         hits = llm.store.stats.hits

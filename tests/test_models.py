@@ -1,11 +1,13 @@
 """Every architecture on tiny models: llama.cpp's logits, and one answer however the tokens are cut into steps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.kv import KvType
 
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
@@ -52,6 +54,31 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
     got = llm.logits(recorded["ids"].tolist())[recorded["rows"]]
     np.testing.assert_allclose(got, recorded[name], atol=1e-4, rtol=0)
     assert recorded[name].std() > 0.2
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
+def test_rows_that_are_compressed(tmp_path: Path, kv_type: KvType) -> None:
+    """Some are of 128 tokens, and of those of 4 an index picks: the same bits in chunks, together and begun later."""
+    ids, recorded = 5 * IDS, np.load(RECORDED)["deepseek4 long"]
+    with LLM.load(write_model(tmp_path / "m.gguf", "deepseek4"), replace(EXACT, context=512)) as llm:
+        whole = Engine(llm.model, 512, 1, kv_type, 512).logits(ids)
+        if kv_type == "f32":
+            np.testing.assert_allclose(whole[[126, 127, 255, 319]], recorded, atol=1e-4, rtol=0)
+        for chunk in (3, 100):
+            assert np.array_equal(Engine(llm.model, 512, 1, kv_type, chunk).logits(ids), whole)
+        engine = Engine(llm.model, 512, 3, kv_type, 70)
+        seen: dict[int, list[np.ndarray]] = {}
+        choose = engine._choose
+        engine._choose = lambda seq, row: seen.setdefault(id(seq), []).append(row.copy()) or choose(seq, row)  # type: ignore
+        for lengths in ((300, 131), (320, 310, 7)):
+            seqs = [Sequence(ids[:n], SamplingParams(temperature=0, max_tokens=2)) for n in lengths]
+            for seq in seqs:
+                engine.add(seq)
+            while any(seq.finish_reason is None for seq in seqs):
+                engine.step()
+            for seq in seqs:
+                assert np.array_equal(seen[id(seq)][0], whole[seq.n_prompt - 1])
+        assert seqs[0].n_reused == 256 and seqs[1].n_reused > 0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32])
@@ -202,6 +229,10 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 1e-7},
         ),
         ("step35", {"rope.dimension_count_swa": 16}, {}),
+        ("deepseek4", {"rope.scaling.attn_factor": 2.0, "rope.scaling.yarn_log_multiplier": 0.3}, {}),
+        ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4]}, {}),
+        ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4, 8, 0, 1]}, {}),
+        ("deepseek4", {"expert_weights_scale": 0.0, "swiglu_clamp_exp": 0.5}, {"expert_weights_scale": 1.0}),
         ("laguna", {"attention.sliding_window_pattern": [False, True, True, True, False]}, {}),
         ("laguna", {"expert_gating_func": 2, "expert_shared_count": 1}, {}),
         ("laguna+full", {"attention.sliding_window": 0, "rope.freq_base_swa": 100.0}, {}),
@@ -375,6 +406,56 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
     with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: afmoe, .*qwen3moe"):
         LLM.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"attention.compress_ratios": [0, 8, 128, 4]}, "compress_ratios: 8; 0, 4 and 128 are supported"),
+        ({"attention.compress_ratios": [0, 4]}, "compress_ratios: has 2 entries for 4 blocks"),
+        ({"attention.head_count_kv": 2}, "head_count_kv: one head of keys is supported, as wide as values and"),
+        ({"attention.sliding_window": 0}, "one head of keys is supported, as wide as values and"),
+        ({"attention.output_group_count": 3}, "output_group_count: 3 must divide attention.head_count"),
+        ({"attention.output_group_count": 4}, "blk.0.attn_output_a.weight: has the shape [32, 32], the rest of the"),
+        ({"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide as"),
+        ({"hyper_connection.count": 0}, "hyper_connection.count: 0 is outside 1 to 64"),
+        ({"hyper_connection.count": 3}, "blk.0.hc_attn_fn.weight: has 256 inputs, the rest of the file asks for 192"),
+        ({"hash_layer_count": 0}, "blk.0.exp_probs_b.bias: this tensor is required by architecture deepseek4"),
+        ({"hash_layer_count": 2}, "blk.1.ffn_gate_tid2eid.weight: this tensor is required by architecture deepseek4"),
+        ({"expert_gating_func": 2}, "expert_gating_func: 2; only 4 is supported"),
+        ({"nextn_predict_layers": 1}, "blk.3.nextn.eh_proj.weight: this tensor is required by architecture"),
+        ({"attention.indexer.kpool": 2}, "attention.indexer.kpool: not known to gmoe"),
+    ],
+)
+def test_what_deepseek4_does_not_have_is_refused(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    path = write_model(tmp_path / "m.gguf", "deepseek4", metadata=change)
+    with pytest.raises(UnsupportedModel) as error:
+        LLM.load(path)
+    assert what in str(error.value) and str(path) in str(error.value)
+
+
+def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
+    """A map of groups with a size for these; a missing bound of shared experts, which is that of the others."""
+    path, deep, bare = (tmp_path / f"{name}.gguf" for name in "abc")
+    write_model(path, "deepseek4", metadata={"swiglu_clamp_shexp": [0.5] * 4})
+    with GGUFFile.open(path) as file:
+
+        def split(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            shape = (2, 16, tensor.shape[1]) if "attn_output_a" in info.name else tensor.shape
+            return [(info.name, QuantTensor(tensor.data, tensor.format, shape))]
+
+        rewrite(file, deep, split)
+        rewrite(file, bare, lambda info, tensor: [(info.name, tensor)], {"deepseek4.swiglu_clamp_shexp": None})
+
+        def named(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            data = tensor.data + np.uint8(0 if "tid2eid" not in info.name else 1)
+            return [(info.name, QuantTensor(data, tensor.format, tensor.shape))]
+
+        rewrite(file, tmp_path / "d.gguf", named)
+    with LLM.load(path, EXACT) as a, LLM.load(deep, EXACT) as b, LLM.load(bare, EXACT) as c:
+        assert np.array_equal(a.logits(IDS), b.logits(IDS)) and np.array_equal(a.logits(IDS), c.logits(IDS))
+    with pytest.raises(UnsupportedModel, match="blk.0.ffn_gate_tid2eid.weight: names experts that are none of the 8"):
+        LLM.load(tmp_path / "d.gguf")
 
 
 def test_architectures_are_told_by_the_names_that_files_have() -> None:

@@ -16,7 +16,7 @@ from gmoe.engine.scheduler import Turn
 from gmoe.engine.sequence import Sequence
 from gmoe.llm import LLM
 from gmoe.options import RuntimeOptions
-from tests.factory import ARCHITECTURES, write_model
+from tests.factory import CPU_ALONE, ON_DEVICES, write_model
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(300)]  # past the first reach of 256
 
@@ -29,7 +29,7 @@ def recorded(replay: Replay) -> set[int]:
     return {reach for (_, reach, _), step in replay._steps.items() if step is not None}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=ON_DEVICES)
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     path = write_model(tmp_path_factory.mktemp("models") / f"{request.param}.gguf", request.param)
     with LLM.load(path, RuntimeOptions(context=512, threads=2)) as llm:
@@ -90,6 +90,14 @@ def test_torch_computes_nothing_of_a_pass(llm: LLM) -> None:
             engine.runner.forward([Turn(seq, count)], range(count))
         seq.n_cached += count
         assert recorder.foreign <= {"numpy", "to"}, "which give what is there already"
+
+
+@pytest.mark.parametrize("name", CPU_ALONE)
+def test_what_torch_computes_is_never_replayed(name: str, tmp_path: Path) -> None:
+    with LLM.load(write_model(tmp_path / "m.gguf", name), RuntimeOptions(context=512, threads=2)) as llm:
+        replay = Replay(llm.model)
+        assert np.array_equal(engine_of(replay).logits(IDS[:24], 1), llm.logits(IDS[:24]))
+        assert not any(replay._steps.values())
 
 
 def test_a_longer_reach_is_recorded_anew(qwen: LLM) -> None:

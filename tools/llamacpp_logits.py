@@ -13,15 +13,17 @@ import numpy as np
 
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
 ROWS = [0, 1, 30, 63]
+LONG = ("deepseek4",)  # which does more where there are more tokens: `IDS` five times over, and rows of these
+LONG_ROWS = [126, 127, 255, 319]
 
 
-def logits(path: Path) -> np.ndarray:
-    """Rows `ROWS` of the logits after `IDS`, float32 [rows, n_vocab]."""
+def logits(path: Path, ids: list[int], rows: list[int]) -> np.ndarray:
+    """These rows of the logits after `ids`, float32 [rows, n_vocab]."""
     llama = llama_cpp.Llama(
         str(path),
-        n_ctx=256,
-        n_batch=256,
-        n_ubatch=256,
+        n_ctx=512,
+        n_batch=512,
+        n_ubatch=512,
         logits_all=True,
         type_k=0,
         type_v=0,
@@ -29,14 +31,15 @@ def logits(path: Path) -> np.ndarray:
         verbose=False,
         n_threads=1,
     )
-    llama.eval(IDS)
-    return llama.scores[: len(IDS)][ROWS].copy()
+    llama.eval(ids)
+    return llama.scores[: len(ids)][rows].copy()
 
 
 def main() -> None:
     """Write one array a model, named after its file, and what they were made of."""
     *models, out = map(Path, sys.argv[1:])
-    found = {path.stem: logits(path) for path in models}
+    found = {path.stem: logits(path, IDS, ROWS) for path in models}
+    found |= {f"{path.stem} long": logits(path, 5 * IDS, LONG_ROWS) for path in models if path.stem in LONG}
     np.savez_compressed(out, ids=np.array(IDS), rows=np.array(ROWS), version=llama_cpp.__version__, **found)
 
 

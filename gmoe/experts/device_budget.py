@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gmoe.experts.budget import TooSmall
 from gmoe.experts.slots import Group, least, share
 from gmoe.gguf.hparams import Hparams
+from gmoe.kernels.kv import BLOCK
 from gmoe.options import enough_memory, memory_bytes, memory_text
 
 KV_SHARE = 0.25  # of what the weights leave, where the context is not given
@@ -62,6 +63,8 @@ class DeviceBudget:
 def token_bytes(hparams: Hparams) -> int:
     """Bytes that a token takes in the KV cache, at 16 bits a number."""
     layers = [n for n in range(hparams.n_layer - hparams.n_layer_kv_shared) if not hparams.is_recurrent(n)]
+    if hparams.n_output_group:
+        return sum(2 * hp.n_head_k * (1 + (not hp.compress_ratio)) + _compressed(hp)[0] for hp in _each(hparams))
     if hparams.kv_lora_rank:
         return 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
     return 2 * sum(hp.n_kv * (hp.n_head_k + hp.n_head_v) for hp in map(hparams.of_layer, layers))
@@ -69,6 +72,8 @@ def token_bytes(hparams: Hparams) -> int:
 
 def state_bytes(hparams: Hparams) -> int:
     """Bytes of a sequence's states in the recurrent layers."""
+    if hparams.n_output_group:
+        return sum(_compressed(hp)[1] for hp in _each(hparams))
     if hparams.n_shortconv:
         each = (hparams.n_shortconv - 1) * hparams.n_embd
     elif hparams.kda_head_dim:
@@ -77,6 +82,19 @@ def state_bytes(hparams: Hparams) -> int:
         channels = hparams.ssm_d_inner + 2 * hparams.ssm_n_group * hparams.ssm_d_state
         each = (hparams.ssm_d_conv - 1) * channels + hparams.ssm_d_state * hparams.ssm_d_inner
     return 4 * each * sum(hparams.is_recurrent(n) for n in range(hparams.n_layer))
+
+
+def _compressed(hparams: Hparams) -> tuple[int, int]:
+    """Bytes of a token's part of compressed rows, and of a sequence's tokens whose row is not complete, in a block."""
+    ratio, indexed = hparams.compress_ratio, hparams.compress_ratio == 4
+    if not ratio:
+        return 0, 0
+    numbers, turns = hparams.n_head_k + indexed * hparams.n_index, 1 + indexed
+    return -(-2 * numbers * max(1, BLOCK // ratio) // BLOCK), 4 * (turns * ratio - 1) * 2 * turns * numbers
+
+
+def _each(hparams: Hparams) -> list[Hparams]:
+    return [hparams.of_layer(layer) for layer in range(hparams.n_layer)]
 
 
 def asked_bytes(gpu_memory: str, total: int) -> int | None:

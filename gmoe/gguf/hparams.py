@@ -17,7 +17,14 @@ DIFFERS = "a value that differs by layer is not supported"
 
 # Keys that say something about the file or about images, not about the arithmetic of text.
 DESCRIPTIVE = frozenset(
-    {"vocab_size", "tensor_data_layout", "features_length", "rope.dimension_sections", "n_deepstack_layers"}
+    {
+        "vocab_size",
+        "embedding_length_out",
+        "tensor_data_layout",
+        "features_length",
+        "rope.dimension_sections",
+        "n_deepstack_layers",
+    }
 )
 
 
@@ -31,12 +38,13 @@ class Gating(IntEnum):
     SQRT_SOFTPLUS = 4
 
 
-def key(name: str, default: Any = REQUIRED, *, by_layer: bool = False, rare: bool = False) -> Any:
+def key(name: str, default: Any = REQUIRED, *, by_layer: bool = False, rare: bool = False, spare: bool = False) -> Any:
     """A field read from the metadata key `<architecture>.<name>`.
 
-    Its value may differ `by_layer`; a `rare` key is one that not every architecture knows.
+    Its value may differ `by_layer`, with `spare` entries for blocks that the file does not have; a `rare` key is one
+    that not every architecture knows.
     """
-    return field(metadata={"key": name, "default": default, "by_layer": by_layer, "rare": rare})
+    return field(metadata={"key": name, "default": default, "by_layer": by_layer, "rare": rare, "spare": spare})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,13 @@ class Hparams:
 
     q_lora_rank: int = key("attention.q_lora_rank", 0)
     kv_lora_rank: int = key("attention.kv_lora_rank", 0)
+    n_index_head: int = key("attention.indexer.head_count", 0, rare=True)
+    n_index: int = key("attention.indexer.key_length", 0, rare=True)
+    index_top_k: int = key("attention.indexer.top_k", 0, rare=True)
+    compress_ratio: int = key("attention.compress_ratios", 0, by_layer=True, rare=True, spare=True)
+    compress_freq_base: float = key("attention.compress_rope_freq_base", 10000.0, rare=True)
+    n_output_group: int = key("attention.output_group_count", 0, rare=True)
+    output_lora_rank: int = key("attention.output_lora_rank", 0, rare=True)
     key_length_mla: int | None = key("attention.key_length_mla", None)
     value_length_mla: int | None = key("attention.value_length_mla", None)
 
@@ -111,6 +126,7 @@ class Hparams:
     moe_every: int = key("moe_every_n_layers", 1, rare=True)
     clamp_experts: float = key("swiglu_clamp_exp", 0.0, by_layer=True, rare=True)
     clamp_dense: float = key("swiglu_clamp_shexp", 0.0, by_layer=True, rare=True)  # shared experts and dense blocks
+    n_layer_hashed: int = key("hash_layer_count", 0, rare=True)
     n_layer_nextn: int = key("nextn_predict_layers", 0)
 
     n_streams: int = key("hyper_connection.count", 0, rare=True)
@@ -167,6 +183,10 @@ class Hparams:
         own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
         return own.of_window() if own.swa else own if self.differing else self
 
+    def of_compressed(self) -> "Hparams":
+        """What holds in a block that compresses: rotations with a base of their own."""
+        return replace(self, rope_freq_base=self.compress_freq_base)
+
     def of_window(self) -> "Hparams":
         """What holds in a window: the values of the keys that end in `_swa`, where there are any."""
         own = self
@@ -219,7 +239,10 @@ class Hparams:
         for name, row in rows.items():
             if prefix + name in metadata:
                 nextn = metadata.get(prefix + "nextn_predict_layers", 0)
-                given = _one_a_block(metadata[prefix + name], values.get("n_block"), nextn, file, prefix + name)
+                given = metadata[prefix + name]
+                if row.metadata["spare"] and _is_array(given):
+                    given = given[: values["n_block"]]
+                given = _one_a_block(given, values.get("n_block"), nextn, file, prefix + name)
                 if row.metadata["rare"]:
                     special[name] = UNKNOWN
                 if row.metadata["by_layer"] and _is_array(given) and len({*_plain(given)}) > 1:
@@ -265,6 +288,7 @@ class Hparams:
             ("attention.layer_norm_epsilon", self.norm_eps or 0.0, 0, 1),
             ("rope.dimension_count", self.rope_dimension_count or 0, 0, 1 << 16),
             ("rope.freq_base", self.rope_freq_base, 2, MOST_FLOAT),
+            ("attention.compress_rope_freq_base", self.compress_freq_base, 2, MOST_FLOAT),
             ("rope.scaling.factor", self.rope_scaling_factor, 0, 1e6),
             ("rope.scaling.yarn_beta_fast", self.yarn_beta_fast, 1e-3, 1e6),
             ("rope.scaling.yarn_beta_slow", self.yarn_beta_slow, 1e-3, 1e6),

@@ -54,6 +54,10 @@ class Weights:
         """The same scope with the hyperparameters that hold in a window."""
         return self._scope(self.hparams.of_window(), self.prefix, self.layer)
 
+    def compressed(self) -> "Weights":
+        """The same scope with the hyperparameters that hold where rows are compressed."""
+        return self._scope(self.hparams.of_compressed(), self.prefix, self.layer)
+
     def _scope(self, hparams: Hparams, prefix: str, layer: int) -> "Weights":
         given = self.file, hparams, self.n_ctx, self.activations
         scope = Weights(*given, prefix, layer, self.device, self.on)

@@ -54,6 +54,9 @@ class Pruning:
         if self.layers[-1] >= hp.n_layer:
             key = f"{hp.architecture}.nextn_predict_layers"
             raise UnsupportedModel(name, key, "experts that predict the next token's next are never run, nor scored")
+        if hp.n_layer_hashed:
+            key = f"{hp.architecture}.hash_layer_count"
+            raise UnsupportedModel(name, key, "experts that a table names for each token cannot be left out")
         if hp.architecture == "llama4" and hp.n_expert == MAVERICK_EXPERTS != keep:
             key = "llama4.expert_count"
             raise UnsupportedModel(name, key, f"{MAVERICK_EXPERTS} also says that queries and keys are not normed")

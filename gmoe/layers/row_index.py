@@ -1,0 +1,52 @@
+"""An index of compressed rows: which of them a query attends to where they are many (DeepSeek-V4)."""
+
+import torch
+from torch import Tensor
+
+from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.kv import GROUP, KvLayer
+from gmoe.kernels.ops import matmul
+from gmoe.layers.compressor import Compressor
+from gmoe.layers.weights import Weights
+
+QUERIES = 32  # whose scores stand in memory together
+
+
+class RowIndex:
+    """A row's score is a weighted sum over heads of what is positive of a head's query times the row's index key."""
+
+    def __init__(self, w: Weights):
+        hp = w.hparams
+        self.n_head, self.width, self.most = hp.n_index_head, hp.n_index, hp.index_top_k
+        if not self.n_head or not self.most or self.width < (hp.rope_dimension_count or 0):
+            why = "needed with key_length, as wide as rope.dimension_count at least, and top_k"
+            w.refuse(f"{hp.architecture}.attention.indexer.head_count", why)
+        self.keys = Compressor(w, "indexer_compressor", self.width)
+        self.queries = w.linear("indexer.attn_q_b", hp.q_lora_rank, self.n_head * self.width)
+        self.weights = w.linear("indexer.proj", hp.n_embd, self.n_head)
+
+    def best(self, q: Tensor, weights: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+        """Of queries [T, H, d] with weights [T, H], among the first `counts` [T] of keys [n, d]: [T, most], ascending.
+
+        Where there are no more than `most`, they are all among them, before others.
+        """
+        table = QuantTensor(keys.contiguous().view(torch.uint8), FORMATS["F32"], tuple(keys.shape))
+        best = []
+        for at in range(0, len(q), QUERIES):
+            some = slice(at, at + QUERIES)
+            products = matmul(q[some].flatten(0, 1), table, activations="float").view(-1, self.n_head, len(keys))
+            each = products.clamp_(min=0.0).mul_(weights[some, :, None])
+            scores = each.transpose(1, 2).contiguous().sum(-1)
+            scores.masked_fill_(torch.arange(len(keys)) >= counts[some, None], -torch.inf)
+            order = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.most]
+            best.append(order.sort(-1).values)
+        return torch.cat(best)
+
+
+def floats(layer: KvLayer, rows: Tensor, first: int) -> Tensor:
+    """The numbers from `first` on of a layer's values at rows [n], float32 [n, dv - first]."""
+    values = layer.values.flatten(0, 2)[rows, first:].float()
+    if layer.value_scales is None:
+        return values
+    scales = layer.value_scales.flatten(0, 2)[rows].float().repeat_interleave(GROUP, 1)
+    return values * scales[:, first : layer.shape.dv]
