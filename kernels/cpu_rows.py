@@ -7,6 +7,7 @@ from gmoe.kernels.cpu_step import at, check, step_of
 from torch import Tensor
 
 _ACTIVATIONS = dict(zip(KINDS, (0, 1, 2, 3, 4, 12, 13), strict=True))
+MOST_STREAMS = 16  # of a residual
 _CURVES = {"sigmoid": (5, 6), "softplus": (10, 11)}  # of a gate for a row, for an element
 
 
@@ -57,6 +58,34 @@ def centred(x: Tensor, threads: int, level: str | None = None) -> Tensor:
     out, n = torch.empty_like(x), x.shape[-1]
     if n:
         step_of(level).centre(x.data_ptr(), x.numel() // n, n, out.data_ptr(), threads)
+    return out
+
+
+def stream_weights(
+    mixes: Tensor, n: int, rounds: int, eps: float, threads: int, level: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of mixes [T, (2 + n) * n]: what each of n streams is read with [T, 1, n], and written with [T, n, 1 + n]."""
+    if not 1 <= n <= MOST_STREAMS or rounds < 0:
+        raise ValueError(f"{n} streams and {rounds} rounds; 1 to {MOST_STREAMS} and none below 0 are possible")
+    mixes = mixes.contiguous()
+    check("mixes", mixes, (len(mixes), (2 + n) * n))
+    read, write = torch.empty(len(mixes), 1, n), torch.empty(len(mixes), n, 1 + n)
+    step_of(level).weave(mixes.data_ptr(), len(mixes), n, rounds, eps, read.data_ptr(), write.data_ptr(), threads)
+    return read, write
+
+
+def blended(x: Tensor, y: Tensor | None, weights: Tensor, threads: int, level: str | None = None) -> Tensor:
+    """Of streams x [T, n, D], behind y [T, D] if given, the sums by weights [T, m, n] or [T, m, 1 + n]: [T, m, D]."""
+    x, weights = x.contiguous(), weights.contiguous()
+    tokens, n, d = x.shape
+    check("x", x, x.shape)
+    check("weights", weights, (tokens, weights.shape[1], n + (y is not None)))
+    if y is not None:
+        y = y.contiguous()
+        check("y", y, (tokens, d))
+    out = torch.empty(tokens, weights.shape[1], d)
+    where = x.data_ptr(), tokens, n, at(y), weights.data_ptr(), weights.shape[1], d, out.data_ptr()
+    step_of(level).blend(*where, threads)
     return out
 
 

@@ -18,15 +18,15 @@ from gmoe.kernels.record import record
 from gmoe.kernels.reference import as_tensor
 from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turn, Turns
 from gmoe.kernels.rounding import round_activations
-from gmoe.kernels.rowwise import activate, capped, clamped, gated, layer_norm, scaled, warmth
+from gmoe.kernels.rowwise import activate, blended, capped, clamped, gated, layer_norm, scaled, stream_weights, warmth
 from torch import Tensor
 
 __all__ = [
     "Activations", "Curve", "DeviceKernels", "ExpertBank", "ExpertMatrix", "ExpertTable", "HeadMaps", "HeadRule",
-    "Heads", "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns", "activate",
-    "attention", "bank_rows", "capped", "clamped", "combine", "dequantize", "expert_mlp", "expert_rows", "gated",
-    "head_norm", "lay", "layer_norm", "matmul", "lender", "reach", "record", "residual", "residual_norm", "rms_norm",
-    "scaled", "store", "under", "warmth", "within",
+    "Heads", "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns",
+    "activate", "attention", "bank_rows", "blended", "capped", "clamped", "combine", "dequantize", "expert_mlp",
+    "expert_rows", "gated", "head_norm", "lay", "layer_norm", "matmul", "lender", "reach", "record", "residual",
+    "residual_norm", "rms_norm", "scaled", "store", "stream_weights", "under", "warmth", "within",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]

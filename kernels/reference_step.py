@@ -160,6 +160,23 @@ def weigh(given: Tensor, ids: Tensor, rule: RouterRule) -> Tensor:
     return weights if rule.each is None else weights * rule.each[ids.clamp(min=0)]
 
 
+def stream_weights(mixes: Tensor, n: int, rounds: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Of mixes [T, (2 + n) * n]: what each of n streams is read with [T, 1, n], and written with [T, n, 1 + n]."""
+    read, given, across = mixes.split((n, n, n * n), -1)
+    across = torch.softmax(across.unflatten(-1, (n, n)), -1) + eps  # from each stream to each
+    across = across / (across.sum(1, keepdim=True) + eps)
+    for _ in range(1, rounds):
+        across = across / (across.sum(2, keepdim=True) + eps)
+        across = across / (across.sum(1, keepdim=True) + eps)
+    write = torch.cat((2.0 * torch.sigmoid(given)[:, :, None], across.transpose(1, 2)), -1)
+    return torch.sigmoid(read)[:, None] + eps, write
+
+
+def blended(x: Tensor, y: Tensor | None, weights: Tensor) -> Tensor:
+    """Of streams x [T, n, D], behind y [T, D] if given, the sums by weights [T, m, n] or [T, m, 1 + n]: [T, m, D]."""
+    return weights @ (x if y is None else torch.cat((y[:, None], x), 1))
+
+
 def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value."""
     out = q.new_empty(len(q), q.shape[1], kv.shape.dv)

@@ -44,6 +44,20 @@ def scaled(x: Tensor, by: Tensor, on: On = None) -> Tensor:
     return cpu_rows.scaled(x, by, torch.get_num_threads(), out=x) if on is None else x.mul_(by)
 
 
+def stream_weights(mixes: Tensor, n: int, rounds: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Of mixes [T, (2 + n) * n]: what each of n streams is read with [T, 1, n], and written with [T, n, 1 + n].
+
+    A sigmoid above eps reads. Twice a sigmoid writes what was given, and beside it all streams by a softmax that
+    `rounds` of Sinkhorn's have made a matrix whose rows and columns sum to 1. On the CPU alone, as `blended`.
+    """
+    return cpu_rows.stream_weights(mixes, n, rounds, eps, torch.get_num_threads())
+
+
+def blended(x: Tensor, y: Tensor | None, weights: Tensor) -> Tensor:
+    """Of streams x [T, n, D], behind y [T, D] if given, the sums by weights [T, m, n] or [T, m, 1 + n]: [T, m, D]."""
+    return cpu_rows.blended(x, y, weights, torch.get_num_threads())
+
+
 def warmth(positions: Tensor, behind: int, step: int, growth: float, on: On = None) -> Tensor:
     """log(floor((position + behind) / step) + 1) * growth + 1 at positions [T]: [T, 1]."""
     if on is None:

@@ -418,7 +418,7 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
         ({"attention.output_group_count": 3}, "output_group_count: 3 must divide attention.head_count"),
         ({"attention.output_group_count": 4}, "blk.0.attn_output_a.weight: has the shape [32, 32], the rest of the"),
         ({"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide as"),
-        ({"hyper_connection.count": 0}, "hyper_connection.count: 0 is outside 1 to 64"),
+        ({"hyper_connection.count": 0}, "hyper_connection.count: 0 is outside 1 to 16"),
         ({"hyper_connection.count": 3}, "blk.0.hc_attn_fn.weight: has 256 inputs, the rest of the file asks for 192"),
         ({"hash_layer_count": 0}, "blk.0.exp_probs_b.bias: this tensor is required by architecture deepseek4"),
         ({"hash_layer_count": 2}, "blk.1.ffn_gate_tid2eid.weight: this tensor is required by architecture deepseek4"),

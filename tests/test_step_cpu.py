@@ -99,6 +99,26 @@ def test_a_bound_of_nothing_is_none() -> None:
 
 
 @LEVELS
+@pytest.mark.parametrize(("n", "rounds"), [(4, 20), (4, 1), (3, 2), (16, 5)])
+def test_streams(level: str, n: int, rounds: int) -> None:
+    mixes, x, y = random(5, (2 + n) * n), random(5, n, 77), random(5, 77, seed=1)
+    weights = cpu_rows.stream_weights(mixes, n, rounds, 1e-3, 2, level)
+    for got, want in zip(weights, reference_step.stream_weights(mixes, n, rounds, 1e-3), strict=True):
+        torch.testing.assert_close(got, want, **NEAR)
+    for part, its in zip((None, y), weights, strict=True):
+        got = cpu_rows.blended(x, part, its, 2, level)
+        torch.testing.assert_close(got, reference_step.blended(x, part, its), **NEAR)
+        assert torch.equal(got, cpu_rows.blended(x, part, its, 1))
+        assert torch.equal(got[2:3], cpu_rows.blended(x[2:3], None if part is None else part[2:3], its[2:3], 1))
+    assert all(map(torch.equal, weights, cpu_rows.stream_weights(mixes, n, rounds, 1e-3, 1)))
+    for wrong in ((0, 1), (17, 1), (n, -1)):
+        with pytest.raises(ValueError, match="streams and"):
+            cpu_rows.stream_weights(mixes, *wrong, 1e-3, 1)
+    with pytest.raises(ValueError, match="weights must be"):
+        cpu_rows.blended(x, y, weights[0], 1)
+
+
+@LEVELS
 def test_numbers_for_rows(level: str) -> None:
     x, most, each = random(4, 77, scale=40.0), torch.tensor([30.0]), random(4, 1, seed=3)
     calls = {

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from gmoe.kernels.ops import gated, rms_norm
-from gmoe.layers.linear import QuantLinear
+from gmoe.kernels.ops import blended, gated, stream_weights
+from gmoe.layers.norm import RMSNorm
 from gmoe.layers.weights import Weights
 
 HYPER_KEYS = frozenset(f"hyper_connection.{key}" for key in ("count", "sinkhorn_iterations", "epsilon"))
@@ -18,34 +18,22 @@ class HyperConnection:
     """
 
     def __init__(self, w: Weights, part: str):
-        n, hp = streams(w), w.hparams
-        self.n, self.rounds, self.eps, self.norm_eps = n, hp.hc_sinkhorn, hp.hc_epsilon, w.eps
-        self.map = w.linear(f"hc_{part}_fn", n * hp.n_embd, (2 + n) * n)
-        scale, self.base = w.vector(f"hc_{part}_scale", 3), w.vector(f"hc_{part}_base", (2 + n) * n)
-        self.scale = scale.repeat_interleave(torch.tensor([n, n, n * n], device=w.device))
+        self.n, self.rounds, self.eps = streams(w), w.hparams.hc_sinkhorn, w.hparams.hc_epsilon
+        outputs = (2 + self.n) * self.n
+        self.norm = RMSNorm(None, w.eps)
+        self.map = w.linear(f"hc_{part}_fn", self.n * w.hparams.n_embd, outputs)
+        scale, each = w.vector(f"hc_{part}_scale", 3), torch.tensor([self.n, self.n, self.n * self.n])
+        self.scale, self.base = scale.repeat_interleave(each), w.vector(f"hc_{part}_base", outputs)
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Streams [T, n, D] -> what the part reads [T, D], and for `write` the weights [T, (2 + n) * n] as mapped."""
-        mixes = _mapped(x, self.map, self.norm_eps) * self.scale + self.base
-        return _summed(x, _sigmoid(mixes[:, : self.n]) + self.eps), mixes
+        """Streams [T, n, D] -> what the part reads [T, D], and the weights [T, n, 1 + n] for `write`."""
+        mixes = self.map(self.norm(x.flatten(1))) * self.scale + self.base
+        weights, behind = stream_weights(mixes, self.n, self.rounds, self.eps)
+        return blended(x, None, weights)[:, 0], behind
 
     def write(self, x: Tensor, y: Tensor, mixes: Tensor) -> Tensor:
         """Streams [T, n, D] and what the part gave for them [T, D] -> the streams behind it."""
-        n = self.n
-        to = 2.0 * _sigmoid(mixes[:, n : 2 * n])  # [T, n]
-        across = self._sinkhorn(mixes[:, 2 * n :].reshape(-1, n, n))  # [T, from, to]
-        after = y[:, None] * to[:, :, None]
-        for stream in range(n):
-            after += x[:, stream, None] * across[:, stream, :, None]
-        return after
-
-    def _sinkhorn(self, x: Tensor) -> Tensor:
-        x = torch.softmax(x, -1) + self.eps
-        x = x / (_sum(x, 1) + self.eps)
-        for _ in range(1, self.rounds):
-            x = x / (_sum(x, 2) + self.eps)
-            x = x / (_sum(x, 1) + self.eps)
-        return x
+        return blended(x, y, mixes)
 
 
 class StreamSum:
@@ -53,44 +41,20 @@ class StreamSum:
 
     def __init__(self, w: Weights):
         n = streams(w)
-        self.eps, self.norm_eps = w.hparams.hc_epsilon, w.eps
+        self.eps, self.norm = w.hparams.hc_epsilon, RMSNorm(None, w.eps)
         self.map = w.linear("output_hc_fn", n * w.hparams.n_embd, n)
         self.scale, self.base = w.vector("output_hc_scale", 1), w.vector("output_hc_base", n)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Streams [T, n, D] -> [T, D]."""
-        mixes = _mapped(x, self.map, self.norm_eps) * self.scale + self.base
-        return _summed(x, _sigmoid(mixes) + self.eps)
+        mixes = self.map(self.norm(x.flatten(1))) * self.scale + self.base
+        weights = gated(mixes, torch.ones_like(mixes)) + self.eps  # by the kernel: torch rounds a row's end otherwise
+        return blended(x, None, weights[:, None])[:, 0]
 
 
 def streams(w: Weights) -> int:
     """How many residual streams the file states."""
     n = w.hparams.n_streams
-    if not 1 <= n <= 64:
-        w.refuse(f"{w.hparams.architecture}.hyper_connection.count", f"{n} is outside 1 to 64")
+    if not 1 <= n <= 16:
+        w.refuse(f"{w.hparams.architecture}.hyper_connection.count", f"{n} is outside 1 to 16")
     return n
-
-
-def _mapped(x: Tensor, map: QuantLinear, eps: float) -> Tensor:
-    return map(rms_norm(x.flatten(1), None, None, eps))
-
-
-def _summed(x: Tensor, weights: Tensor) -> Tensor:
-    """Streams [T, n, D] by their weights [T, n] -> [T, D], in order."""
-    y = x[:, 0] * weights[:, :1]
-    for stream in range(1, x.shape[1]):
-        y += x[:, stream] * weights[:, stream, None]
-    return y
-
-
-def _sum(x: Tensor, dim: int) -> Tensor:
-    """Over one of the streams' dimensions [T, n, n], in order; torch's own depends on how many tokens there are."""
-    total, *others = x.unbind(dim)
-    for other in others:
-        total = total + other
-    return total.unsqueeze(dim)
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    """By the kernel: torch rounds the last few of a row otherwise than the others."""
-    return gated(x.contiguous(), torch.ones_like(x))

@@ -17,6 +17,7 @@ class StepCheck {
     norms();
     rotations();
     gates();
+    streams();
     routing();
     for (Number number : {Number::f32, Number::f16, Number::bf16, Number::q8_0}) attention(number);
     recurrence();
@@ -82,6 +83,27 @@ class StepCheck {
         same(a, b, "gate");
       }
     end("gate");
+  }
+
+  void streams() {
+    for (int n : {3, 4, 16})
+      for (int d : {96, 101}) {
+        const std::vector<float> mixes = floats((2 + n) * n, 5.0f), x = floats(size_t(n) * d), y = floats(d);
+        std::vector<float> read[2], write[2], out[2];
+        const Step* const steps[] = {&step_portable(), &fast_};
+        for (int i = 0; i < 2; i++) {
+          read[i].resize(n);
+          write[i].resize(size_t(n) * (n + 1));
+          out[i].resize(size_t(n + 1) * d);
+          steps[i]->weave(mixes.data(), n, 20, 1e-6f, read[i].data(), write[i].data());
+          steps[i]->blend(x.data(), n, nullptr, read[i].data(), 1, d, out[i].data());
+          steps[i]->blend(x.data(), n, y.data(), write[i].data(), n, d, out[i].data() + d);
+        }
+        same(read[0], read[1], "streams");
+        same(write[0], write[1], "streams");
+        same(out[0], out[1], "streams");
+      }
+    end("streams");
   }
 
   void routing() {

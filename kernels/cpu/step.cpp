@@ -128,6 +128,24 @@ void gate(const Step& step, int kind, float most, const float* gate, size_t apar
   });
 }
 
+void weave(const Step& step, const float* mixes, int tokens, int n, int rounds, float eps, float* read, float* write,
+           int threads) {
+  const size_t given = size_t(2 + n) * n, made = size_t(n) * (n + 1);
+  over_rows(tokens, int(given) * (1 + rounds), threads, [&](int from, int until) {
+    for (int t = from; t < until; t++)
+      step.weave(mixes + t * given, n, rounds, eps, read + size_t(t) * n, write + t * made);
+  });
+}
+
+void blend(const Step& step, const float* x, int tokens, int n, const float* y, const float* weights, int m, int d,
+           float* out, int threads) {
+  const size_t each = size_t(m) * (n + (y ? 1 : 0));
+  over_rows(tokens, n * d, threads, [&](int from, int until) {
+    for (size_t t = from; t < size_t(until); t++)
+      step.blend(x + t * n * d, n, y ? y + t * d : nullptr, weights + t * each, m, d, out + t * m * d);
+  });
+}
+
 void warm(const int64_t* positions, int tokens, int64_t behind, int64_t step, float growth, float* weight) {
   for (int t = 0; t < tokens; t++)
     weight[t] = std::log(float((positions[t] + behind) / step + 1)) * growth + 1.0f;

@@ -9,6 +9,7 @@ namespace gmoe {
 
 constexpr int cache_block = 32;     // tokens of a block of the cache
 constexpr int most_experts = 1024;  // that a router chooses from
+constexpr int most_streams = 16;    // of a residual
 constexpr int key_chunk = 512;      // keys whose partial result is found alone: the same whoever computes it
 enum class Number { f32, f16, bf16, q8_0 };
 enum class Sight { causal, sliding, chunked };
@@ -83,6 +84,8 @@ struct Step {
   void (*residual)(const float* x, float scale, int n, float* y);
   void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
   void (*gate)(int kind, float most, const float* gate, const float* up, int n, float* y);
+  void (*weave)(const float* mixes, int n, int rounds, float eps, float* read, float* write);
+  void (*blend)(const float* x, int n, const float* y, const float* weights, int m, int d, float* out);
   void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
   void (*store)(const Cache&, int64_t slot, const float* key, const float* value);
   // Keys of chunk `chunk` of one sequence for tokens [first, first + count) and one of `heads`.
@@ -129,6 +132,11 @@ void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot,
 // The gates of a row are `apart` behind those of the one before; `most` is a `Gate`'s.
 void gate(const Step&, int kind, float most, const float* gate, size_t apart, const float* up, int rows, int n,
           float* y, int threads);
+// The weights of `n` streams of each token, and `m` sums of its streams by weights, behind y if it is not null.
+void weave(const Step&, const float* mixes, int tokens, int n, int rounds, float eps, float* read, float* write,
+           int threads);
+void blend(const Step&, const float* x, int tokens, int n, const float* y, const float* weights, int m, int d,
+           float* out, int threads);
 // weight[t] becomes what queries at positions[t] are multiplied with: more at every `step`, by the logarithm.
 void warm(const int64_t* positions, int tokens, int64_t behind, int64_t step, float growth, float* weight);
 void choose(const Step&, const Router&, const float* logits, int tokens, int32_t* ids, float* weights, int threads);

@@ -149,6 +149,21 @@ void bind_step(nb::module_& m) {
                gate(s, kind, most, at<const float>(g), apart, at<const float>(up), rows, n, at<float>(y), threads);
              });
            })
+      .def("weave",
+           [](const Step& s, uintptr_t mixes, int tokens, int n, int rounds, float eps, uintptr_t read,
+              uintptr_t write, int threads) {
+             enter([=, &s] {
+               weave(s, at<const float>(mixes), tokens, n, rounds, eps, at<float>(read), at<float>(write), threads);
+             });
+           })
+      .def("blend",
+           [](const Step& s, uintptr_t x, int tokens, int n, uintptr_t y, uintptr_t weights, int m, int d,
+              uintptr_t out, int threads) {
+             enter([=, &s] {
+               blend(s, at<const float>(x), tokens, n, at<const float>(y), at<const float>(weights), m, d,
+                     at<float>(out), threads);
+             });
+           })
       .def("choose",
            [](const Step& s, const Router& router, uintptr_t logits, int tokens, uintptr_t ids, uintptr_t weights,
               int threads) {
