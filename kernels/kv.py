@@ -58,17 +58,6 @@ class KvLayer:
             self.key_scales = zeros((n_blocks, heads, -(-dk // GROUP), BLOCK), torch.float16, device)
             self.value_scales = zeros((n_blocks, heads, BLOCK, -(-dv // GROUP)), torch.float16, device)
 
-    @classmethod
-    def of_rows(cls, kind: KvType, rows: Tensor, scales: Tensor | None) -> "KvLayer":
-        """A layer of rows [n * 32, d] with their scales, as layers have values: each is a head's key and value."""
-        layer = cls(KvShape(1, rows.shape[1], rows.shape[1]), 0, kind, rows.device)
-        layer.values = rows.view(-1, 1, BLOCK, rows.shape[1])
-        layer.keys = layer.values.transpose(2, 3).contiguous()
-        if scales is not None:
-            layer.value_scales = scales.view(-1, 1, BLOCK, scales.shape[1])
-            layer.key_scales = layer.value_scales.transpose(2, 3).contiguous()
-        return layer
-
     def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys [T, heads, dk] and values [T, heads, dv], float32, at slots [T]."""
         block, at = slots // BLOCK, slots % BLOCK

@@ -90,7 +90,7 @@ def _compressed(hparams: Hparams) -> tuple[int, int]:
     if not ratio:
         return 0, 0
     numbers, turns = hparams.n_head_k + indexed * hparams.n_index, 1 + indexed
-    return -(-2 * numbers * max(1, BLOCK // ratio) // BLOCK), 4 * (turns * ratio - 1) * 2 * turns * numbers
+    return -(-2 * numbers * max(1, BLOCK // ratio) // BLOCK), 4 * turns * ratio * 2 * turns * numbers
 
 
 def _each(hparams: Hparams) -> list[Hparams]:

@@ -15,10 +15,10 @@ from gmoe.layers.compressor import OVERLAPPING, Compressor, join
 from gmoe.layers.kv_cache import KeepsBeside
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.norm import RMSNorm
-from gmoe.layers.picked_rows import Picked, attend
+from gmoe.layers.picked_rows import Picked, PickedRows, floats
 from gmoe.layers.recurrent_cache import RecurrentLayer, StateShape
 from gmoe.layers.rope import rope
-from gmoe.layers.row_index import RowIndex, floats
+from gmoe.layers.row_index import RowIndex
 from gmoe.layers.weights import Weights
 
 COMPRESSED_KEYS = frozenset(
@@ -90,13 +90,12 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
         self.rows = Compressor(w, "attn_compressor", hp.n_head_k)
         self.index = RowIndex(w) if hp.compress_ratio == OVERLAPPING else None
         super().__init__(w)
+        self.attend = w.shared("picked rows", PickedRows)
         self.ratio, self.n_swa = hp.compress_ratio, hp.n_swa
         self.compressors = [self.rows] if self.index is None else [self.rows, self.index.keys]
         self.kv_shape = KvShape(1, 0, self.width)
         self.beside_shape = KvShape(1, 0, sum(part.width for part in self.compressors), self.ratio)
-        self.state_shape = StateShape(
-            self.rows.turns * self.ratio - 1, sum(2 * part.channels for part in self.compressors)
-        )
+        self.state_shape = StateShape(self.rows.turns * self.ratio, sum(2 * part.channels for part in self.compressors))
 
     def more_inputs(self, w: Weights) -> list[QuantLinear]:
         """Those of compressors and of the index."""
@@ -117,17 +116,17 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
         some = ends if self.index is None else ends.clamp(max=self.index.most)
         far = self._far(low, more, ends, int(some.max()), batch)
         picks = [Picked(compressed, self._rows(far, of, batch), some), Picked(own, _slots(near, of, batch), counts)]
-        return attend(q, picks, self.scale, self.sinks)
+        return self.attend(q, picks, self.scale, self.sinks)
 
     def _compress(self, more: list[Tensor], batch: Batch) -> None:
         """Write the rows that this step completes."""
         assert batch.states is not None
         pairs = zip(self.compressors, more[::2], more[1::2], strict=False)
         rows = torch.cat([part.rows(values, gates, batch.positions) for part, values, gates in pairs], 1)
-        both, spans = join(batch, batch.states.layers[self.layer], rows, self.ratio, self.rows.turns)
+        spans = join(batch, batch.states.layers[self.layer], rows, self.ratio)
         if not len(spans.begins):
             return
-        tokens = torch.split(both[spans.places], [2 * part.channels for part in self.compressors], 2)
+        tokens = torch.split(spans.tokens, [2 * part.channels for part in self.compressors], 2)
         parts = zip(self.compressors, tokens, strict=True)
         made = [self.turned(part(its, spans.there)[:, None], spans.begins) for part, its in parts]
         values = torch.cat(made, 2)
@@ -143,7 +142,7 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
         for seq, (at, end) in enumerate(pairwise(batch.begins)):
             if (n := int(ends[end - 1])) > self.index.most:
                 rows = self._rows(torch.arange(n)[None], torch.tensor([seq]), batch)[0]
-                its = q[at:end], more[-1][at:end], floats(layer, rows, self.width), ends[at:end]
+                its = q[at:end], more[-1][at:end], floats(layer, rows)[:, self.width :], ends[at:end]
                 far[at:end] = self.index.best(*its)
         return far
 

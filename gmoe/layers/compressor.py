@@ -1,5 +1,6 @@
 """Compressed rows: several tokens made one row, by weights of each channel's own (DeepSeek-V4)."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -53,33 +54,47 @@ class Compressor:
 class Spans(NamedTuple):
     """Which rows a step completes: n of them, each of so many tokens."""
 
-    begins: Tensor  # [n] the position of its first token
-    slots: Tensor  # [n] the slot of its last token
-    places: Tensor  # [n, span] where its tokens are among the rows that `join` gives
+    tokens: Tensor  # [n, span, C]
     there: Tensor  # [n, span] false for those before the first token
+    begins: Tensor  # [n] the position of the first of its own tokens
+    slots: Tensor  # [n] the slot of its last token
 
 
-def join(batch: Batch, state: StateLayer, rows: Tensor, ratio: int, turns: int) -> tuple[Tensor, Spans]:
-    """The tokens that sequences kept [S * taps] and then those of this step [T, C], and which rows these complete.
+def join(batch: Batch, state: StateLayer, rows: Tensor, ratio: int) -> Spans:
+    """Of tokens' rows [T, C] and those that a state keeps of sequences, what is complete; the state is behind it then.
 
-    The last of each sequence are in the state afterwards.
+    A state has the last rows of a sequence, as many as meet in one, each where its position says.
     """
     assert batch.slots is not None
-    taps, (source, target, kept, kept_after) = state.shape.taps, batch.slots.astype(np.int64)
-    n_seq, span = len(source), turns * ratio
-    both = torch.cat((state.inputs[torch.from_numpy(np.maximum(source, 0))].flatten(0, 1), rows))
-    begins, slots, places = [], [], []
-    for seq, (at, end) in enumerate(zip(batch.begins, batch.begins[1:], strict=False)):
+    span, ring = state.shape.taps, state.inputs
+    steps = list(zip(pairwise(batch.begins), *batch.slots.tolist(), strict=True))
+    begins, slots, fresh, kept = ([np.empty(0, np.int64)] for _ in range(4))
+    for (at, end), source, *_ in steps:
         first = int(batch.numbers[1, at])
-        where = np.concatenate((np.arange(taps) + seq * taps, np.arange(at, end) + n_seq * taps))
-        for place, after in ((target[seq], end - at), (kept[seq], kept_after[seq])):
-            if place >= 0:
-                state.inputs[place] = both[torch.from_numpy(where[after : after + taps])]
         ends = np.arange(first // ratio + 1, (first + end - at) // ratio + 1) * ratio
+        wanted = ends[:, None] - span + np.arange(span)
         begins.append(ends - ratio)
         slots.append(batch.numbers[2, at + ends - 1 - first])
-        places.append(where[ends[:, None] - span + np.arange(span) - first + taps])
+        fresh.append((at + np.maximum(wanted - first, 0)).ravel())
+        kept.append(np.where(wanted < first, max(source, 0) * span + wanted % span, -1).ravel())
+    old = torch.from_numpy(np.concatenate(kept))
+    tokens = rows[torch.from_numpy(np.concatenate(fresh))]
+    if (old >= 0).any():
+        tokens[old >= 0] = ring.flatten(0, 1)[old[old >= 0]]
     begin = np.concatenate(begins)
-    there = begin[:, None] + ratio - span + np.arange(span) >= 0
-    numbers = (begin, np.concatenate(slots), np.concatenate(places), there)
-    return both, Spans(*map(torch.from_numpy, numbers))
+    there = torch.from_numpy(begin[:, None] + ratio - span + np.arange(span) >= 0)
+    for (at, end), source, target, place, after in steps:
+        for slot, count in ((place, after), (target, end - at)):  # first the one that begins with what is there
+            if slot >= 0:
+                _go_on(ring, source, slot, rows[at : at + count], int(batch.numbers[1, at]))
+    spans = tokens.view(-1, span, tokens.shape[1]), there, torch.from_numpy(begin)
+    return Spans(*spans, torch.from_numpy(np.concatenate(slots)))
+
+
+def _go_on(ring: Tensor, source: int, slot: int, rows: Tensor, first: int) -> None:
+    """Let a slot have what the source has, and then rows from the position `first` on."""
+    span = ring.shape[1]
+    if source not in (slot, -1):
+        ring[slot] = ring[source]
+    some = np.arange(max(0, len(rows) - span), len(rows))
+    ring[slot, torch.from_numpy((first + some) % span)] = rows[len(rows) - len(some) :]

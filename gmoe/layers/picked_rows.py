@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gmoe.kernels.kv import BLOCK, GROUP, KvLayer
-from gmoe.kernels.ops import Turns, attention
+from gmoe.kernels.formats import FORMATS, QuantTensor
+from gmoe.kernels.kv import BLOCK, GROUP, KvLayer, KvShape
+from gmoe.kernels.ops import Rows, Turns, attention, lay, store
 from gmoe.layers.attention import causal
 
-QUERIES = 32  # whose rows are copied at a time
+QUERIES = 8  # whose rows are copied at a time: torch, whose threads would be in the way, has little to do then
 
 
 class Picked(NamedTuple):
@@ -21,35 +22,54 @@ class Picked(NamedTuple):
     counts: Tensor  # [T] int64: of these so many, from the first on
 
 
-def attend(q: Tensor, picks: Sequence[Picked], scale: float, sinks: Tensor | None) -> Tensor:
-    """Queries [T, H, d] over the first d numbers of the rows that are picked for them, in order -> [T, H, d].
+class PickedRows:
+    """The attention of a model, with the room to which it copies rows, so that the kernel finds them as a sequence's.
 
-    A query's bits depend on its own rows alone: they are copied to where the kernel takes them for a sequence.
+    A query's bits depend on its own rows alone.
     """
-    y = torch.empty_like(q)
-    for at in range(0, len(q), QUERIES):
-        some = slice(at, at + QUERIES)
-        own = [Picked(layer, rows[some], counts[some]) for layer, rows, counts in picks]
-        y[some] = _attend(q[some], own, scale, sinks)
-    return y
+
+    def __init__(self) -> None:
+        self._room: KvLayer | None = None
+
+    def __call__(self, q: Tensor, picks: Sequence[Picked], scale: float, sinks: Tensor | None) -> Tensor:
+        """Queries [T, H, d] over the first d numbers of the rows that are picked for them, in order -> [T, H, d]."""
+        y = torch.empty_like(q)
+        for at in range(0, len(q), QUERIES):
+            some = slice(at, at + QUERIES)
+            own = [Picked(layer, rows[some], counts[some]) for layer, rows, counts in picks]
+            lay(self._some(lay(q[some]), own, scale, sinks), y[some])
+        return y
+
+    def _some(self, q: Tensor, picks: Sequence[Picked], scale: float, sinks: Tensor | None) -> Tensor:
+        n, width = len(q), q.shape[2]
+        counts = torch.stack([pick.counts for pick in picks]).sum(0)
+        blocks = -(-int(counts.max()) // BLOCK)
+        room, first = self._of(picks[0].layer, width, n * blocks), torch.arange(n) * (blocks * BLOCK)
+        for layer, rows, some in picks:
+            places = torch.arange(rows.shape[1])
+            seen = places < some[:, None]
+            values = floats(layer, rows[seen])[:, None]
+            values = values if values.shape[2] == width else lay(values[..., :width])
+            store(room, (first[:, None] + places)[seen], values, values)
+            first = first + some
+        tables = torch.arange(n * blocks, dtype=torch.int32).view(n, blocks)
+        turns = Turns(counts - 1, tables, counts.int(), torch.arange(n + 1, dtype=torch.int32))
+        return attention(q, room, turns, scale, causal, sinks)
+
+    def _of(self, like: KvLayer, width: int, blocks: int) -> KvLayer:
+        """Room for so many blocks, whose numbers are as exact as those of a layer."""
+        kind = "f32" if like.kind == "q8_0" else like.kind
+        room, shape = self._room, KvShape(1, width, width)
+        if room is None or room.kind != kind or room.shape != shape or len(room.keys) < blocks:
+            room = self._room = KvLayer(shape, blocks, kind)
+        return room
 
 
-def _attend(q: Tensor, picks: Sequence[Picked], scale: float, sinks: Tensor | None) -> Tensor:
-    n, width = len(q), q.shape[2]
-    counts = torch.stack([pick.counts for pick in picks]).sum(0)
-    blocks = -(-int(counts.max()) // BLOCK)
-    like = picks[0].layer
-    values = torch.zeros(n * blocks * BLOCK, width, dtype=like.values.dtype)
-    scales = None if like.value_scales is None else torch.zeros(len(values), -(-width // GROUP), dtype=torch.float16)
-    first = torch.arange(n) * (blocks * BLOCK)
-    for layer, rows, some in picks:
-        places = torch.arange(rows.shape[1])
-        seen = places < some[:, None]
-        to, rows = (first[:, None] + places)[seen], rows[seen]
-        values[to] = layer.values.flatten(0, 2)[rows, :width]
-        if scales is not None and layer.value_scales is not None:
-            scales[to] = layer.value_scales.flatten(0, 2)[rows, : scales.shape[1]]
-        first = first + some
-    tables = torch.arange(n * blocks, dtype=torch.int32).view(n, blocks)
-    turns = Turns(counts - 1, tables, counts.int(), torch.arange(n + 1, dtype=torch.int32))
-    return attention(q, KvLayer.of_rows(like.kind, values, scales), turns, scale, causal, sinks)
+def floats(layer: KvLayer, rows: Tensor) -> Tensor:
+    """A layer's values at rows [n], float32 [n, dv]."""
+    values = layer.values.flatten(0, 2)
+    if layer.value_scales is None:
+        table = QuantTensor(values.view(torch.uint8), FORMATS[layer.kind.upper()], tuple(values.shape))
+        return Rows(table, values.device)(rows)
+    scales = layer.value_scales.flatten(0, 2)[rows].float().repeat_interleave(GROUP, 1)
+    return values[rows].float() * scales[:, : layer.shape.dv]

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.kv import GROUP, KvLayer
 from gmoe.kernels.ops import matmul
 from gmoe.layers.compressor import Compressor
 from gmoe.layers.weights import Weights
@@ -41,12 +40,3 @@ class RowIndex:
             order = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.most]
             best.append(order.sort(-1).values)
         return torch.cat(best)
-
-
-def floats(layer: KvLayer, rows: Tensor, first: int) -> Tensor:
-    """The numbers from `first` on of a layer's values at rows [n], float32 [n, dv - first]."""
-    values = layer.values.flatten(0, 2)[rows, first:].float()
-    if layer.value_scales is None:
-        return values
-    scales = layer.value_scales.flatten(0, 2)[rows].float().repeat_interleave(GROUP, 1)
-    return values * scales[:, first : layer.shape.dv]
