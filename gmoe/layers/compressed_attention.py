@@ -142,7 +142,7 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
         for seq, (at, end) in enumerate(pairwise(batch.begins)):
             if (n := int(ends[end - 1])) > self.index.most:
                 rows = self._rows(torch.arange(n)[None], torch.tensor([seq]), batch)[0]
-                its = q[at:end], more[-1][at:end], floats(layer, rows)[:, self.width :], ends[at:end]
+                its = q[at:end], more[-1][at:end], floats(layer, rows, self.width, layer.shape.dv), ends[at:end]
                 far[at:end] = self.index.best(*its)
         return far
 

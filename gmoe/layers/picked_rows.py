@@ -1,6 +1,7 @@
 """Attention of each query to rows of its own, picked from the cache, where one row is key and value of all heads."""
 
 from collections.abc import Sequence
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -48,8 +49,7 @@ class PickedRows:
         for layer, rows, some in picks:
             places = torch.arange(rows.shape[1])
             seen = places < some[:, None]
-            values = floats(layer, rows[seen])[:, None]
-            values = values if values.shape[2] == width else lay(values[..., :width])
+            values = floats(layer, rows[seen], 0, width)[:, None]
             store(room, (first[:, None] + places)[seen], values, values)
             first = first + some
         tables = torch.arange(n * blocks, dtype=torch.int32).view(n, blocks)
@@ -65,11 +65,14 @@ class PickedRows:
         return room
 
 
-def floats(layer: KvLayer, rows: Tensor) -> Tensor:
-    """A layer's values at rows [n], float32 [n, dv]."""
-    values = layer.values.flatten(0, 2)
-    if layer.value_scales is None:
-        table = QuantTensor(values.view(torch.uint8), FORMATS[layer.kind.upper()], tuple(values.shape))
-        return Rows(table, values.device)(rows)
-    scales = layer.value_scales.flatten(0, 2)[rows].float().repeat_interleave(GROUP, 1)
-    return values[rows].float() * scales[:, : layer.shape.dv]
+def floats(layer: KvLayer, rows: Tensor, begin: int, end: int) -> Tensor:
+    """Numbers `begin` to `end` of a layer's values at rows [n]: float32 [n, end - begin]."""
+    width = layer.shape.dv
+    if layer.value_scales is not None:
+        scales = layer.value_scales.flatten(0, 2)[rows].float().repeat_interleave(GROUP, 1)[:, :width]
+        return (layer.values.flatten(0, 2)[rows].float() * scales)[:, begin:end].contiguous()
+    unit = gcd(begin, end, width)
+    parts = layer.values.view(-1, unit)
+    table = QuantTensor(parts.view(torch.uint8), FORMATS[layer.kind.upper()], tuple(parts.shape))
+    of = rows[:, None] * (width // unit) + torch.arange(begin // unit, end // unit)
+    return Rows(table, parts.device)(of.flatten()).view(len(rows), end - begin)

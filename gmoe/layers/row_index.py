@@ -1,10 +1,11 @@
 """An index of compressed rows: which of them a query attends to where they are many (DeepSeek-V4)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import matmul
+from gmoe.kernels.ops import combine, lay, matmul
 from gmoe.layers.compressor import Compressor
 from gmoe.layers.weights import Weights
 
@@ -29,13 +30,15 @@ class RowIndex:
 
         Where there are no more than `most`, they are all among them, before others.
         """
-        table = QuantTensor(keys.contiguous().view(torch.uint8), FORMATS["F32"], tuple(keys.shape))
+        table = QuantTensor(keys.view(torch.uint8), FORMATS["F32"], tuple(keys.shape))
+        heads = torch.arange(self.n_head, dtype=torch.int32)
         best = []
         for at in range(0, len(q), QUERIES):
             some = slice(at, at + QUERIES)
-            products = matmul(q[some].flatten(0, 1), table, activations="float").view(-1, self.n_head, len(keys))
-            each = products.clamp_(min=0.0).mul_(weights[some, :, None])
-            scores = each.transpose(1, 2).contiguous().sum(-1)
+            products = matmul(lay(q[some]).flatten(0, 1), table, activations="float")
+            np.maximum(products.numpy(), 0.0, out=products.numpy())  # torch's threads would be in the way
+            its = weights[some].contiguous()
+            scores = combine(products.view(*its.shape, -1), its, heads.repeat(len(its), 1))
             scores.masked_fill_(torch.arange(len(keys)) >= counts[some, None], -torch.inf)
             order = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.most]
             best.append(order.sort(-1).values)
