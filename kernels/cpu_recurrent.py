@@ -113,7 +113,8 @@ class KimiDelta:
         ):
             _check_vector(name, vector, n)
         self.rule, self.dk, self.dv = rule, r.dt_bias.shape[0] // r.n_head, r.norm.shape[0]
-        self._native = _cpu.KimiRule(r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr(), r.eps)
+        vectors = r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr()
+        self._native = _cpu.KimiRule(*vectors, r.eps, r.key_eps, r.floor)
 
     def __call__(
         self,

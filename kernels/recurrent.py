@@ -85,7 +85,8 @@ class KimiDelta:
 
         q, k and fade [T, n_head * dk], v and gate [T, n_head * dv], beta [T, n_head], all float32, may be parts of
         wider rows; queries and keys have the length 1 by head then. As `DeltaNet`, but each row of a head's matrix has
-        a part g of its own that is left of it: with g = exp(a * softplus(fade + dt_bias)), S = diag(g) S,
+        a part g of its own that is left of it: with g = exp(a * softplus(fade + dt_bias)), or, where the rule has a
+        floor, exp(floor * sigmoid(-a * (fade + dt_bias))), S = diag(g) S,
         S += k (sigmoid(beta) (v - S'k))', y = S'q / sqrt(dk); then norm(y) * sigmoid(gate). A token's bits depend on no
         other sequence, and not on how many of its own were computed with it.
         """

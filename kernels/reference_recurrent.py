@@ -30,6 +30,8 @@ class KimiRule(NamedTuple):
     dt_bias: Tensor  # [n_head * dk]
     norm: Tensor  # [dv], weight of the norm of what a head gives
     eps: float
+    key_eps: float  # of the lengths of queries and keys
+    floor: float = 0.0  # where it is below 0, a token leaves more than exp(floor) of a row
 
 
 class SpaceRule(NamedTuple):
@@ -112,9 +114,9 @@ def kimi_delta(
     """S = diag(g) S; S += k (beta * (v - S'k))'; y = norm(S'q) * sigmoid(gate), by head, token after token."""
     shape, heads = state.shape, rule.n_head
     q, k, v, fade = (x.unflatten(1, (heads, -1)) for x in (q, k, v, fade + rule.dt_bias))  # [T, H, dk], v [T, H, dv]
-    q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + rule.eps) for x in (q, k))
-    q = q * shape.dk**-0.5
-    g = torch.exp(torch.nn.functional.softplus(fade) * rule.a[:, None])
+    q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + rule.key_eps) for x in (q, k))
+    q, a = q * shape.dk**-0.5, rule.a[:, None]
+    g = torch.exp(rule.floor * torch.sigmoid(-a * fade) if rule.floor else a * torch.nn.functional.softplus(fade))
     beta = torch.sigmoid(beta)
     y = torch.empty_like(v)
     for begin, end, source, target, kept, kept_after in _each(paths):

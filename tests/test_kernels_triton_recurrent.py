@@ -22,7 +22,7 @@ from tests.test_step_cpu import random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = [Net(1, 2, 20, 12, True), Net(2, 4, 7, 9)]
-KIMIS = [Kimi(3, 20, 12), Kimi(2, 7, 9)]
+KIMIS = [Kimi(3, 20, 12), Kimi(2, 7, 9, -5.0)]
 SPACES = [Space(1, 3, 20, 12), Space(2, 4, 7, 9)]
 
 

@@ -58,6 +58,7 @@ class Kimi(NamedTuple):
     heads: int
     dk: int
     dv: int
+    floor: float = 0.0
 
     door, compiled, reference = KimiDelta, cpu_recurrent.KimiDelta, staticmethod(reference_recurrent.kimi_delta)
 
@@ -68,7 +69,7 @@ class Kimi(NamedTuple):
     @property
     def rule(self) -> KimiRule:
         a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.channels, seed=2), random(self.dv, seed=3)
-        return KimiRule(self.heads, a, bias, norm, 1e-6)
+        return KimiRule(self.heads, a, bias, norm, 1e-6, 1e-5, self.floor)
 
     def rows(self, tokens: int) -> tuple[Tensor, ...]:
         """q, k, v, fade, beta and gate of so many tokens."""
@@ -111,7 +112,7 @@ class Space(NamedTuple):
 
 NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40), Net(3, 3, 7, 33, True)]
 SPACES = [Space(1, 6, 32, 64), Space(3, 6, 20, 12), Space(2, 4, 16, 40), Space(1, 3, 7, 33)]
-KIMIS = [Kimi(4, 32, 64), Kimi(3, 20, 12), Kimi(1, 16, 40), Kimi(2, 7, 33)]
+KIMIS = [Kimi(4, 32, 64), Kimi(3, 20, 12, -5.0), Kimi(1, 16, 40), Kimi(2, 7, 33, -0.5)]
 Sizes = Net | Kimi | Space
 EVERY_RULE = pytest.mark.parametrize("net", [*NETS, *KIMIS, *SPACES], ids=str)
 
@@ -249,12 +250,17 @@ def test_how_fast_a_head_forgets(level: str) -> None:
         roundings = 1 + (want.log().abs()).clamp(max=90)  # what is rounded before the exponential grows in it
         near = 4 * 2.0**-24 * roundings * want + 2e-38
         assert ((state.matrices.flatten() - want).abs() <= near).all()
-        kimi, rows = KimiRule(1, torch.tensor([a]), torch.zeros(n), torch.ones(1), 1e-6), torch.zeros(1, n)
-        state = StateLayer(StateShape(1, 1, 1, n, 1), 1)  # the rows of one head
-        state.matrices.fill_(1.0)
-        given = rows, rows, torch.zeros(1, 1), x[None], torch.zeros(1, 1), torch.zeros(1, 1)
-        cpu_recurrent.KimiDelta(kimi)(*given, state, paths((1, 0, 0, -1, 0)), 1, level)
-        assert ((state.matrices.flatten() - want).abs() <= near).all()
+        rows = torch.zeros(1, n)
+        for floor in (0.0, -5.0):
+            kimi = KimiRule(1, torch.tensor([a]), torch.zeros(n), torch.ones(1), 1e-6, 1e-6, floor)
+            state = StateLayer(StateShape(1, 1, 1, n, 1), 1)  # the rows of one head
+            state.matrices.fill_(1.0)
+            given = rows, rows, torch.zeros(1, 1), x[None], torch.zeros(1, 1), torch.zeros(1, 1)
+            cpu_recurrent.KimiDelta(kimi)(*given, state, paths((1, 0, 0, -1, 0)), 1, level)
+            if floor:
+                want = (floor * torch.sigmoid(-a * x.double())).exp().float()
+                near = 64 * 2.0**-24 * want
+            assert ((state.matrices.flatten() - want).abs() <= near).all()
 
 
 @pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0]], ids=str)

@@ -168,7 +168,8 @@ def recurrent_needs(net: tuple[int, int, int], card: str) -> dict[str, int]:
     whole = dict.fromkeys(("x_row", "before_row", "after_row", "qkv_row", "alpha_row", "beta_row", "z_row"), "i32")
     whole |= dict.fromkeys(("xbc_row", "dt_row", "N_GROUP", "N_HEAD", "SIZE"), "i32")
     whole |= dict.fromkeys(("q_row", "k_row", "v_row", "fade_row", "slot_row"), "i32")
-    whole |= dict.fromkeys(("C", "N_KEY", "N_VALUE", "DK", "DV"), "i32") | {"eps": "fp32", "scale": "fp32"}
+    whole |= dict.fromkeys(("C", "N_KEY", "N_VALUE", "DK", "DV"), "i32")
+    whole |= dict.fromkeys(("eps", "floor", "scale"), "fp32")
     whole |= dict.fromkeys(("starts", "source", "target", "kept", "kept_after"), "*i32")
     whole |= {"slots": "*fp32", "k": "*fp32"}
     every = dict.fromkeys(("SILU", "BEFORE", "AFTER", "BIAS"), True)

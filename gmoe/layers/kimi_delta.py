@@ -9,11 +9,16 @@ from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.recurrent_cache import RecurrentLayer
 from gmoe.layers.weights import Weights
 
+KDA_KEYS = frozenset({"kda.head_dim", "kda.gate_lower_bound", "ssm.conv_kernel"})
+
 
 class KimiDelta(RecurrentLayer):
-    """Queries, keys and values, each behind a convolution of its own, then the rule; what fades and gates is narrow."""
+    """Queries, keys and values, each behind a convolution of its own, then the rule; what fades and gates is narrow.
 
-    def __init__(self, w: Weights):
+    Lengths of queries and keys are told with `key_eps`, or the eps of norms.
+    """
+
+    def __init__(self, w: Weights, key_eps: float | None = None):
         hp, d = w.hparams, w.hparams.kda_head_dim
         if not d:
             w.refuse(f"{hp.architecture}.kda.head_dim", f"required by architecture {hp.architecture}")
@@ -24,7 +29,10 @@ class KimiDelta(RecurrentLayer):
         weights = [w.shaped(f"ssm_conv1d_{part}", (self.wide, hp.ssm_d_conv)) for part in "qkv"]
         self.convs = [ShortConv(weight, on=w.on) for weight in weights]
         a, dt_bias = w.shaped("ssm_a", (hp.n_head,), ""), w.vector("ssm_dt", self.wide, ".bias")
-        rule = KimiRule(hp.n_head, a, dt_bias, w.vector("ssm_norm", d), w.eps)
+        floor = 0.0 if hp.kda_floor is None else hp.kda_floor
+        if hp.kda_floor is not None and floor >= 0.0:
+            w.refuse(f"{hp.architecture}.kda.gate_lower_bound", f"{floor}; only numbers below 0 are supported")
+        rule = KimiRule(hp.n_head, a, dt_bias, w.vector("ssm_norm", d), w.eps, key_eps or w.eps, floor)
         self.learn = recurrent.KimiDelta(rule, w.on)
         narrow = w.linear("ssm_f_a", hp.n_embd, d), w.linear("ssm_g_a", hp.n_embd, d)
         self.inputs = beside(*self._qkv(w), w.linear("ssm_beta", hp.n_embd, hp.n_head), *narrow)

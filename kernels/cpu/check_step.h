@@ -219,7 +219,7 @@ class StepCheck {
                          y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels), n_value, n_value - 1,
                          size_t(values)};
         gmoe::learn(*steps[i], d, paths, 1 + i);
-        const KimiRule third = {a.data(), bias.data(), norm.data(), 1e-6f};
+        const KimiRule third = {a.data(), bias.data(), norm.data(), 1e-6f, 1e-5f, size.taps == 2 ? -5.0f : 0.0f};
         const float* const row = y.data();
         const size_t wide = size_t(channels);
         const Kimi k = {{n_key, size.dk, size.dv, tokens, faded[i].data(), kept_faded[i].data(), nullptr}, third,

@@ -92,11 +92,13 @@ void kimi_ready(const Kimi& k, int head, int token) {
   const size_t at = size_t(head) * k.dk;
   const float *fade = k.fade + token * k.fade_row + at, *bias = k.rule.dt_bias + at;
   float *key = k.key(head, token), *left = k.left(head, token), *asked = k.asked(head, token);
-  resize(k.q + token * k.q_row + at, k.dk, k.rule.eps, 1.0f / __builtin_sqrtf(float(k.dk)), k.query(head, token));
-  resize(k.k + token * k.k_row + at, k.dk, k.rule.eps, 1.0f, key);
+  resize(k.q + token * k.q_row + at, k.dk, k.rule.key_eps, 1.0f / __builtin_sqrtf(float(k.dk)), k.query(head, token));
+  resize(k.k + token * k.k_row + at, k.dk, k.rule.key_eps, 1.0f, key);
+  const Lanes a = all(k.rule.a[head]), floor = all(k.rule.floor);
   for (int i = 0; i < k.dk; i += 16) {
     const int m = k.dk - i < 16 ? k.dk - i : 16;
-    const Lanes g = exponential(softplus(lanes(fade + i, m) + lanes(bias + i, m)) * all(k.rule.a[head]));
+    const Lanes step = lanes(fade + i, m) + lanes(bias + i, m);
+    const Lanes g = exponential(k.rule.floor < 0.0f ? logistic(all(0.0f) - step * a) * floor : softplus(step) * a);
     put(left + i, g, m);
     put(asked + i, g * lanes(key + i, m), m);
   }

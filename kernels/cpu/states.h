@@ -78,7 +78,8 @@ struct Delta : Recurrence {
 struct KimiRule {
   const float *a, *dt_bias;  // [heads], and [heads * dk]
   const float* norm;  // [dv]
-  float eps;
+  float eps, key_eps;
+  float floor;  // where it is below 0, of a row more than exp(floor) is left
 };
 
 // A delta rule whose heads forget each row of their matrices as fast as a token says, with queries and keys of their

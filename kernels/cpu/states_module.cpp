@@ -36,8 +36,9 @@ void bind_states(nb::module_& m) {
                              eps};
       });
   nb::class_<KimiRule>(m, "KimiRule")
-      .def("__init__", [](KimiRule* self, uintptr_t a, uintptr_t dt_bias, uintptr_t norm, float eps) {
-        new (self) KimiRule{at<const float>(a), at<const float>(dt_bias), at<const float>(norm), eps};
+      .def("__init__", [](KimiRule* self, uintptr_t a, uintptr_t dt_bias, uintptr_t norm, float eps, float key_eps,
+                          float floor) {
+        new (self) KimiRule{at<const float>(a), at<const float>(dt_bias), at<const float>(norm), eps, key_eps, floor};
       });
   nb::class_<SpaceRule>(m, "SpaceRule")
       .def("__init__", [](SpaceRule* self, int n_group, uintptr_t a, uintptr_t dt_bias, uintptr_t d, uintptr_t norm,

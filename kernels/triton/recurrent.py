@@ -118,7 +118,7 @@ def _delta(
 @triton.jit
 def _kimi(
     q, k, v, fade, beta, a, dt_bias, y, slots, starts, source, target, kept, kept_after, q_row, k_row, v_row, fade_row,
-    beta_row, eps, scale, N_HEAD, DK, DV, K_WIDTH: tl.constexpr, BAND: tl.constexpr,
+    beta_row, eps, floor, scale, N_HEAD, DK, DV, K_WIDTH: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     h, s = tl.program_id(1), tl.program_id(2)
     i, j = tl.arange(0, K_WIDTH), tl.program_id(0) * BAND + tl.arange(0, BAND)
@@ -138,7 +138,7 @@ def _kimi(
         step = tl.load(fade + t * fade_row + at, mask=i < DK, other=0.0) + bias
         query *= tl.rsqrt(tl.sum(query * query, 0) + eps) * scale
         key *= tl.rsqrt(tl.sum(key * key, 0) + eps)
-        matrix *= tl.exp(softplus(step) * rate)[:, None]
+        matrix *= tl.exp(tl.where(floor < 0, _sigmoid(-step * rate) * floor, softplus(step) * rate))[:, None]
         change = _sigmoid(tl.load(beta + t * beta_row + h)) * (value - tl.sum(matrix * key[:, None], 0))
         matrix += key[:, None] * change[None, :]
         tl.store(y + (t * N_HEAD + h) * DV + j, tl.sum(matrix * query[:, None], 0), mask=j < DV)
@@ -305,7 +305,8 @@ def kimi_delta(
     *parts, gate = (_side_by_side(part) for part in (q, k, v, fade, beta, gate))
     _kimi[(triton.cdiv(dv, BAND), heads, sequences)](
         *parts, rule.a.contiguous(), rule.dt_bias.contiguous(), y, state.matrices, *paths,
-        *(part.stride(0) for part in parts), rule.eps, dk**-0.5, heads, dk, dv, **rule_sizes(dk), **ALONE,
+        *(part.stride(0) for part in parts), rule.key_eps, rule.floor, dk**-0.5, heads, dk, dv,
+        **rule_sizes(dk), **ALONE,
     )  # fmt: skip
     if tokens:
         weight, sizes = rule.norm.contiguous(), gate_sizes(dv, silu=False)
