@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gmoe.experts.budget import TooSmall
 from gmoe.experts.slots import Group, least, share
 from gmoe.gguf.hparams import Hparams
-from gmoe.kernels.kv import BLOCK
+from gmoe.kernels.kv import BLOCK, KvShape
 from gmoe.options import enough_memory, memory_bytes, memory_text
 
 KV_SHARE = 0.25  # of what the weights leave, where the context is not given
@@ -66,7 +66,8 @@ def token_bytes(hparams: Hparams) -> int:
     if hparams.n_output_group:
         return sum(2 * hp.n_head_k * (1 + (not hp.compress_ratio)) + _compressed(hp)[0] for hp in _each(hparams))
     if hparams.kv_lora_rank:
-        return 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
+        latent = 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
+        return latent + sum(_pooled(hparams.of_layer(layer))[0] for layer in layers)
     return 2 * sum(hp.n_kv * (hp.n_head_k + hp.n_head_v) for hp in map(hparams.of_layer, layers))
 
 
@@ -81,7 +82,9 @@ def state_bytes(hparams: Hparams) -> int:
     else:
         channels = hparams.ssm_d_inner + 2 * hparams.ssm_n_group * hparams.ssm_d_state
         each = (hparams.ssm_d_conv - 1) * channels + hparams.ssm_d_state * hparams.ssm_d_inner
-    return 4 * each * sum(hparams.is_recurrent(n) for n in range(hparams.n_layer))
+    recurrent = [hparams.is_recurrent(layer) for layer in range(hparams.n_layer)]
+    others = [hp for hp, its in zip(_each(hparams), recurrent, strict=True) if not its]
+    return 4 * each * sum(recurrent) + sum(_pooled(hp)[1] for hp in others)
 
 
 def _compressed(hparams: Hparams) -> tuple[int, int]:
@@ -91,6 +94,14 @@ def _compressed(hparams: Hparams) -> tuple[int, int]:
         return 0, 0
     numbers, turns = hparams.n_head_k + indexed * hparams.n_index, 1 + indexed
     return -(-2 * numbers * max(1, BLOCK // ratio) // BLOCK), 4 * turns * ratio * 2 * turns * numbers
+
+
+def _pooled(hparams: Hparams) -> tuple[int, int]:
+    """Bytes of a token's part of pools' keys, and of a sequence's tokens whose pool is not complete, in a block."""
+    if not hparams.index_pool or not hparams.indexed:
+        return 0, 0
+    part = KvShape(1, 0, hparams.n_index, hparams.index_pool)
+    return part.nbytes("f16"), 4 * (hparams.index_pool - 1) * 2 * hparams.n_index
 
 
 def _each(hparams: Hparams) -> list[Hparams]:

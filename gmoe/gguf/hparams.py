@@ -88,6 +88,9 @@ class Hparams:
     n_index_head: int = key("attention.indexer.head_count", 0, rare=True)
     n_index: int = key("attention.indexer.key_length", 0, rare=True)
     index_top_k: int = key("attention.indexer.top_k", 0, rare=True)
+    index_pool: int = key("attention.indexer.kpool", 0, rare=True)
+    index_tail: bool = key("attention.indexer.kpool_select_tail", True, rare=True)
+    indexed: bool = key("attention.indexer.types", True, by_layer=True, rare=True)  # the block has an index of its own
     compress_ratio: int = key("attention.compress_ratios", 0, by_layer=True, rare=True, spare=True)
     compress_freq_base: float = key("attention.compress_rope_freq_base", 10000.0, rare=True)
     n_output_group: int = key("attention.output_group_count", 0, rare=True)

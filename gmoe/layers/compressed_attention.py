@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import QuantTensor
-from gmoe.kernels.kv import BLOCK, KvShape
+from gmoe.kernels.kv import KvShape
 from gmoe.kernels.ops import HeadMaps, Rotation, attention, lay, store
 from gmoe.layers.attention import sliding
 from gmoe.layers.batch import Batch
@@ -15,7 +15,7 @@ from gmoe.layers.compressor import OVERLAPPING, Compressor, join
 from gmoe.layers.kv_cache import KeepsBeside
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.norm import RMSNorm
-from gmoe.layers.picked_rows import Picked, PickedRows, floats
+from gmoe.layers.picked_rows import Picked, PickedRows, floats, sequences, slots
 from gmoe.layers.recurrent_cache import RecurrentLayer, StateShape
 from gmoe.layers.rope import rope
 from gmoe.layers.row_index import RowIndex
@@ -88,34 +88,34 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
     def __init__(self, w: Weights):
         hp = w.hparams
         self.rows = Compressor(w, "attn_compressor", hp.n_head_k)
-        self.index = RowIndex(w) if hp.compress_ratio == OVERLAPPING else None
+        self.compressors, self.index = [self.rows], None
+        if hp.compress_ratio == OVERLAPPING:
+            self.index = RowIndex(w, hp.index_top_k)
+            self.compressors.append(Compressor(w, "indexer_compressor", self.index.width))
         super().__init__(w)
         self.attend = w.shared("picked rows", PickedRows)
         self.ratio, self.n_swa = hp.compress_ratio, hp.n_swa
-        self.compressors = [self.rows] if self.index is None else [self.rows, self.index.keys]
         self.kv_shape = KvShape(1, 0, self.width)
         self.beside_shape = KvShape(1, 0, sum(part.width for part in self.compressors), self.ratio)
         self.state_shape = StateShape(self.rows.turns * self.ratio, sum(2 * part.channels for part in self.compressors))
 
     def more_inputs(self, w: Weights) -> list[QuantLinear]:
         """Those of compressors and of the index."""
-        if self.index is None:
-            return self.rows.maps
-        return [*self.rows.maps, *self.index.keys.maps, self.index.weights]
+        return [*(m for part in self.compressors for m in part.maps), *([self.index.weights] if self.index else [])]
 
     def mixed(self, q: Tensor, row: Tensor, low: Tensor, more: list[Tensor], batch: Batch) -> Tensor:
         """What queries [T, H, d] see of the past and of these rows [T, 1, d]: -> [T, H, d]."""
         own, compressed = batch.kv.layers[self.layer], batch.kv.beside[self.layer]
         batch.kv.write(self.layer, batch.slot_mapping, row[..., :0], row)
         self._compress(more, batch)
-        positions, of = batch.positions, _sequences(batch)
+        positions, of = batch.positions, sequences(batch)
         first = (positions - self.n_swa + 1).clamp(min=0)
         counts = positions - first + 1
         near = torch.minimum(first[:, None] + torch.arange(int(counts.max())), positions[:, None])
         ends = (positions + 1) // self.ratio
         some = ends if self.index is None else ends.clamp(max=self.index.most)
         far = self._far(low, more, ends, int(some.max()), batch)
-        picks = [Picked(compressed, self._rows(far, of, batch), some), Picked(own, _slots(near, of, batch), counts)]
+        picks = [Picked(compressed, self._rows(far, of, batch), some), Picked(own, slots(near, of, batch), counts)]
         return self.attend(q, picks, self.scale, self.sinks)
 
     def _compress(self, more: list[Tensor], batch: Batch) -> None:
@@ -150,7 +150,7 @@ class CompressedMLA(WindowMLA, RecurrentLayer, KeepsBeside):
         """Where the layer has a sequence's compressed rows: numbers [T, n] of sequences [T] -> [T, n]."""
         last = torch.from_numpy(np.array(batch.lengths))[of, None] // self.ratio - 1
         numbers = torch.minimum(numbers, last.clamp(min=0))
-        return self.beside_shape.row(_slots(numbers * self.ratio + self.ratio - 1, of, batch))
+        return self.beside_shape.row(slots(numbers * self.ratio + self.ratio - 1, of, batch))
 
 
 def _turns(w: Weights) -> tuple[Rotation, Rotation]:
@@ -158,16 +158,6 @@ def _turns(w: Weights) -> tuple[Rotation, Rotation]:
     far = w.hparams.compress_ratio > 0
     frequencies = rope(w.compressed() if far else w, "norm", factors="none", scaled=far).frequencies
     return Rotation(frequencies, 1.0, False), Rotation(-frequencies, 1.0, False)
-
-
-def _sequences(batch: Batch) -> Tensor:
-    """Whose each row is, [T]."""
-    return torch.from_numpy(np.repeat(np.arange(len(batch.tables)), np.diff(batch.begins)))
-
-
-def _slots(positions: Tensor, of: Tensor, batch: Batch) -> Tensor:
-    """Where the cache has a sequence's tokens: positions [T, n] of sequences [T] -> [T, n]."""
-    return batch.block_tables[of[:, None], positions // BLOCK].long() * BLOCK + positions % BLOCK
 
 
 def _groups(w: Weights, n_in: int) -> list[QuantTensor]:

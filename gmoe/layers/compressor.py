@@ -46,12 +46,15 @@ class Compressor:
             values, gates = (
                 torch.cat((part[:, : self.ratio, 0], part[:, self.ratio :, 1]), 1) for part in (values, gates)
             )
-        gates = gates.masked_fill(~there[:, :, None], -torch.inf).transpose(1, 2).contiguous()
-        values = values.masked_fill(~there[:, :, None], 0.0).transpose(1, 2).contiguous()
-        weights = torch.exp(
-            gates - gates.amax(-1, keepdim=True)
-        )  # softmax would call torch's threads for a few numbers
-        return self.norm((weights * values).sum(-1) / weights.sum(-1))
+        gates = gates.masked_fill(~there[:, :, None], -torch.inf)
+        return self.norm(weighed(values.masked_fill(~there[:, :, None], 0.0), gates))
+
+
+def weighed(values: Tensor, gates: Tensor) -> Tensor:
+    """Of each channel the sum of tokens' values by the softmax of their gates, [n, tokens, C] each -> [n, C]."""
+    values, gates = (part.transpose(1, 2).contiguous() for part in (values, gates))
+    weights = torch.exp(gates - gates.amax(-1, keepdim=True))  # softmax would call torch's threads for a few numbers
+    return (weights * values).sum(-1) / weights.sum(-1)
 
 
 class Spans(NamedTuple):

@@ -52,6 +52,12 @@ class StreamSum:
         return blended(x, None, weights[:, None])[:, 0]
 
 
+def mean(x: Tensor) -> Tensor:
+    """What the last norm reads where no map makes weights: streams [T, n, D] -> [T, D]."""
+    rows, n, _ = x.shape
+    return blended(x, None, x.new_full((rows, 1, n), 1 / n))[:, 0]
+
+
 def streams(w: Weights) -> int:
     """How many residual streams the file states."""
     n = w.hparams.n_streams

@@ -30,7 +30,8 @@ class MLA:
         self.n_head_k = hp.key_length_mla or hp.n_head_k
         self.n_head_v = hp.value_length_mla or hp.n_head_v
         self.n_nope = self.n_head_k - self.n_rot
-        if not self.n_lora or self.n_nope <= 0 or not self.n_rot:
+        turns = hp.rope_dimension_count is not None if turn is None else self.n_rot > 0
+        if not self.n_lora or self.n_nope <= 0 or not turns:
             raise UnsupportedModel(
                 hp.file,
                 f"{hp.architecture}.attention.kv_lora_rank",
@@ -47,10 +48,10 @@ class MLA:
         q_width = self.n_head * self.n_head_k
         if hp.q_lora_rank:
             q_a, q_a_norm = w.linear("attn_q_a", hp.n_embd, hp.q_lora_rank), w.norm("attn_q_a_norm", n=hp.q_lora_rank)
-            q_b = w.linear("attn_q_b", hp.q_lora_rank, q_width)
-            self.q: Callable[[Tensor], Tensor] = lambda x: q_b(q_a_norm(q_a(x)))
+            self.low: Callable[[Tensor], Tensor] = lambda x: q_a_norm(q_a(x))
+            self.q = w.linear("attn_q_b", hp.q_lora_rank, q_width)
         else:
-            self.q = w.linear("attn_q", hp.n_embd, q_width)
+            self.low, self.q = lambda x: x, w.linear("attn_q", hp.n_embd, q_width)
         self.kv_a = w.linear("attn_kv_a_mqa", hp.n_embd, self.n_lora + self.n_rot)
         self.kv_a_norm = w.norm("attn_kv_a_norm", n=self.n_lora)
         self.k_b, self.v_b = (HeadMaps(maps, w.activations, w.on) for maps in self._heads(w))
@@ -74,15 +75,22 @@ class MLA:
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D], on the CPU in the memory of x; this step's latent rows are in the cache afterwards."""
+        return self.attend(x, self.low(x), batch)
+
+    def attend(self, x: Tensor, low: Tensor, batch: Batch) -> Tensor:
+        """The same, beside what maps to queries [T, n]."""
         batch.kv.write(self.layer, batch.slot_mapping, *self._latent(x, batch.positions))
-        query = self._query(x, batch.positions)
-        layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
-        mixed = attention(query, layer, batch.turns, self.scale, causal, None, part, self.on)
+        mixed = self.mixed(self._query(low, batch.positions), batch)
         return self.output(self.v_b(mixed).flatten(1), x)
 
-    def _query(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [T, D] -> [T, H, n_lora + n_rot]."""
-        q = self.q(x).view(-1, self.n_head, self.n_head_k)
+    def mixed(self, query: Tensor, batch: Batch) -> Tensor:
+        """What queries [T, H, n_lora + n_rot] see of the latent rows: -> [T, H, n_lora], in their memory."""
+        layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
+        return attention(query, layer, batch.turns, self.scale, causal, None, part, self.on)
+
+    def _query(self, low: Tensor, positions: Tensor) -> Tensor:
+        """What maps to queries, [T, n] -> [T, H, n_lora + n_rot]."""
+        q = self.q(low).view(-1, self.n_head, self.n_head_k)
         query = q.new_empty(*q.shape[:2], self.n_lora + self.n_rot)
         self.k_b(q[..., : self.n_nope], query[..., : self.n_lora])
         self._lay(q[..., self.n_nope :], positions, query[..., self.n_lora :])

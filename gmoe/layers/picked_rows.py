@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import BLOCK, GROUP, KvLayer, KvShape
 from gmoe.kernels.ops import Rows, Turns, attention, lay, store
 from gmoe.layers.attention import causal
+from gmoe.layers.batch import Batch
 
 QUERIES = 8  # whose rows are copied at a time: torch, whose threads would be in the way, has little to do then
 
@@ -76,3 +78,13 @@ def floats(layer: KvLayer, rows: Tensor, begin: int, end: int) -> Tensor:
     table = QuantTensor(parts.view(torch.uint8), FORMATS[layer.kind.upper()], tuple(parts.shape))
     of = rows[:, None] * (width // unit) + torch.arange(begin // unit, end // unit)
     return Rows(table, parts.device)(of.flatten()).view(len(rows), end - begin)
+
+
+def sequences(batch: Batch) -> Tensor:
+    """Whose each row is, [T]."""
+    return torch.from_numpy(np.repeat(np.arange(len(batch.tables)), np.diff(batch.begins)))
+
+
+def slots(positions: Tensor, of: Tensor, batch: Batch) -> Tensor:
+    """Where the cache has a sequence's tokens: positions [T, n] of sequences [T] -> [T, n]."""
+    return batch.block_tables[of[:, None], positions // BLOCK].long() * BLOCK + positions % BLOCK

@@ -1,4 +1,4 @@
-"""An index of compressed rows: which of them a query attends to where they are many (DeepSeek-V4)."""
+"""An index: to which of many rows, or of pools of them, a query attends (DeepSeek-V4, GLM-5.3-Flash)."""
 
 import numpy as np
 import torch
@@ -6,7 +6,6 @@ from torch import Tensor
 
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.ops import combine, lay, matmul
-from gmoe.layers.compressor import Compressor
 from gmoe.layers.weights import Weights
 
 QUERIES = 32  # whose scores stand in memory together
@@ -15,13 +14,12 @@ QUERIES = 32  # whose scores stand in memory together
 class RowIndex:
     """A row's score is a weighted sum over heads of what is positive of a head's query times the row's index key."""
 
-    def __init__(self, w: Weights):
+    def __init__(self, w: Weights, most: int):
         hp = w.hparams
-        self.n_head, self.width, self.most = hp.n_index_head, hp.n_index, hp.index_top_k
+        self.n_head, self.width, self.most = hp.n_index_head, hp.n_index, most
         if not self.n_head or not self.most or self.width < (hp.rope_dimension_count or 0):
             why = "needed with key_length, as wide as rope.dimension_count at least, and top_k"
             w.refuse(f"{hp.architecture}.attention.indexer.head_count", why)
-        self.keys = Compressor(w, "indexer_compressor", self.width)
         self.queries = w.linear("indexer.attn_q_b", hp.q_lora_rank, self.n_head * self.width)
         self.weights = w.linear("indexer.proj", hp.n_embd, self.n_head)
 
