@@ -619,6 +619,74 @@ def _kimi_keys(s: Shape) -> dict[str, Any]:
     }
 
 
+def _glm5_next(pool: int, all_indexed: bool) -> Callable[[Shape, int], Tensors]:
+    """Every other block has latent attention; every other of these an index, or all."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        if layer % 2 == 0:
+            for name, dims in _kimi_delta(s, fused=False):
+                yield name, (s.head,) if name == "ssm_a" else dims
+        else:
+            for name, dims in mla(s, q_lora=True, legacy=False):  # no positions: a key is 32 = 40 - 8 wide
+                yield name, {"attn_q_b.weight": (s.head * 32, 32), "attn_kv_a_mqa.weight": (32, s.embd)}.get(name, dims)
+        if layer % 2 and (all_indexed or _indexed(layer)):
+            yield "indexer.k_norm.weight", (16,)
+            yield "indexer.k_norm.bias", (16,)
+            yield "indexer.proj.weight", (16, s.embd)
+            yield "indexer.attn_k.weight", (16, s.embd)
+            yield "indexer.attn_q_b.weight", (16 * 16, 32)
+            yield "indexer_compressor_gate.weight", (16, s.embd)
+            yield "indexer_compressor_ape.weight", (pool, 16)
+        yield from _connections(s)
+        yield from ffn_norm(s)
+        if layer == 0:
+            yield from dense(s)
+        else:
+            yield from routed(s, selection_bias=True)
+            yield from dense(s, "_shexp", s.ff_exp)
+
+    return block
+
+
+def _indexed(layer: int) -> bool:
+    return layer % 4 != 3
+
+
+def _glm5_keys(s: Shape, pool: int, all_indexed: bool) -> dict[str, Any]:
+    keys = _kimi_keys(s) | {
+        "attention.head_count_kv": [layer % 2 for layer in range(s.layer)],
+        "attention.q_lora_rank": 32,
+        "attention.key_length": 32,
+        "attention.key_length_mla": 32,
+        "attention.layer_norm_epsilon": 1e-6,
+        "attention.indexer.head_count": 16,
+        "attention.indexer.key_length": 16,
+        "attention.indexer.top_k": 16,
+        "attention.indexer.kpool": pool,
+        "rope.dimension_count": 0,
+        "hyper_connection.count": 4,
+        "hyper_connection.sinkhorn_iterations": 3,
+        "hyper_connection.epsilon": 1e-3,
+        "swiglu_clamp_exp": [0.5] * s.layer,
+    }
+    if not all_indexed:
+        keys |= {
+            "attention.indexer.kpool_select_tail": True,
+            "attention.indexer.types": [_indexed(layer) for layer in range(s.layer)],
+            "kda.gate_lower_bound": -5.0,
+            "swiglu_clamp_shexp": [0.7] * s.layer,
+        }
+    return keys
+
+
+def _connections(s: Shape) -> Tensors:
+    """Those of four streams."""
+    for part in ("attn", "ffn"):
+        yield f"hc_{part}_fn.weight", ((2 + 4) * 4, 4 * s.embd)
+        yield f"hc_{part}_base.weight", ((2 + 4) * 4,)
+        yield f"hc_{part}_scale.weight", (3,)
+
+
 def _dbrx_keys(s: Shape) -> dict[str, Any]:
     keys = _moe(s, attention__layer_norm_epsilon=1e-5, attention__clamp_kqv=0.5)
     return {name: value for name, value in keys.items() if "rms" not in name}
@@ -648,7 +716,7 @@ def _moe(s: Shape, **more: Any) -> dict[str, Any]:
 
 
 def _deepseek4(s: Shape, layer: int) -> Tensors:
-    d, hc, low, heads, index = s.head_dim, 4, 32, 16, 64  # of so many heads one says more than nothing
+    d, low, heads, index = s.head_dim, 32, 16, 64  # of so many heads one says more than nothing
     ratio = _ratios(s)[layer]
     yield "attn_norm.weight", (s.embd,)
     yield "attn_sinks.weight", (s.head,)
@@ -660,10 +728,7 @@ def _deepseek4(s: Shape, layer: int) -> Tensors:
     groups = _groups(s)
     yield "attn_output_a.weight", (groups * 16, s.head * d // groups)
     yield "attn_output_b.weight", (s.embd, groups * 16)
-    for part in ("attn", "ffn"):
-        yield f"hc_{part}_fn.weight", ((2 + hc) * hc, hc * s.embd)
-        yield f"hc_{part}_base.weight", ((2 + hc) * hc,)
-        yield f"hc_{part}_scale.weight", (3,)
+    yield from _connections(s)
     compressors = {"attn_compressor": d} if ratio else {}
     if ratio == 4:
         compressors["indexer_compressor"] = index
@@ -912,6 +977,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h_moe": Architecture(_nemotron, _nemotron_keys, Shape(layer=5)),
     "kimi-linear": Architecture(_kimi_linear(), _kimi_keys, Shape(layer=4)),
     "kimi-linear+fused": Architecture(_kimi_linear(fused=True), _kimi_keys, Shape(layer=4)),
+    "glm5-next": Architecture(_glm5_next(4, False), lambda s: _glm5_keys(s, 4, False), Shape(layer=4)),
+    "glm5-next+all": Architecture(_glm5_next(2, True), lambda s: _glm5_keys(s, 2, True), Shape(layer=4)),
     "lfm2moe": Architecture(
         _lfm2moe,
         lambda s: (
@@ -975,7 +1042,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
 
-CPU_ALONE = ["deepseek4"]  # which compute with torch between the kernels, and on no device yet
+# which compute with torch between the kernels, and on no device yet
+CPU_ALONE = ["deepseek4", "glm5-next", "glm5-next+all"]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 

@@ -7,7 +7,8 @@ four tokens are compared, and rounding can decide a router's near tie in one of 
 printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve. A file
 that one of the two refuses is printed with what it says, as are the few whose experts are too many for the nodes of
 llama.cpp's graph; its AMX stops at latent attention in quantized types (`use_extra_bufts` of its model's parameters
-keeps it from that), so that files of kimi-linear, whose norms make much of little, are printed too.
+keeps it from that), so that files of kimi-linear and glm5-next, whose norms make much of little, are
+printed too.
 
 llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 build its `libggml-cpu.so`
 without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of llama-cpp-python's libraries
@@ -68,6 +69,7 @@ FOURS = {
     "step35",
     "laguna",
     "deepseek4",
+    "glm5-next",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -137,6 +139,16 @@ OWN: dict[str, Keys] = {
         "attention.compress_rope_freq_base": (100.0, 160000.0),
         "hyper_connection.sinkhorn_iterations": (1, 2, 20),
         "hyper_connection.epsilon": (1e-6, 1e-2),
+        "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+        "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
+    },
+    "glm5-next": GATED
+    | {
+        "attention.indexer.top_k": (4, 16, 512),
+        "attention.layer_norm_epsilon": (1e-6, 1e-2),
+        "hyper_connection.sinkhorn_iterations": (1, 2, 20),
+        "hyper_connection.epsilon": (1e-6, 1e-2),
+        "kda.gate_lower_bound": (-0.5, -5.0),
         "swiglu_clamp_exp": (0.0, 0.2, 7.0),
         "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
     },

@@ -57,10 +57,11 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
-def test_rows_that_are_compressed(tmp_path: Path, kv_type: KvType) -> None:
+@pytest.mark.parametrize("name", ["deepseek4", "glm5-next"])
+def test_rows_that_are_compressed(tmp_path: Path, name: str, kv_type: KvType) -> None:
     """Some are of 128 tokens, and of those of 4 an index picks: the same bits in chunks, together and begun later."""
-    ids, recorded = 5 * IDS, np.load(RECORDED)["deepseek4 long"]
-    with LLM.load(write_model(tmp_path / "m.gguf", "deepseek4"), replace(EXACT, context=512)) as llm:
+    ids, recorded = 5 * IDS, np.load(RECORDED)[f"{name} long"]
+    with LLM.load(write_model(tmp_path / "m.gguf", name), replace(EXACT, context=512)) as llm:
         whole = Engine(llm.model, 512, 1, kv_type, 512).logits(ids)
         if kv_type == "f32":
             np.testing.assert_allclose(whole[[126, 127, 255, 319]], recorded, atol=1e-4, rtol=0)
@@ -233,6 +234,16 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4]}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4, 8, 0, 1]}, {}),
         ("deepseek4", {"expert_weights_scale": 0.0, "swiglu_clamp_exp": 0.5}, {"expert_weights_scale": 1.0}),
+        ("glm5-next", {"rope.freq_base": 100.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
+        ("glm5-next", {"expert_gating_func": 0, "attention.key_length": 64}, {}),
+        ("glm5-next", {"attention.indexer.types": [False, True, False, False]}, {}),
+        ("glm5-next+all", {"attention.indexer.types": [True] * 4, "attention.indexer.kpool_select_tail": True}, {}),
+        ("glm5-next+all", {"swiglu_clamp_shexp": [0.5] * 4}, {}),
+        (
+            "glm5-next",
+            {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count_kv": [0, 1, 0, 1, 1]},
+            {},
+        ),
         ("laguna", {"attention.sliding_window_pattern": [False, True, True, True, False]}, {}),
         ("laguna", {"expert_gating_func": 2, "expert_shared_count": 1}, {}),
         ("laguna+full", {"attention.sliding_window": 0, "rope.freq_base_swa": 100.0}, {}),
@@ -350,6 +361,17 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             {"attention.head_count_kv": [0, 1, 1, 0]},
             "blk.1.attn_k_b.weight: this tensor is required by",
         ),
+        ("glm5-next", {"rope.dimension_count": 8}, "rope.dimension_count: 8; only 0 is supported"),
+        ("glm5-next", {"attention.q_lora_rank": 0}, "q_lora_rank: required by architecture glm5-next"),
+        ("glm5-next", {"attention.value_length_mla": 0}, "value_length_mla: required by architecture glm5-next"),
+        ("glm5-next", {"kda.gate_lower_bound": 0.0}, "gate_lower_bound: 0.0; only numbers below 0 are supported"),
+        ("glm5-next", {"attention.indexer.kpool": 3, "attention.indexer.top_k": 18}, "kpool: 3; a power of two from 2"),
+        ("glm5-next", {"attention.indexer.top_k": 18}, "kpool: 4; a power of two from 2 to 1024 that divides top_k"),
+        ("glm5-next", {"attention.indexer.kpool": 8}, "ape.weight: has the shape [4, 16], the rest of the file asks"),
+        ("glm5-next", {"attention.indexer.kpool_select_tail": False}, "kpool_select_tail: only true is supported: "),
+        ("glm5-next", {"attention.indexer.types": [False] * 4}, "types: the first block with latent attention needs"),
+        ("glm5-next+all", {"kda.safe_gate": True}, "kda.safe_gate: not known to gmoe"),
+        ("kimi-linear", {"kda.gate_lower_bound": -5.0}, "kda.gate_lower_bound: not known to gmoe"),
         (
             "laguna+full",
             {"attention.sliding_window": 8},
@@ -456,6 +478,19 @@ def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
         assert np.array_equal(a.logits(IDS), b.logits(IDS)) and np.array_equal(a.logits(IDS), c.logits(IDS))
     with pytest.raises(UnsupportedModel, match="blk.0.ffn_gate_tid2eid.weight: names experts that are none of the 8"):
         LLM.load(tmp_path / "d.gguf")
+
+
+def test_a_block_may_have_an_index_that_it_does_not_use(tmp_path: Path) -> None:
+    path, bare = tmp_path / "m.gguf", tmp_path / "bare.gguf"
+    write_model(path, "glm5-next+all", metadata={"attention.indexer.types": [True, True, True, False]})
+    with GGUFFile.open(path) as file:
+
+        def used(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            return [] if info.name.startswith("blk.3.indexer") else [(info.name, tensor)]
+
+        rewrite(file, bare, used)
+    with LLM.load(path, EXACT) as a, LLM.load(bare, EXACT) as b:
+        assert np.array_equal(a.logits(IDS), b.logits(IDS))
 
 
 def test_architectures_are_told_by_the_names_that_files_have() -> None:
