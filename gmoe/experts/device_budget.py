@@ -101,7 +101,7 @@ def _pooled(hparams: Hparams) -> tuple[int, int]:
     if not hparams.index_pool or not hparams.indexed:
         return 0, 0
     part = KvShape(1, 0, hparams.n_index, hparams.index_pool)
-    return part.nbytes("f16"), 4 * (hparams.index_pool - 1) * 2 * hparams.n_index
+    return part.nbytes("f16"), 4 * hparams.index_pool * 2 * hparams.n_index
 
 
 def _each(hparams: Hparams) -> list[Hparams]:
