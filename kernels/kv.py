@@ -77,6 +77,16 @@ class KvLayer:
             values = values * self.value_scales[some].float().repeat_interleave(GROUP, 3)[..., : self.shape.dv]
         return keys.permute(0, 3, 1, 2).flatten(0, 1)[:length], values.transpose(1, 2).flatten(0, 1)[:length]
 
+    def picked(self, slots: Tensor) -> "KvLayer":
+        """A layer of n blocks with copies of the tokens at slots [n, 32]."""
+        layer, (block, at) = KvLayer(self.shape, 0, self.kind, self.keys.device), (slots // BLOCK, slots % BLOCK)
+        layer.keys = self.keys[block, :, :, at].permute(0, 2, 3, 1).contiguous()
+        layer.values = self.values[block, :, at].transpose(1, 2).contiguous()
+        if self.key_scales is not None and self.value_scales is not None:
+            layer.key_scales = self.key_scales[block, :, :, at].permute(0, 2, 3, 1).contiguous()
+            layer.value_scales = self.value_scales[block, :, at].transpose(1, 2).contiguous()
+        return layer
+
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
     """Zeros that take no memory on the CPU before they are written."""

@@ -1,0 +1,59 @@
+"""Attention to chosen tokens: what it says of all, of some, and of several sequences; and which an index chooses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from gmoe.kernels import cpu_step
+from gmoe.kernels.kv import KvShape, KvType
+
+from gmoe.layers import sparse_attention
+from gmoe.layers.attention import causal
+from gmoe.layers.row_index import RowIndex
+from gmoe.layers.sparse_attention import Chosen, attend
+from tests.test_step_cpu import random, scene
+
+KINDS: list[KvType] = ["f32", "f16", "bf16", "q8_0"]
+
+
+def slots(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return table[positions // 32].long() * 32 + positions % 32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [KvShape(1, 72, 40), KvShape(2, 40, 64)])
+def test_of_all_tokens_it_says_what_attention_does(
+    kind: KvType, shape: KvShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv, turns = scene(shape, kind, [100, 40], [70, 3], cpu_step.levels()[-1])
+    q, sinks = random(73, 4, shape.dk), random(4, seed=8)
+    whole = cpu_step.attention(q, kv, turns, 0.125, causal, sinks, 2)
+    tables = turns.block_tables[torch.tensor([0] * 70 + [1] * 3)]
+    before = torch.minimum(torch.arange(100), turns.positions[:, None])
+    chosen = Chosen(torch.stack([slots(t, p) for t, p in zip(tables, before, strict=True)]), turns.positions + 1)
+    assert torch.equal(attend(q, kv, chosen, 0.125, sinks), whole)
+    monkeypatch.setattr(sparse_attention, "COPIED", 1)
+    assert torch.equal(attend(q, kv, chosen, 0.125, sinks), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_some_tokens_it_says_what_these_say(kind: KvType) -> None:
+    kv, turns = scene(KvShape(1, 72, 40), kind, [100], [3], cpu_step.levels()[-1])
+    q, keys, values = random(3, 4, 72), *kv.read(turns.block_tables[0], 100)
+    some = torch.tensor([[0, 3, 31, 32, 60, 97], [2, 64, 95, 96, 97, 98], [5, 99, 0, 0, 0, 0]])
+    counts = torch.tensor([6, 6, 2])
+    got = attend(q, kv, Chosen(slots(turns.block_tables[0], some), counts), 0.125)
+    for row, places, n in zip(range(3), some, counts, strict=True):
+        weights = torch.softmax(q[row] @ keys[places[:n], 0].T * 0.125, -1)
+        torch.testing.assert_close(got[row], weights @ values[places[:n], 0], atol=2e-6, rtol=2e-5)
+
+
+def test_of_equal_scores_the_earlier_is_chosen() -> None:
+    index, keys, q = SimpleNamespace(n_head=2, most=3), random(9, 8), random(4, 2, 8, seed=1)
+    counts = torch.tensor([9, 8, 4, 3])
+    assert RowIndex.best(index, q, torch.zeros(4, 2), keys, counts).tolist() == [[0, 1, 2]] * 4  # type: ignore[arg-type]
+    keys[:] = keys[0]
+    keys[7] = 2 * keys[0]
+    q[:] = keys[0]
+    found = RowIndex.best(index, q, torch.ones(4, 2), keys, counts)  # type: ignore[arg-type]
+    assert found.tolist() == [[0, 1, 7], [0, 1, 7], [0, 1, 2], [0, 1, 2]]
