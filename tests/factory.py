@@ -177,6 +177,17 @@ def _deepseek2(
     return block
 
 
+def _sparse(s: Shape, layer: int) -> Tensors:
+    """The same behind a lightning indexer."""
+    heads, index = 16, 64  # of so many heads one says more than nothing
+    yield from _deepseek2(True, False, True)(s, layer)
+    yield "indexer.k_norm.weight", (index,)
+    yield "indexer.k_norm.bias", (index,)
+    yield "indexer.proj.weight", (heads, s.embd)
+    yield "indexer.attn_k.weight", (index, s.embd)
+    yield "indexer.attn_q_b.weight", (heads * index, 32)
+
+
 def _shared(s: Shape, layer: int) -> Tensors:
     """Routed experts beside a shared one."""
     yield from gqa(s)
@@ -816,6 +827,11 @@ def _mla_keys(s: Shape, q_lora: bool, legacy: bool, **more: Any) -> dict[str, An
     return keys | LED | more
 
 
+def _sparse_keys(s: Shape) -> dict[str, Any]:
+    index = {"head_count": 16, "key_length": 64, "top_k": 12}
+    return _mla_keys(s, True, False, expert_gating_func=2) | {f"attention.indexer.{k}": n for k, n in index.items()}
+
+
 def _gemma4_keys(s: Shape, shared: int = 0) -> dict[str, Any]:
     kinds = [_of_full(s, layer) for layer in range(s.layer)]
     return _moe(s) | {
@@ -909,6 +925,15 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "attention.temperature_length": 8,
             }
         ),
+    ),
+    "deepseek32": Architecture(
+        _sparse, lambda s: _sparse_keys(s) | YARN | {"rope.scaling.yarn_log_multiplier": 0.1}, Shape(layer=3)
+    ),
+    "glm-dsa": Architecture(_sparse, _sparse_keys, Shape(layer=4)),
+    "glm-dsa+shared": Architecture(
+        lambda s, layer: (row for row in _sparse(s, layer) if not layer % 3 or "indexer" not in row[0]),
+        lambda s: _sparse_keys(s) | {"attention.indexer.types": [int(not layer % 3) for layer in range(s.layer)]},
+        Shape(layer=5),
     ),
     "gpt-oss": Architecture(
         _gpt_oss,
@@ -1043,7 +1068,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # which compute with torch between the kernels, and on no device yet
-CPU_ALONE = ["deepseek4", "glm5-next", "glm5-next+all"]
+CPU_ALONE = ["deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all"]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 

@@ -51,7 +51,8 @@ SQUARE = {
     "arctic",
 }  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
-LATENT = {"deepseek2", "mistral4"}
+LATENT = {"deepseek2", "mistral4", "deepseek32"}
+UNSCALED = {"glm-dsa"}  # positions
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 FOURS = {
     "llama4",
@@ -98,6 +99,7 @@ ANY: Keys = {
 SCALED: Keys = {"rope.scaling.factor": (1.0, 1.7, 40.0), "rope.scaling.type": ("none", "linear", "yarn")}
 LATENT_SCALED: Keys = {"rope.scaling.factor": (1.0, 40.0), "rope.scaling.attn_factor": (0.7, 1.2)}
 GATED: Keys = {"expert_gating_func": (1, 2, 3, 4)}
+CHOOSING: Keys = {"attention.indexer.top_k": (1, 3, 12, 33, 100)}
 GRANITE: Keys = {
     "attention.scale": (0.015625, 1.0),
     "embedding_scale": (0.5, 12.0),
@@ -117,6 +119,8 @@ OWN: dict[str, Keys] = {
     "mistral4": GATED
     | LATENT_SCALED
     | {"attention.temperature_scale": (0.0, 0.5), "attention.temperature_length": (1, 20)},
+    "deepseek32": GATED | LATENT_SCALED | CHOOSING,
+    "glm-dsa": GATED | CHOOSING,
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "exaone-moe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "cohere2moe": GATED | {"attention.sliding_window": (1, 7, 16), "logit_scale": (0.0625, 1.0)},
@@ -189,7 +193,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
 def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
     """Half of the keys that the architecture could have."""
     architecture = name.split("+")[0]
-    keys = ANY | ({} if architecture in LATENT else SCALED) | OWN.get(architecture, {})
+    keys = ANY | ({} if architecture in LATENT | UNSCALED else SCALED) | OWN.get(architecture, {})
     drawn = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.5}
     if architecture != "nemotron_h_moe":
         drawn["feed_forward_length"] = shape.ff
@@ -198,7 +202,7 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
     if architecture == "bailingmoe2":
         drawn["expert_shared_feed_forward_length"] = shape.ff_exp
     if architecture in LATENT:
-        multipliers = [0.1] if architecture == "mistral4" else [0.05, 0.1]
+        multipliers = [0.05, 0.1] if architecture == "deepseek2" else [0.1]
         drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice(multipliers)}
     return drawn
 

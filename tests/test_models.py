@@ -57,9 +57,9 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize("name", ["deepseek4", "glm5-next"])
-def test_rows_that_are_compressed(tmp_path: Path, name: str, kv_type: KvType) -> None:
-    """Some are of 128 tokens, and of those of 4 an index picks: the same bits in chunks, together and begun later."""
+@pytest.mark.parametrize("name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next"])
+def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvType) -> None:
+    """Tokens, pools, or rows of 4 beside which others are of 128: the same bits in chunks, together, begun later."""
     ids, recorded = 5 * IDS, np.load(RECORDED)[f"{name} long"]
     with LLM.load(write_model(tmp_path / "m.gguf", name), replace(EXACT, context=512)) as llm:
         whole = Engine(llm.model, 512, 1, kv_type, 512).logits(ids)
@@ -79,7 +79,16 @@ def test_rows_that_are_compressed(tmp_path: Path, name: str, kv_type: KvType) ->
                 engine.step()
             for seq in seqs:
                 assert np.array_equal(seen[id(seq)][0], whole[seq.n_prompt - 1])
-        assert seqs[0].n_reused == 256 and seqs[1].n_reused > 0
+        assert seqs[0].n_reused >= 256 and seqs[1].n_reused > 0
+
+
+def test_a_model_with_an_index_sees_all_where_that_is_no_more_than_it_chooses(tmp_path: Path) -> None:
+    wide, narrow = (
+        write_model(tmp_path / f"{n}.gguf", "glm-dsa", metadata={"attention.indexer.top_k": n}) for n in (64, 12)
+    )
+    with LLM.load(wide, EXACT) as a, LLM.load(narrow, EXACT) as b:
+        ours, fewer = a.logits(IDS), b.logits(IDS)
+    assert np.array_equal(ours[:12], fewer[:12]) and not np.allclose(ours[12:], fewer[12:], atol=0.1)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32])
@@ -230,6 +239,13 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 1e-7},
         ),
         ("step35", {"rope.dimension_count_swa": 16}, {}),
+        ("glm-dsa", {"context_length": 1 << 20}, {"attention.indexer.types": [1, 1, 1, 0]}),
+        ("glm-dsa", {"expert_gating_func": 0}, {"expert_gating_func": 2, "rope.scaling.yarn_log_multiplier": 0.1}),
+        (
+            "glm-dsa+shared",
+            {"block_count": 6, "nextn_predict_layers": 1},
+            {"attention.indexer.types": [True, False, False, True, False]},
+        ),
         ("deepseek4", {"rope.scaling.attn_factor": 2.0, "rope.scaling.yarn_log_multiplier": 0.3}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4]}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4, 8, 0, 1]}, {}),
@@ -341,6 +357,16 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             "attention.sliding_window: required by architecture cohere2moe",
         ),
         ("mistral4", {"rope.scaling.yarn_log_multiplier": 0.05}, "0.05 and yarn; only 0.1 and yarn are supported"),
+        ("deepseek32", {"rope.scaling.yarn_log_multiplier": 0.05}, "0.05 and yarn; only 0.1 and yarn are supported"),
+        ("deepseek32", {"expert_gating_func": 0}, "expert_gating_func: required by architecture deepseek32"),
+        ("deepseek32", {"attention.q_lora_rank": 0}, "attention.q_lora_rank: required by its latent attention"),
+        ("deepseek32", {"attention.key_length_mla": 0}, "key_length_mla: required by its latent attention"),
+        ("deepseek32", {"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide"),
+        ("deepseek32", {"attention.indexer.types": [1, 0, 1]}, "attention.indexer.types: not known to gmoe"),
+        ("glm-dsa", {"attention.indexer.kpool": 4}, "attention.indexer.kpool: not known to gmoe"),
+        ("glm-dsa", LINEAR, "rope.scaling.type: linear; only none is supported"),
+        ("glm-dsa+shared", {"attention.indexer.types": [0, 1, 1, 1, 1]}, "first block needs an index of its own"),
+        ("glm-dsa+shared", {"attention.indexer.types": [1, 1, 0, 1, 0]}, "blk.1.indexer.attn_q_b.weight: this tensor"),
         ("mistral4", {"rope.scaling.type": "linear"}, "0.1 and linear; only 0.1 and yarn are supported"),
         (
             "mellum",

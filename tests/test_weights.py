@@ -24,6 +24,8 @@ from tests.factory import ARCHITECTURES, write_model
 CAN_LACK = {
     "qwen2moe": ("attn_q.bias", "attn_k.bias", "attn_v.bias"),
     "deepseek2": ("exp_probs_b.bias",),
+    "deepseek32": ("exp_probs_b.bias",),
+    "glm-dsa": ("exp_probs_b.bias", "indexer.k_norm.bias"),
     "glm4moe": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_q_norm.weight", "attn_k_norm.weight"),
     "dots1": ("exp_probs_b.bias",),
     "bailingmoe2": ("exp_probs_b.bias",),

@@ -13,7 +13,8 @@ import numpy as np
 
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
 ROWS = [0, 1, 30, 63]
-LONG = ("deepseek4", "glm5-next")  # which do more where there are more tokens: `IDS` five times over, and rows of these
+# more tokens say more: `IDS` five times over, and rows of these
+LONG = ("deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next")
 LONG_ROWS = [126, 127, 255, 319]
 
 

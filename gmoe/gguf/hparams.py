@@ -213,6 +213,21 @@ class Hparams:
         by_interval = bool(self.ssm_dt_rank) and "n_head_kv" not in self.differing
         return by_interval and (layer + 1) % self.full_attention_interval != 0
 
+    def is_indexed(self, layer: int) -> bool:
+        """Whether this block's attention has an index of its own, where the architecture has them.
+
+        Where a GLM of a million tokens does not say, the first two blocks do, and of the other 76 every fourth.
+        """
+        stated = "attention.indexer.types" in self.special
+        if stated or self.architecture != "glm-dsa" or self.n_ctx_train < 1 << 20:
+            return self.of_layer(layer).indexed
+        return layer < 2 or (layer < 78 and layer % 4 == 2)
+
+    @property
+    def n_indexed(self) -> int:
+        """Blocks with an index of their own."""
+        return sum(self.is_indexed(layer) for layer in range(self.n_layer))
+
     def known_to(self, keys: Container[str]) -> None:
         """Raise `UnsupportedModel` if the file has a rare key, or one whose value differs by layer, but for `keys`."""
         for name, why in self.special.items():

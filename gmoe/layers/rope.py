@@ -13,6 +13,7 @@ from gmoe.layers.weights import Weights
 
 Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
 Factors = Literal["some", "none", "one"]
+WHOLE = 0.1  # the log multiplier that converters write for an `mscale_all_dim` of 1
 
 
 def rope(
@@ -41,6 +42,15 @@ def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
     if hp.rope_scaling_type != "yarn" or hp.rope_scaling_factor <= 1.0:
         return 1.0
     return 1.0 + 0.1 * log_multiplier * math.log(hp.rope_scaling_factor)
+
+
+def only_whole_yarn(w: Weights) -> None:
+    """Refuse scaled positions, unless by YaRN with that log multiplier, with which it is what it is in deepseek2."""
+    hp = w.hparams
+    scaled = hp.rope_scaling_type != "none" and hp.rope_scaling_factor not in (0.0, 1.0)
+    if scaled and not (hp.rope_scaling_type == "yarn" and math.isclose(hp.yarn_log_multiplier, WHOLE, rel_tol=1e-6)):
+        why = f"{hp.yarn_log_multiplier:g} and {hp.rope_scaling_type}; only {WHOLE} and yarn are supported"
+        w.refuse(f"{hp.architecture}.rope.scaling.yarn_log_multiplier", why)
 
 
 def _build(w: Weights, style: Style, n_rot: int, which: Factors, n_factors: int, scaled: bool) -> Rotation:

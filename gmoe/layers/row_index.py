@@ -8,7 +8,7 @@ from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.ops import combine, lay, matmul
 from gmoe.layers.weights import Weights
 
-QUERIES = 32  # whose scores stand in memory together
+QUERIES, SCORES = 32, 1 << 24  # at most so many queries' stand in memory together, and so many, of one query at least
 
 
 class RowIndex:
@@ -31,8 +31,9 @@ class RowIndex:
         table = QuantTensor(keys.view(torch.uint8), FORMATS["F32"], tuple(keys.shape))
         heads = torch.arange(self.n_head, dtype=torch.int32)
         best = []
-        for at in range(0, len(q), QUERIES):
-            some = slice(at, at + QUERIES)
+        step = max(1, min(QUERIES, SCORES // (self.n_head * len(keys))))
+        for at in range(0, len(q), step):
+            some = slice(at, at + step)
             products = matmul(lay(q[some]).flatten(0, 1), table, activations="float")
             np.maximum(products.numpy(), 0.0, out=products.numpy())  # torch's threads would be in the way
             its = weights[some].contiguous()
