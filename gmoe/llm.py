@@ -112,10 +112,8 @@ class LLM:
             weights = Weights(file, self.hparams, n_ctx, activations, device=place, on=on)
             self.model = decoder.load(weights, self.dispatch)
         weights.finish(layout.names)
-        kinds = {info.format.name for info in file.tensors.values()} - {
-            "I32"
-        }  # tables, with which nothing is multiplied
-        slow = {kind for kind in kinds if not cpu_ops.supported(kind)}
+        multiplied = (info.format.name for info in file.tensors.values() if info.format.name != "I32")  # not tables
+        slow = {kind for kind in multiplied if not cpu_ops.supported(kind)}
         if slow and activations == "q8":
             self.notices.append(
                 f"{', '.join(sorted(slow))} has no compiled kernel: torch unpacks it for each pass, which is slow"
