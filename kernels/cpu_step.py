@@ -250,10 +250,12 @@ def attention(
     threads: int,
     level: str | None = None,
     out: Tensor | None = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; a row's bits do not depend on the other rows, threads or the level.
 
-    The result is in `out` if given, which may be part of wider rows, and q itself or a part of it.
+    The result is in `out` if given, which may be part of wider rows, and q itself or a part of it. Scores, but for
+    `sinks`, become cap * tanh(score / cap) where `cap` is not 0.
     """
     q = q.contiguous()
     tokens, heads, dk = q.shape
@@ -275,6 +277,7 @@ def attention(
         out.stride(1),
         heads,
         scale,
+        cap,
         at(sinks),
         _SIGHTS[mask.kind],
         mask.size,

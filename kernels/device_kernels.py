@@ -59,8 +59,10 @@ class DeviceKernels(Protocol):
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys [T, heads, dk] and values [T, heads, dv] float32 at slots [T], as `KvLayer.write` rounds them."""
 
-    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
-        """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits without a value."""
+    def attention(
+        self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, cap: float
+    ) -> Tensor:
+        """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] and `cap` as in `ops.attention`."""
 
     def short_conv(
         self,

@@ -352,16 +352,19 @@ def attention(
     sinks: Tensor | None,
     out: Tensor | None = None,
     on: On = None,
+    cap: float = 0.0,
 ) -> Tensor:
     """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
+
+    Scores, but for these, become cap * tanh(score / cap) where `cap` is not 0.
 
     On the CPU in `out` if given, which may be a part of q, or in the memory of q where dk = dv.
     """
     if on is None:
         q = q.contiguous()
         out = q if out is None and q.shape[2] == kv.shape.dv else out
-        return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads(), out=out)
-    return on.attention(q, kv, turns, scale, mask, sinks)
+        return cpu_step.attention(q, kv, turns, scale, mask, sinks, torch.get_num_threads(), out=out, cap=cap)
+    return on.attention(q, kv, turns, scale, mask, sinks, cap)
 
 
 def _expert(x: Tensor, expert: int, table: ExpertTable, activation: str, activations: Activations) -> Tensor:

@@ -177,8 +177,13 @@ def blended(x: Tensor, y: Tensor | None, weights: Tensor) -> Tensor:
     return weights @ (x if y is None else torch.cat((y[:, None], x), 1))
 
 
-def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
-    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value."""
+def attention(
+    q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, cap: float = 0.0
+) -> Tensor:
+    """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
+
+    Scores, but for these, become cap * tanh(score / cap) where `cap` is not 0.
+    """
     out = q.new_empty(len(q), q.shape[1], kv.shape.dv)
     starts, lengths = turns.query_starts.tolist(), turns.context_lens.tolist()
     for s, length in enumerate(lengths):
@@ -186,16 +191,17 @@ def attention(q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, si
         keys, values = kv.read(turns.block_tables[s], length)
         for at in range(begin, end, QUERIES):
             rows = slice(at, min(at + QUERIES, end))
-            out[rows] = _attend(q[rows], keys, values, turns.positions[rows], scale, mask, sinks)
+            out[rows] = _attend(q[rows], keys, values, turns.positions[rows], scale, mask, sinks, cap)
     return out
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, mask: Mask, sinks: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, mask: Mask, sinks: Tensor | None, cap: float
 ) -> Tensor:
     (t, heads, _), (length, n_kv, width) = q.shape, v.shape
     grouped = q.view(t, n_kv, -1, q.shape[-1]).permute(1, 2, 0, 3).flatten(1, 2)  # [Hkv, G * t, dk]
     scores = (grouped @ k.permute(1, 2, 0) * scale).view(heads, t, length)
+    scores = cap * torch.tanh(scores / cap) if cap else scores
     seen = mask(positions[:, None], torch.arange(length, device=q.device)[None])
     scores = scores.masked_fill(~seen, float("-inf"))
     if sinks is not None:

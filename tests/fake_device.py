@@ -290,13 +290,15 @@ class ReferenceKernels:
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         kv.write(slots, keys, values)
 
-    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
+    def attention(
+        self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, cap: float
+    ) -> Tensor:
         if not len(turns.query_starts) or not q.shape[0]:
-            return reference_step.attention(q, kv, turns, scale, mask, sinks)
+            return reference_step.attention(q, kv, turns, scale, mask, sinks, cap)
         last = inner(turns.positions)[turns.query_starts[1:].long() - 1]  # kernels see how far a row goes by these
         assert (last < turns.context_lens).all()
         turns = turns._replace(context_lens=(last + 1).int())
-        return reference_step.attention(q, kv, turns, scale, mask, sinks)
+        return reference_step.attention(q, kv, turns, scale, mask, sinks, cap)
 
     def short_conv(
         self,

@@ -44,10 +44,13 @@ def both(
     """Sums of float32 in another order, with sinks and without."""
     plain = scene(shape, kind, lengths, new, None)  # type: ignore[arg-type]
     q, sinks = random(sum(new), heads, shape.dk), random(heads, seed=8)
-    want = [reference_step.attention(q, *plain, 0.125, mask, some) for some in (sinks, None)]
+    ways = ((sinks, 0.7), (None, 0.0))
+    want = [reference_step.attention(q, *plain, 0.125, mask, some, cap) for some, cap in ways]
     given = there(*plain)
-    for some, expected in zip((sinks, None), want, strict=True):
-        got = attention(q.to(DEVICE), *given, 0.125, mask, None if some is None else some.to(DEVICE), how).cpu()
+    for (some, cap), expected in zip(ways, want, strict=True):
+        got = attention(
+            q.to(DEVICE), *given, 0.125, mask, None if some is None else some.to(DEVICE), how, cap=cap
+        ).cpu()
         assert (got - expected).abs().max() <= 5e-6 * expected.abs().max()
 
 

@@ -230,14 +230,14 @@ SHAPES = [(KvShape(2, 64, 64), 8), (KvShape(4, 128, 128), 4), (KvShape(1, 72, 40
 def test_attention(level: str, shape: KvShape, heads: int, mask: Mask) -> None:
     kv, turns = scene(shape, "f32", [1100, 1, 40], [70, 1, 3], level)
     q, sinks = random(74, heads, shape.dk), random(heads, seed=8)
-    for some in (sinks, None):
-        got = cpu_step.attention(q, kv, turns, 0.125, mask, some, 2, level)
-        torch.testing.assert_close(got, reference_step.attention(q, kv, turns, 0.125, mask, some), **NEAR)
-        assert torch.equal(got, cpu_step.attention(q, kv, turns, 0.125, mask, some, 1))
+    for some, cap in ((sinks, 0.0), (None, 0.7), (None, 0.0)):
+        got = cpu_step.attention(q, kv, turns, 0.125, mask, some, 2, level, cap=cap)
+        torch.testing.assert_close(got, reference_step.attention(q, kv, turns, 0.125, mask, some, cap), **NEAR)
+        assert torch.equal(got, cpu_step.attention(q, kv, turns, 0.125, mask, some, 1, cap=cap))
         if shape.dv <= shape.dk:  # where the queries were
             own = q.clone()
             part = own[..., : shape.dv]
-            assert torch.equal(cpu_step.attention(own, kv, turns, 0.125, mask, some, 2, level, part), got)
+            assert torch.equal(cpu_step.attention(own, kv, turns, 0.125, mask, some, 2, level, part, cap), got)
             assert torch.equal(part, got) and torch.equal(own[..., shape.dv :], q[..., shape.dv :])
 
 

@@ -38,7 +38,7 @@ STEP_INTEGERS = ("T", "S", "H", "HKV", "HEADS", "per_head", "table_width", "size
 STEP_INTEGERS += ("head_stride", "key_row", "key_head", "value_row", "value_head")
 STEP_INTEGERS += ("q_row", "q_head", "k_row", "k_head")
 STEP = {name: "i32" for name in STEP_INTEGERS} | {"k": "*fp32"}
-STEP |= dict.fromkeys(("scale", "eps", "q_eps", "k_eps", "magnitude"), "fp32")
+STEP |= dict.fromkeys(("scale", "cap", "eps", "q_eps", "k_eps", "magnitude"), "fp32")
 STEP |= {"positions": "*i64", "slots": "*i64", "tables": "*i32", "starts": "*i32"}
 
 
@@ -117,6 +117,7 @@ def attention_needs(heads: tuple[int, int, int], cache: str, step: str, card: st
         "M": t.rows,
         "N": t.keys,
         "SCALED": scaled,
+        "CAPPED": False,
     }
     how = attention.FUSED | {"num_warps": t.num_warps, "num_stages": t.num_stages}
     attend = same | tile | d | {"EXACT": cache in ("f16", "bf16")}

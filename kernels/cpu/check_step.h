@@ -172,8 +172,9 @@ class StepCheck {
       for (Sight sight : {Sight::causal, Sight::sliding, Sight::chunked}) {
         std::vector<float> a(size_t(shape.tokens) * n_head * shape.dv), b(a.size());
         const float* sunk = sight == Sight::chunked ? nullptr : sinks.data();
+        const float cap = sight == Sight::sliding ? 2.0f : 0.0f;
         const Attention plain = {one.cache, q.data(), a.data(), size_t(shape.dv), n_head, 0.3f, sunk, sight, 90,
-                                 positions.data()};
+                                 positions.data(), cap};
         Attention fast = plain;
         fast.out = b.data();
         attend(step_portable(), plain, table.data(), blocks, starts, 1, 1);

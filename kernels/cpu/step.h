@@ -36,6 +36,7 @@ struct Attention {
   Sight sight;
   int64_t size;  // of the window or the chunk
   const int64_t* positions;  // [T]
+  float cap = 0.0f;          // what scores softly stay under; 0: anything
   int split = 1;             // parts of the queries of one head of the cache: "heads" below are such parts
 
   int heads() const { return cache.heads * split; }

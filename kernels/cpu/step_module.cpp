@@ -180,10 +180,10 @@ void bind_step(nb::module_& m) {
              });
            })
       .def("attend", [](const Step& s, const Cache& cache, uintptr_t q, uintptr_t out, size_t out_row, int n_head,
-                        float scale, uintptr_t sinks, int sight, int64_t size, uintptr_t positions, uintptr_t tables,
-                        int table_width, uintptr_t starts, int sequences, int threads) {
+                        float scale, float cap, uintptr_t sinks, int sight, int64_t size, uintptr_t positions,
+                        uintptr_t tables, int table_width, uintptr_t starts, int sequences, int threads) {
         Attention a = {cache, at<const float>(q), at<float>(out), out_row, n_head, scale, at<const float>(sinks),
-                       Sight(sight), size, at<const int64_t>(positions)};
+                       Sight(sight), size, at<const int64_t>(positions), cap};
         enter([=, &s] {
           attend(s, a, at<const int32_t>(tables), table_width, at<const int32_t>(starts), sequences, threads);
         });

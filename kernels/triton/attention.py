@@ -123,10 +123,10 @@ def _dot(a, b, total, EXACT: tl.constexpr):
 @triton.jit(do_not_specialize=["T", "S", "table_width", "size"])
 def _attend(
     q, keys, values, key_scales, value_scales, tables, positions, starts, sinks, out, best, total,
-    T, S, H, HKV, per_head, table_width, size, scale,
+    T, S, H, HKV, per_head, table_width, size, scale, cap,
     DK: tl.constexpr, DV: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, WIDTH: tl.constexpr,
     SEQUENCES: tl.constexpr, HEADS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, SPLIT: tl.constexpr,
-    SIGHT: tl.constexpr, SCALED: tl.constexpr, SINKS: tl.constexpr, EXACT: tl.constexpr,
+    SIGHT: tl.constexpr, SCALED: tl.constexpr, SINKS: tl.constexpr, CAPPED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(N <= BLOCK)
     QUERIES: tl.constexpr = M // HEADS
@@ -176,7 +176,10 @@ def _attend(
                     k = _keys(keys, key_scales, place, offset, D1, D2, DK, SCALED)
                     scores = _dot(q2, k, scores, EXACT)
                 seen = (key[None, :] <= position[:, None]) & (key[None, :] >= lowest[:, None])
-                scores = tl.where(seen, scores * scale, float("-inf"))
+                scores = scores * scale
+                if CAPPED:
+                    scores = cap * (2.0 * tl.sigmoid(2.0 * scores / cap) - 1.0)
+                scores = tl.where(seen, scores, float("-inf"))
                 higher = tl.maximum(peak, tl.max(scores, 1))
                 base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet
                 shrink = tl.exp(peak - base)
@@ -255,10 +258,12 @@ def attention(
     sinks: Tensor | None,
     how: Tiles | None = None,
     choices: Choices = SHIPPED,
+    cap: float = 0.0,
 ) -> Tensor:
     """q [T, H, dk] float32 over the cache -> [T, H, dv]; `sinks` [H] are logits that take part and carry no value.
 
-    `turns.context_lens` and `query_starts` are on the CPU and say how much is launched; all else is on q's device.
+    Scores, but for these, become cap * tanh(score / cap) where `cap` is not 0. `turns.context_lens` and
+    `query_starts` are on the CPU and say how much is launched; all else is on q's device.
     Sums are float32, over keys in order and cut at fixed positions; where, depends on whether a step has more than 16
     rows and whether each is another sequence's, and on nothing else that runs beside a row.
     """
@@ -275,7 +280,7 @@ def attention(
     if floats and width > 256 and 0 < shared_memory(q.device) < WIDE_FLOATS:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():  # what torch does hangs on the context's length
             raise RuntimeError("a float32 cache this wide takes more fast memory than the card has")
-        return reference_step.attention(q, kv, turns, scale, mask, sinks)
+        return reference_step.attention(q, kv, turns, scale, mask, sinks, cap)
     name = key_of(kv.kind, per_head, dk, shape.dv, rows, one)
     how = how or choices.of(name, tiles(per_head, width, rows, one, floats))
     queries, parts = how.rows // how.heads, -(-longest // how.split) if how.split else 1
@@ -295,9 +300,10 @@ def attention(
     _attend[(n_tiles, shape.heads * -(-per_head // how.heads), parts)](
         q.contiguous(), kv.keys, kv.values, key_scales, value_scales, turns.block_tables.contiguous(),
         turns.positions, starts, sink, mixed, best, total,
-        rows, n_sequences, heads, shape.heads, per_head, turns.block_tables.shape[1], max(mask.size, 1), scale,
+        rows, n_sequences, heads, shape.heads, per_head, turns.block_tables.shape[1], max(mask.size, 1), scale, cap,
         SEQUENCES=0 if one else max(SEQUENCES, triton.next_power_of_2(n_sequences)),
-        HEADS=how.heads, M=how.rows, N=how.keys, SPLIT=how.split, SCALED=scaled, EXACT=kv.kind in ("f16", "bf16"),
+        HEADS=how.heads, M=how.rows, N=how.keys, SPLIT=how.split,
+        SCALED=scaled, CAPPED=cap > 0, EXACT=kv.kind in ("f16", "bf16"),
         num_warps=how.num_warps, num_stages=how.num_stages, **d, **same, **FUSED,
     )  # fmt: skip
     if how.split:

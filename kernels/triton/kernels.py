@@ -96,10 +96,12 @@ class Kernels:
         with _there(up):
             return activations.activate(name, gate, up)
 
-    def attention(self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None) -> Tensor:
-        """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] are logits that carry no value."""
+    def attention(
+        self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, cap: float
+    ) -> Tensor:
+        """q [T, H, dk] over the cache -> [T, H, dv]; `sinks` [H] and `cap` as in `ops.attention`."""
         with _there(q):
-            return attending.attention(q, kv, turns, scale, mask, sinks, choices=self.choices)
+            return attending.attention(q, kv, turns, scale, mask, sinks, choices=self.choices, cap=cap)
 
     def short_conv(
         self,
