@@ -177,6 +177,19 @@ def _deepseek2(
     return block
 
 
+def _grok(dense_too: bool, last: str) -> Callable[[Shape, int], Tensors]:
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from gqa(s)
+        yield from ffn_norm(s, "attn_output_norm")
+        yield from ffn_norm(s)
+        yield from routed(s)
+        if dense_too:
+            yield from dense(s)
+        yield from ffn_norm(s, last)
+
+    return block
+
+
 def _sparse(s: Shape, layer: int) -> Tensors:
     """The same behind a lightning indexer."""
     heads, index = 16, 64  # of so many heads one says more than nothing
@@ -934,6 +947,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda s, layer: (row for row in _sparse(s, layer) if not layer % 3 or "indexer" not in row[0]),
         lambda s: _sparse_keys(s) | {"attention.indexer.types": [int(not layer % 3) for layer in range(s.layer)]},
         Shape(layer=5),
+    ),
+    "grok": Architecture(_grok(False, "layer_output_norm"), _moe),
+    "grok+2": Architecture(
+        _grok(True, "post_ffw_norm"),
+        lambda s: (
+            _moe(s, embedding_scale=3.0, logit_scale=1.5, attention__output_scale=0.4)
+            | {f"{of}_logit_softcapping": most for of, most in (("attn", 2.0), ("router", 3.0), ("final", 4.0))}
+            | {k: v for k, v in YARN.items() if "log" not in k}
+            | {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
+            | {"rope.scaling.yarn_beta_slow": 1.0, "attention.temperature_length": 1024}
+        ),
     ),
     "gpt-oss": Architecture(
         _gpt_oss,

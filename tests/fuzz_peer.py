@@ -4,15 +4,15 @@ Needs `pip install llama-cpp-python`. Every architecture of `tests/factory.py` i
 whose weights are F32, so that it rounds nothing and the logits must be equal to `BOUND` of their spread; with the
 default kernels the median token must be `NEAR`, or no more than twice as far as llama.cpp is with the file itself. Only
 four tokens are compared, and rounding can decide a router's near tie in one of the two: about one file in a hundred is
-printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve. A file
-that one of the two refuses is printed with what it says, as are the few whose experts are too many for the nodes of
-llama.cpp's graph; its AMX stops at latent attention in quantized types (`use_extra_bufts` of its model's parameters
-keeps it from that), so that files of kimi-linear and glm5-next, whose norms make much of little, are
-printed too.
+printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve, and so can
+the choice of an index, of deepseek32 and glm-dsa about one in twenty. A file that one of the two refuses is printed with
+what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops at latent
+attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files of
+kimi-linear, glm5-next, deepseek32 and glm-dsa, whose norms or choices make much of little, are printed too.
 
-llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 build its `libggml-cpu.so`
-without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of llama-cpp-python's libraries
-with that one among them.
+llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 and grok build its
+`libggml-cpu.so` without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of
+llama-cpp-python's libraries with that one among them.
 """
 
 import random
@@ -49,6 +49,7 @@ SQUARE = {
     "bailingmoe2",
     "dbrx",
     "arctic",
+    "grok",
 }  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 LATENT = {"deepseek2", "mistral4", "deepseek32"}
@@ -159,6 +160,17 @@ OWN: dict[str, Keys] = {
     "laguna": GATED | {"rope.freq_base_swa": (100.0, 5e5)},
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
+    "grok": {
+        "attention.output_scale": (0.05, 1.0),
+        "attn_logit_softcapping": (0.5, 5.0),
+        "router_logit_softcapping": (1.0, 30.0),
+        "final_logit_softcapping": (0.0, 1.0, 30.0),
+        "embedding_scale": (0.5, 12.0),
+        "logit_scale": (0.3, 2.0),
+        "rope.scaling.yarn_beta_fast": (16.0, 32.0),
+        "rope.scaling.yarn_ext_factor": (0.4, 1.0),
+        "rope.scaling.yarn_beta_slow": (0.5, 2.0),
+    },
     "kimi-linear": GATED,
     "glm4moe": GATED,
     "dots1": GATED,
@@ -199,6 +211,8 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
         drawn["feed_forward_length"] = shape.ff
     if architecture in WINDOWED and drawn.get("rope.scaling.type") == "none":
         drawn["rope.scaling.factor"] = 1.0
+    if architecture == "grok" and drawn.get("rope.scaling.type") in (None, "linear"):
+        drawn["rope.scaling.type"] = "yarn"
     if architecture == "bailingmoe2":
         drawn["expert_shared_feed_forward_length"] = shape.ff_exp
     if architecture in LATENT:

@@ -239,6 +239,20 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"swiglu_clamp_exp": 0.0, "swiglu_clamp_shexp": 1e-7},
         ),
         ("step35", {"rope.dimension_count_swa": 16}, {}),
+        (
+            "grok",
+            {
+                **{"embedding_scale": 78.38367176906169, "logit_scale": 0.5773502691896257},
+                **{"attention.output_scale": 0.08838834764831845, "attn_logit_softcapping": 30.0},
+                **{"final_logit_softcapping": 0.0, "router_logit_softcapping": 0.1},
+            },
+            {"expert_weights_scale": 2.5, "expert_weights_norm": False},
+        ),
+        (
+            "grok+2",
+            {"rope.scaling.original_context_length": 4096},
+            {"rope.scaling.original_context_length": 4096, "rope.scaling.yarn_beta_fast": 8.0},
+        ),
         ("glm-dsa", {"context_length": 1 << 20}, {"attention.indexer.types": [1, 1, 1, 0]}),
         ("glm-dsa", {"expert_gating_func": 0}, {"expert_gating_func": 2, "rope.scaling.yarn_log_multiplier": 0.1}),
         (
@@ -363,6 +377,9 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
         ("deepseek32", {"attention.key_length_mla": 0}, "key_length_mla: required by its latent attention"),
         ("deepseek32", {"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide"),
         ("deepseek32", {"attention.indexer.types": [1, 0, 1]}, "attention.indexer.types: not known to gmoe"),
+        ("grok", {"attn_logit_softcapping": 0.0}, "grok.attn_logit_softcapping: 0.0 is outside 1e-06 to 1000000.0"),
+        ("grok", LINEAR, "rope.scaling.type: linear; only none and yarn are supported"),
+        ("grok", {"rope.dimension_count": 8}, "rope.dimension_count: whole heads are rotated, and values as wide as"),
         ("glm-dsa", {"attention.indexer.kpool": 4}, "attention.indexer.kpool: not known to gmoe"),
         ("glm-dsa", LINEAR, "rope.scaling.type: linear; only none is supported"),
         ("glm-dsa+shared", {"attention.indexer.types": [0, 1, 1, 1, 1]}, "first block needs an index of its own"),

@@ -2,7 +2,7 @@
 
 Run it where `pip install llama-cpp-python` was; it needs nothing of gmoe. Each MODEL is a file of `tests/factory.py`
 (`python -m tests.factory FOLDER` writes them all); the settings are those of an exact run: F32 cache, no flash
-attention, one batch. For gemma4 it needs a library without a table of GELU, as `tests/fuzz_peer.py` says.
+attention, one batch. For gemma4 and grok it needs a library without a table of GELU, as `tests/fuzz_peer.py` says.
 """
 
 import sys
@@ -29,6 +29,9 @@ def logits(path: Path, ids: list[int], rows: list[int]) -> np.ndarray:
         type_k=0,
         type_v=0,
         flash_attn=False,
+        yarn_attn_factor=-1.0,  # as the file says
+        yarn_beta_fast=-1.0,
+        yarn_beta_slow=-1.0,
         verbose=False,
         n_threads=1,
     )

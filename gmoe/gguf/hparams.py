@@ -28,6 +28,12 @@ DESCRIPTIVE = frozenset(
 )
 
 
+# What first files of an architecture left out, where it is not what others leave out.
+LEFT_OUT: Mapping[str, Mapping[str, float]] = {
+    "grok": {"embedding_scale": 6144**0.5, "logit_scale": 3**-0.5, "rope.scaling.yarn_beta_fast": 8.0},
+}
+
+
 class Gating(IntEnum):
     """The file format's `expert_gating_func`."""
 
@@ -71,6 +77,9 @@ class Hparams:
     rms_eps: float = key("attention.layer_norm_rms_epsilon", None)
     norm_eps: float = key("attention.layer_norm_epsilon", None)
     attention_scale: float = key("attention.scale", 0.0)
+    attn_output_scale: float = key("attention.output_scale", 128**-0.5, rare=True)
+    attn_softcapping: float = key("attn_logit_softcapping", 30.0, rare=True)
+    router_softcapping: float = key("router_logit_softcapping", 30.0, rare=True)
     attn_temperature_scale: float = key("attention.temperature_scale", 0.0)
     attn_temperature_length: int = key("attention.temperature_length", 0)
     n_swa: int = key("attention.sliding_window", 0)
@@ -272,7 +281,7 @@ class Hparams:
             elif row.metadata["default"] is REQUIRED:
                 raise UnsupportedModel(file, prefix + name, f"required by architecture {architecture}")
             else:
-                values[row.name] = row.metadata["default"]
+                values[row.name] = LEFT_OUT.get(architecture, {}).get(name, row.metadata["default"])
         for name in metadata:
             if name.startswith(prefix) and name[len(prefix) :] not in rows and name[len(prefix) :] not in DESCRIPTIVE:
                 raise UnsupportedModel(file, name, UNKNOWN)
@@ -312,6 +321,8 @@ class Hparams:
             ("rope.scaling.yarn_beta_fast", self.yarn_beta_fast, 1e-3, 1e6),
             ("rope.scaling.yarn_beta_slow", self.yarn_beta_slow, 1e-3, 1e6),
             ("logit_scale", self.logit_scale, 1e-6, 1e6),
+            ("attention.output_scale", self.attn_output_scale, 1e-6, 1e6),
+            ("attn_logit_softcapping", self.attn_softcapping, 1e-6, 1e6),
             ("full_attention_interval", self.full_attention_interval, 1, MOST_INT),
             ("ssm.conv_kernel", self.ssm_d_conv, 0, 64),
             ("kda.head_dim", self.kda_head_dim, 0, 1 << 16),

@@ -32,7 +32,8 @@ def warmed(
 class GQA:
     """Grouped-query attention; an architecture overrides `prepare` where its norms and rotations differ.
 
-    Where a file norms queries and keys, it does so by head, or, `across`, all heads of a token as one.
+    Where a file norms queries and keys, it does so by head, or, `across`, all heads of a token as one. Scores softly
+    stay under `cap`, if it is not 0.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class GQA:
         mask: Mask = causal,
         scale: float | None = None,
         sinks: Tensor | None = None,
+        cap: float = 0.0,
         across: bool = False,
     ):
         hp = w.hparams
@@ -51,7 +53,7 @@ class GQA:
         self.rope = rope
         self.mask = mask
         self.scale = scale or hp.n_head_k**-0.5
-        self.sinks = sinks
+        self.sinks, self.cap = sinks, cap
         q, k, v = self.query_rows(), hp.n_kv * hp.n_head_k, hp.n_kv * hp.n_head_v
         self.q_norm: HeadNorm | None = w.head_norm("attn_q_norm", q if across else hp.n_head_k)
         self.k_norm: HeadNorm | None = w.head_norm("attn_k_norm", k if across else hp.n_head_k)
@@ -94,7 +96,7 @@ class GQA:
         q, k = self.prepare(q, k.view(-1, self.n_kv, self.n_head_k), batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
         kv = batch.kv.layers[self.layer]
-        y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on)
+        y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on, cap=self.cap)
         return y.flatten(1)
 
 
