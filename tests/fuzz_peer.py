@@ -4,11 +4,11 @@ Needs `pip install llama-cpp-python`. Every architecture of `tests/factory.py` i
 whose weights are F32, so that it rounds nothing and the logits must be equal to `BOUND` of their spread; with the
 default kernels the median token must be `NEAR`, or no more than twice as far as llama.cpp is with the file itself. Only
 four tokens are compared, and rounding can decide a router's near tie in one of the two: about one file in a hundred is
-printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve, and so can
-the choice of an index, of deepseek32 and glm-dsa about one in twenty. A file that one of the two refuses is printed with
-what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops at latent
-attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files of
-kimi-linear, glm5-next, deepseek32 and glm-dsa, whose norms or choices make much of little, are printed too.
+printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve, and so
+can the choice of an index, of deepseek32 and glm-dsa about one in twenty. A file that one of the two refuses is
+printed with what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops
+at latent attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files
+of kimi-linear, glm5-next, deepseek32 and glm-dsa, whose norms or choices make much of little, are printed too.
 
 llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 and grok build its
 `libggml-cpu.so` without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of
