@@ -156,11 +156,12 @@ def test_smaller_chunks_that_take_the_place_of_experts(
     ids = [n * 7 % 250 for n in range(60)]
     with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, max_sequences=1)) as llm:
         want, states = llm.logits(ids), llm._state_bytes()
+        cache = max(64 * 1024, 4 * llm.model.kv_bytes_per_block(32, "f16"))
 
     def little(*given: Any) -> Budget:
         budget = budget_of(*given)
         slots = sum(group.experts // 2 * group.slot_bytes for group in budget.groups)
-        budget.free = Limit(budget.fixed + budget.reserve + slots + 64 * 1024 + states, "a test")
+        budget.free = Limit(budget.fixed + budget.reserve + slots + cache + states, "a test")
         budget.activations = lambda rows: rows * slots // 2 // chunk
         return budget
 
