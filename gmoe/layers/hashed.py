@@ -31,9 +31,8 @@ class HashedFFN(MoEFFN):
         table = w.quant("ffn_gate_tid2eid", shape=(n_vocab, self.rule.chosen))
         if table.format.name != "I32":
             w.refuse(name, f"is {table.format.name}; only I32 is supported")
-        self.experts = (
-            as_tensor(table.data).view(torch.int32).view(n_vocab, -1)
-        )  # stays in the file: a token reads a row
+        # It stays in the file: a token reads a row.
+        self.experts = as_tensor(table.data).view(torch.int32).view(n_vocab, -1)
         if not 0 <= int(self.experts.min()) <= int(self.experts.max()) < self.rule.experts:
             w.refuse(name, f"names experts that are none of the {self.rule.experts}")
 

@@ -1,7 +1,6 @@
 """An index of pools: so many tokens, one behind the other, have one index key (GLM-5.3-Flash)."""
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from gmoe.layers.linear import beside
 from gmoe.layers.norm import LayerNorm
 from gmoe.layers.picked_rows import floats, sequences, slots
 from gmoe.layers.row_index import RowIndex
+from gmoe.layers.sparse_attention import Chosen
 from gmoe.layers.weights import Weights
 
 POOL_KEYS = frozenset(
@@ -26,13 +26,6 @@ INDEX_TENSORS = (
     *("indexer.k_norm.weight", "indexer.k_norm.bias", "indexer.proj.weight", "indexer.attn_k.weight"),
     *("indexer.attn_q_b.weight", "indexer_compressor_gate.weight", "indexer_compressor_ape.weight"),
 )
-
-
-class Chosen(NamedTuple):
-    """To which tokens each of a step attends."""
-
-    slots: Tensor  # [T, n] int64, in order
-    counts: Tensor  # [T] int64: of these so many, from the first on
 
 
 class PoolIndex:
@@ -77,7 +70,7 @@ class PoolIndex:
                 last = torch.arange(self.size - 1, n * self.size, self.size)[None]
                 rows = self.shape.row(slots(last, torch.tensor([seq]), batch)[0])
                 pools[at:end] = self.index.best(
-                    q[at:end], weights[at:end], floats(kept, rows, 0, kept.shape.dv), ends[at:end]
+                    q[at:end], weights[at:end], floats(kept, rows, 0, self.shape.dv), ends[at:end]
                 )
         pooled = ends.clamp(max=most) * self.size
         counts = pooled + (batch.positions + 1) % self.size

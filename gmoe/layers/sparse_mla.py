@@ -1,22 +1,31 @@
 """Latent attention to the tokens that an index chooses: its own, or that of an earlier block (DeepSeek-V3.2, GLM-5)."""
 
+from typing import Protocol
+
 from torch import Tensor
 
+from gmoe.kernels.ops import Rotation
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import KeepsBeside
 from gmoe.layers.lightning_index import LightningIndex
 from gmoe.layers.mla import MLA
 from gmoe.layers.rope import Style, rope
-from gmoe.layers.sparse_attention import attend
+from gmoe.layers.sparse_attention import Chosen, attend
 from gmoe.layers.weights import Weights
+
+
+class Index(Protocol):
+    """What chooses for a block, and for those that go by it."""
+
+    chosen: Chosen | None  # in this step; None: every token before it is seen
 
 
 class SparseMLA(MLA):
     """Sees what the index of an earlier block chose; where that is all, it is latent attention as any other."""
 
-    def __init__(self, w: Weights, index: LightningIndex):
+    def __init__(self, w: Weights, turn: Rotation | None, index: Index):
         w.need("attn_k_b.weight", "attn_v_b.weight")
-        super().__init__(w, rope(w, "norm"))
+        super().__init__(w, turn)
         self.index = index
 
     def mixed(self, query: Tensor, batch: Batch) -> Tensor:
@@ -38,10 +47,12 @@ class IndexedMLA(SparseMLA, KeepsBeside):
         for name, width in (widths | {"value_length_mla": hp.value_length_mla}).items():
             if not width:
                 w.refuse(f"{hp.architecture}.attention.{name}", "required by its latent attention")
-        super().__init__(w, LightningIndex(w, style))
-        self.beside_shape = self.index.shape
+        self.lightning = LightningIndex(w, style)
+        super().__init__(w, rope(w, "norm"), self.lightning)
+        self.beside_shape = self.lightning.shape
 
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """x [T, D] -> [T, D], on the CPU in the memory of x; this step's latent rows and keys are in the cache then."""
-        self.index.choose(x, self.low(x), batch, batch.kv.beside[self.layer])
-        return super().__call__(x, batch)
+        low = self.low(x)
+        self.lightning.choose(x, low, batch, batch.kv.beside[self.layer])
+        return self.attend(x, low, batch)

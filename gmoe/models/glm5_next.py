@@ -4,8 +4,9 @@ from gmoe.layers.ffn import DenseFFN, ExpertDispatch, MoEFFN, under
 from gmoe.layers.hyper_connections import HYPER_KEYS, HyperConnection, mean
 from gmoe.layers.kimi_delta import KDA_KEYS, KimiDelta
 from gmoe.layers.pool_index import INDEX_TENSORS, POOL_KEYS
-from gmoe.layers.pooled_attention import IndexedMLA, PooledMLA
+from gmoe.layers.pooled_attention import PooledMLA
 from gmoe.layers.router import Gating, stated
+from gmoe.layers.sparse_mla import SparseMLA
 from gmoe.layers.weights import Weights
 from gmoe.models.decoder import Attention, Connection, FeedForward, Streamed
 
@@ -27,7 +28,7 @@ class Model(Streamed):
             weights.refuse(f"glm5-next.{key}", "required by architecture glm5-next")
         if hp.rope_dimension_count != 0:
             weights.refuse("glm5-next.rope.dimension_count", f"{hp.rope_dimension_count}; only 0 is supported")
-        self.indexed: IndexedMLA | None = None  # the last of the blocks so far that have an index
+        self.indexed: PooledMLA | None = None  # the last of the blocks so far that have an index
         super().__init__(weights, dispatch)
         self.gathered = mean
 
@@ -39,14 +40,13 @@ class Model(Streamed):
         """A block without heads of keys has delta attention; of the others some go by the index of one before them."""
         if not w.hparams.n_kv:
             return KimiDelta(w, key_eps=1e-6)
-        w.need("attn_k_b.weight", "attn_v_b.weight")
         if w.hparams.indexed:
-            self.indexed = IndexedMLA(w)
+            self.indexed = PooledMLA(w)
             return self.indexed
         if self.indexed is None:
             w.refuse("glm5-next.attention.indexer.types", "the first block with latent attention needs an index")
         w.skip(*INDEX_TENSORS)
-        return PooledMLA(w, self.indexed.index)
+        return SparseMLA(w, None, self.indexed.index)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """First blocks dense; shared experts and these have the bound of the others where the file states none."""

@@ -2,6 +2,7 @@
 
 from gmoe.layers.ffn import ExpertDispatch, led_by_dense
 from gmoe.layers.lightning_index import INDEX_KEYS
+from gmoe.layers.rope import rope
 from gmoe.layers.router import Gating
 from gmoe.layers.sparse_mla import IndexedMLA, SparseMLA
 from gmoe.layers.weights import Weights
@@ -31,7 +32,7 @@ class Model(Decoder):
         if self.indexed is None:
             w.refuse(f"glm-dsa.{TYPES}", "the first block needs an index of its own")
         w.skip(*INDEX)
-        return SparseMLA(w, self.indexed.index)
+        return SparseMLA(w, rope(w, "norm"), self.indexed.index)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """First blocks dense; sigmoid where the file states no gating function."""
