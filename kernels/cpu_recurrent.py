@@ -68,7 +68,7 @@ class DeltaNet:
             _check_vector(name, vector, n)
         self.rule, self.dv = rule, r.norm.shape[0]
         self._native = _cpu.DeltaRule(
-            r.n_key, r.neighbours, r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr(), r.eps
+            r.n_key, r.neighbours, r.a.data_ptr(), r.dt_bias.data_ptr(), r.norm.data_ptr(), r.eps, r.sigmoid
         )
 
     def __call__(

@@ -49,7 +49,7 @@ class DeltaNet:
         self._compiled = cpu_recurrent.DeltaNet(rule) if on is None else None
 
     def __call__(self, qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, state: StateLayer, paths: Paths) -> Tensor:
-        """-> [T, n_value * dv], normed by head, gated by z.
+        """-> [T, n_value * dv], normed by head, gated by the SiLU of z or, as the rule says, its sigmoid.
 
         qkv [T, 2 * n_key * dk + n_value * dv], alpha and beta [T, n_value], z [T, n_value * dv], all float32, may be
         parts of wider rows; queries and keys have the length 1 by head then. A head's matrix S forgets by

@@ -20,6 +20,7 @@ class DeltaRule(NamedTuple):
     norm: Tensor  # [dv], weight of the norm of what a head gives
     eps: float
     neighbours: bool
+    sigmoid: bool = False  # the gate is the sigmoid of z, not its SiLU
 
 
 class KimiRule(NamedTuple):
@@ -74,7 +75,7 @@ def short_conv(
 def delta_rule(
     qkv: Tensor, alpha: Tensor, beta: Tensor, z: Tensor, rule: DeltaRule, state: StateLayer, paths: Paths
 ) -> Tensor:
-    """S = g * S; S += k (beta * (v - S'k))'; y = norm(S'q) * silu(z), by head, token after token."""
+    """S = g * S; S += k (beta * (v - S'k))'; y = norm(S'q) * silu(z), or sigmoid(z), by head, token after token."""
     shape = state.shape
     heads, widths = (rule.n_key, rule.n_key, rule.n_value), (shape.dk, shape.dk, shape.dv)
     parts = qkv.split([n * d for n, d in zip(heads, widths, strict=True)], 1)
@@ -97,7 +98,7 @@ def delta_rule(
                 state.matrices[kept] = s
         state.matrices[target] = s
     y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps) * rule.norm
-    return (y.flatten(1) * torch.nn.functional.silu(z)).contiguous()
+    return (y.flatten(1) * (torch.sigmoid(z) if rule.sigmoid else torch.nn.functional.silu(z))).contiguous()
 
 
 def kimi_delta(

@@ -21,7 +21,7 @@ from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Kimi
 from tests.test_step_cpu import random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = [Net(1, 2, 20, 12, True), Net(2, 4, 7, 9)]
+SMALL = [Net(1, 2, 20, 12, True), Net(2, 4, 7, 9, sigmoid=True)]
 KIMIS = [Kimi(3, 20, 12), Kimi(2, 7, 9, -5.0)]
 SPACES = [Space(1, 3, 20, 12), Space(2, 4, 7, 9)]
 

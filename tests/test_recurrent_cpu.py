@@ -34,6 +34,7 @@ class Net(NamedTuple):
     dk: int
     dv: int
     neighbours: bool = False
+    sigmoid: bool = False
 
     door, compiled, reference = DeltaNet, cpu_recurrent.DeltaNet, staticmethod(reference_recurrent.delta_rule)
 
@@ -44,7 +45,7 @@ class Net(NamedTuple):
     @property
     def rule(self) -> DeltaRule:
         a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.heads, seed=2), random(self.dv, seed=3)
-        return DeltaRule(self.n_key, self.heads, a, bias, norm, 1e-6, self.neighbours)
+        return DeltaRule(self.n_key, self.heads, a, bias, norm, 1e-6, self.neighbours, self.sigmoid)
 
     def rows(self, tokens: int) -> tuple[Tensor, ...]:
         """qkv, alpha, beta and z of so many tokens."""
@@ -110,7 +111,7 @@ class Space(NamedTuple):
         return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
 
 
-NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40), Net(3, 3, 7, 33, True)]
+NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40, sigmoid=True), Net(3, 3, 7, 33, True)]
 SPACES = [Space(1, 6, 32, 64), Space(3, 6, 20, 12), Space(2, 4, 16, 40), Space(1, 3, 7, 33)]
 KIMIS = [Kimi(4, 32, 64), Kimi(3, 20, 12, -5.0), Kimi(1, 16, 40), Kimi(2, 7, 33, -0.5)]
 Sizes = Net | Kimi | Space

@@ -215,7 +215,8 @@ class StepCheck {
                                size_t(channels), size_t(channels), size_t(channels), size_t(channels), y.data(),
                                kept_inputs[i].data()};
         gmoe::convolve(*steps[i], c, paths, 1 + i);
-        const DeltaRule rule = {n_key, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f};
+        const DeltaRule rule = {n_key, size.taps == 3, a.data(), heads.data(), norm.data(), 1e-6f,
+                                size.taps == 2};
         const Delta d = {{n_value, size.dk, size.dv, tokens, out[i].data(), kept_matrices[i].data(), nullptr}, rule,
                          y.data(), heads.data(), heads.data() + 1, gate.data(), size_t(channels), n_value, n_value - 1,
                          size_t(values)};

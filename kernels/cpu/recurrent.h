@@ -135,7 +135,7 @@ inline OwnParts left_of(const Kimi& k, int head, int token, int first) { return 
 
 inline Lanes gated(const Delta& d, int head, int token, int i, int m) {
   const Lanes g = lanes(d.z + token * d.z_row + size_t(head) * d.dv + i, m);
-  return g * logistic(g);
+  return d.rule.sigmoid ? logistic(g) : g * logistic(g);
 }
 inline Lanes gated(const Kimi& k, int head, int token, int i, int m) {
   return logistic(lanes(k.gate + token * k.gate_row + size_t(head) * k.dv + i, m));

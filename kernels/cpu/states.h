@@ -52,6 +52,7 @@ struct DeltaRule {
   const float *a, *dt_bias;  // [heads]
   const float* norm;  // [dv]
   float eps;
+  bool sigmoid;  // the gate is the sigmoid of z, not its SiLU
 };
 
 struct Delta : Recurrence {

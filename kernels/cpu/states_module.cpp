@@ -31,9 +31,9 @@ void bind_states(nb::module_& m) {
       });
   nb::class_<DeltaRule>(m, "DeltaRule")
       .def("__init__", [](DeltaRule* self, int n_key, bool neighbours, uintptr_t a, uintptr_t dt_bias, uintptr_t norm,
-                          float eps) {
+                          float eps, bool sigmoid) {
         new (self) DeltaRule{n_key, neighbours, at<const float>(a), at<const float>(dt_bias), at<const float>(norm),
-                             eps};
+                             eps, sigmoid};
       });
   nb::class_<KimiRule>(m, "KimiRule")
       .def("__init__", [](KimiRule* self, uintptr_t a, uintptr_t dt_bias, uintptr_t norm, float eps, float key_eps,

@@ -264,9 +264,8 @@ def delta_rule(
         **delta_sizes(dk, rule.neighbours), **ALONE,
     )  # fmt: skip
     if tokens:
-        _gate[(tokens, heads)](
-            y, z, rule.norm.contiguous(), z.stride(0), rule.eps, heads, dv, **gate_sizes(dv), **ALONE
-        )
+        weight, sizes = rule.norm.contiguous(), gate_sizes(dv, silu=not rule.sigmoid)
+        _gate[(tokens, heads)](y, z, weight, z.stride(0), rule.eps, heads, dv, **sizes, **ALONE)
     return y
 
 
