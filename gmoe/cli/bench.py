@@ -80,7 +80,7 @@ def _weights_of_a_token(llm: Any) -> int:
     for name, info in tensors.items():
         if "_exps." in name:
             total += info.nbytes * hp.n_expert_used // hp.n_expert
-        elif name != "token_embd.weight" or "output.weight" not in tensors:
+        elif name not in ("token_embd.weight", "per_layer_token_embd.weight") or "output.weight" not in tensors:
             total += info.nbytes
     return total
 

@@ -127,7 +127,7 @@ def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:
 
     Nor those that the layers copy as float32 when they are built.
     """
-    rows = {"token_embd.weight"} if "output.weight" in file.tensors else set()
+    rows = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in file.tensors else set())
     return [name for name in file.tensors if name not in layout.names | rows and not _copied(file.tensors[name])]
 
 

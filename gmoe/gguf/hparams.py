@@ -144,8 +144,18 @@ class Hparams:
     n_streams: int = key("hyper_connection.count", 0, rare=True)
     hc_sinkhorn: int = key("hyper_connection.sinkhorn_iterations", 0, rare=True)
     hc_epsilon: float = key("hyper_connection.epsilon", 0.0, rare=True)
+    hc_low_rank: int = key("hyper_connection.low_rank", 0, rare=True)
 
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
+    ngram_layers: Sequence[int] = key("ple.layers", (), rare=True)
+    ngram: int = key("ple.ngram_size", 0, rare=True)
+    n_ngram_head: int = key("ple.heads_per_ngram", 0, rare=True)
+    ngram_conv: int = key("ple.conv_kernel", 0, rare=True)
+    ngram_end: int = key("ple.eos_token_id", 0, rare=True)
+    ngram_image: int = key("ple.image_token_id", 0, rare=True)  # in the place of what no text has
+    ngram_multipliers: Sequence[int] = key("ple.layer_multipliers", (), rare=True)
+    ngram_offsets: Sequence[int] = key("ple.head_offsets", (), rare=True)
+    ngram_sizes: Sequence[int] = key("ple.head_vocab_sizes", (), rare=True)
     logit_softcapping: float = key("final_logit_softcapping", 0.0, rare=True)
 
     recurrent: bool = key("attention.recurrent_layers", None, by_layer=True, rare=True)
@@ -268,11 +278,14 @@ class Hparams:
             if prefix + name in metadata:
                 nextn = metadata.get(prefix + "nextn_predict_layers", 0)
                 given = metadata[prefix + name]
+                if row.metadata["rare"]:
+                    special[name] = UNKNOWN
+                if row.type == Sequence[int]:
+                    values[row.name] = _whole_numbers(given, file, prefix + name)
+                    continue
                 if row.metadata["spare"] and _is_array(given):
                     given = given[: values["n_block"]]
                 given = _one_a_block(given, values.get("n_block"), nextn, file, prefix + name)
-                if row.metadata["rare"]:
-                    special[name] = UNKNOWN
                 if row.metadata["by_layer"] and _is_array(given) and len({*_plain(given)}) > 1:
                     special[name] = special.get(name, DIFFERS)
                     differing[row.name] = [_scalar([v], row.type, file, prefix + name) for v in given]
@@ -353,6 +366,14 @@ def _is_array(value: Any) -> bool:
 
 def _plain(array: Any) -> list[Any]:
     return [v.item() if isinstance(v, np.generic) else v for v in array]
+
+
+def _whole_numbers(given: Any, file: str, name: str) -> Sequence[int]:
+    """The entries of an array, none below zero."""
+    entries = tuple(_plain(given)) if _is_array(given) else (given,)
+    if not all(type(entry) is int and 0 <= entry < 1 << 63 for entry in entries):
+        raise UnsupportedModel(file, name, "must be an array of whole numbers that are not below zero")
+    return entries
 
 
 def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:

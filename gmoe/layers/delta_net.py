@@ -15,9 +15,11 @@ class DeltaNet(RecurrentLayer):
     """A short convolution over queries, keys and values, then the rule; an architecture overrides `maps`.
 
     Heads of values share those of queries and keys: `neighbours` the same one, or, as some files have them, in turn.
+    What a head gives is gated by the SiLU of z, or by its `sigmoid`.
     """
 
     neighbours = False
+    sigmoid = False
 
     def __init__(self, w: Weights):
         hp = w.hparams
@@ -38,7 +40,8 @@ class DeltaNet(RecurrentLayer):
         norm = w.norm("ssm_norm", n=self.d)
         a, dt_bias = w.get("ssm_a", "", self.n_value), w.get("ssm_dt", ".bias", self.n_value)
         assert a is not None and dt_bias is not None and norm.weight is not None
-        rule = DeltaRule(self.n_key, self.n_value, a, dt_bias, norm.weight, norm.eps, self.neighbours)
+        which = self.neighbours, self.sigmoid
+        rule = DeltaRule(self.n_key, self.n_value, a, dt_bias, norm.weight, norm.eps, *which)
         self.learn = recurrent.DeltaNet(rule, w.on)
         self.inputs = beside(*self.maps(w))
         self.output = w.linear("ssm_out", self.z_rows, hp.n_embd)
@@ -56,3 +59,9 @@ class DeltaNet(RecurrentLayer):
         qkv, z, alpha, beta = self.inputs(x)
         qkv = self.conv(qkv, state, batch.routes, silu=True)
         return self.output(self.learn(qkv, alpha, beta, z, state, batch.routes))
+
+
+class SigmoidDeltaNet(DeltaNet):
+    """The same with the other gate (Qwen3.8-Flash-Next)."""
+
+    sigmoid = True

@@ -164,9 +164,12 @@ class Weights:
         """A norm of queries or keys, of `n` numbers, where the file has it."""
         return HeadNorm(self.norm(name, n=n)) if self.has(name) else None
 
-    def embedding(self, name: str, scale: float = 1.0) -> QuantEmbedding:
-        """The table `name` of token rows, times `scale`; it stays in the file: a token reads one row."""
-        table, n_embd = self._view(name), self.hparams.n_embd
+    def embedding(self, name: str, scale: float = 1.0, n: int | None = None) -> QuantEmbedding:
+        """The table `name` of rows of `n` numbers, the model's width if not given, times `scale`.
+
+        It stays in the file: a token reads one row, or some.
+        """
+        table, n_embd = self._view(name), self.hparams.n_embd if n is None else n
         if len(table.shape) != 2 or table.shape[1] != n_embd:
             self.refuse(name + ".weight", f"has the shape {list(table.shape)}, the metadata asks for rows of {n_embd}")
         if name + ".scale" in self.file.tensors:

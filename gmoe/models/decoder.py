@@ -77,13 +77,13 @@ class Decoder:
         self.token_embd = weights.embedding("token_embd", self.embedding_scale(weights))
         self.n_vocab = len(self.token_embd)
         scopes = [weights.block(layer) for layer in range(hp.n_layer)]
-        self.attn_norm = [w.norm("attn_norm") for w in scopes]
+        self.attn_norm = [self.first_norm(w) for w in scopes]
         self.attn: list[Attention] = [self.attention(w, w.layer) for w in scopes]
         self._states = {n: its.state_shape for n, its in enumerate(self.attn) if isinstance(its, RecurrentLayer)}
         self._beside = {n: its.beside_shape for n, its in enumerate(self.attn) if isinstance(its, KeepsBeside)}
         self.ffn_norm = [self.second_norm(w) for w in scopes]
         self.ffn: list[FeedForward] = [self.feed_forward(w, w.layer) for w in scopes]
-        self.output_norm = weights.norm("output_norm", "token_embd_norm")
+        self.output_norm = self.last_norm(weights)
         self.output = weights.linear("output" if weights.has("output") else "token_embd", hp.n_embd, self.n_vocab)
 
     @cached_property
@@ -111,9 +111,17 @@ class Decoder:
         """The feed-forward part of a block."""
         raise NotImplementedError
 
+    def first_norm(self, w: Weights) -> RMSNorm:
+        """What the attention of a block reads through."""
+        return w.norm("attn_norm")
+
     def second_norm(self, w: Weights) -> RMSNorm:
         """What the feed-forward part of a block reads through."""
         return w.norm("ffn_norm", "post_attention_norm")
+
+    def last_norm(self, w: Weights) -> RMSNorm:
+        """What the map to the vocabulary reads through."""
+        return w.norm("output_norm", "token_embd_norm")
 
     def embed(self, batch: Batch) -> Tensor:
         """Token rows [T, D]."""
