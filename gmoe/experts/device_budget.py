@@ -70,7 +70,7 @@ def token_bytes(hparams: Hparams) -> int:
         if not hparams.index_pool:
             return latent + 2 * hparams.n_index * hparams.n_indexed
         return latent + sum(_pooled(hparams.of_layer(layer))[0] for layer in layers)
-    return 2 * sum(hp.n_kv * (hp.n_head_k + hp.n_head_v) for hp in map(hparams.of_layer, layers))
+    return sum(2 * hp.n_kv * (hp.n_head_k + hp.n_head_v) + _pooled(hp)[0] for hp in map(hparams.of_layer, layers))
 
 
 def state_bytes(hparams: Hparams) -> int:
@@ -86,7 +86,9 @@ def state_bytes(hparams: Hparams) -> int:
         each = (hparams.ssm_d_conv - 1) * channels + hparams.ssm_d_state * hparams.ssm_d_inner
     recurrent = [hparams.is_recurrent(layer) for layer in range(hparams.n_layer)]
     others = [hp for hp, its in zip(_each(hparams), recurrent, strict=True) if not its]
-    return 4 * each * sum(recurrent) + sum(_pooled(hp)[1] for hp in others)
+    ngrams = (hparams.ngram_conv - 1) * hparams.ngram * (hparams.n_streams * hparams.n_embd + 1)
+    behind = len(hparams.ngram_layers) * ngrams
+    return 4 * (each * sum(recurrent) + behind) + sum(_pooled(hp)[1] for hp in others)
 
 
 def _compressed(hparams: Hparams) -> tuple[int, int]:
@@ -100,10 +102,10 @@ def _compressed(hparams: Hparams) -> tuple[int, int]:
 
 def _pooled(hparams: Hparams) -> tuple[int, int]:
     """Bytes of a token's part of pools' keys, and of a sequence's tokens whose pool is not complete, in a block."""
-    if not hparams.index_pool or not hparams.indexed:
+    size, numbers = hparams.index_pool or hparams.compress_ratio, hparams.n_index
+    if not size or not hparams.indexed:
         return 0, 0
-    part = KvShape(1, 0, hparams.n_index, hparams.index_pool)
-    return part.nbytes("f16"), 4 * hparams.index_pool * 2 * hparams.n_index
+    return KvShape(1, 0, numbers, size).nbytes("f16"), 4 * size * numbers * (1 + bool(hparams.index_pool))
 
 
 def _each(hparams: Hparams) -> list[Hparams]:

@@ -95,9 +95,12 @@ class GQA:
         """Queries [T, H, dk] over the past and these keys and values, rows [T, Hkv * d] -> [T, H * dv]."""
         q, k = self.prepare(q, k.view(-1, self.n_kv, self.n_head_k), batch.positions)
         batch.kv.write(self.layer, batch.slot_mapping, k, v.view(-1, self.n_kv, self.n_head_v))
+        return self.seen(q, batch).flatten(1)
+
+    def seen(self, q: Tensor, batch: Batch) -> Tensor:
+        """What prepared queries see of the past and of themselves: [T, H, dk] -> [T, H, dv]."""
         kv = batch.kv.layers[self.layer]
-        y = attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on, cap=self.cap)
-        return y.flatten(1)
+        return attention(q, kv, batch.turns, self.scale, self.mask, self.sinks, on=self.on, cap=self.cap)
 
 
 class GatedGQA(GQA):

@@ -1,8 +1,5 @@
 """An index of pools: so many tokens, one behind the other, have one index key (GLM-5.3-Flash)."""
 
-from itertools import pairwise
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +11,7 @@ from gmoe.layers.compressor import join, weighed
 from gmoe.layers.kv_cache import KvLayer
 from gmoe.layers.linear import beside
 from gmoe.layers.norm import LayerNorm
-from gmoe.layers.picked_rows import floats, sequences, slots
+from gmoe.layers.pools import best_pools
 from gmoe.layers.row_index import RowIndex
 from gmoe.layers.sparse_attention import Chosen
 from gmoe.layers.weights import Weights
@@ -62,21 +59,5 @@ class PoolIndex:
         self.chosen = self._best(low, weights, ends, kept, batch) if int(ends.max()) > self.index.most else None
 
     def _best(self, low: Tensor, weights: Tensor, ends: Tensor, kept: KvLayer, batch: Batch) -> Chosen:
-        most, of = self.index.most, sequences(batch)
         q = self.index.queries(low).view(-1, self.index.n_head, self.index.width)
-        pools = torch.arange(most).repeat(len(q), 1)
-        for seq, (at, end) in enumerate(pairwise(batch.begins)):
-            if (n := int(ends[end - 1])) > most:
-                last = torch.arange(self.size - 1, n * self.size, self.size)[None]
-                rows = self.shape.row(slots(last, torch.tensor([seq]), batch)[0])
-                pools[at:end] = self.index.best(
-                    q[at:end], weights[at:end], floats(kept, rows, 0, self.shape.dv), ends[at:end]
-                )
-        pooled = ends.clamp(max=most) * self.size
-        counts = pooled + (batch.positions + 1) % self.size
-        places = torch.arange(int(counts.max())).expand(len(q), -1)
-        inside = pools.gather(1, (places // self.size).clamp(max=most - 1)) * self.size + places % self.size
-        behind = (ends * self.size - pooled)[:, None] + places
-        positions = torch.where(places < pooled[:, None], inside, torch.minimum(behind, batch.positions[:, None]))
-        lengths = torch.from_numpy(np.array(batch.lengths))[of, None]
-        return Chosen(slots(torch.minimum(positions, lengths - 1), of, batch), counts)
+        return best_pools(self.index, q, weights, ends, kept, batch)

@@ -11,7 +11,7 @@ from gmoe.layers.weights import Weights
 QUERIES, SCORES = 32, 1 << 24  # at most so many queries' stand in memory together, and so many, of one query at least
 
 
-class RowIndex:
+class Scores:
     """A row's score is a weighted sum over heads of what is positive of a head's query times the row's index key."""
 
     def __init__(self, w: Weights, most: int):
@@ -20,8 +20,6 @@ class RowIndex:
         if not self.n_head or not self.most or self.width < (hp.rope_dimension_count or 0):
             why = "needed with key_length, as wide as rope.dimension_count at least, and top_k"
             w.refuse(f"{hp.architecture}.attention.indexer.head_count", why)
-        self.queries = w.linear("indexer.attn_q_b", hp.q_lora_rank, self.n_head * self.width)
-        self.weights = w.linear("indexer.proj", hp.n_embd, self.n_head)
 
     def best(self, q: Tensor, weights: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
         """Of queries [T, H, d] with weights [T, H], among the first `counts` [T] of keys [n, d]: [T, most], ascending.
@@ -42,3 +40,12 @@ class RowIndex:
             order = scores.argsort(dim=-1, descending=True, stable=True)[:, : self.most]
             best.append(order.sort(-1).values)
         return torch.cat(best)
+
+
+class RowIndex(Scores):
+    """Its queries come from those of latent attention, and a map of the block's input weighs their heads."""
+
+    def __init__(self, w: Weights, most: int):
+        super().__init__(w, most)
+        self.queries = w.linear("indexer.attn_q_b", w.hparams.q_lora_rank, self.n_head * self.width)
+        self.weights = w.linear("indexer.proj", w.hparams.n_embd, self.n_head)
