@@ -55,7 +55,7 @@ class Architecture:
     shape: Shape = field(default_factory=Shape)
     extra: Callable[[Shape], Tensors] = lambda s: iter(())
     rope_style: str = "neox"
-    last_norm: str = "output_norm"
+    last_norm: str | None = "output_norm"
     unscaled: bool = False  # attention has no scale of its own: the norm of the queries makes them small
 
 
@@ -316,6 +316,62 @@ def _hybrid(layout: str, fused: bool = False) -> Callable[[Shape, int], Tensors]
         yield from dense(s, "_shexp", 64)
 
     return block
+
+
+NGRAM_ROWS = 20  # that a head of a length of n-grams has; the tables of files have more behind the last
+
+
+def _qwen4exp(s: Shape, layer: int) -> Tensors:
+    """The same between four streams, with an index in the blocks of attention, and n-grams before the second block."""
+    wide, low = 4 * s.embd, 12
+    for name, dims in _hybrid("apart")(s, layer):
+        if name not in ("attn_norm.weight", "post_attention_norm.weight"):
+            yield name, dims
+    for part in ("attn", "ffn"):
+        yield f"hc_{part}_norm.weight", (wide,)
+        yield f"hc_{part}_down.weight", (low, wide)
+        yield f"hc_{part}_up.weight", (wide, low)
+        yield f"hc_{part}_inject.weight", (4, wide)
+    if (layer + 1) % 4 == 0:
+        yield "indexer.q_proj.weight", (8 * s.head_dim, s.embd)
+        yield "indexer.k_proj.weight", (s.head_dim, s.embd)
+        yield "indexer.q_norm.weight", (s.head_dim,)
+        yield "indexer.k_norm.weight", (s.head_dim,)
+    if layer == 1:
+        yield "ple_key.weight", (wide, s.embd)
+        yield "ple_value.weight", (s.embd, s.embd)
+        for part in ("key", "query", "conv"):
+            yield f"ple_norm_{part}.weight", (wide,)
+        yield "ple_conv1d.weight", (wide, 4)
+
+
+def _qwen4exp_keys(s: Shape) -> dict[str, Any]:
+    return _delta_keys(s) | {
+        "rope.dimension_sections": [2, 1, 1, 0],
+        "hyper_connection.count": 4,
+        "hyper_connection.low_rank": 12,
+        "attention.indexer.head_count": 8,
+        "attention.indexer.key_length": s.head_dim,
+        "attention.indexer.top_k": 64,
+        "attention.compress_ratios": [4 * ((layer + 1) % 4 == 0) for layer in range(s.layer)],
+        "embedding_length_per_layer_input": s.embd // 4,
+        "ple.layers": [1],
+        "ple.ngram_size": 3,
+        "ple.heads_per_ngram": 2,
+        "ple.conv_kernel": 4,
+        "ple.eos_token_id": 8,
+        "ple.image_token_id": 5,
+        "ple.layer_multipliers": np.array([3 + (1 << 44), 7919 + (1 << 60), 104729 + (1 << 50)], np.uint64),
+        "ple.head_offsets": np.arange(4, dtype=np.uint64) * NGRAM_ROWS,
+        "ple.head_vocab_sizes": np.array([17, 20, 13, 19], np.uint64),
+    }
+
+
+def _qwen4exp_more(s: Shape) -> Tensors:
+    yield "output_hc_norm.weight", (4 * s.embd,)
+    yield "output_hc_down.weight", (12, 4 * s.embd)
+    yield "output_hc_up.weight", (4 * s.embd, 12)
+    yield "per_layer_token_embd.weight", (4 * NGRAM_ROWS + 5, s.embd // 4)
 
 
 def _ssm(s: Shape, wide: int) -> dict[str, Any]:
@@ -1014,6 +1070,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda s: _delta_keys(s) | {"rope.dimension_sections": [2, 1, 1, 0]},
         Shape(layer=5),
     ),
+    "qwen4exp": Architecture(_qwen4exp, _qwen4exp_keys, Shape(layer=4), extra=_qwen4exp_more, last_norm=None),
     "granitehybrid": Architecture(
         _granitehybrid,
         lambda s: (
@@ -1092,7 +1149,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # which compute with torch between the kernels, and on no device yet
-CPU_ALONE = ["deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all"]
+CPU_ALONE = ["deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 
@@ -1131,7 +1188,8 @@ def write_model(
     for key, value in (row.keys(s) | (metadata or {})).items():
         _add(writer, f"{name}.{key}", value)
     add_tokenizer(writer, template)
-    tensors = [("token_embd.weight", (len(VOCAB), s.embd)), (f"{row.last_norm}.weight", (s.embd,))]
+    tensors = [("token_embd.weight", (len(VOCAB), s.embd))]
+    tensors += [(f"{row.last_norm}.weight", (s.embd,))] if row.last_norm else []
     tensors += [("output.weight", (len(VOCAB), s.embd)), *row.extra(s)]
     for layer in range(s.layer):
         tensors += [(f"blk.{layer}.{tensor}", dims) for tensor, dims in row.block(s, layer)]
@@ -1175,6 +1233,9 @@ def random_weights(rng: np.random.Generator, tensor: str, dims: tuple[int, ...])
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, np.ndarray):  # of numbers wider than the writer would take them for
+        writer.add_key_value(key, value.tolist(), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64)
+        return
     kinds = {
         list: writer.add_array,
         bool: writer.add_bool,

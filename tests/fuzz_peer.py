@@ -72,6 +72,7 @@ FOURS = {
     "laguna",
     "deepseek4",
     "glm5-next",
+    "qwen4exp",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -107,6 +108,8 @@ GRANITE: Keys = {
     "residual_scale": (0.22, 1.0),
     "logit_scale": (0.5, 8.0),
 }
+WHOLE: dict[str, Any] = {"attention.indexer.top_k": 64}
+SINGLE = [{"attention.indexer.top_k": most, "attention.compress_ratios": 1} for most in (1, 3, 12, 40)]
 OWN: dict[str, Keys] = {
     "granitemoe": GRANITE,
     "granitehybrid": GRANITE,
@@ -157,6 +160,7 @@ OWN: dict[str, Keys] = {
         "swiglu_clamp_exp": (0.0, 0.2, 7.0),
         "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
     },
+    "qwen4exp": {"ple.eos_token_id": (7, 9, 250)},
     "laguna": GATED | {"rope.freq_base_swa": (100.0, 5e5)},
     "smallthinker": GATED | {"attention.sliding_window": (0, 4096)},
     "dbrx": {"attention.clamp_kqv": (0.0, 0.1, 8.0), "attention.layer_norm_epsilon": (1e-6, 1e-2, 0.3)},
@@ -215,6 +219,8 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
         drawn["rope.scaling.type"] = "yarn"
     if architecture == "bailingmoe2":
         drawn["expert_shared_feed_forward_length"] = shape.ff_exp
+    if architecture == "qwen4exp":  # of larger blocks llama.cpp also takes parts, as its sort happens to have them
+        drawn |= draw.choice([WHOLE | {"attention.compress_ratios": ratio} for ratio in (0, 2, 4, 64)] + SINGLE)
     if architecture in LATENT:
         multipliers = [0.05, 0.1] if architecture == "deepseek2" else [0.1]
         drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice(multipliers)}

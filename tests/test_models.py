@@ -12,6 +12,7 @@ from gmoe.kernels.kv import KvType
 from gmoe.engine.engine import Engine
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
+from gmoe.experts.budget import fixed_tensors
 from gmoe.experts.device_budget import state_bytes, token_bytes
 from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.gguf.hparams import Gating
@@ -57,14 +58,15 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize("name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next"])
+@pytest.mark.parametrize("name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp"])
 def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvType) -> None:
     """Tokens, pools, or rows of 4 beside which others are of 128: the same bits in chunks, together, begun later."""
     ids, recorded = 5 * IDS, np.load(RECORDED)[f"{name} long"]
+    rows = [126, 254, 318] if name == "qwen4exp" else [126, 127, 255, 319]  # as the tool that recorded says
     with LLM.load(write_model(tmp_path / "m.gguf", name), replace(EXACT, context=512)) as llm:
         whole = Engine(llm.model, 512, 1, kv_type, 512).logits(ids)
         if kv_type == "f32":
-            np.testing.assert_allclose(whole[[126, 127, 255, 319]], recorded, atol=1e-4, rtol=0)
+            np.testing.assert_allclose(whole[rows], recorded, atol=1e-4, rtol=0)
         for chunk in (3, 100):
             assert np.array_equal(Engine(llm.model, 512, 1, kv_type, chunk).logits(ids), whole)
         engine = Engine(llm.model, 512, 3, kv_type, 70)
@@ -274,6 +276,10 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count_kv": [0, 1, 0, 1, 1]},
             {},
         ),
+        ("qwen4exp", {"attention.recurrent_layers": [True, True, True, False], "full_attention_interval": 9}, {}),
+        ("qwen4exp", {"attention.compress_ratios": [4, 4, 4, 4], "ple.image_token_id": 9}, {}),
+        ("qwen4exp", {"attention.compress_ratios": [0, 0, 0, 0]}, {"attention.indexer.top_k": 4096}),
+        ("qwen4exp", {"block_count": 5, "nextn_predict_layers": 1, "attention.compress_ratios": [4] * 5}, {}),
         ("laguna", {"attention.sliding_window_pattern": [False, True, True, True, False]}, {}),
         ("laguna", {"expert_gating_func": 2, "expert_shared_count": 1}, {}),
         ("laguna+full", {"attention.sliding_window": 0, "rope.freq_base_swa": 100.0}, {}),
@@ -497,6 +503,80 @@ def test_what_deepseek4_does_not_have_is_refused(tmp_path: Path, change: dict[st
     with pytest.raises(UnsupportedModel) as error:
         LLM.load(path)
     assert what in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"hyper_connection.count": 1}, "hyper_connection.count: 1; at least 2, with low_rank, is supported"),
+        ({"hyper_connection.low_rank": 0}, "hyper_connection.count: 4; at least 2, with low_rank, is supported"),
+        ({"hyper_connection.low_rank": 8}, "hc_attn_down.weight: has 12 outputs, the rest of the file asks for 8"),
+        (
+            {"hyper_connection.count": 3},
+            "hc_attn_norm.weight: has the shape [256], the rest of the file asks for [192]",
+        ),
+        ({"hyper_connection.epsilon": 1e-6}, "hyper_connection.epsilon: not known to gmoe"),
+        ({"attention.compress_ratios": [0, 0, 0, 3]}, "attention.compress_ratios: 3; a power of two up to 64 that"),
+        ({"attention.compress_ratios": [128] * 4}, "attention.compress_ratios: 128; a power of two up to 64 that"),
+        ({"attention.indexer.top_k": 66}, "compress_ratios: 4; a power of two up to 64 that divides indexer.top_k is"),
+        ({"attention.indexer.head_count": 0}, "attention.indexer.head_count: needed with key_length, as wide as"),
+        ({"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide as"),
+        ({"attention.indexer.key_length": 4}, "attention.indexer.head_count: needed with key_length, as wide as"),
+        ({"ple.layers": [1, 2]}, "ple.layers: [1, 2]; one block without full attention is supported"),
+        ({"ple.layers": [3]}, "ple.layers: [3]; one block without full attention is supported"),
+        ({"ple.layers": [4]}, "ple.layers: [4]; one block without full attention is supported"),
+        ({"ple.layers": [2]}, "blk.2.ple_key.weight: this tensor is required by architecture qwen4exp"),
+        ({"ple.layers": [-1]}, "ple.layers: must be an array of whole numbers that are not below zero"),
+        ({"ple.ngram_size": 1}, "ple.ngram_size: 1 is outside 2 to 8"),
+        ({"ple.ngram_size": 4}, "ple.heads_per_ngram: 6 rows of 16 numbers in all; at most 64 as wide as the model"),
+        ({"ple.conv_kernel": 7}, "ple.conv_kernel: 7; at least 2, which look back at most 15 tokens, is supported"),
+        ({"ple.conv_kernel": 1}, "ple.conv_kernel: 1; at least 2, which look back at most 15 tokens, is supported"),
+        ({"ple.conv_kernel": 3}, "blk.1.ple_conv1d.weight: has the shape [256, 4], the rest of the file asks for [256"),
+        ({"ple.layer_multipliers": [1, 3]}, "ple.layer_multipliers: has 2 entries, 3 are needed"),
+        ({"ple.head_offsets": [0, 20, 40]}, "ple.head_offsets: has 3 entries, 4 are needed"),
+        ({"ple.head_offsets": [0, 20, 40, 67]}, "head_vocab_sizes: name rows that are none of the table's 85"),
+        ({"ple.head_vocab_sizes": [17, 0, 13, 19]}, "head_vocab_sizes: name rows that are none of the table's 85"),
+    ],
+)
+def test_what_qwen4exp_does_not_have_is_refused(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen4exp", metadata=change)
+    with pytest.raises(UnsupportedModel) as error:
+        LLM.load(path)
+    assert what in str(error.value) and str(path) in str(error.value)
+
+
+def test_qwen4exp_as_other_files_have_it(tmp_path: Path) -> None:
+    """Norms of streams may be rows, and a file without n-grams has none; with them it must say what ends texts."""
+    path, deep, endless = (tmp_path / f"{name}.gguf" for name in "abc")
+    write_model(path, "qwen4exp")
+    with GGUFFile.open(path) as file:
+
+        def rows(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            streams = "hc_" in info.name or "ple_" in info.name
+            shape = (4, 64) if streams and len(tensor.shape) == 1 else tensor.shape
+            return [(info.name, QuantTensor(tensor.data.reshape(shape[0], -1), tensor.format, shape))]
+
+        def plain(info: TensorInfo, tensor: QuantTensor) -> list[tuple[str, QuantTensor]]:
+            return [] if "ple_" in info.name or "per_layer" in info.name else [(info.name, tensor)]
+
+        rewrite(file, deep, rows)
+        rewrite(file, endless, lambda info, tensor: [(info.name, tensor)], {"qwen4exp.ple.eos_token_id": None})
+        rewrite(file, tmp_path / "d.gguf", plain, {"qwen4exp.ple.layers": None})
+    with LLM.load(path, EXACT) as a, LLM.load(deep, EXACT) as b, LLM.load(tmp_path / "d.gguf", EXACT) as c:
+        assert np.array_equal(a.logits(IDS), b.logits(IDS))
+        assert not c.model.memories and not np.allclose(a.logits(IDS), c.logits(IDS), atol=0.1)  # type: ignore
+    with pytest.raises(UnsupportedModel, match="qwen4exp.ple.eos_token_id: required beside ple.layers"):
+        LLM.load(endless)
+
+
+def test_the_table_of_ngrams_stays_in_the_file(tmp_path: Path) -> None:
+    """It counts for nothing that must be in memory, and a token that ends texts hides what is before it."""
+    with LLM.load(write_model(tmp_path / "m.gguf", "qwen4exp"), EXACT) as llm:
+        assert "per_layer_token_embd.weight" not in fixed_tensors(llm.file, llm.store.layout)
+        (memory,) = llm.model.memories  # type: ignore
+        rows = memory.ngrams(np.array([5, 5, 5, 5, 8]), np.array([[9, 4], [8, 4], [8, 3], [-1, -1], [9, 4]]))
+    assert torch.equal(rows[1], rows[2]) and torch.equal(rows[1], rows[3])
+    assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[4], rows[0])
 
 
 def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ CAN_LACK = {
 }
 PADDED = {"kimi-linear": r"ssm_(a|conv1d_[qkv]\.weight)$"}  # which converters wrote with more and with fewer sizes of 1
 
+LONGER = {"per_layer_token_embd.weight"}  # which has rows behind the last that anything names
+
 
 @pytest.fixture(params=ARCHITECTURES)
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> GGUFFile:
@@ -88,6 +90,8 @@ def test_a_tensor_of_another_shape_is_refused(file: GGUFFile) -> None:
         padded = re.search(PADDED.get(file.architecture, "$^"), name)
         for shape in others(info.shape):
             if padded and shape == (1, *info.shape):
+                continue
+            if name in LONGER and shape == (2 * info.shape[0], *info.shape[1:]):
                 continue
             file.tensors[name] = replace(info, shape=shape, nbytes=4 * elements(shape))
             with pytest.raises(UnsupportedModel, match=rf"{re.escape(str(file.path))}: [^ ]+: ") as error:

@@ -14,8 +14,9 @@ import numpy as np
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
 ROWS = [0, 1, 30, 63]
 # more tokens say more: `IDS` five times over, and rows of these
-LONG = ("deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next")
+LONG = ("deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp")
 LONG_ROWS = [126, 127, 255, 319]
+WHOLE_ROWS = {"qwen4exp": [126, 254, 318]}  # of others llama.cpp chooses a part of a block, as its sort has its tokens
 
 
 def logits(path: Path, ids: list[int], rows: list[int]) -> np.ndarray:
@@ -43,7 +44,11 @@ def main() -> None:
     """Write one array a model, named after its file, and what they were made of."""
     *models, out = map(Path, sys.argv[1:])
     found = {path.stem: logits(path, IDS, ROWS) for path in models}
-    found |= {f"{path.stem} long": logits(path, 5 * IDS, LONG_ROWS) for path in models if path.stem in LONG}
+    found |= {
+        f"{path.stem} long": logits(path, 5 * IDS, WHOLE_ROWS.get(path.stem, LONG_ROWS))
+        for path in models
+        if path.stem in LONG
+    }
     np.savez_compressed(out, ids=np.array(IDS), rows=np.array(ROWS), version=llama_cpp.__version__, **found)
 
 

@@ -75,12 +75,14 @@ class Row:
 
 def _weights_of_a_token(llm: Any) -> int:
     """Bytes of weights that one token's pass reads."""
-    hp, tensors = llm.hparams, llm.file.tensors
+    from gmoe.experts.budget import tables
+
+    hp, read_by_row = llm.hparams, tables(llm.file)
     total = 0
-    for name, info in tensors.items():
+    for name, info in llm.file.tensors.items():
         if "_exps." in name:
             total += info.nbytes * hp.n_expert_used // hp.n_expert
-        elif name not in ("token_embd.weight", "per_layer_token_embd.weight") or "output.weight" not in tensors:
+        elif name not in read_by_row:
             total += info.nbytes
     return total
 

@@ -123,12 +123,17 @@ class Budget:
 
 
 def fixed_tensors(file: GGUFFile, layout: ExpertLayout) -> list[str]:
-    """The tensors that must stay in memory as they are: not the experts, nor a table of which a token reads one row.
+    """The tensors that must stay in memory as they are: not the experts, nor the `tables`.
 
     Nor those that the layers copy as float32 when they are built.
     """
-    rows = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in file.tensors else set())
-    return [name for name in file.tensors if name not in layout.names | rows and not _copied(file.tensors[name])]
+    others = layout.names | tables(file)
+    return [name for name in file.tensors if name not in others and not _copied(file.tensors[name])]
+
+
+def tables(file: GGUFFile) -> set[str]:
+    """The tensors of which a token reads a row, or a few."""
+    return {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in file.tensors else set())
 
 
 def _copied(info: TensorInfo) -> bool:

@@ -151,7 +151,7 @@ class Hparams:
     ngram: int = key("ple.ngram_size", 0, rare=True)
     n_ngram_head: int = key("ple.heads_per_ngram", 0, rare=True)
     ngram_conv: int = key("ple.conv_kernel", 0, rare=True)
-    ngram_end: int = key("ple.eos_token_id", 0, rare=True)
+    ngram_end: int | None = key("ple.eos_token_id", None, rare=True)
     ngram_image: int = key("ple.image_token_id", 0, rare=True)  # in the place of what no text has
     ngram_multipliers: Sequence[int] = key("ple.layer_multipliers", (), rare=True)
     ngram_offsets: Sequence[int] = key("ple.head_offsets", (), rare=True)

@@ -35,6 +35,8 @@ class Ngrams:
         ):
             if len(given) < need:
                 w.refuse(f"{name}.{key}", f"has {len(given)} entries, {need} are needed")
+        if hp.ngram_end is None:
+            w.refuse(f"{name}.eos_token_id", "required beside ple.layers")
         self.multipliers = np.array(hp.ngram_multipliers, np.uint64)
         sizes, offsets = (
             np.array(given[:heads], np.uint64).reshape(-1, per) for given in (hp.ngram_sizes, hp.ngram_offsets)

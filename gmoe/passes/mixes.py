@@ -24,7 +24,7 @@ FALLBACKS: Mapping[str, str] = {  # for rows that are not whole blocks
 
 _UNTOUCHED = re.compile(
     r"_norm\.weight$|ffn_gate_inp(_shexp)?\.weight$|^position_embd|^token_types|ssm_conv1d|shortconv\.conv\.|\.sinks|exp_probs_b"
-    r"|ffn_gate_tid2eid"
+    r"|ffn_gate_tid2eid|indexer\.[kq]_proj"
 )
 
 
