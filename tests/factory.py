@@ -767,6 +767,38 @@ def _connections(s: Shape) -> Tensors:
         yield f"hc_{part}_scale.weight", (3,)
 
 
+def _bailingmoe3(q_lora: bool) -> Callable[[Shape, int], Tensors]:
+    """Every third block has latent attention, with a gate for each head."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        wide = s.head * s.head_dim
+        if layer % 3 == 2:
+            yield from mla(s, q_lora=q_lora, legacy=False)
+            yield "attn_gate.weight", (s.head, s.embd)
+        else:
+            for name, dims in _kimi_delta(s, fused=False):
+                if not name.endswith("_b.weight"):
+                    yield name, {"ssm_f_a.weight": (wide, s.embd), "ssm_g_a.weight": (wide, s.embd)}.get(name, dims)
+        yield from ffn_norm(s)
+        if layer == 0:
+            yield from dense(s)
+        else:
+            yield from routed(s, selection_bias=True)
+            yield from dense(s, "_shexp", 64)
+
+    return block
+
+
+def _bailing3_keys(s: Shape, q_lora: bool) -> dict[str, Any]:
+    return _kimi_keys(s) | {
+        "attention.q_lora_rank": 32 * q_lora,
+        "expert_group_count": 4,
+        "expert_group_used_count": 2,
+        "expert_shared_feed_forward_length": 64,
+        "kda.gate_lower_bound": -5.0,
+    }
+
+
 def _dbrx_keys(s: Shape) -> dict[str, Any]:
     keys = _moe(s, attention__layer_norm_epsilon=1e-5, attention__clamp_kqv=0.5)
     return {name: value for name, value in keys.items() if "rms" not in name}
@@ -1085,6 +1117,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     "kimi-linear+fused": Architecture(_kimi_linear(fused=True), _kimi_keys, Shape(layer=4)),
     "glm5-next": Architecture(_glm5_next(4, False), lambda s: _glm5_keys(s, 4, False), Shape(layer=4)),
     "glm5-next+all": Architecture(_glm5_next(2, True), lambda s: _glm5_keys(s, 2, True), Shape(layer=4)),
+    "bailingmoe3": Architecture(
+        _bailingmoe3(True),
+        lambda s: (
+            _bailing3_keys(s, True)
+            | {
+                "kda.safe_gate": True,
+                "rope.dimension_sections": [2, 1, 1, 0],
+                "swiglu_clamp_exp": [0.5] * s.layer,
+                "swiglu_clamp_shexp": [0.7] * s.layer,
+            }
+        ),
+        Shape(layer=4),
+    ),
+    "bailingmoe3+text": Architecture(_bailingmoe3(False), lambda s: _bailing3_keys(s, False), Shape(layer=4)),
     "lfm2moe": Architecture(
         _lfm2moe,
         lambda s: (

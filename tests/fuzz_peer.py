@@ -73,6 +73,7 @@ FOURS = {
     "deepseek4",
     "glm5-next",
     "qwen4exp",
+    "bailingmoe3",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -147,6 +148,15 @@ OWN: dict[str, Keys] = {
         "attention.compress_rope_freq_base": (100.0, 160000.0),
         "hyper_connection.sinkhorn_iterations": (1, 2, 20),
         "hyper_connection.epsilon": (1e-6, 1e-2),
+        "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+        "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
+    },
+    "bailingmoe3": GATED
+    | {
+        "expert_group_count": (1, 4),
+        "kda.gate_lower_bound": (-0.5, -5.0),
+        "rope.dimension_sections": ([0, 0, 0, 0], [2, 1, 1, 0]),
+        "rope.scaling.attn_factor": (0.7, 1.2),
         "swiglu_clamp_exp": (0.0, 0.2, 7.0),
         "swiglu_clamp_shexp": (0.0, 0.2, 16.0),
     },

@@ -266,6 +266,15 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4]}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4, 8, 0, 1]}, {}),
         ("deepseek4", {"expert_weights_scale": 0.0, "swiglu_clamp_exp": 0.5}, {"expert_weights_scale": 1.0}),
+        ("bailingmoe3", {"rope.dimension_sections": [1, 3, 0, 0]}, {}),
+        ("bailingmoe3", {"rope.dimension_sections": [4, 0, 0, 0]}, {"rope.dimension_sections": [0, 0, 0, 0]}),
+        ("bailingmoe3", {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}, {}),
+        ("bailingmoe3+text", {"kda.safe_gate": True, "swiglu_clamp_shexp": 0.0}, {}),
+        (
+            "bailingmoe3",
+            {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count_kv": [0, 0, 1, 0, 1]},
+            {},
+        ),
         ("glm5-next", {"rope.freq_base": 100.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
         ("glm5-next", {"expert_gating_func": 0, "attention.key_length": 64}, {}),
         ("glm5-next", {"attention.indexer.types": [False, True, False, False]}, {}),
@@ -410,6 +419,12 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             {"attention.head_count_kv": [0, 1, 1, 0]},
             "blk.1.attn_k_b.weight: this tensor is required by",
         ),
+        ("bailingmoe3", {"rope.scaling.yarn_log_multiplier": 0.1}, "bailingmoe3.rope.scaling.yarn_log_multiplier: 0.1"),
+        ("bailingmoe3", {"kda.safe_gate": False}, "kda.safe_gate: only true is supported"),
+        ("bailingmoe3", {"kda.gate_lower_bound": 0.5}, "gate_lower_bound: 0.5; only numbers below 0 are supported"),
+        ("bailingmoe3", {"expert_gating_func": 0}, "expert_gating_func: required by architecture bailingmoe3"),
+        ("bailingmoe3", {"attention.key_length_mla": 0}, "key_length_mla: required by architecture bailingmoe3"),
+        ("bailingmoe3", {"rope.dimension_sections": [2, 2]}, "dimension_sections: four whole numbers are supported"),
         ("glm5-next", {"rope.dimension_count": 8}, "rope.dimension_count: 8; only 0 is supported"),
         ("glm5-next", {"attention.q_lora_rank": 0}, "q_lora_rank: required by architecture glm5-next"),
         ("glm5-next", {"attention.value_length_mla": 0}, "value_length_mla: required by architecture glm5-next"),
@@ -601,6 +616,17 @@ def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
         assert np.array_equal(a.logits(IDS), b.logits(IDS)) and np.array_equal(a.logits(IDS), c.logits(IDS))
     with pytest.raises(UnsupportedModel, match="blk.0.ffn_gate_tid2eid.weight: names experts that are none of the 8"):
         LLM.load(tmp_path / "d.gguf")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [("glm5-next", "hyper_connection.epsilon"), ("bailingmoe3", "kda.gate_lower_bound")],
+)
+def test_a_key_that_has_no_default_is_named(tmp_path: Path, architecture: str, key: str) -> None:
+    with GGUFFile.open(write_model(tmp_path / "m.gguf", architecture)) as file:
+        rewrite(file, tmp_path / "bare.gguf", lambda info, t: [(info.name, t)], {f"{architecture}.{key}": None})
+    with pytest.raises(UnsupportedModel, match=f"{architecture}.{key}: required by architecture {architecture}$"):
+        LLM.load(tmp_path / "bare.gguf")
 
 
 def test_a_block_may_have_an_index_that_it_does_not_use(tmp_path: Path) -> None:

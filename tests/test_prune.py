@@ -55,7 +55,7 @@ ARCHITECTURES = {
     "granitehybrid": 5, "nemotron_h_moe": 3, "gemma4": 5, "smallthinker": 4, "dbrx": 5, "arctic": 3,
     "exaone-moe": 5, "mimo2": 7, "cohere2moe": 6, "kimi-linear": 5, "qwen3vlmoe": 7, "mistral4": 5,
     "deepseek": 7, "bailingmoe": 3, "mellum": 5, "step35": 5, "laguna": 5, "hy_v3": 5, "glm5-next": 5,
-    "deepseek32": 5, "glm-dsa+shared": 7, "grok+2": 5, "qwen4exp": 5,
+    "deepseek32": 5, "glm-dsa+shared": 7, "grok+2": 5, "qwen4exp": 5, "bailingmoe3+text": 8,
 }  # fmt: skip
 
 

@@ -166,6 +166,7 @@ class Hparams:
     ssm_dt_rank: int = key("ssm.time_step_rank", 0, rare=True)
     ssm_n_group: int = key("ssm.group_count", 0, rare=True)
     kda_head_dim: int = key("kda.head_dim", 0, rare=True)  # of Kimi's delta attention
+    kda_safe_gate: bool = key("kda.safe_gate", True, rare=True)
     kda_floor: float = key("kda.gate_lower_bound", None, rare=True)
     n_shortconv: int = key("shortconv.l_cache", 0, rare=True)
 

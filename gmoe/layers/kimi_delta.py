@@ -1,5 +1,7 @@
 """Kimi's delta attention: a delta net whose heads forget each channel of their keys by itself (Kimi-Linear)."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from gmoe.kernels import recurrent
@@ -28,16 +30,25 @@ class KimiDelta(RecurrentLayer):
         self.state_shape = StateShape(hp.ssm_d_conv - 1, 3 * self.wide, hp.n_head, d, d)
         weights = [w.shaped(f"ssm_conv1d_{part}", (self.wide, hp.ssm_d_conv)) for part in "qkv"]
         self.convs = [ShortConv(weight, on=w.on) for weight in weights]
-        a, dt_bias = w.shaped("ssm_a", (hp.n_head,), ""), w.vector("ssm_dt", self.wide, ".bias")
+        a, dt_bias = self._rates(w), w.vector("ssm_dt", self.wide, ".bias")
         floor = 0.0 if hp.kda_floor is None else hp.kda_floor
         if hp.kda_floor is not None and floor >= 0.0:
             w.refuse(f"{hp.architecture}.kda.gate_lower_bound", f"{floor}; only numbers below 0 are supported")
         rule = KimiRule(hp.n_head, a, dt_bias, w.vector("ssm_norm", d), w.eps, key_eps or w.eps, floor)
         self.learn = recurrent.KimiDelta(rule, w.on)
-        narrow = w.linear("ssm_f_a", hp.n_embd, d), w.linear("ssm_g_a", hp.n_embd, d)
-        self.inputs = beside(*self._qkv(w), w.linear("ssm_beta", hp.n_embd, hp.n_head), *narrow)
-        self.fade, self.gate = w.linear("ssm_f_b", d, self.wide), w.linear("ssm_g_b", d, self.wide)
+        self.inputs = beside(*self._qkv(w), w.linear("ssm_beta", hp.n_embd, hp.n_head), *self._steps(w))
         self.output = w.linear("attn_output", self.wide, hp.n_embd)
+
+    def _rates(self, w: Weights) -> Tensor:
+        """How fast heads forget, below 0: [H]."""
+        return w.shaped("ssm_a", (w.hparams.n_head,), "")
+
+    def _steps(self, w: Weights) -> list[QuantLinear]:
+        """Maps of the block's input to what fades and to what gates, before `fade` and `gate`."""
+        hp, d = w.hparams, w.hparams.kda_head_dim
+        self.fade: Callable[[Tensor], Tensor] = w.linear("ssm_f_b", d, self.wide)
+        self.gate: Callable[[Tensor], Tensor] = w.linear("ssm_g_b", d, self.wide)
+        return [w.linear("ssm_f_a", hp.n_embd, d), w.linear("ssm_g_a", hp.n_embd, d)]
 
     def _qkv(self, w: Weights) -> list[QuantLinear]:
         """Queries, keys and values of the block's input, whose maps may lie in one tensor."""
@@ -59,3 +70,16 @@ class KimiDelta(RecurrentLayer):
             for n, (conv, part) in enumerate(zip(self.convs, qkv, strict=True))
         )
         return self.output(self.learn(q, k, v, self.fade(fade), beta, self.gate(gate), state, batch.routes))
+
+
+class WideDelta(KimiDelta):
+    """What fades and gates comes of the block's input at once; files have the rates above 0 (Ling 3.0)."""
+
+    def _rates(self, w: Weights) -> Tensor:
+        """How fast heads forget, below 0: [H]."""
+        return -super()._rates(w)
+
+    def _steps(self, w: Weights) -> list[QuantLinear]:
+        """Maps of the block's input to what fades and to what gates."""
+        self.fade = self.gate = lambda x: x
+        return [w.linear(name, w.hparams.n_embd, self.wide) for name in ("ssm_f_a", "ssm_g_a")]

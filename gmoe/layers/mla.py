@@ -8,7 +8,7 @@ from torch import Tensor
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import HeadMaps, Rotation, attention, dequantize, lay
+from gmoe.kernels.ops import HeadMaps, Rotation, attention, dequantize, gated, lay
 from gmoe.layers.attention import causal, warmed
 from gmoe.layers.batch import Batch
 from gmoe.layers.rope import yarn_magnitude
@@ -81,7 +81,11 @@ class MLA:
         """The same, beside what maps to queries [T, n]."""
         batch.kv.write(self.layer, batch.slot_mapping, *self._latent(x, batch.positions))
         mixed = self.mixed(self._query(low, batch.positions), batch)
-        return self.output(self.v_b(mixed).flatten(1), x)
+        return self.output(self.given(self.v_b(mixed), x).flatten(1), x)
+
+    def given(self, y: Tensor, x: Tensor) -> Tensor:
+        """What heads give [T, H, n_head_v], for the block's input, as the output map reads it."""
+        return y
 
     def mixed(self, query: Tensor, batch: Batch) -> Tensor:
         """What queries [T, H, n_lora + n_rot] see of the latent rows: -> [T, H, n_lora], in their memory."""
@@ -108,6 +112,22 @@ class MLA:
     def _lay(self, x: Tensor, positions: Tensor, out: Tensor) -> None:
         """Into `out` what of heads [T, H, n_rot] positions count for, turned by them if they do."""
         lay(x if self.turn is None else self.turn(lay(x), positions), out)
+
+
+class GatedMLA(MLA):
+    """What a head gives is multiplied with the sigmoid of `attn_gate` of the block's input (Ling 3.0).
+
+    Nothing grows with positions, and with a scaling only what is turned.
+    """
+
+    def __init__(self, w: Weights, turn: Rotation):
+        super().__init__(w, turn)
+        self.scale, self.growth = self.n_head_k**-0.5, 0.0
+        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head)
+
+    def given(self, y: Tensor, x: Tensor) -> Tensor:
+        """What heads give [T, H, n_head_v], gated."""
+        return gated(self.gate(x).view(-1, 1), y.flatten(0, 1), self.on).view(y.shape)
 
 
 def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,15 @@ def rope(
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
     key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors, n_factors, scaled
     return w.shared(key, lambda: _build(w, style, width, factors, n_factors or width // 2, scaled))
+
+
+def in_sections(w: Weights) -> bool:
+    """Whether the file has sections of pairs that time, height and width turn; some architectures pair halves then."""
+    key = f"{w.hparams.architecture}.rope.dimension_sections"
+    sections = np.asarray(w.file.metadata.get(key, (0, 0, 0, 0)))
+    if sections.shape != (4,) or sections.dtype.kind not in "iu":
+        w.refuse(key, "four whole numbers are supported")
+    return bool((sections[:2] > 0).all())
 
 
 def yarn_magnitude(hp: Hparams, log_multiplier: float = 1.0) -> float:
