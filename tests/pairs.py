@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 
@@ -14,30 +14,33 @@ def pairwise(
     Those of two names which are `apart`, in the order of the choices, need not.
     """
     rng = random.Random(seed)
-    names = list(choices)
-    meeting = [both for both in combinations(names, 2) if both not in apart]
-    open_pairs = {((a, x), (b, y)) for a, b in meeting for x in choices[a] for y in choices[b]}
+    values = [value for name in choices for value in choices[name]]
+    ids: dict[str, range] = {}  # of values
+    for name in choices:
+        first = max((numbers.stop for numbers in ids.values()), default=0)
+        ids[name] = range(first, first + len(choices[name]))
+    due: list[set[int]] = [set() for _ in values]  # whom it has not met
+    pairs = []
+    for a, b in combinations(choices, 2):
+        if (a, b) not in apart:
+            pairs += [(a, x, b, y) for x, y in product(ids[a], ids[b])]
+    for _, x, _, y in pairs:
+        due[x].add(y)
+        due[y].add(x)
+    rng.shuffle(pairs)
     rows = []
-    while open_pairs:
-        best: tuple[int, dict[str, Any]] = (-1, {})
-        some = sorted(open_pairs, key=str)[:50]
+    while pairs := [pair for pair in pairs if pair[3] in due[pair[1]]]:
+        best: tuple[int, dict[str, int]] = (-1, {})
         for _ in range(20):
-            (a, x), (b, y) = rng.choice(some)
+            a, x, b, y = rng.choice(pairs[:50])
             row = {a: x, b: y}
-            for name in rng.sample([n for n in names if n not in row], len(names) - 2):
-                row[name] = max(
-                    rng.sample(list(choices[name]), len(choices[name])),
-                    key=lambda value: sum(_pair(names, name, value, *other) in open_pairs for other in row.items()),
-                )
-            best = max(best, (len(_pairs(names, row) & open_pairs), row), key=lambda found: found[0])
-        rows.append(best[1])
-        open_pairs -= _pairs(names, best[1])
+            for name in rng.sample([n for n in choices if n not in row], len(choices) - 2):
+                met = set(row.values())
+                row[name] = max(rng.sample(ids[name], len(ids[name])), key=lambda value: len(due[value] & met))
+            met = set(row.values())
+            best = max(best, (sum(len(due[value] & met) for value in met), row), key=lambda found: found[0])
+        met = set(best[1].values())
+        for value in met:
+            due[value] -= met
+        rows.append({name: values[best[1][name]] for name in choices})
     return rows
-
-
-def _pair(names: list[str], a: str, x: Any, b: str, y: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
-    return ((a, x), (b, y)) if names.index(a) < names.index(b) else ((b, y), (a, x))
-
-
-def _pairs(names: list[str], row: Mapping[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
-    return {_pair(names, a, row[a], b, row[b]) for a, b in combinations(row, 2)}

@@ -29,16 +29,18 @@ class Pool {
     task_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
-    left_.store(int(helpers), std::memory_order_relaxed);
+    const uint64_t job = ((job_.load() >> 32) + 1) << 32 | helpers;
+    open_.store(job);
     bool asleep;
     {
       std::lock_guard<std::mutex> lock(sleep_);
-      job_.store(((job_.load() >> 32) + 1) << 32 | helpers);
+      job_.store(job);
       asleep = sleepers_ > 0;
     }
     if (asleep) wake_.notify_all();
     take();
-    for (int spins = 0; left_.load(std::memory_order_acquire) > 0; spins++) relax(spins);
+    open_.store(0);  // every task is taken: a worker whose core is another program's is not waited for
+    for (int spins = 0; inside_.load() > 0; spins++) relax(spins);
   }
 
  private:
@@ -63,9 +65,10 @@ class Pool {
   void work(uint32_t id, uint64_t seen) {
     for (;;) {
       seen = next_job(seen);
-      if (id >= uint32_t(seen)) continue;  // not of this job, which does not wait for us
-      take();
-      left_.fetch_sub(1, std::memory_order_release);
+      if (id >= uint32_t(seen)) continue;
+      inside_.fetch_add(1);  // before it looks: who closes the job looks at this afterwards
+      if (open_.load() == seen) take();
+      inside_.fetch_sub(1);
     }
   }
 
@@ -75,7 +78,8 @@ class Pool {
   int sleepers_ = 0;
   alignas(64) std::atomic<uint64_t> job_{0};  // its number, and below it how many workers it takes
   alignas(64) std::atomic<int> next_{0};
-  alignas(64) std::atomic<int> left_{0};
+  alignas(64) std::atomic<uint64_t> open_{0};  // the job that workers may still begin to work at, or 0
+  alignas(64) std::atomic<int> inside_{0};     // workers that are at a job, or look whether they may
   const std::function<void(int)>* task_ = nullptr;
   int count_ = 0;
 };
