@@ -209,6 +209,15 @@ def _shared(s: Shape, layer: int) -> Tensors:
     yield from dense(s, "_shexp", s.ff_exp)
 
 
+def dense_first(s: Shape, layer: int, shared: int) -> Tensors:
+    """The first block is dense; the others are routed with a selection bias, beside an expert of `shared` numbers."""
+    if layer == 0:
+        yield from dense(s)
+    else:
+        yield from routed(s, selection_bias=True)
+        yield from dense(s, "_shexp", shared)
+
+
 def _led(
     norm: str = "head", bias: str = "", fused: bool = False, before: str = "ffn_norm"
 ) -> Callable[[Shape, int], Tensors]:
@@ -217,11 +226,7 @@ def _led(
     def block(s: Shape, layer: int) -> Tensors:
         yield from gqa(s, norm=norm, bias=bias, fused=fused)
         yield from ffn_norm(s, before)
-        if layer == 0:
-            yield from dense(s)
-        else:
-            yield from routed(s, selection_bias=True)
-            yield from dense(s, "_shexp", s.ff_exp)
+        yield from dense_first(s, layer, s.ff_exp)
 
     return block
 
@@ -236,11 +241,7 @@ def _afmoe(s: Shape, layer: int) -> Tensors:
 def _ernie(s: Shape, layer: int) -> Tensors:
     yield from gqa(s)
     yield from ffn_norm(s)
-    if layer == 0:
-        yield from dense(s)
-    else:
-        yield from routed(s, selection_bias=True)
-        yield from dense(s, "_shexp", 64)
+    yield from dense_first(s, layer, 64)
 
 
 def _hunyuan(s: Shape, layer: int) -> Tensors:
@@ -558,11 +559,7 @@ def _step35(s: Shape, layer: int) -> Tensors:
     yield from gqa(own, norm="head")
     yield "attn_gate.weight", (own.head, s.embd)
     yield from ffn_norm(s)
-    if layer == 0:
-        yield from dense(s)
-    else:
-        yield from routed(s, selection_bias=True)
-        yield from dense(s, "_shexp", 64)
+    yield from dense_first(s, layer, 64)
 
 
 def _step35_plain(s: Shape, layer: int) -> Tensors:
@@ -662,11 +659,7 @@ def _kimi_linear(fused: bool = False) -> Callable[[Shape, int], Tensors]:
         else:
             yield from _kimi_delta(s, fused)
         yield from ffn_norm(s)
-        if layer == 0:
-            yield from dense(s)
-        else:
-            yield from routed(s, selection_bias=True)
-            yield from dense(s, "_shexp", s.ff_exp)
+        yield from dense_first(s, layer, s.ff_exp)
 
     return block
 
@@ -719,11 +712,7 @@ def _glm5_next(pool: int, all_indexed: bool) -> Callable[[Shape, int], Tensors]:
             yield "indexer_compressor_ape.weight", (pool, 16)
         yield from _connections(s)
         yield from ffn_norm(s)
-        if layer == 0:
-            yield from dense(s)
-        else:
-            yield from routed(s, selection_bias=True)
-            yield from dense(s, "_shexp", s.ff_exp)
+        yield from dense_first(s, layer, s.ff_exp)
 
     return block
 
@@ -780,11 +769,7 @@ def _bailingmoe3(q_lora: bool) -> Callable[[Shape, int], Tensors]:
                 if not name.endswith("_b.weight"):
                     yield name, {"ssm_f_a.weight": (wide, s.embd), "ssm_g_a.weight": (wide, s.embd)}.get(name, dims)
         yield from ffn_norm(s)
-        if layer == 0:
-            yield from dense(s)
-        else:
-            yield from routed(s, selection_bias=True)
-            yield from dense(s, "_shexp", 64)
+        yield from dense_first(s, layer, 64)
 
     return block
 

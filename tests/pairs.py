@@ -17,7 +17,7 @@ def pairwise(
     values = [value for name in choices for value in choices[name]]
     ids: dict[str, range] = {}  # of values
     for name in choices:
-        first = max((numbers.stop for numbers in ids.values()), default=0)
+        first = sum(map(len, ids.values()))
         ids[name] = range(first, first + len(choices[name]))
     due: list[set[int]] = [set() for _ in values]  # whom it has not met
     pairs = []

@@ -177,7 +177,7 @@ def test_smaller_chunks_that_take_the_place_of_experts(
 
         monkeypatch.setattr(llm.store, "lend", spy)
         assert np.array_equal(llm.logits(ids), want)
-        assert np.array_equal(llm.logits(ids, step=6)[-1], want[-1])
+        assert np.array_equal(llm.logits(ids[:34], step=1), want[:34])  # two blocks of the cache
         assert min(used) < max(used) <= llm.store.slots
 
 
