@@ -20,6 +20,7 @@ from gmoe.engine.sampler import Logprobs
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.selfcheck import prepare
 from gmoe.engine.sequence import Sequence as TokenSequence
+from gmoe.engine.speculation import Speculation
 from gmoe.engine.state_slots import n_slots
 from gmoe.engine.steps import Steps
 from gmoe.engine.suggested import suggested
@@ -150,6 +151,7 @@ class LLM:
                     admission=options.admission,
                     way=lambda: self.dispatch.way,
                     name=name,
+                    speculation=self._speculation(),
                 )
             engine.runner.rescue, engine.runner.turn = self._make_room, at_work
             engine.runner.checks += [self._check_file, self.store.check]
@@ -286,7 +288,9 @@ class LLM:
     @property
     def stats(self) -> dict[str, Any]:
         """Counters since loading: by tier, by action with the routed weight mass they served, tokens and seconds."""
-        stats = self.dispatch.stats() | self._counts
+        ahead = self._engine.speculation
+        drafted, accepted = (0, 0) if ahead is None else (ahead.drafted, ahead.accepted)
+        stats = self.dispatch.stats() | self._counts | {"drafted_tokens": drafted, "accepted_tokens": accepted}
         if "gpu" in stats:
             stats["gpu"]["bytes"] += self.budget.fixed
         shares = stats["shares"] = calibration.shares(stats)
@@ -355,6 +359,12 @@ class LLM:
         said = f"{store.device.torch} ran out of memory: its expert cache went from {before} to {store.slots} experts"
         self.notices.append(said)
         logging.getLogger("gmoe").warning(said)
+
+    def _speculation(self) -> Speculation | None:
+        """Where a step of several rows gives the bits of as many steps, and no state would have to go back."""
+        if self.options.speculate == "off" or self.device is not None or self.model.recurrent:
+            return None
+        return Speculation(lambda: self.dispatch.steady)
 
     def _state_bytes(self) -> int:
         """What recurrent layers keep of all sequences."""

@@ -16,6 +16,7 @@ READERS = ("auto", "direct", "mapped")
 KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 QUALITIES = ("exact", "high", "balanced", "fast")
 ACTIVATIONS = ("q8", "float")
+SPECULATE = ("auto", "off")
 POLICY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 MOST_THREADS = 512  # many more and the system has none left for the rest of the process
@@ -48,6 +49,7 @@ class RuntimeOptions:
     policy: Mapping[str, Any] = field(default_factory=dict)  # knobs of the chosen policies
     twin: Path | None = None  # low-precision twin GGUF
     trace: Path | None = None  # routing trace to warm the cache from
+    speculate: str = "auto"  # guess tokens that stood in the text before and compute several at once: "auto", "off"
     admission: str = "first_come"  # who of those that wait runs next: a file name in engine/admission/
     seed: int | None = None  # sampling seed where a request gives none
 
@@ -58,7 +60,7 @@ class RuntimeOptions:
             raise ValueError(f"threads is {self.threads}; it must be at most {MOST_THREADS}")
         if self.seed is not None:
             _require_int("seed", self.seed, None)
-        strings = ("device", "host_memory", "gpu_memory", "reader", "kv_type", "activations", "admission")
+        strings = ("device", "host_memory", "gpu_memory", "reader", "kv_type", "activations", "speculate", "admission")
         for name in (*strings, *POLICIES):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be text")
@@ -66,7 +68,8 @@ class RuntimeOptions:
             raise ValueError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         for name in ("host_memory", "gpu_memory"):
             memory_bytes(getattr(self, name), 0, name)
-        for name, allowed in (("reader", READERS), ("kv_type", KV_TYPES), ("activations", ACTIVATIONS)):
+        several = {"reader": READERS, "kv_type": KV_TYPES, "activations": ACTIVATIONS, "speculate": SPECULATE}
+        for name, allowed in several.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         for name in ("admission", *POLICIES):

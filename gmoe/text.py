@@ -59,6 +59,16 @@ class TextStream:
         """Tokens of the prompt that were found computed."""
         return self._seq.n_reused
 
+    @property
+    def n_drafted(self) -> int:
+        """Tokens that were guessed and computed before they were said."""
+        return self._seq.n_drafted
+
+    @property
+    def n_accepted(self) -> int:
+        """Of those the ones that were said."""
+        return self._seq.n_accepted
+
 
 def text_events(
     tokenizer: Tokenizer, seq: Sequence, outputs: Outputs, spelled: Collection[str], heard: Heard

@@ -216,6 +216,9 @@ def test_llama_servers_object() -> None:
     assert isinstance(whole, dict) and whole["content"] == "Héllo" and whole["stop"] is True
     assert whole["timings"]["prompt_n"] == 4 and whole["timings"]["predicted_per_second"] == 2.0
     assert whole["completion_probabilities"][0]["top_logprobs"][0]["token"] == "llo"
+    assert "draft_n" not in whole["timings"]
+    told = Usage(drafted_tokens=7, accepted_tokens=5).timings()
+    assert (told["draft_n"], told["draft_n_accepted"]) == (7, 5)
 
 
 def test_prompts_that_are_not_supported_are_refused() -> None:

@@ -59,6 +59,7 @@ HELP: Mapping[str, str] = {
     "policy": "A knob of the chosen policies; may be given again.",
     "twin": "Low-precision twin GGUF, for --miss twin and hobbit.",
     "trace": "Routing trace to warm the cache from.",
+    "speculate": "auto: compute tokens that stood in the text before several at once, where that pays; or off.",
     "admission": "Who runs next: first_come, task (requests of one task together), deadline (latency targets).",
     "max_tokens": "Most tokens of an answer.",
     "temperature": "0: always the most likely token.",

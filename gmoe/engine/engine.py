@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from gmoe.engine.sampler import Logprobs, NotNumbers
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.scheduler import Scheduler, Turn
 from gmoe.engine.sequence import Sequence
+from gmoe.engine.speculation import Speculation
 from gmoe.engine.state_slots import StateSlots
 from gmoe.engine.waiting import load
 from gmoe.layers.kv_cache import KvType
@@ -41,6 +42,7 @@ class Engine:
 
     `n_blocks` of BLOCK_SIZE tokens are the KV cache of all; None: enough for every sequence to fill its context.
     `admission` is a file name in admission/; `name` is the model's, for what it does wrong.
+    With `speculation` a sequence that runs alone may get several tokens in a step.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         way: Callable[[], bytes] = lambda: b"",
         name: str = "",
+        speculation: Speculation | None = None,
     ):
         self.name = name
+        self.speculation = speculation
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
         apart = model.recurrent and model.device.type != "cpu"  # where memory may end in the middle of a pass
@@ -77,20 +81,49 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """One forward pass; a sequence whose prompt is not yet through gives no token."""
-        turns = self.scheduler.schedule()
+        turns = self._ahead(self.scheduler.schedule())
         if not turns:
             return []
         ends = accumulate(turn.n_new for turn in turns)
-        rows = {turn.seq: end - 1 for turn, end in zip(turns, ends, strict=True) if turn.n_new == turn.seq.pending}
+        rows = {turn: range(end)[-1 - len(turn.draft) :] for turn, end in zip(turns, ends, strict=True) if turn.is_last}
         began = self.scheduler.clock()
-        logits = self.runner.forward(turns, list(rows.values()))
-        self.scheduler.admission.stepped(sum(turn.n_new for turn in turns), self.scheduler.clock() - began)
+        logits = iter(self.runner.forward(turns, [*chain(*rows.values())]))
+        seconds = self.scheduler.clock() - began
+        self.scheduler.admission.stepped(sum(turn.n_new for turn in turns), seconds)
+        if self.speculation is not None and len(turns) == 1 and len(rows.get(turns[0], ())) == turns[0].n_new:
+            self.speculation.computed(turns[0].n_new, seconds)
         for turn in turns:
-            turn.seq.n_cached += turn.n_new
-            self.scheduler.blocks.publish(turn.seq)
+            self._cached(turn.seq, turn.n_new - len(turn.draft))
         read = [turn.seq for turn in turns if turn.seq.tells and len(turn.seq.ids) == turn.seq.n_prompt]
         told = [StepOutput(seq, None, n_read=seq.n_cached) for seq in read]
-        return told + [self._choose(seq, row) for seq, row in zip(rows, logits, strict=True)]
+        return told + [said for turn, n in rows.items() for said in self._said(turn, [*islice(logits, len(n))])]
+
+    def _ahead(self, turns: list[Turn]) -> list[Turn]:
+        """Where a sequence runs alone, its token and what may follow it."""
+        if self.speculation is None or len(turns) != 1 or turns[0].seq.pending != 1:
+            return turns
+        seq = turns[0].seq
+        length = min(self.context, seq.n_prompt + (seq.params.max_tokens or self.context))  # at which it ends
+        draft = self.speculation.draft(seq, length - len(seq.ids) - 1)
+        n_new = 1 + len(draft)
+        return [Turn(seq, n_new, draft)] if self.scheduler.blocks.grow(seq, seq.n_cached + n_new) else turns
+
+    def _said(self, turn: Turn, logits: list[np.ndarray]) -> list[StepOutput]:
+        """What a turn brings: the next token and, as long as its draft is right, those behind it."""
+        seq = turn.seq
+        said = [self._choose(seq, logits[0])]
+        for guessed, row in zip(turn.draft, logits[1:], strict=True):
+            if seq.finish_reason or seq.ids[-1] != guessed:
+                break
+            self._cached(seq, 1)
+            said.append(self._choose(seq, row))
+        if self.speculation is not None:
+            self.speculation.heard(seq, len(turn.draft))
+        return said
+
+    def _cached(self, seq: Sequence, n: int) -> None:
+        seq.n_cached += n
+        self.scheduler.blocks.publish(seq)
 
     def logits(self, ids: Ids[int], step: int = 0) -> np.ndarray:
         """Logits [len(ids), n_vocab] float32 of one fresh sequence, every position; others may have to wait for it.

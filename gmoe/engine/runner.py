@@ -78,9 +78,9 @@ class Runner:
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        for seq, count in turns:
+        for seq, count, draft in turns:
             span = range(seq.n_cached, seq.n_cached + count)
-            ids += seq.ids[span.start : span.stop]
+            ids += [*seq.ids[span.start : span.stop], *draft]
             positions += span
             slots += [seq.blocks[p // size] * size + p % size for p in span]
         width = max(len(turn.seq.blocks) for turn in turns)

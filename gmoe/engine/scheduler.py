@@ -11,10 +11,16 @@ from gmoe.engine.waiting import Admission, load
 
 
 class Turn(NamedTuple):
-    """`n_new` tokens of `seq` from `seq.n_cached` on."""
+    """`n_new` tokens of `seq` from `seq.n_cached` on, the last of which are a `draft`: it may not have them."""
 
     seq: Sequence
     n_new: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of the sequence is left to compute behind it."""
+        return self.n_new - len(self.draft) == self.seq.pending
 
 
 class Scheduler:

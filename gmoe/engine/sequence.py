@@ -59,6 +59,8 @@ class Sequence:
     n_prompt: int = field(init=False)
     n_cached: int = field(default=0, init=False)
     n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
+    n_drafted: int = field(default=0, init=False)  # tokens that were computed on trust
+    n_accepted: int = field(default=0, init=False)  # of them those that were right
     blocks: list[int] = field(default_factory=list, init=False)
     block_keys: list[bytes] = field(default_factory=list, init=False)  # one for each full block that is computed
     path: StatePath = field(default=StatePath(), init=False)  # where the model keeps states

@@ -35,14 +35,14 @@ class Steps:
         if not self.listeners:
             return
         begins = False
-        for seq, _ in turns:
+        for seq, *_ in turns:
             if seq not in self._numbers:
                 self._numbers[seq] = self._next
                 self._next += 1
                 begins = True
         counts = [turn.n_new for turn in turns]
         request = np.repeat(np.array([self._numbers[turn.seq] for turn in turns], np.int32), counts)
-        position = np.concatenate([np.arange(seq.n_cached, seq.n_cached + n, dtype=np.int32) for seq, n in turns])
+        position = np.concatenate([np.arange(seq.n_cached, seq.n_cached + n, dtype=np.int32) for seq, n, _ in turns])
         ends = np.repeat(np.array([turn.seq.n_prompt for turn in turns], np.int32), counts)
         ways = [turn.seq.way for turn in turns]
         rows = Rows(request, (position >= ends).astype(np.uint8), position, begins, ways, counts)

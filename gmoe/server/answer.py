@@ -66,7 +66,12 @@ class Answer:
         stop: str | None = None
 
         def usage() -> Usage:
-            return replace(clock.usage(len(prompt.ids), stream.n_reused, len(ids)), thinking_tokens=thought)
+            return replace(
+                clock.usage(len(prompt.ids), stream.n_reused, len(ids)),
+                thinking_tokens=thought,
+                drafted_tokens=stream.n_drafted,
+                accepted_tokens=stream.n_accepted,
+            )
 
         for event in stream:
             if event.n_read:

@@ -96,11 +96,29 @@ class Usage:
     cached_tokens: int = 0
     tokens: int = 0
     thinking_tokens: int = 0  # of these, before the answer proper
+    drafted_tokens: int = 0  # guessed, and computed before they were said
+    accepted_tokens: int = 0  # of these, those that were said
     load_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     total_seconds: float = 0.0
     experts: Mapping[str, Any] = field(default_factory=dict)
+
+    def timings(self) -> dict[str, Any]:
+        """llama-server's figures: milliseconds and tokens a second."""
+        fresh = self.prompt_tokens - self.cached_tokens
+        drafts = {"draft_n": self.drafted_tokens, "draft_n_accepted": self.accepted_tokens}
+        return {
+            "cache_n": self.cached_tokens,
+            "prompt_n": fresh,
+            "prompt_ms": self.prompt_seconds * 1e3,
+            "prompt_per_second": fresh / self.prompt_seconds if self.prompt_seconds else 0.0,
+            "predicted_n": self.tokens,
+            "predicted_ms": self.decode_seconds * 1e3,
+            "predicted_per_second": self.tokens / self.decode_seconds if self.decode_seconds else 0.0,
+            **(drafts if self.drafted_tokens else {}),
+            **({"experts": self.experts} if self.experts else {}),
+        }
 
 
 class Loading(NamedTuple):

@@ -11,7 +11,7 @@ from gmoe.server.ask import Ask, Chosen, End, Events, Piece, Refused, wholes
 from gmoe.server.body import read
 from gmoe.server.lacking import LLAMA, checked
 from gmoe.server.llama_options import DEFAULTS, SamplingBody, fields_of, sampled, settings
-from gmoe.server.openai import LONGEST_MS, several, so_far, timings
+from gmoe.server.openai import LONGEST_MS, several, so_far
 from gmoe.server.stream import Chunk
 
 ALIASES = {"max_completion_tokens": "n_predict", "max_tokens": "n_predict", "n": "n_cmpl", "logprobs": "n_probs"}
@@ -148,7 +148,7 @@ def _end(ask: Ask, end: End, lines: bool) -> dict[str, Any]:
         "truncated": end.reason == "length" and end.usage.prompt_tokens + end.usage.tokens >= end.n_ctx > 0,
         "stop_type": kind,
         "stopping_word": end.stop or "",
-        "timings": timings(end.usage),
+        "timings": end.usage.timings(),
     }
 
 

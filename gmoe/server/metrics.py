@@ -11,6 +11,8 @@ TOTALS = {
     "prompt_seconds": ("llamacpp:prompt_seconds_total", "Prompt process time."),
     "generated_tokens": ("llamacpp:tokens_predicted_total", "Number of generation tokens processed."),
     "decode_seconds": ("llamacpp:tokens_predicted_seconds_total", "Predict process time."),
+    "drafted_tokens": ("gmoe_drafted_tokens_total", "Number of tokens that were guessed and computed ahead."),
+    "accepted_tokens": ("gmoe_accepted_tokens_total", "Number of them that were said."),
 }
 media = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -317,7 +317,7 @@ def no_usage(ask: Ask) -> dict[str, Any]:
 
 def so_far(piece: Piece) -> dict[str, Any]:
     """The figures of a piece, where they are asked for; of a piece of the prompt how far that is."""
-    said: dict[str, Any] = {"timings": timings(piece.usage)} if piece.usage else {}
+    said: dict[str, Any] = {"timings": piece.usage.timings()} if piece.usage else {}
     if piece.read:
         total, cached, computed, seconds = piece.read
         said["prompt_progress"] = {"total": total, "cache": cached, "processed": computed, "time_ms": seconds * 1e3}
@@ -369,22 +369,7 @@ def usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
     }
-    return {"usage": body, "timings": timings(usage)}
-
-
-def timings(usage: Usage) -> dict[str, Any]:
-    """llama-server's figures: milliseconds and tokens a second."""
-    fresh = usage.prompt_tokens - usage.cached_tokens
-    return {
-        "cache_n": usage.cached_tokens,
-        "prompt_n": fresh,
-        "prompt_ms": usage.prompt_seconds * 1e3,
-        "prompt_per_second": fresh / usage.prompt_seconds if usage.prompt_seconds else 0.0,
-        "predicted_n": usage.tokens,
-        "predicted_ms": usage.decode_seconds * 1e3,
-        "predicted_per_second": usage.tokens / usage.decode_seconds if usage.decode_seconds else 0.0,
-        **({"experts": usage.experts} if usage.experts else {}),
-    }
+    return {"usage": body, "timings": usage.timings()}
 
 
 def _chat_logprobs(piece: Piece) -> dict[str, Any] | None:

@@ -1,0 +1,118 @@
+"""Speculation: how many guessed tokens to compute with the next one, by what steps take and guesses come to here.
+
+Speculative decoding (2211.17192) with guesses that cost nothing. A row's bits do not depend on those beside it, and
+each token is drawn from its own row in turn, so that answers are the same; what changes is when they come.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from gmoe.engine.lookup import Guess, Lookup
+from gmoe.engine.sequence import Sequence
+
+ROWS = (4, 8, 16, 32)  # of a step with guesses: the next token's, and theirs
+MARGIN = 1.1  # by how much faster a step must promise to be
+FADE = 0.95  # of what was seen of guesses, a token later
+LATEST = 0.25  # share of the last step's time in what a step is taken to last
+FORGET = 0.999  # of what a step is taken to last, each time that it would not have paid: it is tried again some day
+SAME = (3, 6, 12)  # guesses are as good as these many tokens before them are the same ...
+FIRST = (0.4, 0.6, 0.8)  # ... and, as long as nothing is known, as likely right
+
+
+@dataclass
+class _Chance:
+    """How likely a guessed token is right behind right ones: those that were, of those that could be seen."""
+
+    right: float
+    seen: float = 1.0
+
+    def learn(self, right: int, wrong: int) -> None:
+        """The latest counts most."""
+        faded = FADE ** (right + wrong)
+        self.right = faded * self.right + right
+        self.seen = faded * self.seen + right + wrong
+
+    def tokens(self, rows: int) -> float:
+        """How many tokens a step of so many rows may bring."""
+        chance = self.right / (self.seen + 0.5)
+        return (1 - chance**rows) / (1 - chance)
+
+
+@dataclass
+class _Text:
+    """What is known of a sequence's guesses."""
+
+    lookup: Lookup = field(default_factory=Lookup)
+    chances: list[_Chance] = field(default_factory=lambda: [_Chance(first) for first in FIRST])
+    guess: Guess = Guess()
+    length: int = 0  # of the text behind which that was guessed
+
+
+class Speculation:
+    """Guesses for a sequence that runs alone, where `may` says that it may be done.
+
+    A guess is looked at whether it is computed or not, so that it is known how good they are before any costs time.
+    """
+
+    def __init__(self, may: Callable[[], bool] = lambda: True):
+        self.drafted = self.accepted = 0  # tokens
+        self._may = may
+        self._texts: WeakKeyDictionary[Sequence, _Text] = WeakKeyDictionary()
+        self._seconds: dict[int, float] = {}  # of a step, by its rows
+        self._tried: set[int] = set()
+
+    def draft(self, seq: Sequence, most: int) -> tuple[int, ...]:
+        """Up to `most` tokens that may follow; none where to compute them with the next one does not pay."""
+        if not self._may():
+            return ()
+        text = self._texts.setdefault(seq, _Text())
+        text.guess = guess = text.lookup.guess(seq.ids, ROWS[-1])
+        text.length = len(seq.ids)
+        one = self._seconds.get(1)
+        if not guess.ids or one is None:
+            return ()
+        chance = text.chances[_kind(guess)]
+        known = sum(rows in self._seconds for rows in ROWS)
+        fits = [rows for rows in ROWS[: known + 1] if rows <= most + 1]
+        rows = max(fits, key=lambda rows: chance.tokens(rows) / self._lasts(rows), default=1)
+        if rows == 1 or chance.tokens(rows) * one < MARGIN * self._lasts(rows):
+            self._seconds.update({n: seconds * FORGET for n, seconds in self._seconds.items() if n > 1})
+            return ()
+        return guess.ids[: rows - 1]
+
+    def computed(self, rows: int, seconds: float) -> None:
+        """A step with so many rows of one sequence was done; the first one builds what others find."""
+        if rows in self._tried:
+            before = self._seconds.get(rows, seconds)
+            self._seconds[rows] = before + LATEST * (seconds - before)
+        self._tried.add(rows)
+
+    def heard(self, seq: Sequence, drafted: int) -> None:
+        """Tokens have followed, `drafted` of which had been computed on trust at most."""
+        text = self._texts.get(seq)
+        if text is None or not text.guess.ids:
+            return
+        new, guessed = seq.ids[text.length :], text.guess.ids
+        right = _same(new, guessed)
+        text.chances[_kind(text.guess)].learn(right, int(right < min(len(new), len(guessed))))
+        text.guess = Guess()
+        if drafted:
+            self.drafted, self.accepted = self.drafted + drafted, self.accepted + len(new) - 1
+            seq.n_drafted, seq.n_accepted = seq.n_drafted + drafted, seq.n_accepted + len(new) - 1
+
+    def _lasts(self, rows: int) -> float:
+        """What a step is taken to last; of a number of rows that has not been, what would be good."""
+        known = max(n for n in (1, *ROWS) if n <= rows and n in self._seconds)
+        return self._seconds[known] * (rows / known) ** 0.5
+
+
+def _kind(guess: Guess) -> int:
+    return sum(guess.same >= same for same in SAME) - 1
+
+
+def _same(new: Ids[int], guessed: Ids[int]) -> int:
+    """How many tokens both begin with."""
+    n = min(len(new), len(guessed))
+    return next((i for i in range(n) if new[i] != guessed[i]), n)
