@@ -361,10 +361,10 @@ class LLM:
         logging.getLogger("gmoe").warning(said)
 
     def _speculation(self) -> Speculation | None:
-        """Where a step of several rows gives the bits of as many steps, and no state would have to go back."""
-        if self.options.speculate == "off" or self.device is not None or self.model.recurrent:
+        """Where a step of several rows gives the bits of as many steps."""
+        if self.options.speculate == "off" or self.device is not None:
             return None
-        return Speculation(lambda: self.dispatch.steady)
+        return Speculation(lambda: self.dispatch.steady, self.model.recurrent)
 
     def _state_bytes(self) -> int:
         """What recurrent layers keep of all sequences."""

@@ -20,23 +20,9 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import Sequence
 from gmoe.engine.speculation import Speculation
 from tests.factory import ARCHITECTURES, write_model
+from tests.foreseen import Foreseen
 
 CONTEXT = 160
-
-
-class Foreseen(Speculation):
-    """Knows the answers, and drafts some of each with a mistake here and there."""
-
-    def __init__(self, answers: list[list[int]], seed: int = 0):
-        super().__init__()
-        self.answers, self.random = answers, random.Random(seed)
-
-    def draft(self, seq: Sequence, most: int) -> tuple[int, ...]:
-        answer = next(ids for ids in self.answers if ids[: len(seq.ids)] == seq.ids)
-        draft = answer[len(seq.ids) :][: min(most, self.random.choice([0, 1, 3, 12, 20]))]
-        if draft and self.random.random() < 0.6:
-            draft[self.random.randrange(len(draft))] ^= 1
-        return tuple(draft)
 
 
 def answers(engine: Engine, seqs: list[Sequence]) -> tuple[list[list[int]], list[tuple[int, bytes]]]:
@@ -68,9 +54,6 @@ def requests(n_vocab: int, **given: Any) -> list[Sequence]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_bit_changes(name: str, tmp_path: Path) -> None:
     with gmoe.LLM.load(write_model(tmp_path / "m.gguf", name), gmoe.RuntimeOptions(context=CONTEXT)) as llm:
-        if llm.model.recurrent:
-            assert llm._engine.speculation is None
-            return
         assert isinstance(llm._engine.speculation, Speculation)
         said = answers(Engine(Replay(llm.model), CONTEXT, 1, "f16"), requests(llm.model.n_vocab, temperature=0.8))
         engine = Engine(Replay(llm.model), CONTEXT, 1, "f16", speculation=Foreseen(said[0]))
@@ -181,10 +164,13 @@ def copying(ids: Any) -> np.ndarray:
     return logits
 
 
-def took(script: Callable[[Any], np.ndarray], lasts: Callable[[int], float], n: int = 400) -> tuple[float, list[int]]:
+def took(
+    script: Callable[[Any], np.ndarray], lasts: Callable[[int], float], n: int = 400, only_forward: bool = False
+) -> tuple[float, list[int]]:
     """Seconds of an answer by those of single steps, and the rows of its steps."""
     model = Timed(script, lasts)
-    engine = Engine(model, 512, 1, "f32", clock=lambda: model.now, speculation=Speculation())
+    engine = Engine(model, 512, 1, "f32", clock=lambda: model.now, speculation=Speculation(only_forward=only_forward))
+    engine._only_forward = only_forward
     rows = widths(engine)
     answers(engine, [Sequence([1, 2, 3], SamplingParams(temperature=0, max_tokens=n))])
     return model.now / (n * lasts(1)), rows
@@ -211,6 +197,19 @@ def test_guesses_that_are_wrong_are_not_computed() -> None:
 
     share, rows = took(turning, lambda rows: rows**0.6)
     assert share < 1.05 and sum(n > 1 for n in rows) < 20
+
+
+def test_right_guesses_that_are_computed_twice_behind_a_wrong_one_count_twice() -> None:
+    def nearly(ids: Any) -> np.ndarray:
+        """A text of 16 tokens over and over, one of which is another each time."""
+        logits = np.zeros(N_VOCAB, dtype=np.float32)
+        logits[len(ids) % 16 if len(ids) % 16 else 20 + len(ids) // 16 % 25] = 9
+        return logits
+
+    for lasts in (lambda rows: rows**0.6, lambda rows: rows**0.8):
+        back, forward = (took(nearly, lasts, only_forward=again)[0] for again in (False, True))
+        assert back < forward < 1.05
+    assert took(copying, lambda rows: rows**0.6, only_forward=True)[0] < 0.5
 
 
 def test_a_step_that_was_slow_once_is_tried_again() -> None:

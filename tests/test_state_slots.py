@@ -13,6 +13,7 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.sequence import NO_SLOT, Sequence, Status
 from gmoe.engine.state_slots import StateSlots, n_slots
 from gmoe.layers.batch import Batch
+from tests.foreseen import Foreseen
 from tests.scripted_model import N_VOCAB, ScriptedModel
 
 BLOCK = 32
@@ -65,10 +66,11 @@ def alone(ids: Ids[int], n: int) -> list[int]:
     return list(answers(Engine(Remembering(), 2048, 1, "f32"), [ids], n)[0].generated)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_whoever_runs_beside_or_before_changes_no_answer(device: str) -> None:
-    draw = random.Random(0)
-    engine = Engine(Remembering(device), 512, 3, "f32", chunk=64, n_blocks=13)
+@pytest.mark.parametrize("device, guessed", [("cpu", False), ("cpu", True), ("meta", False)])
+def test_whoever_runs_beside_or_before_changes_no_answer(device: str, guessed: bool) -> None:
+    draw, ahead = random.Random(0), Foreseen([])
+    model = Remembering(device)
+    engine = Engine(model, 512, 3, "f32", chunk=64, n_blocks=13, speculation=ahead if guessed else None)
     known: list[list[int]] = [[draw.randrange(N_VOCAB) for _ in range(200)]]
     reused = 0
     for _ in range(40):
@@ -78,16 +80,19 @@ def test_whoever_runs_beside_or_before_changes_no_answer(device: str) -> None:
             own = [draw.randrange(N_VOCAB) for _ in range(draw.randint(1, 60))]
             prompts.append(before[: draw.randrange(len(before) + 1)] + own if draw.random() < 0.8 else before)
         n = draw.randint(1, 50)
-        for seq, ids in zip(answers(engine, prompts, n), prompts, strict=True):
-            assert list(seq.generated) == alone(ids, n)
+        want = [alone(ids, n) for ids in prompts]
+        ahead.answers = [[*ids, *answer] for ids, answer in zip(prompts, want, strict=True)]
+        for seq, answer in zip(answers(engine, prompts, n), want, strict=True):
+            assert list(seq.generated) == answer
             reused += seq.n_reused
             known = [*known[-6:], seq.ids[:300]]
     assert reused > 500 and engine.scheduler.preemptions > 0
     states = engine.scheduler.blocks.states
     assert states is not None and not states._of and not any(states._readers.values())
-    assert sorted([*states._empty, *states._kept.values(), *(s for own in states._free for s in own)]) == list(
-        range(n_slots(3, device != "cpu"))
-    )
+    spare = [states._ahead] * (device == "cpu")
+    left = [*states._empty, *states._kept.values(), *(s for own in states._free for s in own), *spare]
+    assert sorted(left) == list(range(n_slots(3, device != "cpu")))
+    assert guessed == (states._ahead in {target for _, target, _, _ in model.passes})
 
 
 def test_the_next_turn_of_a_conversation_begins_behind_the_last_answer() -> None:
@@ -100,6 +105,17 @@ def test_the_next_turn_of_a_conversation_begins_behind_the_last_answer() -> None
     assert again.n_reused == 256  # 16 tokens at least before the end of its prompt
     (other,) = answers(engine, [[*prompt[:140], *([9] * 100)]], 3)
     assert other.n_reused == 128  # where its length had doubled
+
+
+def test_an_answer_of_several_tokens_a_step_is_begun_from_as_well() -> None:
+    prompt = [n % N_VOCAB for n in range(300)]
+    whole = [*prompt, *alone(prompt, 100)]
+    for seed in range(10):
+        engine = Engine(Remembering(), 2048, 2, "f32", chunk=128, speculation=Foreseen([whole], seed))
+        (first,) = answers(engine, [prompt], 100)
+        assert first.ids == whole and first.n_accepted > 20
+        (second,) = answers(engine, [[*whole, 5, 6, 7]], 3)
+        assert second.n_reused == 384 and list(second.generated) == alone([*whole, 5, 6, 7], 3)
 
 
 def test_what_reuses_nothing_leaves_what_is_kept() -> None:

@@ -33,14 +33,17 @@ class BlockManager:
         """Blocks that `seq` still needs to hold `length` tokens."""
         return max(0, -(-length // self.block_size) - len(seq.blocks))
 
-    def grow(self, seq: Sequence, length: int) -> bool:
-        """Let the next pass of `seq` go to `length` tokens; False, and nothing changed, where there is no room."""
+    def grow(self, seq: Sequence, length: int, ahead: bool = False) -> bool:
+        """Let the next pass of `seq` go to `length` tokens; False, and nothing changed, where there is no room.
+
+        `ahead`: it may turn out not to have all of these, and go on from where it is now.
+        """
         n = self.missing(seq, length)
-        if n > len(self._free):
+        if n > len(self._free) or (ahead and self.states is not None and not self.states.may_go_ahead(seq)):
             return False
         seq.blocks += [self._take() for _ in range(n)]
         if self.states is not None:
-            self.states.plan(seq, length)
+            self.states.plan(seq, length, ahead)
         return True
 
     def reuse(self, seq: Sequence) -> int:

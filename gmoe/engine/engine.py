@@ -61,6 +61,7 @@ class Engine:
     ):
         self.name = name
         self.speculation = speculation
+        self._only_forward = model.recurrent
         n_blocks = n_blocks or max_sequences * -(-context // BLOCK_SIZE)
         self.context = min(context, n_blocks * BLOCK_SIZE)
         apart = model.recurrent and model.device.type != "cpu"  # where memory may end in the middle of a pass
@@ -93,7 +94,7 @@ class Engine:
         if self.speculation is not None and len(turns) == 1 and len(rows.get(turns[0], ())) == turns[0].n_new:
             self.speculation.computed(turns[0].n_new, seconds)
         for turn in turns:
-            self._cached(turn.seq, turn.n_new - len(turn.draft))
+            self._cached(turn.seq, 0 if turn.draft and self._only_forward else turn.n_new - len(turn.draft))
         read = [turn.seq for turn in turns if turn.seq.tells and len(turn.seq.ids) == turn.seq.n_prompt]
         told = [StepOutput(seq, None, n_read=seq.n_cached) for seq in read]
         return told + [said for turn, n in rows.items() for said in self._said(turn, [*islice(logits, len(n))])]
@@ -106,19 +107,23 @@ class Engine:
         length = min(self.context, seq.n_prompt + (seq.params.max_tokens or self.context))  # at which it ends
         draft = self.speculation.draft(seq, length - len(seq.ids) - 1)
         n_new = 1 + len(draft)
-        return [Turn(seq, n_new, draft)] if self.scheduler.blocks.grow(seq, seq.n_cached + n_new) else turns
+        room = draft and self.scheduler.blocks.grow(seq, seq.n_cached + n_new, ahead=True)
+        return [Turn(seq, n_new, draft)] if room else turns
 
     def _said(self, turn: Turn, logits: list[np.ndarray]) -> list[StepOutput]:
-        """What a turn brings: the next token and, as long as its draft is right, those behind it."""
-        seq = turn.seq
+        """What a turn brings: the next token and, as long as its draft is right, those behind it.
+
+        A state that only goes forward is of use behind all of a draft; else it is computed anew from the one before.
+        """
+        seq, n, before = turn.seq, len(turn.draft), len(turn.seq.ids)
         said = [self._choose(seq, logits[0])]
-        for guessed, row in zip(turn.draft, logits[1:], strict=True):
+        for left, guessed, row in zip(range(n)[::-1], turn.draft, logits[1:], strict=True):
             if seq.finish_reason or seq.ids[-1] != guessed:
                 break
-            self._cached(seq, 1)
+            self._cached(seq, 1 if not self._only_forward else 0 if left else turn.n_new)
             said.append(self._choose(seq, row))
         if self.speculation is not None:
-            self.speculation.heard(seq, len(turn.draft))
+            self.speculation.heard(seq, seq.ids[before:], n)
         return said
 
     def _cached(self, seq: Sequence, n: int) -> None:

@@ -13,8 +13,8 @@ from gmoe.engine.lookup import Guess, Lookup
 from gmoe.engine.sequence import Sequence
 
 ROWS = (4, 8, 16, 32)  # of a step with guesses: the next token's, and theirs
-MARGIN = 1.1  # by how much faster a step must promise to be
-FADE = 0.95  # of what was seen of guesses, a token later
+MARGIN = 1.2  # by how much faster a step must promise to be
+FADE = 0.97  # of what was seen of guesses, a token later
 LATEST = 0.25  # share of the last step's time in what a step is taken to last
 FORGET = 0.999  # of what a step is taken to last, each time that it would not have paid: it is tried again some day
 SAME = (3, 6, 12)  # guesses are as good as these many tokens before them are the same ...
@@ -36,8 +36,11 @@ class _Chance:
 
     def tokens(self, rows: int) -> float:
         """How many tokens a step of so many rows may bring."""
-        chance = self.right / (self.seen + 0.5)
-        return (1 - chance**rows) / (1 - chance)
+        return (1 - self.all_right(rows + 1)) / (1 - self.all_right(2))
+
+    def all_right(self, rows: int) -> float:
+        """How likely all guesses of so many rows are right."""
+        return float((self.right / (self.seen + 1)) ** (rows - 1))
 
 
 @dataclass
@@ -46,19 +49,19 @@ class _Text:
 
     lookup: Lookup = field(default_factory=Lookup)
     chances: list[_Chance] = field(default_factory=lambda: [_Chance(first) for first in FIRST])
-    guess: Guess = Guess()
-    length: int = 0  # of the text behind which that was guessed
+    guess: Guess = Guess()  # of what follows now
 
 
 class Speculation:
     """Guesses for a sequence that runs alone, where `may` says that it may be done.
 
     A guess is looked at whether it is computed or not, so that it is known how good they are before any costs time.
+    `only_forward`: behind a wrong one the right ones are computed once more, from a state before them.
     """
 
-    def __init__(self, may: Callable[[], bool] = lambda: True):
+    def __init__(self, may: Callable[[], bool] = lambda: True, only_forward: bool = False):
         self.drafted = self.accepted = 0  # tokens
-        self._may = may
+        self._may, self._only_forward = may, only_forward
         self._texts: WeakKeyDictionary[Sequence, _Text] = WeakKeyDictionary()
         self._seconds: dict[int, float] = {}  # of a step, by its rows
         self._tried: set[int] = set()
@@ -69,15 +72,14 @@ class Speculation:
             return ()
         text = self._texts.setdefault(seq, _Text())
         text.guess = guess = text.lookup.guess(seq.ids, ROWS[-1])
-        text.length = len(seq.ids)
         one = self._seconds.get(1)
         if not guess.ids or one is None:
             return ()
-        chance = text.chances[_kind(guess)]
         known = sum(rows in self._seconds for rows in ROWS)
         fits = [rows for rows in ROWS[: known + 1] if rows <= most + 1]
-        rows = max(fits, key=lambda rows: chance.tokens(rows) / self._lasts(rows), default=1)
-        if rows == 1 or chance.tokens(rows) * one < MARGIN * self._lasts(rows):
+        gains = {rows: self._gain(text.chances[_kind(guess)], rows) for rows in fits}
+        rows = max(fits, key=gains.__getitem__, default=1)
+        if rows == 1 or gains[rows] < MARGIN / one:
             self._seconds.update({n: seconds * FORGET for n, seconds in self._seconds.items() if n > 1})
             return ()
         return guess.ids[: rows - 1]
@@ -89,18 +91,25 @@ class Speculation:
             self._seconds[rows] = before + LATEST * (seconds - before)
         self._tried.add(rows)
 
-    def heard(self, seq: Sequence, drafted: int) -> None:
-        """Tokens have followed, `drafted` of which had been computed on trust at most."""
-        text = self._texts.get(seq)
-        if text is None or not text.guess.ids:
-            return
-        new, guessed = seq.ids[text.length :], text.guess.ids
-        right = _same(new, guessed)
-        text.chances[_kind(text.guess)].learn(right, int(right < min(len(new), len(guessed))))
-        text.guess = Guess()
+    def heard(self, seq: Sequence, new: Ids[int], drafted: int) -> None:
+        """Tokens have followed in a step in which `drafted` were computed on trust."""
         if drafted:
             self.drafted, self.accepted = self.drafted + drafted, self.accepted + len(new) - 1
             seq.n_drafted, seq.n_accepted = seq.n_drafted + drafted, seq.n_accepted + len(new) - 1
+        text = self._texts.get(seq)
+        if text is None or not text.guess.ids:
+            return
+        right = _same(new, text.guess.ids)
+        text.chances[_kind(text.guess)].learn(right, int(right < min(len(new), len(text.guess.ids))))
+        text.guess = Guess()
+
+    def _gain(self, chance: _Chance, rows: int) -> float:
+        """Tokens a second that a step of so many rows promises."""
+        tokens, seconds = chance.tokens(rows), self._lasts(rows)
+        if self._only_forward:
+            again = next(n for n in ROWS if n >= min(tokens + 1, rows))
+            seconds += (1 - chance.all_right(rows)) * (self._lasts(again) - self._lasts(1))
+        return tokens / seconds
 
     def _lasts(self, rows: int) -> float:
         """What a step is taken to last; of a number of rows that has not been, what would be good."""

@@ -17,7 +17,7 @@ BEFORE_THE_END = 16  # tokens of a prompt that the next one of a conversation ma
 
 def n_slots(sequences: int, apart: bool) -> int:
     """How many slots serve so many sequences: `StateSlots` says with what."""
-    return (1 + apart) * (sequences + 1) + sequences + (KEPT_APART if apart else KEPT)
+    return (1 + apart) * (sequences + 1) + sequences + (KEPT_APART if apart else 1 + KEPT)
 
 
 @dataclass
@@ -35,7 +35,8 @@ class _Own:
 class StateSlots:
     """Slots 0 to `n` - 1: of `sequences` and one more, and for states that are kept, the longest unused going first.
 
-    `apart`: a pass leaves alone the state that it began with, so that it can be run again.
+    `apart`: a pass leaves alone the state that it began with, so that it can be run again. Else one slot more serves
+    the passes that go ahead of what is sure: they leave it alone too, and behind a wrong one the next begins with it.
     """
 
     def __init__(self, sequences: int, apart: bool, block_size: int):
@@ -44,6 +45,7 @@ class StateSlots:
         each, live = 1 + apart, (1 + apart) * (sequences + 1)
         self._free = [tuple(range(first, first + each)) for first in range(0, live, each)]
         self._empty = list(range(live, self.n))
+        self._ahead = NO_SLOT if apart else self._empty.pop()
         self._kept: dict[bytes, int] = {}  # by the key of the block that ends there, in the order of use
         self._readers: Counter[int] = Counter()  # of a kept state, who has not yet begun from it
         self._of: dict[Sequence, _Own] = {}
@@ -60,8 +62,13 @@ class StateSlots:
                 return n
         return 0
 
-    def plan(self, seq: Sequence, length: int) -> None:
-        """Set the path of its next pass, which goes to `length` tokens."""
+    def may_go_ahead(self, seq: Sequence) -> bool:
+        """Whether no other's state is where that of its next pass would go."""
+        others = ((other.path.target, own.source) for other, own in self._of.items() if other is not seq)
+        return self._ahead != NO_SLOT and not any(self._ahead in slots for slots in others)
+
+    def plan(self, seq: Sequence, length: int, ahead: bool = False) -> None:
+        """Set the path of its next pass, which goes to `length` tokens, with `ahead` to some that are not sure."""
         own = self._own(seq)
         if own.end and own.end == seq.n_cached:  # the last one is done
             self._let_go(own)
@@ -70,7 +77,10 @@ class StateSlots:
         place = self._worth_keeping(seq, length)
         self._empty += [seq.path.kept] * (seq.path.kept != NO_SLOT)
         kept = self._room(own, seq) if place else NO_SLOT
-        target = next(slot for slot in own.slots if slot != own.source or len(own.slots) == 1)
+        if ahead and own.source != self._ahead:
+            target = self._ahead
+        else:
+            target = next(slot for slot in own.slots if slot != own.source or len(own.slots) == 1)
         seq.path = StatePath(own.source, target, kept, place - own.begin if kept != NO_SLOT else 0)
 
     def publish(self, seq: Sequence) -> None:
@@ -110,12 +120,12 @@ class StateSlots:
         size, begin = self.block_size, seq.n_cached
         if seq.status is not Status.RUNNING:
             return 0
-        if seq.pending == 1:
-            return length if length % size == 0 else 0
+        whole = length // size * size
+        if seq.pending == 1 or begin >= seq.n_prompt:
+            return whole if whole > begin else 0
         last = max(0, len(seq.ids) - BEFORE_THE_END) // size * size
         if begin < last <= length:
             return last
-        whole = length // size * size
         return whole if whole > begin and whole.bit_length() > begin.bit_length() else 0
 
     def _room(self, own: _Own, seq: Sequence) -> int:
