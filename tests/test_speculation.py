@@ -21,6 +21,7 @@ from gmoe.engine.sequence import Sequence
 from gmoe.engine.speculation import Speculation
 from tests.factory import ARCHITECTURES, write_model
 from tests.foreseen import Foreseen
+from tools import bench_speculation
 
 CONTEXT = 160
 
@@ -239,3 +240,15 @@ def test_a_program_says_what_was_drafted(tmp_path: Path) -> None:
         recorder = llm.record()
         assert [*llm.generate("a", SamplingParams(max_tokens=200, temperature=0))] and recorder.trace()
         assert llm.stats["drafted_tokens"] == before  # who listens hears of tokens that were said
+
+
+def test_what_guesses_bring_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_model(tmp_path / "m.gguf", "qwen3moe")
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven " * 20)
+    bench_speculation.main([str(path), "--text", str(text), "--tokens", "60", "--rounds", "1", "-t", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[0].strip("| ") for row in rows[2:]] == ["edited", "new", "the same"] and rows[3][1] == "60"
+    ids = [*range(5000)]
+    changed = bench_speculation.edited(ids, 5000)
+    assert 20 < len(set(ids) - set(changed)) < 200 and changed != ids
