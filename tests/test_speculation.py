@@ -93,6 +93,21 @@ def test_a_grammar_and_penalties_see_each_token() -> None:
         assert answers(engine, requests(N_VOCAB, **given)) == said
 
 
+def test_numbers_that_are_none_end_an_answer_behind_the_tokens_before_them() -> None:
+    def broken(ids: Any) -> np.ndarray:
+        return counting(ids) if len(ids) < 9 else np.full(N_VOCAB, np.nan, dtype=np.float32)
+
+    for ahead in (None, Foreseen([[*range(3, 40)]], 3)):
+        engine = Engine(ScriptedModel(broken), CONTEXT, 1, "f32", speculation=ahead)
+        rows, outputs = widths(engine), list[StepOutput]()
+        engine.add(seq := Sequence([3, 4], SamplingParams(temperature=0)))
+        while not seq.finish_reason:
+            outputs += engine.step()
+        assert [output.token_id for output in outputs] == [5, 6, 7, 8, 9, 10, 11, None]
+        assert str(outputs[-1].error) == "the model gave logits that are not numbers"
+        assert ahead is None or (max(rows) > 3 and 0 < ahead.accepted < ahead.drafted)
+
+
 def test_nothing_is_guessed_beside_others() -> None:
     engine = Engine(ScriptedModel(counting), CONTEXT, 2, "f32", speculation=Foreseen([[*range(3, 60)]]))
     rows = widths(engine)

@@ -115,15 +115,15 @@ class Engine:
 
         A state that only goes forward is of use behind all of a draft; else it is computed anew from the one before.
         """
-        seq, n, before = turn.seq, len(turn.draft), len(turn.seq.ids)
+        seq, before = turn.seq, len(turn.seq.ids)
         said = [self._choose(seq, logits[0])]
-        for left, guessed, row in zip(range(n)[::-1], turn.draft, logits[1:], strict=True):
+        for left, guessed, row in zip(range(len(turn.draft))[::-1], turn.draft, logits[1:], strict=True):
             if seq.finish_reason or seq.ids[-1] != guessed:
                 break
             self._cached(seq, 1 if not self._only_forward else 0 if left else turn.n_new)
             said.append(self._choose(seq, row))
         if self.speculation is not None:
-            self.speculation.heard(seq, seq.ids[before:], n)
+            self.speculation.heard(seq, seq.ids[before:], turn.draft)
         return said
 
     def _cached(self, seq: Sequence, n: int) -> None:

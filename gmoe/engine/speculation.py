@@ -91,11 +91,11 @@ class Speculation:
             self._seconds[rows] = before + LATEST * (seconds - before)
         self._tried.add(rows)
 
-    def heard(self, seq: Sequence, new: Ids[int], drafted: int) -> None:
-        """Tokens have followed in a step in which `drafted` were computed on trust."""
-        if drafted:
-            self.drafted, self.accepted = self.drafted + drafted, self.accepted + len(new) - 1
-            seq.n_drafted, seq.n_accepted = seq.n_drafted + drafted, seq.n_accepted + len(new) - 1
+    def heard(self, seq: Sequence, new: Ids[int], draft: Ids[int]) -> None:
+        """Tokens have followed in a step in which `draft` was computed on trust."""
+        accepted = _same(new, draft)
+        self.drafted, self.accepted = self.drafted + len(draft), self.accepted + accepted
+        seq.n_drafted, seq.n_accepted = seq.n_drafted + len(draft), seq.n_accepted + accepted
         text = self._texts.get(seq)
         if text is None or not text.guess.ids:
             return
