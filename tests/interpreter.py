@@ -1,4 +1,4 @@
-"""Triton's interpreter without what it repeats: it puts its own functions into the language once, not in every call.
+"""Triton's interpreter without what it repeats: its functions are put into the language once, shapes are made once.
 
 Nor does it look for overflows only to say nothing of them, as it does where its options have no `debug`.
 """
@@ -33,6 +33,8 @@ def patched_once() -> Iterator[None]:
             patch.setattr(interpreter, "_get_np_dtype", _once(known, tl))
         if hasattr(interpreter, "_patch_attr"):
             patch.setattr(interpreter, "_patch_attr", _put)
+        patch.setattr(tl.block_type, "__init__", _block_once(tl.block_type.__init__))
+        patch.setattr(tl.tensor, "__init__", _tensor_once(tl.tensor.__init__))
         put = getattr(interpreter, "_patch_lang", None)
         scope = put and put(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # modules that kernels may see
         if scope is None:
@@ -64,6 +66,36 @@ def _once(known: Callable[[Any], Any], tl: Any) -> Callable[[Any], Any]:
         return known(kind) if isinstance(kind, tl.pointer_type) else scalar(kind)
 
     return of
+
+
+def _block_once(make: Callable[..., None]) -> Callable[..., None]:
+    """What makes the type of a block; what it has of its shape alone is found once."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def made(self: Any, element_ty: Any, shape: Any) -> None:
+        where = tuple(shape)
+        if where not in known:
+            make(self, element_ty, shape)
+            known[where] = {key: value for key, value in vars(self).items() if key not in ("element_ty", "name")}
+        vars(self).update(known[where])
+        self.element_ty, self.name = element_ty, f"<{self.shape}, {element_ty}>"
+
+    return made
+
+
+def _tensor_once(make: Callable[..., None]) -> Callable[..., None]:
+    """What makes a tensor, likewise."""
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def made(self: Any, handle: Any, type: Any) -> None:
+        where = tuple(type.shape) if type.is_block() else ()
+        if where not in known:
+            make(self, handle, type)
+            known[where] = {key: value for key, value in vars(self).items() if key not in ("handle", "type", "dtype")}
+        vars(self).update(known[where])
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+
+    return made
 
 
 def _put(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
