@@ -262,43 +262,47 @@ class ReferenceKernels:
         return FakeTensor(y)
 
     def choose(self, logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
-        return reference_step.choose(logits, rule)
+        ids, weights = reference_step.choose(*_bytes((logits, rule)))
+        return _result(ids), _result(weights)
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        return reference_step.rms_norm(x, weight, bias, eps)
+        return _result(reference_step.rms_norm(*_bytes((x, weight, bias)), eps))
 
     def residual_norm(
         self, x: Tensor, y: Tensor, scale: float, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
-        y.mul_(scale).add_(x)
-        return y, reference_step.rms_norm(y, weight, bias, eps)
+        added, sum = _bytes((x, y))
+        sum.mul_(scale).add_(added)
+        return y, self.rms_norm(y, weight, bias, eps)
 
     def rotate(self, x: Tensor, positions: Tensor, frequencies: Tensor, magnitude: float, neox: bool) -> Tensor:
+        x, positions, frequencies = _bytes((x, positions, frequencies))
         angles = positions[:, None].float() * frequencies
-        rows = torch.arange(len(positions), device=x.device)
-        return reference_step.rotate(x, rows, angles.cos() * magnitude, angles.sin() * magnitude, neox)
+        rows = torch.arange(len(positions))
+        turned = reference_step.rotate(x, rows, angles.cos() * magnitude, angles.sin() * magnitude, neox)
+        return _result(turned)
 
     def heads(self, q: Tensor, k: Tensor, norms: Norms, positions: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor]:
         q, k = (x if rule is None else self.rms_norm(x, *rule) for x, rule in zip((q, k), norms, strict=True))
         return (q, k) if turn is None else (self.rotate(q, positions, *turn), self.rotate(k, positions, *turn))
 
     def activate(self, name: str, gate: Tensor | None, up: Tensor) -> Tensor:
-        if name in CURVES:
-            return up * CURVES[name](gate)
-        return reference_step.activate(name, gate, up)
+        gate, up = _bytes((gate, up))
+        return _result(up * CURVES[name](gate) if name in CURVES else reference_step.activate(name, gate, up))
 
     def store(self, kv: KvLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        kv.write(slots, keys, values)
+        _inner_parts(kv).write(*_bytes((slots, keys, values)))
 
     def attention(
         self, q: Tensor, kv: KvLayer, turns: Turns, scale: float, mask: Mask, sinks: Tensor | None, cap: float
     ) -> Tensor:
-        if not len(turns.query_starts) or not q.shape[0]:
-            return reference_step.attention(q, kv, turns, scale, mask, sinks, cap)
-        last = inner(turns.positions)[turns.query_starts[1:].long() - 1]  # kernels see how far a row goes by these
-        assert (last < turns.context_lens).all()
-        turns = turns._replace(context_lens=(last + 1).int())
-        return reference_step.attention(q, kv, turns, scale, mask, sinks, cap)
+        q, positions, tables, sinks = _bytes((q, turns.positions, turns.block_tables, sinks))
+        turns = turns._replace(positions=positions, block_tables=tables)
+        if len(turns.query_starts) and q.shape[0]:
+            last = positions[turns.query_starts[1:].long() - 1]  # kernels see how far a row goes by these
+            assert (last < turns.context_lens).all()
+            turns = turns._replace(context_lens=(last + 1).int())
+        return _result(reference_step.attention(q, _inner_parts(kv), turns, scale, mask, sinks, cap))
 
     def short_conv(
         self,
@@ -344,6 +348,28 @@ class ReferenceKernels:
         rule = rule._replace(**{name: inner(getattr(rule, name)) for name in ("a", "dt_bias", "d", "norm")})
         given = *map(inner, (xbc, dt, z)), rule, _inner_state(state), Paths(*map(inner, paths))
         return FakeTensor(reference_recurrent.state_space(*given))
+
+
+def _bytes(given: Any) -> Any:
+    """What a kernel is given, which is all on the device: the bytes of tensors, and of those in tuples."""
+    if isinstance(given, tuple):
+        parts = map(_bytes, given)
+        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+    assert isinstance(given, FakeTensor) or not isinstance(given, Tensor), f"a tensor of the CPU {list(given.shape)}"
+    return inner(given)
+
+
+def _result(bytes: Tensor) -> Tensor:
+    """Of a kernel, which takes memory for it."""
+    _allocate()
+    return FakeTensor(bytes)
+
+
+def _inner_parts(kv: KvLayer) -> KvLayer:
+    here = copy(kv)
+    for name in ("keys", "values", "key_scales", "value_scales"):
+        setattr(here, name, _bytes(getattr(kv, name)))
+    return here
 
 
 def _inner_state(state: StateLayer) -> StateLayer:

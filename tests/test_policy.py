@@ -175,6 +175,17 @@ def test_a_file_that_is_no_policy_is_told_by_name(tmp_path: Path, monkeypatch: A
         policy.share_out({"evict": "half_one"}, {})
 
 
+def test_a_policy_may_come_later(tmp_path: Path, monkeypatch: Any) -> None:
+    from gmoe.experts import evict
+
+    with pytest.raises(PolicyError, match="no policy is called 'late_one'"):
+        policy.load("evict", "late_one")
+    (tmp_path / "late_one.py").write_text("from gmoe.experts.evict.lfu import Policy as Policy\n")
+    monkeypatch.setattr(evict, "__path__", [*evict.__path__, str(tmp_path)])
+    monkeypatch.setattr(policy, "names", lambda kind: ["late_one"])
+    assert policy.knobs_of("evict", "late_one") == policy.knobs_of("evict", "late_one") == ["aging"]
+
+
 @pytest.mark.parametrize(("kind", "name", "knob", "value"), [
     ("evict", "lfu", "aging", 0), ("evict", "lfu", "aging", "x"), ("evict", "lfu", "aging", 1.5),
     ("evict", "lfu", "shape", 3), ("evict", "score_window", "window", 0), ("evict", "score_window", "window", 10**8),

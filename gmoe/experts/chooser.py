@@ -135,8 +135,10 @@ class Chooser:
 
     def learn(self, trace: Trace, seconds: float) -> None:
         """Decide by a trace of earlier runs, at most so long."""
+        if not self.evicts:
+            return
         schedule = Schedule(replace(trace.tail(PASSES), scores=None))  # `AutoEviction` does without
-        if not self.evicts or not len(schedule):
+        if not len(schedule):
             return
         self._schedule = schedule
         end = self._clock() + seconds

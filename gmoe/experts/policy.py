@@ -6,6 +6,7 @@ Arrays that a policy is given are for reading: what it changed there would be co
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -238,7 +239,7 @@ def load(kind: str, name: str, knobs: Mapping[str, Any] | None = None, **given: 
     `knobs` come from the user and must exist; `given` is what the caller has to offer. Raises `PolicyError`.
     """
     policy = _policy(kind, name)
-    takes = signature(policy).parameters
+    takes = _takes(policy)
     offered = {key: value for key, value in given.items() if key in takes}
     known = knobs_of(kind, name)
     for knob, value in (knobs or {}).items():
@@ -251,6 +252,7 @@ def load(kind: str, name: str, knobs: Mapping[str, Any] | None = None, **given: 
     return policy(**offered)
 
 
+@cache
 def _policy(kind: str, name: str) -> Any:
     if name not in names(kind):
         raise PolicyError(f"{kind}: no policy is called {name!r}; there are {', '.join(names(kind))}")
@@ -261,6 +263,11 @@ def _policy(kind: str, name: str) -> Any:
     if lacking := ", ".join(sorted(getattr(policy, "__abstractmethods__", ()))):
         raise PolicyError(f"{module.__file__}: Policy lacks {lacking}")
     return policy
+
+
+@cache
+def _takes(policy: Any) -> Mapping[str, Parameter]:
+    return signature(policy).parameters
 
 
 def _check(knob: str, value: Any, takes: Parameter) -> Any:
@@ -287,13 +294,13 @@ def share_out(chosen: Mapping[str, str], knobs: Mapping[str, Any]) -> dict[str, 
 
 def knobs_of(kind: str, name: str) -> list[str]:
     """What a user may set: the parameters with a plain number or text as default."""
-    takes = signature(_policy(kind, name)).parameters
+    takes = _takes(_policy(kind, name))
     return [key for key, p in takes.items() if isinstance(p.default, int | float | str)]
 
 
 def needs(kind: str, name: str) -> list[str]:
     """What a policy cannot do without, by the names under which `load` is given it."""
-    takes = signature(_policy(kind, name)).parameters
+    takes = _takes(_policy(kind, name))
     return [key for key, p in takes.items() if p.default is Parameter.empty]
 
 

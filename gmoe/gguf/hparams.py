@@ -62,10 +62,9 @@ class Hparams:
 
     file: str
     architecture: str
-    differing: Mapping[str, Sequence[Any]] = field(
-        default_factory=dict, hash=False
-    )  # by field, an entry for each block
+    differing: Mapping[str, Sequence[Any]] = field(default_factory=dict, hash=False)  # by field, one a block
     special: Mapping[str, str] = field(default_factory=dict, hash=False)  # by key, why not every architecture takes it
+    _layers: dict[int, "Hparams"] = field(default_factory=dict, init=False, repr=False, compare=False)
     n_block: int = key("block_count")
     n_ctx_train: int = key("context_length")
     n_embd: int = key("embedding_length")
@@ -204,8 +203,10 @@ class Hparams:
 
     def of_layer(self, layer: int) -> "Hparams":
         """What holds in one block of a model: its own values, and those of a window where the file says it is one."""
-        own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
-        return own.of_window() if own.swa else own if self.differing else self
+        if layer not in self._layers:
+            own = replace(self, **{name: entries[layer] for name, entries in self.differing.items()})
+            self._layers[layer] = own.of_window() if own.swa else own if self.differing else self
+        return self._layers[layer]
 
     def of_compressed(self) -> "Hparams":
         """What holds in a block that compresses: rotations with a base of their own."""
