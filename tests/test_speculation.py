@@ -85,7 +85,40 @@ def test_an_answer_ends_where_it_would(ends: dict[str, Any]) -> None:
         assert answers(engine, [got]) == said and got.finish_reason == want.finish_reason
 
 
-def test_a_grammar_and_penalties_see_each_token() -> None:
+class Rising:
+    """A constraint: each token of an answer is above the one before, and the last is the highest."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def allows(self, token: int) -> bool:
+        return token > self.last
+
+    def mask(self, n_vocab: int) -> np.ndarray:
+        return np.arange(n_vocab) > self.last
+
+    def accept(self, token: int) -> None:
+        assert self.allows(token)
+        self.last = token
+
+    @property
+    def complete(self) -> bool:
+        return self.last == N_VOCAB - 1
+
+
+def test_a_grammar_sees_the_tokens_that_are_said() -> None:
+    def bound() -> list[Sequence]:
+        params = [SamplingParams(temperature=2, seed=seed, max_tokens=40) for seed in range(4)]
+        return [Sequence([seed], p, constraint=Rising()) for seed, p in enumerate(params)]  # type: ignore[arg-type]
+
+    said = answers(Engine(ScriptedModel(hashed), CONTEXT, 1, "f32"), bound())
+    ahead = Foreseen(said[0])
+    engine = Engine(ScriptedModel(hashed), CONTEXT, 1, "f32", speculation=ahead)
+    assert answers(engine, got := bound()) == said and 0 < ahead.accepted < ahead.drafted
+    assert {seq.finish_reason for seq in got} == {"stop"} and max(len(seq.generated) for seq in got) > 4
+
+
+def test_penalties_see_each_token() -> None:
     given: dict[str, Any] = {"temperature": 1.0, "repeat_penalty": 1.3, "presence_penalty": 0.5, "dry_multiplier": 0.8}
     said = answers(Engine(ScriptedModel(hashed), CONTEXT, 1, "f32"), requests(N_VOCAB, **given))
     for seed in range(5):
@@ -124,6 +157,14 @@ def test_a_draft_sends_nobody_back() -> None:
     def run(ahead: Speculation | None) -> tuple[Engine, list[Sequence], list[int]]:
         engine = Engine(ScriptedModel(counting), 3 * BLOCK_SIZE, 2, "f32", chunk=8, n_blocks=3, speculation=ahead)
         rows, params = widths(engine), SamplingParams(temperature=0, max_tokens=50)
+        grow, blocks = engine.scheduler.blocks.grow, engine.scheduler.blocks
+
+        def asked(seq: Sequence, length: int, ahead: bool = False) -> bool:
+            granted = grow(seq, length, ahead)
+            refused.append(ahead and not granted)
+            return granted
+
+        blocks.grow = asked  # type: ignore[method-assign]
         seqs = [Sequence([n % N_VOCAB for n in range(begin, begin + 30)], params) for begin in (0, 7)]
         engine.add(seqs[0])
         while seqs[0].pending > 1 or len(seqs[0].ids) < 33:
@@ -137,8 +178,10 @@ def test_a_draft_sends_nobody_back() -> None:
                 assert engine.scheduler.preemptions == before
         return engine, [*seqs, extra], rows
 
+    refused = list[bool]()
     _, want, _ = run(None)
     _, got, rows = run(Foreseen([seq.ids for seq in want]))
+    assert any(refused)
     assert [seq.ids for seq in got] == [seq.ids for seq in want] and max(rows) > 10
 
 

@@ -70,7 +70,7 @@ class Speculation:
         """Up to `most` tokens that may follow; none where to compute them with the next one does not pay."""
         if not self._may():
             return ()
-        text = self._texts.setdefault(seq, _Text())
+        text = self._texts.get(seq) or self._texts.setdefault(seq, _Text())
         text.guess = guess = text.lookup.guess(seq.ids, ROWS[-1])
         one = self._seconds.get(1)
         if not guess.ids or one is None:
