@@ -77,6 +77,16 @@ class KvLayer:
             values = values * self.value_scales[some].float().repeat_interleave(GROUP, 3)[..., : self.shape.dv]
         return keys.permute(0, 3, 1, 2).flatten(0, 1)[:length], values.transpose(1, 2).flatten(0, 1)[:length]
 
+    def apart(self) -> "KvLayer":
+        """The same memory as a layer of one head, whose blocks are each head's, one behind the other, of each block."""
+        shape = KvShape(1, self.shape.dk, self.shape.dv, self.shape.every)
+        layer = KvLayer(shape, 0, self.kind, self.keys.device)
+        layer.keys, layer.values = (part.flatten(0, 1)[:, None] for part in (self.keys, self.values))
+        if self.key_scales is not None and self.value_scales is not None:
+            layer.key_scales = self.key_scales.flatten(0, 1)[:, None]
+            layer.value_scales = self.value_scales.flatten(0, 1)[:, None]
+        return layer
+
     def picked(self, slots: Tensor) -> "KvLayer":
         """A layer of n blocks with copies of the tokens at slots [n, 32]."""
         layer, (block, at) = KvLayer(self.shape, 0, self.kind, self.keys.device), (slots // BLOCK, slots % BLOCK)

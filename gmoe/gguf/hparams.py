@@ -98,6 +98,8 @@ class Hparams:
     index_top_k: int = key("attention.indexer.top_k", 0, rare=True)
     index_pool: int = key("attention.indexer.kpool", 0, rare=True)
     index_tail: bool = key("attention.indexer.kpool_select_tail", True, rare=True)
+    index_block: int = key("attention.indexer.block_size", 0, rare=True)
+    index_local: int = key("attention.indexer.local_blocks", 0, rare=True)
     indexed: bool = key("attention.indexer.types", True, by_layer=True, rare=True)  # the block has an index of its own
     compress_ratio: int = key("attention.compress_ratios", 0, by_layer=True, rare=True, spare=True)
     compress_freq_base: float = key("attention.compress_rope_freq_base", 10000.0, rare=True)
@@ -237,8 +239,11 @@ class Hparams:
     def is_indexed(self, layer: int) -> bool:
         """Whether this block's attention has an index of its own, where the architecture has them.
 
-        Where a GLM of a million tokens does not say, the first two blocks do, and of the other 76 every fourth.
+        Where a GLM of a million tokens does not say, the first two blocks do, and of the other 76 every fourth; where
+        blocks of tokens are chosen, all that are not dense.
         """
+        if self.index_block:
+            return layer >= self.n_layer_dense_lead
         stated = "attention.indexer.types" in self.special
         if stated or self.architecture != "glm-dsa" or self.n_ctx_train < 1 << 20:
             return self.of_layer(layer).indexed

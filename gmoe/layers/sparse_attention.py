@@ -36,3 +36,12 @@ def attend(q: Tensor, layer: KvLayer, chosen: Chosen, scale: float, sinks: Tenso
         turns = Turns(counts - 1, tables, counts.int(), torch.arange(n + 1, dtype=torch.int32))
         y[some] = attention(q[some], layer.picked(slots.reshape(-1, BLOCK)), turns, scale, causal, sinks)
     return y
+
+
+def attend_apart(q: Tensor, layer: KvLayer, chosen: Chosen, scale: float) -> Tensor:
+    """The same where each of the layer's G heads has tokens of its own: `chosen` is of T * G, by query and head."""
+    heads = layer.shape.heads
+    own = torch.arange(heads).repeat(len(q))[:, None]
+    slots = (chosen.slots // BLOCK * heads + own) * BLOCK + chosen.slots % BLOCK
+    groups = q.reshape(len(q) * heads, -1, layer.shape.dk)
+    return attend(groups, layer.apart(), Chosen(slots, chosen.counts), scale).view(*q.shape[:2], layer.shape.dv)
