@@ -257,6 +257,39 @@ def _minimax(s: Shape, layer: int) -> Tensors:
     yield from routed(s, selection_bias=True)
 
 
+def _minimax_m3(lead: int) -> Callable[[Shape, int], Tensors]:
+    """Behind `lead` dense blocks an index, with a query for each head of keys."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from gqa(s, norm="head", fused=not lead)
+        yield from ffn_norm(s)
+        yield from dense_first(s, layer + 1 - lead, s.ff_exp * (2 - lead))
+        if layer >= lead:
+            width = _minimax_m3_index(s, lead)
+            yield "indexer.q_proj.weight", (s.head_kv * width, s.embd)
+            yield "indexer.k_proj.weight", (width, s.embd)
+            yield "indexer.q_norm.weight", (width,)
+            yield "indexer.k_norm.weight", (width,)
+
+    return block
+
+
+def _minimax_m3_index(s: Shape, lead: int) -> int:
+    return s.head_dim if lead else s.head_dim + 8
+
+
+def _minimax_m3_keys(s: Shape, lead: int) -> dict[str, Any]:
+    """With a dense block there is no choice among 64 tokens."""
+    index = {"head_count": s.head_kv, "key_length": _minimax_m3_index(s, lead)}
+    sizes = (8, 8, 1) if lead else (5, 4, 2)
+    index |= zip(("top_k", "block_size", "local_blocks"), sizes, strict=True)
+    keys = _moe(s, expert_gating_func=2, rope__dimension_count=s.head_dim // 2) | LED
+    if not lead:
+        keys |= {key: value for key, value in YARN.items() if "log" not in key}
+        keys |= {"leading_dense_block_count": 0, "expert_shared_count": 2, "expert_weights_norm": False}
+    return keys | {f"attention.indexer.{name}": value for name, value in index.items()}
+
+
 def _phimoe(s: Shape, layer: int) -> Tensors:
     yield "attn_norm.bias", (s.embd,)
     yield from gqa(s, bias="qkvo")
@@ -1141,6 +1174,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "minimax-m2": Architecture(
         _minimax, lambda s: _moe(s) | {"expert_gating_func": 2, "rope.dimension_count": 8}, Shape(ff=32)
     ),
+    "minimax-m3": Architecture(_minimax_m3(1), lambda s: _minimax_m3_keys(s, 1), Shape(layer=4)),
+    "minimax-m3+all": Architecture(_minimax_m3(0), lambda s: _minimax_m3_keys(s, 0), Shape(head=6, head_kv=3, layer=2)),
     "phimoe": Architecture(_phimoe, _moe, Shape(ff=32), extra=_factors),
     "gemma4": Architecture(_gemma4, _gemma4_keys, Shape(layer=4), extra=_stretched, unscaled=True),
     "gemma4+shared": Architecture(
@@ -1180,7 +1215,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # which compute with torch between the kernels, and on no device yet
-CPU_ALONE = ["deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"]
+CPU_ALONE = [
+    *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
+    *("minimax-m3", "minimax-m3+all"),
+]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 

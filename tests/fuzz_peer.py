@@ -75,6 +75,7 @@ FOURS = {
     "glm5-next",
     "qwen4exp",
     "bailingmoe3",
+    "minimax-m3",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -191,6 +192,7 @@ OWN: dict[str, Keys] = {
     "dots1": GATED,
     "bailingmoe2": GATED,
     "minimax-m2": GATED,
+    "minimax-m3": GATED,
     "hy_v3": GATED,
     "lfm2moe": GATED,
 }
@@ -232,6 +234,11 @@ def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
         drawn["expert_shared_feed_forward_length"] = shape.ff_exp
     if architecture == "qwen4exp":  # of larger blocks llama.cpp also takes parts, as its sort happens to have them
         drawn |= draw.choice([WHOLE | {"attention.compress_ratios": ratio} for ratio in (0, 2, 4, 64)] + SINGLE)
+    if name == "minimax-m3+all":  # the other kind has no index in llama.cpp but beside numbers of 16 bits
+        most = draw.choice([1, 2, 3, 5, 16])
+        local, size = draw.randint(0, min(most, 2)), draw.choice([1, 2, 4, 8, 32])
+        sizes = {"top_k": most, "block_size": size, "local_blocks": local}
+        drawn |= {f"attention.indexer.{key}": value for key, value in sizes.items()}
     if architecture in LATENT:
         multipliers = [0.05, 0.1] if architecture == "deepseek2" else [0.1]
         drawn |= {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": draw.choice(multipliers)}

@@ -58,7 +58,9 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize("name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp"])
+@pytest.mark.parametrize(
+    "name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp", "minimax-m3+all"]
+)
 def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvType) -> None:
     """Tokens, pools, or rows of 4 beside which others are of 128: the same bits in chunks, together, begun later."""
     ids, recorded = 5 * IDS, np.load(RECORDED)[f"{name} long"]
@@ -84,9 +86,12 @@ def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvTyp
         assert seqs[0].n_reused >= 256 and seqs[1].n_reused > 0
 
 
-def test_a_model_with_an_index_sees_all_where_that_is_no_more_than_it_chooses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "all_of", "few"), [("glm-dsa", 64, 12), ("minimax-m3+all", 16, 3)])
+def test_a_model_with_an_index_sees_all_where_that_is_no_more_than_it_chooses(
+    tmp_path: Path, name: str, all_of: int, few: int
+) -> None:
     wide, narrow = (
-        write_model(tmp_path / f"{n}.gguf", "glm-dsa", metadata={"attention.indexer.top_k": n}) for n in (64, 12)
+        write_model(tmp_path / f"{n}.gguf", name, metadata={"attention.indexer.top_k": n}) for n in (all_of, few)
     )
     with LLM.load(wide, EXACT) as a, LLM.load(narrow, EXACT) as b:
         ours, fewer = a.logits(IDS), b.logits(IDS)
@@ -285,6 +290,8 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count_kv": [0, 1, 0, 1, 1]},
             {},
         ),
+        ("minimax-m3", {"expert_weights_scale": 0.0, "attention.scale": 0.5}, {"expert_weights_scale": 1.0}),
+        ("minimax-m3+all", {"block_count": 3, "nextn_predict_layers": 1}, {}),
         ("qwen4exp", {"attention.recurrent_layers": [True, True, True, False], "full_attention_interval": 9}, {}),
         ("qwen4exp", {"attention.compress_ratios": [4, 4, 4, 4], "ple.image_token_id": 9}, {}),
         ("qwen4exp", {"attention.compress_ratios": [0, 0, 0, 0]}, {"attention.indexer.top_k": 4096}),
@@ -435,6 +442,15 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
         ("glm5-next", {"attention.indexer.kpool_select_tail": False}, "kpool_select_tail: only true is supported: "),
         ("glm5-next", {"attention.indexer.types": [False] * 4}, "types: the first block with latent attention needs"),
         ("glm5-next+all", {"kda.safe_gate": True}, "kda.safe_gate: not known to gmoe"),
+        ("minimax-m3", {"expert_gating_func": 0}, "expert_gating_func: required by architecture minimax-m3"),
+        ("minimax-m3", {"attention.indexer.head_count": 4}, "head_count: 4; as many as heads of keys, 2, are needed"),
+        ("minimax-m3", {"attention.indexer.key_length": 6}, "indexer.key_length: 6 is less than the 8 that turn"),
+        ("minimax-m3", {"attention.indexer.block_size": 24}, "block_size: 24; a power of two is supported"),
+        ("minimax-m3", {"attention.indexer.block_size": 0}, "block_size: 0; a power of two is supported"),
+        ("minimax-m3", {"attention.indexer.top_k": 0}, "top_k: 0; at least one, and no fewer than local_blocks, are"),
+        ("minimax-m3", {"attention.indexer.local_blocks": 9}, "top_k: 8; at least one, and no fewer than local_blocks"),
+        ("minimax-m3", {"attention.indexer.kpool": 4}, "attention.indexer.kpool: not known to gmoe"),
+        ("minimax-m3", {"leading_dense_block_count": 0}, "blk.0.indexer.q_proj.weight: this tensor is required by"),
         ("kimi-linear", {"kda.gate_lower_bound": -5.0}, "kda.gate_lower_bound: not known to gmoe"),
         (
             "laguna+full",
