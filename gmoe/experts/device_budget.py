@@ -70,7 +70,7 @@ def token_bytes(hparams: Hparams) -> int:
         if not hparams.index_pool:
             return latent + 2 * hparams.n_index * hparams.n_indexed
         return latent + sum(_pooled(hparams.of_layer(layer))[0] for layer in layers)
-    beside = 2 * hparams.n_index * hparams.n_indexed if hparams.index_block else 0
+    beside = 2 * hparams.n_index * (hparams.n_layer - hparams.n_layer_dense_lead) if hparams.index_block else 0
     each = (2 * hp.n_kv * (hp.n_head_k + hp.n_head_v) + _pooled(hp)[0] for hp in map(hparams.of_layer, layers))
     return sum(each) + beside
 

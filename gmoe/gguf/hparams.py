@@ -27,7 +27,6 @@ DESCRIPTIVE = frozenset(
     }
 )
 
-
 # What first files of an architecture left out, where it is not what others leave out.
 LEFT_OUT: Mapping[str, Mapping[str, float]] = {
     "grok": {"embedding_scale": 6144**0.5, "logit_scale": 3**-0.5, "rope.scaling.yarn_beta_fast": 8.0},
@@ -239,11 +238,8 @@ class Hparams:
     def is_indexed(self, layer: int) -> bool:
         """Whether this block's attention has an index of its own, where the architecture has them.
 
-        Where a GLM of a million tokens does not say, the first two blocks do, and of the other 76 every fourth; where
-        blocks of tokens are chosen, all that are not dense.
+        Where a GLM of a million tokens does not say, the first two blocks do, and of the other 76 every fourth.
         """
-        if self.index_block:
-            return layer >= self.n_layer_dense_lead
         stated = "attention.indexer.types" in self.special
         if stated or self.architecture != "glm-dsa" or self.n_ctx_train < 1 << 20:
             return self.of_layer(layer).indexed

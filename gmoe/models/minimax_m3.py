@@ -23,10 +23,10 @@ class Model(Decoder):
         super().__init__(weights, dispatch)
 
     def attention(self, w: Weights, layer: int) -> Attention:
-        """Both head norms are required; dense blocks have no index."""
+        """Both head norms are required; the first blocks have no index."""
         w.need("attn_q_norm.weight", "attn_k_norm.weight")
         turn = rope(w, "neox", factors="none")
-        return GroupGQA(w, turn) if w.hparams.is_indexed(layer) else GQA(w, turn)
+        return GQA(w, turn) if layer < w.hparams.n_layer_dense_lead else GroupGQA(w, turn)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
         """SwiGLU as gpt-oss has it everywhere; selection bias and shared expert are required."""
