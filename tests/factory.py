@@ -445,6 +445,38 @@ def _granitehybrid(s: Shape, layer: int) -> Tensors:
     yield from dense(s, "_shexp", 64)
 
 
+def _jamba(s: Shape, layer: int) -> Tensors:
+    """Every third block has attention, every other one experts."""
+    wide, dk, rank = 2 * s.embd, s.head_dim, 2 * s.head_dim
+    if layer % 3 == 2:
+        yield from gqa(s)
+    else:
+        yield "attn_norm.weight", (s.embd,)
+        yield "ssm_in.weight", (2 * wide, s.embd)
+        yield "ssm_conv1d.weight", (wide, 4)
+        yield "ssm_conv1d.bias", (wide,)
+        yield "ssm_x.weight", (rank + 2 * dk, wide)
+        for part, n in (("dt", rank), ("b", dk), ("c", dk)):
+            yield f"ssm_{part}_norm.weight", (n,)
+        yield "ssm_dt.weight", (wide, rank)
+        yield "ssm_dt.bias", (wide,)
+        yield "ssm_a", (wide, dk)
+        yield "ssm_d", (wide,)
+        yield "ssm_out.weight", (s.embd, wide)
+    yield from ffn_norm(s)
+    yield from routed(s) if layer % 2 else dense(s)
+
+
+def _jamba_keys(s: Shape) -> dict[str, Any]:
+    return _moe(s) | {
+        "attention.head_count_kv": [s.head_kv * (layer % 3 == 2) for layer in range(s.layer)],
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * s.embd,
+        "ssm.state_size": s.head_dim,
+        "ssm.time_step_rank": 2 * s.head_dim,
+    }
+
+
 def _nemotron(s: Shape, layer: int) -> Tensors:
     """Mamba-2, experts, attention, experts, and again."""
     if layer % 2 == 0:
@@ -1130,6 +1162,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Shape(ff=32, layer=4),
     ),
+    "jamba": Architecture(_jamba, _jamba_keys, Shape(ff=32, layer=4)),
     "nemotron_h_moe": Architecture(_nemotron, _nemotron_keys, Shape(layer=5)),
     "kimi-linear": Architecture(_kimi_linear(), _kimi_keys, Shape(layer=4)),
     "kimi-linear+fused": Architecture(_kimi_linear(fused=True), _kimi_keys, Shape(layer=4)),
@@ -1218,6 +1251,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 CPU_ALONE = [
     *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
     *("minimax-m3", "minimax-m3+all"),
+    "jamba",
 ]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 

@@ -1,0 +1,25 @@
+"""Jamba: Mamba-1 with norms inside, in some blocks attention without positions; experts where a block has a router."""
+
+from gmoe.layers.attention import GQA
+from gmoe.layers.channel_space import MAMBA_KEYS, NormedMamba
+from gmoe.layers.ffn import DenseFFN, MoEFFN
+from gmoe.layers.router import Gating, topk
+from gmoe.layers.weights import Weights
+from gmoe.models.decoder import Attention, Decoder, FeedForward
+
+
+class Model(Decoder):
+    """`jamba`."""
+
+    keys = MAMBA_KEYS | {"attention.head_count_kv"}
+
+    def attention(self, w: Weights, layer: int) -> Attention:
+        """What keeps keys is attention."""
+        return GQA(w, None) if w.hparams.n_kv else NormedMamba(w)
+
+    def feed_forward(self, w: Weights, layer: int) -> FeedForward:
+        """Always softmax, not renormalised."""
+        if not w.has("ffn_gate_inp"):
+            return DenseFFN(w)
+        route = topk(w, Gating.SOFTMAX, renormalize=False, scale=w.hparams.expert_weights_scale)
+        return MoEFFN(w, route, self.dispatch)
