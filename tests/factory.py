@@ -1229,6 +1229,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda s: _moe(s) | LED | {"expert_gating_func": 2, "attention.sliding_window": 8},
         Shape(head_kv=1, layer=5),
     ),
+    "maple": Architecture(
+        _plain("head"),
+        lambda s: (
+            _moe(s)
+            | {
+                "attention.sliding_window": 8,
+                "attention.sliding_window_pattern": [layer % 3 != 2 for layer in range(s.layer)],
+                "rope.freq_base_swa": 1000.0,
+                "swiglu_clamp_exp": [0.5 + layer for layer in range(s.layer)],
+            }
+        ),
+        Shape(layer=3),
+    ),
     "mimo2": Architecture(_mimo2, _mimo2_keys, Shape(layer=4)),
     "step35": Architecture(_step35, _step35_keys, Shape(layer=5), extra=_half_stretched),
     "step35+plain": Architecture(_step35_plain, lambda s: _step35_keys(s, plain=True), Shape(layer=4)),

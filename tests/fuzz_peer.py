@@ -51,10 +51,11 @@ SQUARE = {
     "dbrx",
     "arctic",
     "grok",
+    "jamba",
 }  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 LATENT = {"deepseek2", "mistral4", "deepseek32"}
-UNSCALED = {"glm-dsa"}  # positions
+UNSCALED = {"glm-dsa", "maple"}  # positions
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 FOURS = {
     "llama4",
@@ -76,6 +77,8 @@ FOURS = {
     "qwen4exp",
     "bailingmoe3",
     "minimax-m3",
+    "jamba",
+    "maple",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -137,6 +140,12 @@ OWN: dict[str, Keys] = {
         "rope.freq_base_swa": (100.0, 5e5),
     },
     "mellum": {"attention.sliding_window": (0, 1, 7, 16)},
+    "maple": GATED
+    | {
+        "attention.sliding_window": (1, 7, 16),
+        "rope.freq_base_swa": (100.0, 5e5),
+        "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+    },
     "step35": GATED
     | {
         "attention.sliding_window": (1, 7, 16),

@@ -234,6 +234,15 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
             {},
         ),
         ("smallthinker", {"expert_weights_scale": 2.5}, {}),
+        ("jamba", {"expert_weights_scale": 2.5, "expert_weights_norm": True, "expert_gating_func": 2}, {}),
+        ("jamba", {"attention.scale": 0.5, "rope.freq_base": 100.0} | LINEAR, {}),
+        ("maple", {"expert_weights_scale": 2.5, "expert_weights_norm": False, "expert_gating_func": 2}, {}),
+        ("maple", {"swiglu_clamp_exp": 1e-6, "attention.scale": 0.5}, {"swiglu_clamp_exp": [0.0, 1e-7, 0.0]}),
+        (
+            "maple",
+            {"rope.freq_base": 100.0, "rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+            {"rope.scaling.factor": 1.0, "attention.value_length": 16},
+        ),
         ("hy_v3", {"expert_gating_func": 2, "leading_dense_block_count": 2, "expert_shared_count": 0}, {}),
         ("cohere2moe", {"attention.layer_norm_rms_epsilon": 0.0}, {}),
         ("kimi-linear", {"expert_weights_norm": False, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0}, {}),
@@ -413,6 +422,18 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
             "attention.sliding_window: required beside attention.sliding_window_pattern",
         ),
         ("mellum", {"rope.freq_base_swa": 500.0}, "freq_base_swa: 500; only that of the other blocks is supported"),
+        ("jamba", {"ssm.conv_kernel": 1}, "jamba.ssm.conv_kernel: 1; at least 2 is supported"),
+        ("jamba", {"ssm.inner_size": 0}, "jamba.ssm.inner_size: 0 is outside 1 to 32768"),
+        (
+            "jamba",
+            {"ssm.state_size": 8},
+            "blk.0.ssm_a: has the shape [128, 16], the rest of the file asks for [128, 8]",
+        ),
+        ("jamba", {"ssm.time_step_rank": 8}, "blk.0.ssm_x.weight: has 64 outputs, the rest of the file asks for 40"),
+        ("jamba", {"ssm.group_count": 1}, "jamba.ssm.group_count: not known to gmoe"),
+        ("jamba", {"attention.head_count_kv": [0, 0, 2, 2]}, "blk.3.attn_q.weight: this tensor is required by"),
+        ("maple", {"attention.sliding_window": 0}, "maple.attention.sliding_window: required by architecture maple"),
+        ("maple", LINEAR, "maple.rope.freq_base_swa: beside scaled positions a base of windows is not supported"),
         ("mimo2", {"attention.sliding_window": 0}, "sliding_window_pattern: required by architecture mimo2, with"),
         ("mimo2", {"attention.sliding_window_pattern": [2, 1, 1, 0]}, "has the wrong type (int, not bool)"),
         ("kimi-linear", {"expert_gating_func": 0}, "expert_gating_func: required by architecture kimi-linear"),
@@ -636,7 +657,12 @@ def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "key"),
-    [("glm5-next", "hyper_connection.epsilon"), ("bailingmoe3", "kda.gate_lower_bound")],
+    [
+        ("glm5-next", "hyper_connection.epsilon"),
+        ("bailingmoe3", "kda.gate_lower_bound"),
+        ("maple", "swiglu_clamp_exp"),
+        ("maple", "attention.sliding_window_pattern"),
+    ],
 )
 def test_a_key_that_has_no_default_is_named(tmp_path: Path, architecture: str, key: str) -> None:
     with GGUFFile.open(write_model(tmp_path / "m.gguf", architecture)) as file:

@@ -58,6 +58,7 @@ ARCHITECTURES = {
     "deepseek32": 5, "glm-dsa+shared": 7, "grok+2": 5, "qwen4exp": 5, "bailingmoe3+text": 8,
     "minimax-m3": 5, "minimax-m3+all": 7,
     "jamba": 5,
+    "maple": 5,
 }  # fmt: skip
 
 

@@ -18,8 +18,7 @@ class Model(Decoder):
         return GQA(w, None) if w.hparams.n_kv else NormedMamba(w)
 
     def feed_forward(self, w: Weights, layer: int) -> FeedForward:
-        """Always softmax, not renormalised."""
+        """Softmax, neither renormalised nor scaled, whatever the file says."""
         if not w.has("ffn_gate_inp"):
             return DenseFFN(w)
-        route = topk(w, Gating.SOFTMAX, renormalize=False, scale=w.hparams.expert_weights_scale)
-        return MoEFFN(w, route, self.dispatch)
+        return MoEFFN(w, topk(w, Gating.SOFTMAX, renormalize=False), self.dispatch)
