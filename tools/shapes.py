@@ -27,9 +27,11 @@ class Shape:
     context: int = 32768
     keys: dict[str, Any] = field(default_factory=dict)  # more metadata below the architecture's name
     mla: tuple[int, int, int, int] = (0, 0, 0, 0)  # latent width, not rotated, rotated, value
-    kinds: str = "A"  # of the blocks, again and again: attention, delta net, Mamba-2; where there are E, experts alone
+    every: int = 1  # so many blocks, of which the last has experts and the others are dense
+    kinds: str = "A"  # of the blocks, again and again: attention, delta net, Mamba-2 or 1 (S); E has experts alone
     delta: tuple[int, int, int] = (0, 0, 0)  # heads of keys and of values, and their width
     mamba: tuple[int, int, int, int] = (0, 0, 0, 0)  # heads, their width, width of a state, groups
+    channels: tuple[int, int, int] = (0, 0, 0)  # of Mamba-1, width of a state, rank of the steps
     bias: str = ""  # which of q, k, v, o have one
     norm: str = ""  # of q and k: "", "head", "full"
     extra: Callable[["Shape"], Tensors] = lambda s: iter(())  # of a block
@@ -88,6 +90,10 @@ SHAPES: dict[str, Shape] = {
             "attention.layer_norm_epsilon": 1e-5,
         },
     ),
+    "jamba-v0.1": Shape(
+        "jamba", 4096, 32, 8, 32, 16, 2, 14336, 65536, ff=14336, context=262144, kinds="SSSSASSS", every=2,
+        channels=(8192, 16, 256),
+    ),
 }  # fmt: skip
 
 
@@ -123,7 +129,11 @@ def metadata(s: Shape) -> dict[str, Any]:
             "ssm.time_step_rank": n_value or heads,
             "ssm.group_count": n_key or groups,
         }
-    if heads:
+    channels, state, rank = s.channels
+    if channels:
+        sizes = {"conv_kernel": 4, "inner_size": channels, "state_size": state, "time_step_rank": rank}
+        keys |= {f"ssm.{name}": size for name, size in sizes.items()}
+    if heads or channels:
         keys["attention.head_count_kv"] = [s.head_kv * (kind(s, n) == "A") for n in range(s.layer)]
     if "E" in s.kinds:
         keys["feed_forward_length"] = [s.ff_exp * (kind(s, n) == "E") for n in range(s.layer)]
@@ -157,14 +167,15 @@ def _block(s: Shape, layer: int) -> Tensors:
     yield "attn_norm.weight", (s.embd,)
     of = kind(s, layer)
     if of != "E":
-        yield from _delta(s) if of == "D" else _mamba(s) if of == "M" else _latent(s) if s.mla[0] else _grouped(s)
+        mixing = {"D": _delta, "M": _mamba, "S": _channels}.get(of, _latent if s.mla[0] else _grouped)
+        yield from mixing(s)
         if "E" in s.kinds:
             return
         yield (
             ("post_attention_norm.weight" if s.architecture in ("gpt-oss", "qwen35moe") else "ffn_norm.weight"),
             (s.embd,),
         )
-    if layer < s.lead:
+    if layer < s.lead or (layer + 1) % s.every:
         yield from _dense(s, "", s.ff)
         return
     gates = "E" not in s.kinds
@@ -218,6 +229,22 @@ def _mamba(s: Shape) -> Tensors:
     yield "ssm_a", (heads, 1)
     yield "ssm_d", (heads, 1)
     yield "ssm_norm.weight", (groups, wide // groups)
+    yield "ssm_out.weight", (s.embd, wide)
+
+
+def _channels(s: Shape) -> Tensors:
+    wide, state, rank = s.channels
+    yield "ssm_in.weight", (2 * wide, s.embd)
+    yield "ssm_conv1d.weight", (wide, 4)
+    yield "ssm_conv1d.bias", (wide,)
+    yield "ssm_x.weight", (rank + 2 * state, wide)
+    yield "ssm_dt_norm.weight", (rank,)
+    yield "ssm_b_norm.weight", (state,)
+    yield "ssm_c_norm.weight", (state,)
+    yield "ssm_dt.weight", (wide, rank)
+    yield "ssm_dt.bias", (wide,)
+    yield "ssm_a", (wide, state)
+    yield "ssm_d", (wide,)
     yield "ssm_out.weight", (s.embd, wide)
 
 

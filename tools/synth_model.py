@@ -54,7 +54,7 @@ def type_of(name: str, shape: tuple[int, ...], types: str, layers: int, override
         or "ssm_norm" in name
         or "ffn_gate_inp" in name
         or "conv1d" in name
-        or name.endswith(".bias")
+        or name.endswith((".bias", "ssm_a"))
     ):
         return "F32"
     chosen = next((kind for pattern, kind in overrides if re.search(pattern, name)), None)
