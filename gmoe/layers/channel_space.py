@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gmoe.kernels.ops import activate, blended, dequantize, gated
 from gmoe.kernels.recurrent import ShortConv, StateLayer, StateShape
@@ -54,7 +55,6 @@ class NormedMamba(RecurrentLayer):
         """S = exp(step * a) S + b (step * x)'; y = S'c + d * x, with step = softplus(dt): x and dt [T, C] -> [T, C]."""
         assert batch.slots is not None
         y, band = torch.empty_like(x), AT_ONCE // len(self.a)
-        weights = torch.cat([torch.ones(len(c), 1), c], 1)[:, None]  # of d * x, then of a matrix' rows
         steps = zip(pairwise(batch.begins), *batch.slots.tolist(), strict=True)
         for (begin, end), source, target, kept, after in steps:
             for first in range(0, x.shape[1], band):
@@ -69,7 +69,8 @@ class NormedMamba(RecurrentLayer):
                     matrices = (step[:, None] * a).exp_()
                     for matrix, new in zip(matrices, b[some, :, None] * (step * given)[:, None], strict=True):
                         past = matrix.mul_(past).add_(new)
-                    y[some, part] = blended(matrices, given * d, weights[some])[:, 0]
+                    weights = pad(c[some], (1, 0), value=1.0)[:, None]  # of d * x, then of a matrix' rows
+                    y[some, part] = blended(matrices, given * d, weights)[:, 0]
                     if kept >= 0 and at < begin + after <= some.stop:
                         slots[kept] = matrices[begin + after - at - 1]
                 slots[target] = past
