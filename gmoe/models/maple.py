@@ -22,9 +22,10 @@ class Model(Decoder):
                 weights.refuse(f"maple.{name}", "required by architecture maple")
         if not hp.n_swa:
             weights.refuse("maple.attention.sliding_window", "required by architecture maple")
-        factor = hp.rope_scaling_factor or hp.rope_scale_linear
-        if hp.rope_freq_base_swa is not None and hp.rope_scaling_type != "none" and factor not in (0.0, 1.0):
-            weights.refuse(f"maple.{BASE}", "beside scaled positions a base of windows is not supported")
+        factor, kind = hp.rope_scaling_factor or hp.rope_scale_linear, hp.rope_scaling_type
+        if factor not in (0.0, 1.0) and (kind == "none" or hp.rope_freq_base_swa is not None):
+            why = f"{factor:g}; supported where rope.scaling.type is not none and there is no {BASE}"
+            weights.refuse("maple.rope.scaling.factor", why)  # llama.cpp scales windows of type none too
         super().__init__(weights, dispatch)
 
     def attention(self, w: Weights, layer: int) -> Attention:
