@@ -1,19 +1,16 @@
 """Hparams: the hyperparameters of a GGUF model, one row a key, named as llama.cpp names them."""
 
-import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
 from gmoe.gguf.file import UnsupportedModel
+from gmoe.gguf.values import DIFFERS, is_array, one_a_block, plain, scalar, whole_numbers
 
 REQUIRED = object()
 MOST_INT, MOST_FLOAT = (1 << 31) - 1, 1e20  # of any hyperparameter
 UNKNOWN = "not known to gmoe and may change the arithmetic"
-DIFFERS = "a value that differs by layer is not supported"
 
 # Keys that say something about the file or about images, not about the arithmetic of text.
 DESCRIPTIVE = frozenset(
@@ -284,16 +281,16 @@ class Hparams:
                 if row.metadata["rare"]:
                     special[name] = UNKNOWN
                 if row.type == Sequence[int]:
-                    values[row.name] = _whole_numbers(given, file, prefix + name)
+                    values[row.name] = whole_numbers(given, file, prefix + name)
                     continue
-                if row.metadata["spare"] and _is_array(given):
+                if row.metadata["spare"] and is_array(given):
                     given = given[: values["n_block"]]
-                given = _one_a_block(given, values.get("n_block"), nextn, file, prefix + name)
-                if row.metadata["by_layer"] and _is_array(given) and len({*_plain(given)}) > 1:
+                given = one_a_block(given, values.get("n_block"), nextn, file, prefix + name)
+                if row.metadata["by_layer"] and is_array(given) and len({*plain(given)}) > 1:
                     special[name] = special.get(name, DIFFERS)
-                    differing[row.name] = [_scalar([v], row.type, file, prefix + name) for v in given]
+                    differing[row.name] = [scalar([v], row.type, file, prefix + name) for v in given]
                     given = max(differing[row.name])
-                values[row.name] = _scalar(given, row.type, file, prefix + name)
+                values[row.name] = scalar(given, row.type, file, prefix + name)
             elif row.metadata["default"] is REQUIRED:
                 raise UnsupportedModel(file, prefix + name, f"required by architecture {architecture}")
             else:
@@ -352,49 +349,3 @@ class Hparams:
         if not self.causal:
             raise UnsupportedModel(self.file, prefix + "attention.causal", "only causal attention is supported")
         return self
-
-
-def _one_a_block(value: Any, n_block: int | None, nextn: Any, file: str, name: str) -> Any:
-    """An array with an entry for each block; those of next-token prediction may have none, and get the last one."""
-    if not _is_array(value) or n_block is None or len(value) == n_block:
-        return value
-    if type(nextn) is int and 0 < len(value) == n_block - nextn:
-        return [*value, *[value[-1]] * nextn]
-    raise UnsupportedModel(file, name, f"has {len(value)} entries for {n_block} blocks")
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-
-
-def _plain(array: Any) -> list[Any]:
-    return [v.item() if isinstance(v, np.generic) else v for v in array]
-
-
-def _whole_numbers(given: Any, file: str, name: str) -> Sequence[int]:
-    """The entries of an array, none below zero."""
-    entries = tuple(_plain(given)) if _is_array(given) else (given,)
-    if not all(type(entry) is int and 0 <= entry < 1 << 63 for entry in entries):
-        raise UnsupportedModel(file, name, "must be an array of whole numbers that are not below zero")
-    return entries
-
-
-def _scalar(value: Any, kind: Any, file: str, name: str) -> Any:
-    """One number; an array whose entries are all equal counts as that number."""
-    if _is_array(value):
-        entries = {*_plain(value)}
-        if len(entries) != 1:
-            raise UnsupportedModel(file, name, DIFFERS)
-        value = entries.pop()
-        value = bool(value) if kind is bool and value in (0, 1) else value  # some converters write numbers
-    value = value.item() if isinstance(value, np.generic) else value
-    if kind is Gating:
-        if value not in set(Gating):
-            raise UnsupportedModel(file, name, f"{value} is not one of {[g.value for g in Gating]}")
-        return Gating(value)
-    wanted = next((type for type in (str, bool, float) if kind is type), int)
-    if type(value) is not wanted and not (wanted is float and type(value) is int):
-        raise UnsupportedModel(file, name, f"has the wrong type ({type(value).__name__}, not {wanted.__name__})")
-    if wanted is float and not math.isfinite(value):
-        raise UnsupportedModel(file, name, f"{value} is no number to reckon with")
-    return float(value) if wanted is float else value
