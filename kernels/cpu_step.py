@@ -209,6 +209,8 @@ class Router:
         r = rule
         if not 0 < r.chosen <= r.experts <= MOST_EXPERTS or r.groups < 1 or r.experts % r.groups:
             raise ValueError(f"{r.chosen} of {r.experts} experts in {r.groups} groups: at most {MOST_EXPERTS} experts")
+        if r.chunk < 1:
+            raise ValueError(f"chunks of {r.chunk} experts")
         if not 0 < r.groups_used <= r.groups or r.groups_used * (r.experts // r.groups) < r.chosen:
             raise ValueError(f"{r.groups_used} of {r.groups} groups do not hold {r.chosen} experts")
         for name, vector in (("bias", r.bias), ("each", r.each)):
@@ -216,7 +218,7 @@ class Router:
                 check(name, vector, (r.experts,))
         self.rule = rule
         args = r.experts, r.chosen, r.groups, r.groups_used, int(r.score), at(r.bias), r.renormalize, r.scale
-        args = *args, at(r.each)
+        args = *args, at(r.each), r.chunk
         self._native = _cpu.Router(*args)
 
     def __call__(self, logits: Tensor, threads: int, level: str | None = None) -> tuple[Tensor, Tensor]:

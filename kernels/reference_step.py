@@ -37,7 +37,11 @@ class Score(IntEnum):
 
 
 class RouterRule(NamedTuple):
-    """How experts are chosen and weighed; `bias` [E] changes who is chosen alone, `each` [E] the weights alone."""
+    """How experts are chosen and weighed; `bias` [E] changes who is chosen alone, `each` [E] the weights alone.
+
+    Where `chunk` is not 1, so many experts, one after another, are one: in the place of who is chosen comes, with its
+    own score, the expert that has the number of that one's chunk.
+    """
 
     score: Score
     experts: int
@@ -48,6 +52,7 @@ class RouterRule(NamedTuple):
     renormalize: bool = False
     scale: float = 1.0
     each: Tensor | None = None
+    chunk: int = 1
 
 
 class HeadRule(NamedTuple):
@@ -125,6 +130,8 @@ def choose(logits: Tensor, rule: RouterRule) -> tuple[Tensor, Tensor]:
     """logits [T, E] -> ids [T, k] int32, weights [T, k], step by step as llama.cpp's `build_moe_ffn`; equals by id."""
     given = scores(logits, rule)
     ids = _best(selection(logits, given, rule), rule.chosen)
+    if rule.chunk > 1:
+        ids = (ids.float() * (1.0 / rule.chunk)).long()  # as llama.cpp: 41 / 41 is below 1
     return ids.int(), weigh(given, ids, rule)
 
 

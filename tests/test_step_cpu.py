@@ -164,6 +164,8 @@ RULES = [
     RouterRule(Score.SIGMOID, 64, 6, 8, 3, random(64, seed=5, scale=0.1), renormalize=True, scale=2.5),
     RouterRule(Score.SQRT_SOFTPLUS, 17, 1),
     RouterRule(Score.SOFTMAX, 24, 5, renormalize=True, scale=0.5, each=random(24, seed=6)),
+    RouterRule(Score.SOFTMAX, 48, 6, renormalize=True, chunk=4),
+    RouterRule(Score.SOFTMAX, 82, 9, chunk=41),  # whose first expert of the second chunk counts to the first
 ]
 
 
@@ -186,6 +188,17 @@ def test_routers_tell_logits_apart_whose_scores_round_alike(level: str, score: S
     rule = RouterRule(score, 4, 3)
     for ids, _ in (cpu_step.Router(rule)(logits, 1, level), reference_step.choose(logits, rule)):
         assert ids.tolist() == [[1, 0, 3], [1, 2, 3]]
+
+
+@LEVELS
+def test_a_router_of_chunks_weighs_experts_of_their_numbers(level: str) -> None:
+    logits = torch.tensor([[1.0, 0.5, -40.0, -50.0, 2.0, 3.0, 2.5, -9.0]])
+    chances = torch.softmax(logits, -1)[0]
+    ids, weights = cpu_step.Router(RouterRule(Score.SOFTMAX, 8, 3, chunk=2))(logits, 1, level)
+    assert ids.tolist() == [[2, 3, 2]]  # of experts 5, 6 and 4
+    torch.testing.assert_close(weights[0], chances[[2, 3, 2]], **NEAR)
+    with pytest.raises(ValueError, match="chunks of 0 experts"):
+        cpu_step.Router(RouterRule(Score.SOFTMAX, 8, 3, chunk=0))
 
 
 def scene(shape: KvShape, kind: KvType, lengths: list[int], new: list[int], level: str) -> tuple[KvLayer, Turns]:

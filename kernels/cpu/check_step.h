@@ -114,7 +114,7 @@ class StepCheck {
                                    each = floats(experts, 2.0f);
           const Router r = {experts, 6, variant & 1 ? 4 : 1, variant & 1 ? 2 : 1, gating,
                             variant & 2 ? bias.data() : nullptr, !(variant & 1), 1.5f,
-                            variant & 2 ? each.data() : nullptr};
+                            variant & 2 ? each.data() : nullptr, variant == 2 ? 4 : 1};
           std::vector<int32_t> ids(6), other_ids(6);
           std::vector<float> a(6), b(6);
           const bool enough = !(variant & 1) || experts >= 12;  // in the groups that are used

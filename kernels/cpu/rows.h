@@ -148,6 +148,8 @@ void choose_experts(const Router& r, const float* logits, int32_t* ids, float* w
     }
   }
   best(selection, r.experts, r.chosen, ids);
+  const float share = 1.0f / float(r.chunk);  // llama.cpp's, which is below the chunk for 41 / 41
+  for (int j = 0; j < r.chosen && r.chunk > 1; j++) ids[j] = int32_t(float(ids[j]) * share);
   float total = 0.0f;
   for (int j = 0; j < r.chosen; j++) weights[j] = scores[ids[j]];
   if (r.gating == Gating::softmax_weight) {

@@ -67,6 +67,7 @@ struct Router {
   bool renormalize;
   float scale;
   const float* each;  // [experts] or null
+  int chunk;  // so many experts, one after another, are one: that of the chunk's number
 };
 
 // Queries or keys [T][heads][d]: norms over `width` elements each (0: none), then the rotation.

@@ -92,9 +92,9 @@ void bind_step(nb::module_& m) {
       .def("by_head", &Linears::by_head);
   nb::class_<Router>(m, "Router")
       .def("__init__", [](Router* self, int experts, int chosen, int groups, int used, int gating, uintptr_t bias,
-                          bool renormalize, float scale, uintptr_t each) {
-        new (self) Router{experts,     chosen, groups, used, Gating(gating), at<const float>(bias),
-                          renormalize, scale,  at<const float>(each)};
+                          bool renormalize, float scale, uintptr_t each, int chunk) {
+        new (self) Router{experts,     chosen, groups,                used, Gating(gating), at<const float>(bias),
+                          renormalize, scale,  at<const float>(each), chunk};
       });
   nb::class_<Cache>(m, "Cache")
       .def("__init__", [](Cache* self, int number, int heads, int dk, int dv, uintptr_t keys, uintptr_t values,

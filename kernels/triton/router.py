@@ -55,7 +55,7 @@ def _choose(
     logits, bias, each, ids, weights, E, scale,
     K: tl.constexpr, WIDTH: tl.constexpr, K_WIDTH: tl.constexpr, GROUPS: tl.constexpr, USED: tl.constexpr,
     G_WIDTH: tl.constexpr, SCORE: tl.constexpr, BIAS: tl.constexpr, RENORMALIZE: tl.constexpr,
-    EACH: tl.constexpr,
+    EACH: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, WIDTH)
@@ -91,6 +91,8 @@ def _choose(
     for n in range(K):
         best = _first(order, WIDTH)
         order = tl.where(e == best, TAKEN, order)
+        if CHUNK > 1:
+            best = (best.to(tl.float32) * (1.0 / CHUNK)).to(tl.int32)
         chosen = tl.where(j == n, best, chosen)
         weight = tl.where(j == n, tl.sum(tl.where(e == best, score, 0.0), 0), weight)
     if SCORE == SOFTMAX_WEIGHT:
@@ -113,6 +115,7 @@ def sizes(rule: RouterRule) -> dict[str, int]:
         "K": rule.chosen, "WIDTH": power(rule.experts), "K_WIDTH": power(rule.chosen), "GROUPS": rule.groups,
         "USED": rule.groups_used, "G_WIDTH": power(rule.groups), "SCORE": int(rule.score),
         "BIAS": rule.bias is not None, "RENORMALIZE": rule.renormalize, "EACH": rule.each is not None,
+        "CHUNK": rule.chunk,
     }  # fmt: skip
 
 
