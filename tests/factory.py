@@ -290,6 +290,15 @@ def _minimax_m3_keys(s: Shape, lead: int) -> dict[str, Any]:
     return keys | {f"attention.indexer.{name}": value for name, value in index.items()}
 
 
+def _grovemoe(s: Shape, layer: int) -> Tensors:
+    """A small expert for every two."""
+    yield from _plain("head")(s, layer)
+    chunks, ff = s.expert // 2, s.head_dim
+    yield "ffn_gate_chexps.weight", (chunks, ff, s.embd)
+    yield "ffn_up_chexps.weight", (chunks, ff, s.embd)
+    yield "ffn_down_chexps.weight", (chunks, s.embd, ff)
+
+
 def _phimoe(s: Shape, layer: int) -> Tensors:
     yield "attn_norm.bias", (s.embd,)
     yield from gqa(s, bias="qkvo")
@@ -1209,6 +1218,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "minimax-m3": Architecture(_minimax_m3(1), lambda s: _minimax_m3_keys(s, 1), Shape(layer=4)),
     "minimax-m3+all": Architecture(_minimax_m3(0), lambda s: _minimax_m3_keys(s, 0), Shape(head=6, head_kv=3, layer=2)),
+    "grovemoe": Architecture(
+        _grovemoe,
+        lambda s: _moe(s, experts_per_group=2, expert_group_scale=0.7, expert_chunk_feed_forward_length=s.head_dim),
+        Shape(used=3),
+    ),
     "phimoe": Architecture(_phimoe, _moe, Shape(ff=32), extra=_factors),
     "gemma4": Architecture(_gemma4, _gemma4_keys, Shape(layer=4), extra=_stretched, unscaled=True),
     "gemma4+shared": Architecture(

@@ -131,6 +131,7 @@ OWN: dict[str, Keys] = {
     | {"attention.temperature_scale": (0.0, 0.5), "attention.temperature_length": (1, 20)},
     "deepseek32": GATED | LATENT_SCALED | CHOOSING,
     "glm-dsa": GATED | CHOOSING,
+    "grovemoe": {"expert_group_scale": (0.05, 2.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "exaone-moe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "cohere2moe": GATED | {"attention.sliding_window": (1, 7, 16), "logit_scale": (0.0625, 1.0)},

@@ -339,6 +339,9 @@ def test_refusals(model: Path, text: Path, tmp_path: Path) -> None:
     maverick = write_model(tmp_path / "m.gguf", "llama4", shape=Shape(used=1, layer=2, expert=128, ff_exp=32))
     with GGUFFile.open(maverick) as file, pytest.raises(UnsupportedModel, match="queries and keys are not normed"):
         Pruning(file, 64)
+    chunked = write_model(tmp_path / "g.gguf", "grovemoe")
+    with GGUFFile.open(chunked) as file, pytest.raises(UnsupportedModel, match="grovemoe.experts_per_group: experts"):
+        Pruning(file, 4)
     hashed = write_model(tmp_path / "h.gguf", "deepseek4")
     with GGUFFile.open(hashed) as file, pytest.raises(UnsupportedModel, match="a table names for each token cannot be"):
         Pruning(file, 4)

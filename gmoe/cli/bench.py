@@ -82,6 +82,8 @@ def _weights_of_a_token(llm: Any) -> int:
     for name, info in llm.file.tensors.items():
         if "_exps." in name:
             total += info.nbytes * hp.n_expert_used // hp.n_expert
+        elif "_chexps." in name:
+            total += info.nbytes * hp.n_expert_used // info.shape[0]
         elif name not in read_by_row:
             total += info.nbytes
     return total

@@ -13,14 +13,14 @@ from torch import Tensor
 from gmoe.experts.device import Device
 from gmoe.experts.device_slots import bank_of
 from gmoe.experts.device_store import DeviceStore
-from gmoe.experts.dispatch import Beside, ExpertDispatch, Rows
+from gmoe.experts.dispatch import Beside, ExpertDispatch, Kept, Rows
 from gmoe.experts.expert import ExpertId, Routing
 from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
 from gmoe.experts.route import exact
 from gmoe.experts.store import ExpertStore
 from gmoe.gguf.layout import ExpertLayout
-from gmoe.kernels.ops import Activations, DeviceKernels, ExpertBank, bank_rows, combine, expert_rows
+from gmoe.kernels.ops import Activations, DeviceKernels, ExpertBank, ExpertTable, bank_rows, combine, expert_rows
 
 ALIGNED = 4  # int32 numbers: pointers that are not 16 bytes apart want kernels of their own
 
@@ -86,6 +86,17 @@ class DeviceDispatch(ExpertDispatch):
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
         fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
         return self._all_here(layer, x, fresh, weighed, activation)
+
+    def kept(self, table: ExpertTable) -> Kept:
+        """The same on the device, where they are copied."""
+        bank = bank_of(self.device, table, range(len(table.up.address)))
+
+        def run(x: Tensor, ids: Tensor, weights: Tensor, activation: str) -> Tensor:
+            out = x.new_empty(*ids.shape, bank.down.rows)
+            bank_rows(x, ids, ids, bank, activation, self.activations, out, self.kernels)
+            return combine(out, weights, ids, self.kernels)
+
+        return run
 
     def begin(self, task: str = "") -> None:
         with self.device.turns.at_work():

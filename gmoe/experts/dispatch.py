@@ -22,6 +22,7 @@ from gmoe.kernels.ops import Activations, ExpertTable, combine, expert_mlp, expe
 
 Observer = Callable[[int, Routing], None]
 Beside = Callable[[], object]  # work that does not hang on the experts
+Kept = Callable[[Tensor, Tensor, Tensor, str], Tensor]  # x [T, D], ids and weights [T, k], activation -> [T, D]
 ACTIONS = ("load", "cpu", "twin", "skip", "substitute")
 
 
@@ -65,6 +66,10 @@ class ExpertDispatch:
     def be_exact(self) -> None:
         """From now on nothing is served otherwise than the routers say."""
         self.route, self.miss = exact.Policy(), load.Policy()
+
+    def kept(self, table: ExpertTable) -> Kept:
+        """What computes experts that are none of the store's: always at hand, and nobody hears of them."""
+        return lambda x, ids, weights, activation: expert_mlp(x, ids, weights, table, activation, self.activations)
 
     def begin(self, task: str = "") -> None:
         """A new request starts."""

@@ -127,6 +127,9 @@ class Hparams:
     n_group_used: int = key("expert_group_used_count", 0)
     n_ff_exp: int = key("expert_feed_forward_length", 0)
     n_ff_shexp: int = key("expert_shared_feed_forward_length", 0)
+    n_ff_chunk: int = key("expert_chunk_feed_forward_length", 0, rare=True)
+    n_chunk_expert: int = key("experts_per_group", 0, rare=True)  # experts that have one of a chunk's in common
+    chunk_scale: float = key("expert_group_scale", 0.0, rare=True)
     expert_weights_scale: float = key("expert_weights_scale", 0.0)
     expert_weights_norm: bool = key("expert_weights_norm", False)
     gating: Gating = key("expert_gating_func", Gating.NONE)

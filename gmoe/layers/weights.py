@@ -87,12 +87,7 @@ class Weights:
 
     def quant(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
         """A tensor as it is in the file, where the model runs; one of another `shape` is refused."""
-        tensor = self._view(name, suffix)
-        if shape is not None and len(shape) == 1 and tensor.shape in ((1, *shape), (*shape, 1)):  # all the same to GGUF
-            tensor = QuantTensor(tensor.data.reshape(-1), tensor.format, shape)
-        if shape is not None and tensor.shape != shape:
-            have, want = list(tensor.shape), list(shape)
-            self.refuse(self.prefix + name + suffix, f"has the shape {have}, the rest of the file asks for {want}")
+        tensor = self.stored(name, suffix, shape)
         if self.device.type == "cpu":
             return tensor
 
@@ -100,6 +95,16 @@ class Weights:
             return QuantTensor(as_tensor(tensor.data).to(self.device), tensor.format, tensor.shape)
 
         return self.shared(("tensor", self.prefix + name + suffix), copy)
+
+    def stored(self, name: str, suffix: str = ".weight", shape: tuple[int, ...] | None = None) -> QuantTensor:
+        """The same in the host's memory, wherever the model runs."""
+        tensor = self._view(name, suffix)
+        if shape is not None and len(shape) == 1 and tensor.shape in ((1, *shape), (*shape, 1)):  # all the same to GGUF
+            tensor = QuantTensor(tensor.data.reshape(-1), tensor.format, shape)
+        if shape is not None and tensor.shape != shape:
+            have, want = list(tensor.shape), list(shape)
+            self.refuse(self.prefix + name + suffix, f"has the shape {have}, the rest of the file asks for {want}")
+        return tensor
 
     def _view(self, name: str, suffix: str = ".weight") -> QuantTensor:
         full = self.prefix + name + suffix

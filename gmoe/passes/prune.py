@@ -57,6 +57,9 @@ class Pruning:
         if hp.n_layer_hashed:
             key = f"{hp.architecture}.hash_layer_count"
             raise UnsupportedModel(name, key, "experts that a table names for each token cannot be left out")
+        if hp.n_chunk_expert:
+            key = f"{hp.architecture}.experts_per_group"
+            raise UnsupportedModel(name, key, "experts whose numbers say which chunk they are of cannot be left out")
         if hp.architecture == "llama4" and hp.n_expert == MAVERICK_EXPERTS != keep:
             key = "llama4.expert_count"
             raise UnsupportedModel(name, key, f"{MAVERICK_EXPERTS} also says that queries and keys are not normed")
