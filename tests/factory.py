@@ -958,6 +958,47 @@ def _deepseek4_head(s: Shape) -> Tensors:
     yield "output_hc_scale.weight", (1,)
 
 
+def _dots3_window(s: Shape, layer: int) -> bool:
+    return layer % 3 != 1
+
+
+def _dots3note(s: Shape, layer: int) -> Tensors:
+    """Every third block, from the second, has an index; windows have half the heads, narrower keys and wider values."""
+    window = _dots3_window(s, layer)
+    heads = max(1, s.head // 2) if window else s.head
+    latent, wide, value = (24, 32, 20) if window else (32, 40, 16)
+    own = {
+        "attn_q_b.weight": (heads * wide, 32),
+        "attn_kv_a_mqa.weight": (latent + 8, s.embd),
+        "attn_kv_a_norm.weight": (latent,),
+        "attn_k_b.weight": (heads, latent, wide - 8),
+        "attn_v_b.weight": (heads, value, latent),
+        "attn_output.weight": (s.embd, heads * value),
+    }
+    for name, dims in _sparse(s, layer):
+        if not window or "indexer" not in name:
+            yield name, own.get(name, dims)
+    yield "attn_k_norm.weight", (8,)
+    yield "attn_gate.weight", (heads, s.embd)
+
+
+def _dots3_keys(s: Shape) -> dict[str, Any]:
+    windows = [_dots3_window(s, layer) for layer in range(s.layer)]
+    return _sparse_keys(s) | {
+        "attention.head_count": [max(1, s.head // 2) if window else s.head for window in windows],
+        "attention.indexer.types": [not window for window in windows],
+        "attention.key_length_mla_swa": 32,
+        "attention.value_length_mla_swa": 20,
+        "attention.kv_lora_rank_swa": 24,
+        "attention.key_length_swa": 32,
+        "attention.value_length_swa": 24,
+        "attention.sliding_window": 8,
+        "attention.sliding_window_pattern": windows,
+        "rope.freq_base": 1e6,
+        "rope.freq_base_swa": 1e4,
+    }
+
+
 LED = {
     "leading_dense_block_count": 1,
     "expert_shared_count": 1,
@@ -1095,6 +1136,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda s: _sparse_keys(s) | {"attention.indexer.types": [int(not layer % 3) for layer in range(s.layer)]},
         Shape(layer=5),
     ),
+    "dots3note": Architecture(_dots3note, _dots3_keys, Shape(layer=4)),
     "grok": Architecture(_grok(False, "layer_output_norm"), _moe),
     "grok+2": Architecture(
         _grok(True, "post_ffw_norm"),
@@ -1278,7 +1320,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 CPU_ALONE = [
     *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
     *("minimax-m3", "minimax-m3+all"),
-    "jamba",
+    *("jamba", "dots3note"),
 ]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 

@@ -8,8 +8,8 @@ printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and
 can the choice of an index, of deepseek32 and glm-dsa about one in twenty. A file that one of the two refuses is
 printed with what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops
 at latent attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files
-of kimi-linear, glm5-next, bailingmoe3, deepseek32 and glm-dsa, whose norms or choices make much of little, are printed
-too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5 from each other.
+of kimi-linear, glm5-next, bailingmoe3, deepseek32, glm-dsa and dots3note, whose norms or choices make much of little,
+are printed too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5 from each other.
 
 llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 and grok build its
 `libggml-cpu.so` without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of
@@ -55,7 +55,7 @@ SQUARE = {
 }  # queries as wide as the model
 AS_MANY = {"olmoe", "dots1"}  # keys as many as queries
 LATENT = {"deepseek2", "mistral4", "deepseek32"}
-UNSCALED = {"glm-dsa", "maple"}  # positions
+UNSCALED = {"glm-dsa", "maple", "dots3note"}  # positions
 MAMBA = {"granitehybrid", "nemotron_h_moe"}  # whose heads share twice the model's width
 FOURS = {
     "llama4",
@@ -79,6 +79,7 @@ FOURS = {
     "minimax-m3",
     "jamba",
     "maple",
+    "dots3note",
 } | MAMBA  # all kinds of block are among the first
 SCALED_MAPS = {
     "llama",
@@ -131,6 +132,13 @@ OWN: dict[str, Keys] = {
     | {"attention.temperature_scale": (0.0, 0.5), "attention.temperature_length": (1, 20)},
     "deepseek32": GATED | LATENT_SCALED | CHOOSING,
     "glm-dsa": GATED | CHOOSING,
+    "dots3note": GATED
+    | CHOOSING
+    | {
+        "attention.sliding_window": (1, 7, 16),
+        "rope.freq_base_swa": (100.0, 5e5),
+        "rope.scaling.attn_factor": (0.7, 1.2),
+    },
     "grovemoe": {"expert_group_scale": (0.05, 2.0)},
     "afmoe": GATED | {"attention.sliding_window": (1, 7, 16)},
     "exaone-moe": GATED | {"attention.sliding_window": (1, 7, 16)},

@@ -27,6 +27,7 @@ EXACT = RuntimeOptions(activations="float", kv_type="f32", context=256, threads=
 RECORDED = Path(__file__).parent / "data" / "llamacpp_logits.npz"
 LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
+INDEXED = ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp", "minimax-m3+all", "dots3note"]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -58,9 +59,7 @@ def test_logits_are_those_of_llama_cpp(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize(
-    "name", ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp", "minimax-m3+all"]
-)
+@pytest.mark.parametrize("name", INDEXED)
 def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvType) -> None:
     """Tokens, pools, or rows of 4 beside which others are of 128: the same bits in chunks, together, begun later."""
     ids, recorded = 5 * IDS, np.load(RECORDED)[f"{name} long"]
@@ -274,6 +273,11 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ),
         ("grovemoe", {"expert_weights_scale": 2.5, "expert_weights_norm": False, "expert_gating_func": 2}, {}),
         ("grovemoe", {"expert_chunk_feed_forward_length": 0, "expert_group_count": 1}, {}),
+        (
+            "dots3note",
+            {"block_count": 5, "nextn_predict_layers": 1, "attention.head_count": [2, 4, 2, 2, 2]},
+            {"rope.scaling.yarn_log_multiplier": 0.1, "attention.indexer.types": [0, 1, 0, 0]},
+        ),
         ("deepseek4", {"rope.scaling.attn_factor": 2.0, "rope.scaling.yarn_log_multiplier": 0.3}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4]}, {}),
         ("deepseek4", {"attention.compress_ratios": [0, 4, 128, 4, 8, 0, 1]}, {}),
@@ -412,6 +416,13 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
         ("grovemoe", {"expert_group_count": 2}, "grovemoe.expert_group_count: 2; only 1 is supported"),
         ("grovemoe", {"rope.dimension_count": 8}, "rope.dimension_count: whole heads are rotated, and values as wide"),
         ("qwen3moe", {"experts_per_group": 2}, "qwen3moe.experts_per_group: not known to gmoe"),
+        ("dots3note", {"attention.sliding_window": 0}, "sliding_window: required by architecture dots3note"),
+        ("dots3note", {"expert_gating_func": 0}, "expert_gating_func: required by architecture dots3note"),
+        ("dots3note", {"attention.indexer.types": [0, 1, 1, 0]}, "types: only blocks without a window have an index"),
+        ("dots3note", {"attention.indexer.types": [0] * 4}, "types: only blocks without a window have an index"),
+        ("dots3note", {"attention.kv_lora_rank_swa": 16}, "blk.0.attn_kv_a_mqa.weight: has 32 outputs, the rest"),
+        ("dots3note", LINEAR, "rope.scaling.type: linear; only none is supported"),
+        ("deepseek32", {"attention.kv_lora_rank_swa": 16}, "deepseek32.attention.kv_lora_rank_swa: not known to gmoe"),
         ("grok", {"attn_logit_softcapping": 0.0}, "grok.attn_logit_softcapping: 0.0 is outside 1e-06 to 1000000.0"),
         ("grok", LINEAR, "rope.scaling.type: linear; only none and yarn are supported"),
         ("grok", {"rope.dimension_count": 8}, "rope.dimension_count: whole heads are rotated, and values as wide as"),
@@ -672,6 +683,7 @@ def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
         ("maple", "swiglu_clamp_exp"),
         ("maple", "attention.sliding_window_pattern"),
         ("grovemoe", "expert_group_scale"),
+        ("dots3note", "rope.freq_base_swa"),
     ],
 )
 def test_a_key_that_has_no_default_is_named(tmp_path: Path, architecture: str, key: str) -> None:

@@ -66,7 +66,7 @@ def token_bytes(hparams: Hparams) -> int:
     if hparams.n_output_group:
         return sum(2 * hp.n_head_k * (1 + (not hp.compress_ratio)) + _compressed(hp)[0] for hp in _each(hparams))
     if hparams.kv_lora_rank:
-        latent = 2 * len(layers) * (2 * hparams.kv_lora_rank + (hparams.rope_dimension_count or 0))
+        latent = 2 * sum(2 * hp.kv_lora_rank + (hp.rope_dimension_count or 0) for hp in map(hparams.of_layer, layers))
         if not hparams.index_pool:
             return latent + 2 * hparams.n_index * hparams.n_indexed
         return latent + sum(_pooled(hparams.of_layer(layer))[0] for layer in layers)

@@ -103,6 +103,9 @@ class Hparams:
     output_lora_rank: int = key("attention.output_lora_rank", 0, rare=True)
     key_length_mla: int | None = key("attention.key_length_mla", None)
     value_length_mla: int | None = key("attention.value_length_mla", None)
+    kv_lora_rank_swa: int = key("attention.kv_lora_rank_swa", 0, rare=True)
+    key_length_mla_swa: int | None = key("attention.key_length_mla_swa", None, rare=True)
+    value_length_mla_swa: int | None = key("attention.value_length_mla_swa", None, rare=True)
 
     rope_freq_base: float = key("rope.freq_base", 10000.0)
     rope_dimension_count: int | None = key("rope.dimension_count", None)
@@ -222,6 +225,9 @@ class Hparams:
             own,
             key_length=own.key_length if own.key_length_swa is None else own.key_length_swa,
             value_length=own.value_length if own.value_length_swa is None else own.value_length_swa,
+            kv_lora_rank=own.kv_lora_rank_swa or own.kv_lora_rank,
+            key_length_mla=own.key_length_mla_swa or own.key_length_mla,
+            value_length_mla=own.value_length_mla_swa or own.value_length_mla,
             rope_dimension_count=own.rope_dimension_count_swa or own.rope_dimension_count,
         )
 

@@ -37,7 +37,7 @@ class MLA:
                 f"{hp.architecture}.attention.kv_lora_rank",
                 "latent attention needs it and rope.dimension_count",
             )
-        self.turn, self.scale = turn, self.n_head_k**-0.5
+        self.turn, self.scale, self.mask = turn, self.n_head_k**-0.5, causal
         self.step, self.growth = 0, 0.0
         if turn is not None:
             # llama.cpp squares YaRN's magnitude into the softmax scale; the converter stores 0.1 * mscale_all_dim.
@@ -90,7 +90,7 @@ class MLA:
     def mixed(self, query: Tensor, batch: Batch) -> Tensor:
         """What queries [T, H, n_lora + n_rot] see of the latent rows: -> [T, H, n_lora], in their memory."""
         layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
-        return attention(query, layer, batch.turns, self.scale, causal, None, part, self.on)
+        return attention(query, layer, batch.turns, self.scale, self.mask, None, part, self.on)
 
     def _query(self, low: Tensor, positions: Tensor) -> Tensor:
         """What maps to queries, [T, n] -> [T, H, n_lora + n_rot]."""
@@ -106,8 +106,12 @@ class MLA:
         value = self.kv_a_norm(lay(latent[..., : self.n_lora]))
         key = torch.empty_like(latent)
         lay(value, key[..., : self.n_lora])
-        self._lay(latent[..., self.n_lora :], positions, key[..., self.n_lora :])
+        self._lay(self.placed(latent[..., self.n_lora :]), positions, key[..., self.n_lora :])
         return key, value
+
+    def placed(self, key: Tensor) -> Tensor:
+        """What positions count for of a key [T, 1, n_rot], before it is turned."""
+        return key
 
     def _lay(self, x: Tensor, positions: Tensor, out: Tensor) -> None:
         """Into `out` what of heads [T, H, n_rot] positions count for, turned by them if they do."""
