@@ -137,14 +137,14 @@ class Experts:
         self.matrices = {name: _Held(m) for name, m in (("gate", gate), ("up", up), ("down", down)) if m is not None}
 
     def call(self, level: str | None, activation: str) -> tuple[Any, ...]:
-        """What a call begins with: the level, gate, up and down, the activation and its bound."""
+        """What a call begins with: the level, gate, up and down, the activation and its bounds."""
         key = level, activation
         if key not in self._calls:
-            kind, most = kind_of(activation)
+            kind, most, most_up = kind_of(activation)
             if (kind == "relu2") == self.gated:
                 raise ValueError(f"activation {activation!r} {'takes no' if self.gated else 'needs a'} gate")
             held = [self.matrices[name].native if name in self.matrices else None for name in _NAMES]
-            self._calls[key] = (_level(level), *held, kind, most)
+            self._calls[key] = (_level(level), *held, kind, most, most_up)
         return self._calls[key]
 
     def check(self, ids: Tensor) -> None:

@@ -6,7 +6,7 @@ from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import at, check, step_of
 from torch import Tensor
 
-_ACTIVATIONS = dict(zip(KINDS, (0, 1, 2, 3, 4, 12, 13), strict=True))
+_ACTIVATIONS = dict(zip(KINDS, (0, 1, 2, 3, 4, 12, 13, 14), strict=True))
 MOST_STREAMS = 16  # of a residual
 _CURVES = {"sigmoid": (5, 6), "softplus": (10, 11)}  # of a gate for a row, for an element
 
@@ -15,10 +15,10 @@ def activate(
     name: str, gate: Tensor | None, up: Tensor, threads: int, level: str | None = None, out: Tensor | None = None
 ) -> Tensor:
     """The activation between up and down, [T, n] each; in `out`, which may be up, if given."""
-    kind, most = kind_of(name)
+    kind, *most = kind_of(name)
     if gate is None and kind != "relu2":
         raise ValueError(f"activation {name!r} needs a gate")
-    return _gate(_ACTIVATIONS[kind], gate, up.shape, up, threads, level, out, most)
+    return _gate(_ACTIVATIONS[kind], gate, up.shape, up, threads, level, out, *most)
 
 
 def gated(
@@ -107,6 +107,7 @@ def _gate(
     level: str | None,
     out: Tensor | None,
     most: float = 0.0,
+    most_up: float = 0.0,
 ) -> Tensor:
     up = up.contiguous()
     check("up", up, up.shape)
@@ -116,5 +117,5 @@ def _gate(
     y = torch.empty_like(up) if out is None else out
     check("out", y, up.shape)
     apart = 0 if len(shape) == 1 else shape[1]
-    step_of(level).gate(kind, most, at(gate), apart, up.data_ptr(), *up.shape, y.data_ptr(), threads)
+    step_of(level).gate(kind, most, most_up, at(gate), apart, up.data_ptr(), *up.shape, y.data_ptr(), threads)
     return y

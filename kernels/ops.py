@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gmoe.kernels import cpu_ops, cpu_step, reference, reference_step
-from gmoe.kernels.activations import Curve, under, within
+from gmoe.kernels.activations import Curve, situ, under, within
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
 from gmoe.kernels.device_kernels import DeviceKernels
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
@@ -26,7 +26,7 @@ __all__ = [
     "Heads", "Linears", "Mask", "Rotation", "Router", "Rows", "RouterRule", "Score", "SlotMatrix", "Turns",
     "activate", "attention", "bank_rows", "blended", "capped", "clamped", "combine", "dequantize", "expert_mlp",
     "expert_rows", "gated", "head_norm", "lay", "layer_norm", "matmul", "lender", "reach", "record", "residual",
-    "residual_norm", "rms_norm", "scaled", "store", "stream_weights", "under", "warmth", "within",
+    "residual_norm", "rms_norm", "scaled", "situ", "store", "stream_weights", "under", "warmth", "within",
 ]  # fmt: skip
 
 Activations = Literal["q8", "float"]

@@ -107,7 +107,7 @@ def rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, neox: bool) -
 
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     """The activation between up and down; names as in llama.cpp's `build_moe_ffn`."""
-    kind, most = kind_of(name)
+    kind, most, most_up = kind_of(name)
     if kind == "relu2":
         return F.relu(up).square()
     if gate is None:
@@ -122,6 +122,9 @@ def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
         return F.silu(gate).clamp(max=most) * up.clamp(-most, most)
     if kind == "swiglu_under":
         return F.silu(gate.clamp(max=most)) * up.clamp(-most, most)
+    if kind == "situ":
+        gate = most * torch.tanh(gate / most) * torch.sigmoid(gate)
+        return gate * (most_up * torch.tanh(up / most_up) if most_up > 0.0 else up)
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return gate * torch.sigmoid(1.702 * gate) * (up + 1.0)
 

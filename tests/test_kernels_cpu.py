@@ -300,7 +300,8 @@ SKEWED = torch.tensor([[0, 1], [0, 3], [0, -1], [0, 3], [-1, -1], [0, 1], [3, 0]
 
 @pytest.mark.parametrize("level", cpu_ops.levels())
 @pytest.mark.parametrize(
-    "activation", ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", "swiglu_within:0.2", "swiglu_under:0.2"]
+    "activation",
+    ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", "swiglu_within:0.2", "swiglu_under:0.2", "situ:0.5:0.2"],
 )
 @pytest.mark.parametrize(("bias", "scaled"), [(False, False), (True, False), (False, True), (True, True)])
 def test_experts(activation: str, level: str, bias: bool, scaled: bool) -> None:

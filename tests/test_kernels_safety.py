@@ -97,7 +97,7 @@ def test_uneven_experts_on_any_number_of_threads(tokens: int) -> None:
 def test_activations_are_the_same_bits_on_every_level() -> None:
     t = table(("Q8_0", "Q8_0", "Q8_0"))
     x, ids = 30 * activations(4, 256), torch.tensor([[0, 1], [2, 3], [1, 4], [0, 0]], dtype=torch.int32)
-    for name in ("swiglu", "geglu", "reglu", "swiglu_oai", "swiglu_within:7.0", "swiglu_under:7.0"):
+    for name in ("swiglu", "geglu", "reglu", "swiglu_oai", "swiglu_within:7.0", "swiglu_under:7.0", "situ:7.0:5.0"):
         outs = [torch.empty(4, 2, 256) for _ in cpu_ops.levels()]
         for out, level in zip(outs, cpu_ops.levels(), strict=True):
             cpu_ops.expert_rows(x, ids, t, name, out, level=level)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gmoe.kernels import cpu_rows, cpu_step, reference_step
-from gmoe.kernels.activations import kind_of, under, within
+from gmoe.kernels.activations import kind_of, situ, under, within
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.kv import KvLayer, KvShape, KvType
 from gmoe.kernels.ops import Linears
@@ -14,7 +14,17 @@ from gmoe.kernels.reference_step import HeadRule, Mask, RouterRule, Score, Turns
 
 LEVELS = pytest.mark.parametrize("level", cpu_step.levels())
 NEAR = {"atol": 2e-6, "rtol": 2e-5}
-ACTIVATIONS = ["swiglu", "geglu", "reglu", "relu2", "swiglu_oai", within(3.5), under(3.5)]
+ACTIVATIONS = [
+    "swiglu",
+    "geglu",
+    "reglu",
+    "relu2",
+    "swiglu_oai",
+    within(3.5),
+    under(3.5),
+    situ(2.5, 1.5),
+    situ(2.5, 0.0),
+]
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -91,11 +101,22 @@ def test_activations(level: str, name: str) -> None:
 
 
 def test_a_bound_of_nothing_is_none() -> None:
-    assert within(0.0) == within(1e-6) == "swiglu" and kind_of(within(7.0)) == ("swiglu_within", 7.0)
-    assert under(0.0) == "swiglu" and kind_of(under(7.0)) == ("swiglu_under", 7.0)
-    for name in ("swiglu:7.0", "swiglu_within", "swiglu_under", "tanh"):
+    assert within(0.0) == within(1e-6) == "swiglu" and kind_of(within(7.0)) == ("swiglu_within", 7.0, 0.0)
+    assert under(0.0) == "swiglu" and kind_of(under(7.0)) == ("swiglu_under", 7.0, 0.0)
+    assert kind_of(situ(4.0, 0.0)) == ("situ", 4.0, 0.0) and kind_of(situ(4.0, 2.5)) == ("situ", 4.0, 2.5)
+    for name in ("swiglu:7.0", "swiglu_within", "swiglu_under", "situ:4.0", "tanh"):
         with pytest.raises(ValueError, match=f"unknown activation '{name}'"):
             kind_of(name)
+
+
+@LEVELS
+def test_small_numbers_of_situ_keep_their_digits(level: str) -> None:
+    """Where a tangent of 1 less 1 would have few."""
+    up = torch.logspace(-8, 1, 300)[None] * torch.tensor([[1.0], [-1.0]])
+    gate = torch.full_like(up, 50.0)
+    got = cpu_rows.activate(situ(1.0, 100.0), gate, up, 1, level)
+    want = 100.0 * torch.tanh(up.double() / 100.0)
+    torch.testing.assert_close(got.double(), want, atol=0, rtol=5e-7)
 
 
 @LEVELS

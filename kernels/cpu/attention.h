@@ -251,7 +251,7 @@ void attend_chunk(const Attention& a, const int32_t* blocks, int head, int first
     const size_t next = key + cache_block < stop ? place_of(key + cache_block) : place;
     auto meet = [&](const auto& keys_here, const auto& values_here) {
       score<rows_at_once>(keys_here(), dk, asked, count_here, shares);
-      if (a.cap > 0.0f) gate_row(7, 0.0f, &a.cap, shares, count_here * cache_block, shares);
+      if (a.cap > 0.0f) gate_row(7, 0.0f, 0.0f, &a.cap, shares, count_here * cache_block, shares);
       for (int i = begin; i < begin + count_here; i++) {
         int token = first + i / group;
         int64_t low = a.first_key(token) - key, high = a.positions[token] - key + 1;

@@ -83,10 +83,11 @@ struct Job {
 };
 
 enum class Rounding { wide, narrow, f16, bf16, none };
-enum class Curve { swiglu, geglu, reglu, relu2, swiglu_oai, swiglu_within, swiglu_under };
+enum class Curve { swiglu, geglu, reglu, relu2, swiglu_oai, swiglu_within, swiglu_under, situ };
 struct Gate {
   Curve curve;
-  float most;  // the factors of swiglu_within, gate and up of swiglu_under, stay below it, and up above its negative
+  float most;     // the factors of swiglu_within, gate and up of swiglu_under, stay below it, and up above its negative
+  float most_up;  // of situ, whose gate tends to `most`, what up tends to; 0: it is as it is
 };
 
 struct Format {

@@ -117,8 +117,8 @@ int main(int count, char** arguments) {
         }
         std::vector<float> gate(a);
         for (Curve curve : {Curve::swiglu, Curve::geglu, Curve::reglu, Curve::swiglu_oai, Curve::swiglu_within,
-                            Curve::swiglu_under}) {
-          const Gate kind = {curve, 7.0f};
+                            Curve::swiglu_under, Curve::situ}) {
+          const Gate kind = {curve, 7.0f, 5.0f};
           portable().gate(kind, gate.data(), a.data(), int(a.size()));
           levels[0]->gate(kind, gate.data(), b.data(), int(b.size()));
           if (std::memcmp(a.data(), b.data(), a.size() * 4)) wrong++, std::printf("activations differ\n");

@@ -74,12 +74,12 @@ class StepCheck {
   }
 
   void gates() {
-    for (int kind = 0; kind < 14; kind++)
+    for (int kind = 0; kind < 15; kind++)
       for (int n : {96, 101}) {
         const std::vector<float> gate = floats(n, 20.0f), up = floats(n, 20.0f);
         std::vector<float> a(n), b(n);
-        step_portable().gate(kind, 7.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, a.data());
-        fast_.gate(kind, 7.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, b.data());
+        step_portable().gate(kind, 7.0f, 5.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, a.data());
+        fast_.gate(kind, 7.0f, 5.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, b.data());
         same(a, b, "gate");
       }
     end("gate");

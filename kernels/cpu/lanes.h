@@ -258,17 +258,28 @@ inline float largest(Lanes x) {
 }
 #endif
 
-// e to the x: 2^n * e^r by a polynomial, 1 to 2 units in the last place; held to [-87, 88], and of NaN NaN.
-inline Lanes exponential(Lanes x) {
+// 2^n, and e^r - 1 divided by r, where e^x is the product of 2^n and e^r.
+struct Power {
+  Lanes two, y, r;
+};
+
+// x is held to [-87, 88]; of NaN NaN.
+inline Power power(Lanes x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
   x = smaller(all(88.0f), larger(all(-87.0f), x));
   Lanes n = fma(x, all(1.44269504f), all(magic)) - all(magic);
   Lanes r = fma(n, all(-0.693145752f), x);
   r = fma(n, all(-1.42860677e-6f), r);
-  const float factors[] = {8.33333333e-3f, 4.16666667e-2f, 0.166666667f, 0.5f, 1.0f, 1.0f};
+  const float factors[] = {8.33333333e-3f, 4.16666667e-2f, 0.166666667f, 0.5f, 1.0f};
   Lanes y = all(1.38888889e-3f);
   for (float factor : factors) y = fma(y, r, all(factor));
-  return y * two_to(n);
+  return {two_to(n), y, r};
+}
+
+// e to the x, 1 to 2 units in the last place.
+inline Lanes exponential(Lanes x) {
+  const Power e = power(x);
+  return fma(e.y, e.r, all(1.0f)) * e.two;
 }
 
 inline float exponential(float x) {
@@ -278,6 +289,13 @@ inline float exponential(float x) {
 }
 
 inline Lanes logistic(Lanes x) { return all(1.0f) / (all(1.0f) + exponential(all(0.0f) - x)); }
+
+// The hyperbolic tangent: p / (p + 2) of p = e^2x - 1, which small x leave its digits.
+inline Lanes tangent(Lanes x) {
+  const Power e = power(x + x);
+  const Lanes p = fma(e.two, e.y * e.r, e.two - all(1.0f));
+  return p / (p + all(2.0f));
+}
 
 // log(1 + e^x): the larger of x and 0, and log(1 + t) of t = e^-|x|, which is 2 atanh(t / (2 + t)); of NaN NaN.
 inline Lanes softplus(Lanes x) {

@@ -143,10 +143,11 @@ uint64_t read_all(const uint8_t* data, size_t size, int threads) {
   return total.load();
 }
 
-Gate gate_named(const std::string& name, float most) {
-  const char* names[] = {"swiglu", "geglu", "reglu", "relu2", "swiglu_oai", "swiglu_within", "swiglu_under"};
-  for (int i = 0; i < 7; i++)
-    if (name == names[i]) return {Curve(i), most};
+Gate gate_named(const std::string& name, float most, float most_up) {
+  const char* names[] = {"swiglu",     "geglu",         "reglu",        "relu2",
+                         "swiglu_oai", "swiglu_within", "swiglu_under", "situ"};
+  for (int i = 0; i < 8; i++)
+    if (name == names[i]) return {Curve(i), most, most_up};
   throw std::invalid_argument("unknown activation " + name);
 }
 
@@ -189,10 +190,10 @@ NB_MODULE(_cpu, m) {
   m.def(
       "expert_rows",
       [](const std::string& level_name, const Matrix* gate, const Matrix& up, const Matrix& down,
-         const std::string& activation, float most, uintptr_t x, uintptr_t ids, int tokens, int k, uintptr_t out,
-         int threads) {
+         const std::string& activation, float most, float most_up, uintptr_t x, uintptr_t ids, int tokens, int k,
+         uintptr_t out, int threads) {
         const Level& level = level_named(level_name);
-        Gate kind = gate_named(activation, most);
+        Gate kind = gate_named(activation, most, most_up);
         Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
         enter([=, &level] {
           expert_rows(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids), tokens, k,
@@ -200,14 +201,14 @@ NB_MODULE(_cpu, m) {
         });
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-      nb::arg(), nb::arg(), nb::arg());
+      nb::arg(), nb::arg(), nb::arg(), nb::arg());
   m.def(
       "expert_mlp",
       [](const std::string& level_name, const Matrix* gate, const Matrix& up, const Matrix& down,
-         const std::string& activation, float most, uintptr_t x, uintptr_t ids, uintptr_t weights, int tokens, int k,
-         uintptr_t y, int threads) {
+         const std::string& activation, float most, float most_up, uintptr_t x, uintptr_t ids, uintptr_t weights,
+         int tokens, int k, uintptr_t y, int threads) {
         const Level& level = level_named(level_name);
-        Gate kind = gate_named(activation, most);
+        Gate kind = gate_named(activation, most, most_up);
         Matrices u = up.on(level), d = down.on(level), g = gate ? gate->on(level) : u;
         enter([=, &level] {
           expert_mlp(level, gate ? &g : nullptr, u, d, kind, at<const float>(x), at<const int32_t>(ids),
@@ -215,7 +216,7 @@ NB_MODULE(_cpu, m) {
         });
       },
       nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-      nb::arg(), nb::arg(), nb::arg(), nb::arg());
+      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg());
   nb::class_<Scheme>(m, "Scheme")
       .def("__init__", [](Scheme* self, int block, int group, bool minimum, bool below_zero, int scale_low,
                           int scale_high, int min_high, bool power, std::vector<float> points) {

@@ -52,7 +52,8 @@ void rotate_token(float* x, int heads, int d, int n_rot, bool halves, const floa
   }
 }
 
-void gate_row(int kind, float most, const float* gate, const float* up, int n, float* y) {
+void gate_row(int kind, float most, float most_up, const float* gate, const float* up, int n,
+              float* y) {
   const bool one = kind >= 5 && kind < 11 && kind != 6;  // number for the whole row
   for (int i = 0; i < n; i += 16) {
     int m = n - i < 16 ? n - i : 16;
@@ -83,6 +84,10 @@ void gate_row(int kind, float most, const float* gate, const float* up, int n, f
     if (kind == 13) {
       g = smaller(all(most), g);
       v = g * logistic(g) * smaller(all(most), larger(all(-most), u));
+    }
+    if (kind == 14) {
+      v = all(most) * tangent(g / all(most)) * logistic(g);
+      v = v * (most_up > 0.0f ? all(most_up) * tangent(u / all(most_up)) : u);
     }
     put(y + i, v, m);
   }

@@ -118,12 +118,12 @@ void prepare(const Step& step, const Heads& q, const Heads& k, int tokens, int n
   });
 }
 
-void gate(const Step& step, int kind, float most, const float* gate, size_t apart, const float* up, int rows, int n,
-          float* y, int threads) {
+void gate(const Step& step, int kind, float most, float most_up, const float* gate, size_t apart, const float* up,
+          int rows, int n, float* y, int threads) {
   over_rows(rows, n, threads, [&](int from, int until) {
     for (int r = from; r < until; r++) {
       size_t at = size_t(r) * n;
-      step.gate(kind, most, gate ? gate + r * apart : nullptr, up + at, n, y + at);
+      step.gate(kind, most, most_up, gate ? gate + r * apart : nullptr, up + at, n, y + at);
     }
   });
 }

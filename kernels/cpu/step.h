@@ -85,7 +85,7 @@ struct Step {
   void (*centre)(const float* x, int n, float* y);
   void (*residual)(const float* x, float scale, int n, float* y);
   void (*rotate)(float* x, int heads, int d, int n_rot, bool halves, const float* cos, const float* sin);
-  void (*gate)(int kind, float most, const float* gate, const float* up, int n, float* y);
+  void (*gate)(int kind, float most, float most_up, const float* gate, const float* up, int n, float* y);
   void (*weave)(const float* mixes, int n, int rounds, float eps, float* read, float* write);
   void (*blend)(const float* x, int n, const float* y, const float* weights, int m, int d, float* out);
   void (*choose)(const Router&, const float* logits, int32_t* ids, float* weights);
@@ -131,9 +131,9 @@ void rotate(const Step&, const float* x, float* y, int tokens, int heads, int d,
 // Both in place; without a table nothing is rotated.
 void prepare(const Step&, const Heads& q, const Heads& k, int tokens, int n_rot, bool halves, const float* cos,
              const float* sin, const int64_t* positions, int threads);
-// The gates of a row are `apart` behind those of the one before; `most` is a `Gate`'s.
-void gate(const Step&, int kind, float most, const float* gate, size_t apart, const float* up, int rows, int n,
-          float* y, int threads);
+// The gates of a row are `apart` behind those of the one before; `most` and `most_up` are a `Gate`'s.
+void gate(const Step&, int kind, float most, float most_up, const float* gate, size_t apart, const float* up, int rows,
+          int n, float* y, int threads);
 // The weights of `n` streams of each token, and `m` sums of its streams by weights, behind y if it is not null.
 void weave(const Step&, const float* mixes, int tokens, int n, int rounds, float eps, float* read, float* write,
            int threads);

@@ -143,10 +143,11 @@ void bind_step(nb::module_& m) {
              });
            })
       .def("gate",
-           [](const Step& s, int kind, float most, uintptr_t g, size_t apart, uintptr_t up, int rows, int n,
-              uintptr_t y, int threads) {
+           [](const Step& s, int kind, float most, float most_up, uintptr_t g, size_t apart, uintptr_t up, int rows,
+              int n, uintptr_t y, int threads) {
              enter([=, &s] {
-               gate(s, kind, most, at<const float>(g), apart, at<const float>(up), rows, n, at<float>(y), threads);
+               gate(s, kind, most, most_up, at<const float>(g), apart, at<const float>(up), rows, n, at<float>(y),
+                    threads);
              });
            })
       .def("weave",

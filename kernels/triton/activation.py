@@ -66,9 +66,17 @@ def _activate(
     tl.store(y + t * n + i, activated(g, u, ACTIVATION, MOST), mask=i < n)
 
 
+def kind_here(name: str) -> tuple[str, float]:
+    """What an activation is and its bound, 0.0 where it has none; `ValueError` for one that no device has."""
+    kind, most, _ = kind_of(name)
+    if kind == "situ":
+        raise ValueError(f"activation {name!r} is computed on the CPU alone")
+    return kind, most
+
+
 def activate(name: str, gate: Tensor | None, up: Tensor) -> Tensor:
     """The activation of gate and up [T, n] float32; gate may be [T, 1] for a curve, None for relu2."""
-    kind, most = (name, 0.0) if name in get_args(Curve) else kind_of(name)
+    kind, most = (name, 0.0) if name in get_args(Curve) else kind_here(name)
     if gate is None and kind != "relu2":
         raise ValueError(f"activation {name!r} needs a gate")
     up = up.contiguous()

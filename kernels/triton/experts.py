@@ -5,9 +5,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from gmoe.kernels.activations import kind_of
 from gmoe.kernels.bank import ExpertBank, SlotMatrix
-from gmoe.kernels.triton.activation import activated
+from gmoe.kernels.triton.activation import activated, kind_here
 from gmoe.kernels.triton.matmul import FUSED, Launch, launch, multiply, processors, tile
 from gmoe.kernels.triton.row import Row, row, signs, table
 from gmoe.kernels.triton.tuned import SHIPPED, Choices, key
@@ -229,7 +228,7 @@ def expert_rows(
     if x.shape != (tokens, up.cols) or not (by_id or slots.shape == ids.shape) or out.shape != (tokens, k, down.rows):
         shapes = f"x {tuple(x.shape)}, slots {tuple(slots.shape)}, topk_ids {tuple(ids.shape)}"
         raise ValueError(f"{shapes}, out {tuple(out.shape)} do not fit experts of width {up.cols}")
-    kind, most = kind_of(activation)
+    kind, most = kind_here(activation)
     if (gate is None) != (kind == "relu2"):
         raise ValueError(f"activation {activation!r} does not go with {'no gate' if gate is None else 'a gate'}")
     if not tokens:
