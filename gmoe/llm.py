@@ -344,7 +344,7 @@ class LLM:
         routing = getattr(self.model.ffn[layer], "routing", None)
         if routing is None:
             return None
-        ids, weights, _ = routing(hidden.rows)
+        ids, weights = routing(hidden.rows)[:2]
         probabilities = torch.zeros(len(ids), self.hparams.n_expert)
         return probabilities.scatter_(1, ids.cpu().long(), weights.cpu()).numpy()
 

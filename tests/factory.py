@@ -766,6 +766,55 @@ def _kimi_keys(s: Shape) -> dict[str, Any]:
     }
 
 
+def _kimi_k3(whole: bool) -> Callable[[Shape, int], Tensors]:
+    """The same with gates and scores of sums, and experts of `LATENT` numbers; or with as little as a file may have."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        wide = s.head * s.head_dim
+        if layer % 3 == 2:
+            yield from mla(s, q_lora=whole, legacy=False)
+            if whole:
+                yield "attn_gate.weight", (s.head * 16, s.embd)
+        else:
+            for name, dims in _kimi_delta(s, fused=False):
+                rows = {"ssm_g_a.weight": ("ssm_g.weight", (wide, s.embd)), "ssm_a": (name, (s.head,))}
+                if name != "ssm_g_b.weight":
+                    yield rows.get(name, (name, dims if whole or "conv" not in name else dims[1:]))
+        if whole:
+            yield "attn_res_score.weight", (s.embd,)
+            yield "ffn_res_score.weight", (s.embd,)
+        yield from ffn_norm(s)
+        narrow = replace(s, embd=LATENT) if whole else s
+        experts = {name: dims for name, dims in routed(narrow) if "_exps" in name}
+        for name, dims in dense_first(s, layer, 2 * s.ff_exp):
+            if whole or "shexp" not in name:
+                yield name, experts.get(name, dims)
+        if whole and layer:
+            yield "ffn_routed_down.weight", (LATENT, s.embd)
+            yield "ffn_routed_up.weight", (s.embd, LATENT)
+            yield "ffn_routed_norm.weight", (LATENT,)
+
+    return block
+
+
+LATENT = 48  # numbers that routed experts read
+
+
+def _kimi_k3_keys(s: Shape, whole: bool) -> dict[str, Any]:
+    keys = _kimi_keys(s) | {
+        "attention.q_lora_rank": 32 * whole,
+        "attn_res.block_size": 2 * whole,
+        "activation.situ_beta": 0.8,
+        "activation.situ_linear_beta": 1.5 * whole,
+        "expert_shared_count": 2 * whole,
+    }
+    return keys | ({"expert_latent_length": LATENT, "kda.gate_lower_bound": -1.0} if whole else {})
+
+
+def _last_score(s: Shape) -> Tensors:
+    yield "output_res_score.weight", (s.embd,)
+
+
 def _glm5_next(pool: int, all_indexed: bool) -> Callable[[Shape, int], Tensors]:
     """Every other block has latent attention; every other of these an index, or all."""
 
@@ -1217,6 +1266,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h_moe": Architecture(_nemotron, _nemotron_keys, Shape(layer=5)),
     "kimi-linear": Architecture(_kimi_linear(), _kimi_keys, Shape(layer=4)),
     "kimi-linear+fused": Architecture(_kimi_linear(fused=True), _kimi_keys, Shape(layer=4)),
+    "kimi-k3": Architecture(
+        _kimi_k3(True), lambda s: _kimi_k3_keys(s, True), Shape(head_kv=1, ff_exp=64, layer=5), extra=_last_score
+    ),
+    "kimi-k3+plain": Architecture(_kimi_k3(False), lambda s: _kimi_k3_keys(s, False), Shape(layer=4)),
     "glm5-next": Architecture(_glm5_next(4, False), lambda s: _glm5_keys(s, 4, False), Shape(layer=4)),
     "glm5-next+all": Architecture(_glm5_next(2, True), lambda s: _glm5_keys(s, 2, True), Shape(layer=4)),
     "bailingmoe3": Architecture(
@@ -1320,7 +1373,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 CPU_ALONE = [
     *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
     *("minimax-m3", "minimax-m3+all"),
-    *("jamba", "dots3note"),
+    *("jamba", "dots3note", "kimi-k3", "kimi-k3+plain"),
 ]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 

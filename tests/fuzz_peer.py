@@ -69,6 +69,7 @@ FOURS = {
     "mimo2",
     "cohere2moe",
     "kimi-linear",
+    "kimi-k3",
     "mellum",
     "step35",
     "laguna",
@@ -206,6 +207,13 @@ OWN: dict[str, Keys] = {
         "rope.scaling.yarn_beta_slow": (0.5, 2.0),
     },
     "kimi-linear": GATED,
+    "kimi-k3": GATED
+    | {
+        "activation.situ_beta": (0.3, 4.0, 50.0),
+        "activation.situ_linear_beta": (0.0, 0.3, 4.0, 50.0),
+        "attn_res.block_size": (1, 2, 3, 12),
+        "kda.gate_lower_bound": (-0.5, -5.0),
+    },
     "glm4moe": GATED,
     "dots1": GATED,
     "bailingmoe2": GATED,

@@ -37,11 +37,13 @@ CAN_LACK = {
         *("attn_q.bias", "attn_k.bias", "attn_v.bias"),
     ),
     "hy_v3": ("exp_probs_b",),
+    "kimi-k3": ("attn_gate.weight", "ffn_routed_norm.weight"),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
     "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),
 }
-PADDED = {"kimi-linear": r"ssm_(a|conv1d_[qkv]\.weight)$"}  # which converters wrote with more and with fewer sizes of 1
+# which converters wrote with more and with fewer sizes of 1
+PADDED = {"kimi-linear": r"ssm_(a|conv1d_[qkv]\.weight)$", "kimi-k3": r"ssm_conv1d_[qkv]\.weight$"}
 
 LONGER = {"per_layer_token_embd.weight"}  # which has rows behind the last that anything names
 

@@ -143,7 +143,7 @@ class _Meeting:
 
     def __call__(self, layer: int, x: Tensor, routing: Routing, activation: str, beside: Beside) -> Tensor:
         self.routing = routing
-        table, device, (ids, weights, _) = self.told.store.table(layer), self.dispatch.device, self.told.served
+        table, device, (ids, weights) = self.told.store.table(layer), self.dispatch.device, self.told.served[:2]
         experts = ids[0].tolist()
         bank = bank_of(device, table, experts)
         slots = torch.full((len(table.up.address),), -1, dtype=torch.int32)

@@ -149,11 +149,12 @@ def budget_of(file: GGUFFile, layout: ExpertLayout, hparams: Hparams, host_memor
     biases = (stack.bias for stacks in layout.layers.values() for stack in stacks if stack is not None)
     fixed += 4 * sum(math.prod(info.shape) for info in [*copies, *(bias for bias in biases if bias is not None)])
     asked = None if host_memory == "auto" else memory_bytes(host_memory, total)
+    kept = -(-hparams.n_layer // hparams.n_layer_kept) if hparams.n_layer_kept else 0  # sums of blocks
     n_ff = max((experts.up.rows for experts in layout.layers.values()), default=0)
 
     def activations(chunk: int) -> int:
         """About what a pass over so many tokens allocates, in bytes."""
         experts = hparams.n_expert_used * (hparams.n_embd + 2 * n_ff)  # rows of outputs, gates, ups
-        return 4 * chunk * (experts + 12 * hparams.n_embd)
+        return 4 * chunk * (experts + (12 + 2 * kept) * hparams.n_embd)
 
     return Budget(str(file.path), layout, fixed, asked, activations=activations)

@@ -148,7 +148,7 @@ class ExpertDispatch:
         for part in parts:
             part.fetch()
         if type(self.prefetch) is not no_prefetch.Policy:
-            told = self.prefetch.predict(layer, Hidden(x), *asked)
+            told = self.prefetch.predict(layer, Hidden(x if routing.seen is None else routing.seen), *asked)
             store.foretell(told, parts[0].pinned)
         store.prefetch(served.behind, parts[0].pinned)
         beside()

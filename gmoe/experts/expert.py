@@ -43,3 +43,4 @@ class Routing(NamedTuple):
     topk_ids: Tensor  # [T, k] int32
     topk_weights: Tensor  # [T, k] float32, normalised and scaled by the architecture
     scores: Callable[[], Scores] | None = None  # what else the router thought, for policies that choose anew
+    seen: Tensor | None = None  # what it saw [T, D], where that is not what experts are given

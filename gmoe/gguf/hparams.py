@@ -133,6 +133,7 @@ class Hparams:
     n_ff_chunk: int = key("expert_chunk_feed_forward_length", 0, rare=True)
     n_chunk_expert: int = key("experts_per_group", 0, rare=True)  # experts that have one of a chunk's in common
     chunk_scale: float = key("expert_group_scale", 0.0, rare=True)
+    n_latent: int = key("expert_latent_length", 0, rare=True)  # what routed experts read and give; 0: as wide as others
     expert_weights_scale: float = key("expert_weights_scale", 0.0)
     expert_weights_norm: bool = key("expert_weights_norm", False)
     gating: Gating = key("expert_gating_func", Gating.NONE)
@@ -141,9 +142,12 @@ class Hparams:
     moe_every: int = key("moe_every_n_layers", 1, rare=True)
     clamp_experts: float = key("swiglu_clamp_exp", 0.0, by_layer=True, rare=True)
     clamp_dense: float = key("swiglu_clamp_shexp", 0.0, by_layer=True, rare=True)  # shared experts and dense blocks
+    situ_bound: float = key("activation.situ_beta", 0.0, rare=True)
+    situ_bound_up: float = key("activation.situ_linear_beta", 0.0, rare=True)
     n_layer_hashed: int = key("hash_layer_count", 0, rare=True)
     n_layer_nextn: int = key("nextn_predict_layers", 0)
 
+    n_layer_kept: int = key("attn_res.block_size", 0, rare=True)  # blocks whose sum is kept before it begins anew
     n_streams: int = key("hyper_connection.count", 0, rare=True)
     hc_sinkhorn: int = key("hyper_connection.sinkhorn_iterations", 0, rare=True)
     hc_epsilon: float = key("hyper_connection.epsilon", 0.0, rare=True)
@@ -276,13 +280,8 @@ class Hparams:
             raise UnsupportedModel(file, "general.architecture", "must be text")
         prefix = architecture + "."
         rows = {f.metadata["key"]: f for f in fields(cls) if "key" in f.metadata}
-        differing, special = dict[str, Sequence[Any]](), dict[str, str]()
-        values: dict[str, Any] = {
-            "file": file,
-            "architecture": architecture,
-            "differing": differing,
-            "special": special,
-        }
+        differing, special, values = dict[str, Sequence[Any]](), dict[str, str](), dict[str, Any]()
+        values |= {"file": file, "architecture": architecture, "differing": differing, "special": special}
         for name, row in rows.items():
             if prefix + name in metadata:
                 nextn = metadata.get(prefix + "nextn_predict_layers", 0)

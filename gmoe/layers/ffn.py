@@ -7,7 +7,7 @@ from gmoe.experts.dispatch import ExpertDispatch
 from gmoe.experts.expert import Routing
 from gmoe.gguf.layout import LayerExperts
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.ops import activate, dequantize, gated, residual, under, within
+from gmoe.kernels.ops import activate, dequantize, gated, residual, situ, under, within
 from gmoe.layers.linear import QuantLinear, beside
 from gmoe.layers.router import Gating, Router, stated
 from gmoe.layers.weights import Weights
@@ -15,7 +15,7 @@ from gmoe.layers.weights import Weights
 UNGATED = ("relu2",)  # activations of one matrix
 AT_ONCE = 128  # rows of a prompt whose gates and ups stand in memory together; the kernels take no more at a time
 
-__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense", "under", "within"]
+__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense", "situ", "under", "within"]
 
 
 class DenseFFN:
@@ -80,6 +80,7 @@ class MoEFFN:
         *,
         shared: DenseFFN | GatedFFN | None = None,
         activation: str = "swiglu",
+        width: int = 0,  # of what experts read and give, if not the model's
     ):
         self.layer = w.layer
         n_expert, n_embd = w.hparams.n_expert, w.hparams.n_embd
@@ -93,10 +94,9 @@ class MoEFFN:
         if experts is None or (experts.gate is None) == bool(gates):
             w.need("ffn_up_exps.weight", *gates)
             w.refuse(f"{w.prefix}ffn_gate_exps.weight", f"architecture {w.hparams.architecture} has no gates")
-        elif experts.up.cols != n_embd:
-            w.refuse(
-                f"{w.prefix}ffn_up_exps.weight", f"has {experts.up.cols} inputs, the rest of the file asks for {n_embd}"
-            )
+        elif experts.up.cols != (width or n_embd):
+            why = f"has {experts.up.cols} inputs, the rest of the file asks for {width or n_embd}"
+            w.refuse(f"{w.prefix}ffn_up_exps.weight", why)
         else:
             _check_scales(w, experts)
         self.route = route
@@ -116,10 +116,14 @@ class MoEFFN:
         """The routed experts of what they are given [T, D], and of x, meanwhile, the shared one."""
         shared = self.shared
         if shared is None:
-            return self.dispatch(self.layer, given, routing, self.activation)
+            return self.behind(self.dispatch(self.layer, given, routing, self.activation))
         its: list[Tensor] = []
         y = self.dispatch(self.layer, given, routing, self.activation, lambda: its.append(shared(x)))
-        return residual(y, its[0])
+        return residual(self.behind(y), its[0])
+
+    def behind(self, y: Tensor) -> Tensor:
+        """What the routed experts gave together [T, D], before it meets the shared one."""
+        return y
 
 
 def _check_scales(w: Weights, experts: LayerExperts) -> None:

@@ -72,6 +72,16 @@ class KimiDelta(RecurrentLayer):
         return self.output(self.learn(q, k, v, self.fade(fade), beta, self.gate(gate), state, batch.routes))
 
 
+class WideGateDelta(KimiDelta):
+    """What gates comes of the block's input at once (Kimi-K3)."""
+
+    def _steps(self, w: Weights) -> list[QuantLinear]:
+        """Maps of the block's input to what fades, before `fade`, and to what gates."""
+        hp, d = w.hparams, w.hparams.kda_head_dim
+        self.fade, self.gate = w.linear("ssm_f_b", d, self.wide), lambda x: x
+        return [w.linear("ssm_f_a", hp.n_embd, d), w.linear("ssm_g", hp.n_embd, self.wide)]
+
+
 class WideDelta(KimiDelta):
     """What fades and gates comes of the block's input at once; files have the rates above 0 (Ling 3.0)."""
 

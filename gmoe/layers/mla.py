@@ -134,6 +134,18 @@ class GatedMLA(MLA):
         return gated(self.gate(x).view(-1, 1), y.flatten(0, 1), self.on).view(y.shape)
 
 
+class WideGatedMLA(MLA):
+    """Each number that heads give is multiplied with the sigmoid of `attn_gate` of the block's input (Kimi-K3)."""
+
+    def __init__(self, w: Weights, turn: Rotation | None):
+        super().__init__(w, turn)
+        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head * self.n_head_v)
+
+    def given(self, y: Tensor, x: Tensor) -> Tensor:
+        """What heads give [T, H, n_head_v], gated."""
+        return gated(self.gate(x), y.flatten(1), self.on).view(y.shape)
+
+
 def _split(tensor: QuantTensor, n_head: int) -> list[QuantTensor]:
     return [QuantTensor(tensor.data[h], tensor.format, tensor.shape[1:]) for h in range(n_head)]
 

@@ -47,7 +47,7 @@ class TopK:
         left = TopK(self.rule._replace(experts=len(kept), chosen=used, bias=bias, each=each), self._on)
 
         def route(logits: Tensor) -> Routing:
-            ids, weights, _ = left(logits[:, few])
+            ids, weights = left(logits[:, few])[:2]
             return Routing(few[ids.long()].int(), weights)
 
         return route

@@ -47,7 +47,7 @@ class WeightedInput(MoEFFN):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        ids, weights, _ = self.routing(x)
+        ids, weights = self.routing(x)[:2]
         given, ones = self.weigh(x, weights)
         return self.sum(given, Routing(ids, ones), x)
 
