@@ -1,5 +1,6 @@
 """The lightning indexer: which of all tokens before it, by a key of each, a query attends to (DeepSeek-V3.2)."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -13,13 +14,13 @@ from gmoe.layers.kv_cache import KvLayer
 from gmoe.layers.linear import beside
 from gmoe.layers.norm import LayerNorm
 from gmoe.layers.picked_rows import floats, sequences, slots
-from gmoe.layers.rope import Style, rope
 from gmoe.layers.row_index import RowIndex
 from gmoe.layers.sparse_attention import Chosen
 from gmoe.layers.weights import Weights
 
 INDEX_KEYS = frozenset(f"attention.indexer.{key}" for key in ("head_count", "key_length", "top_k"))
-EPS = 1e-6  # of the keys' norm; files do not state it
+Turn = Callable[[Tensor, Tensor], Tensor]  # heads [T, H, d] and positions [T] -> heads, perhaps in their memory
+EPS = 1e-6  # of the keys' norm; most files do not state it
 
 
 class LightningIndex:
@@ -29,10 +30,10 @@ class LightningIndex:
     products are what they were.
     """
 
-    def __init__(self, w: Weights, style: Style):
+    def __init__(self, w: Weights, turn: Turn, eps: float = EPS):
         self.index, d = RowIndex(w, w.hparams.index_top_k), w.hparams.n_index
         self.inputs = beside(w.linear("indexer.attn_k", w.hparams.n_embd, d), self.index.weights)
-        self.norm, self.turn = LayerNorm(w.norm("indexer.k_norm", n=d), EPS), rope(w, style)
+        self.norm, self.turn = LayerNorm(w.norm("indexer.k_norm", n=d), eps), turn
         self.shape = KvShape(1, 0, d)  # of the keys
         self.chosen: Chosen | None = None  # in this step; None: every token before it is seen
 

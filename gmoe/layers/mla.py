@@ -21,6 +21,8 @@ class MLA:
     Without a `turn` it knows of no positions: nothing is rotated, and nothing grows with them or with a scaling.
     """
 
+    sinks: Tensor | None = None  # [H], logits that take part and carry no value
+
     def __init__(self, w: Weights, turn: Rotation | None):
         hp = w.hparams
         self.layer, self.on = w.layer, w.on
@@ -90,7 +92,7 @@ class MLA:
     def mixed(self, query: Tensor, batch: Batch) -> Tensor:
         """What queries [T, H, n_lora + n_rot] see of the latent rows: -> [T, H, n_lora], in their memory."""
         layer, part = batch.kv.layers[self.layer], query[..., : self.n_lora]
-        return attention(query, layer, batch.turns, self.scale, self.mask, None, part, self.on)
+        return attention(query, layer, batch.turns, self.scale, self.mask, self.sinks, part, self.on)
 
     def _query(self, low: Tensor, positions: Tensor) -> Tensor:
         """What maps to queries, [T, n] -> [T, H, n_lora + n_rot]."""

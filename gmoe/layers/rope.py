@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmoe.gguf.file import UnsupportedModel
 from gmoe.gguf.hparams import Hparams
-from gmoe.kernels.ops import Rotation
+from gmoe.kernels.ops import Rotation, lay
 from gmoe.layers.weights import Weights
 
 Style = Literal["norm", "neox"]  # "norm" pairs neighbours, "neox" pairs halves
@@ -36,6 +36,19 @@ def rope(
     width = n_rot or hp.rope_dimension_count or hp.n_head_k
     key = "rope", style, width, hp.rope_freq_base, hp.rope_scaling_factor, factors, n_factors, scaled
     return w.shared(key, lambda: _build(w, style, width, factors, n_factors or width // 2, scaled))
+
+
+class Tail:
+    """A rotation of the last numbers of each head, not of the first."""
+
+    def __init__(self, turn: Rotation):
+        self.turn, self.n_rot = turn, 2 * len(turn.frequencies)
+
+    def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [T, H, d], positions [T] -> x, in its memory."""
+        last = x[..., x.shape[2] - self.n_rot :]
+        lay(self.turn(lay(last), positions), last)
+        return x
 
 
 def in_sections(w: Weights) -> bool:

@@ -33,7 +33,7 @@ class SparseMLA(MLA):
         chosen = self.index.chosen
         if chosen is None:
             return super().mixed(query, batch)
-        return attend(query, batch.kv.layers[self.layer], chosen, self.scale)
+        return attend(query, batch.kv.layers[self.layer], chosen, self.scale, self.sinks)
 
 
 class IndexedMLA(SparseMLA, KeepsBeside):
@@ -47,7 +47,7 @@ class IndexedMLA(SparseMLA, KeepsBeside):
         for name, width in (widths | {"value_length_mla": hp.value_length_mla}).items():
             if not width:
                 w.refuse(f"{hp.architecture}.attention.{name}", "required by its latent attention")
-        self.lightning = LightningIndex(w, style)
+        self.lightning = LightningIndex(w, rope(w, style))
         super().__init__(w, rope(w, "norm"), self.lightning)
         self.beside_shape = self.lightning.shape
 
