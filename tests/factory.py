@@ -879,6 +879,26 @@ def _connections(s: Shape) -> Tensors:
         yield f"hc_{part}_scale.weight", (3,)
 
 
+def _hy_v4(indexed: bool) -> Callable[[Shape, int], Tensors]:
+    """Four streams; latent attention, in every third block with an index, or in none."""
+
+    def block(s: Shape, layer: int) -> Tensors:
+        yield from _sparse(s, layer) if indexed and not layer % 3 else _deepseek2(True, False, indexed)(s, layer)
+        yield "attn_gate.weight", (s.head * 16, s.embd)
+        yield "attn_sinks.weight", (s.head,)
+        for part in ("attn", "ffn"):
+            yield f"hc_{part}_fn.weight", (2 * 4, 4 * s.embd)
+            yield f"hc_{part}_base.weight", (2 * 4,)
+            yield f"hc_{part}_scale.weight", (2,)
+
+    return block
+
+
+def _hy4_keys(s: Shape) -> dict[str, Any]:
+    streams = {"count": 4, "epsilon": 1e-3, "magnitude": 2.0}
+    return _mla_keys(s, True, False, expert_gating_func=2) | {f"hyper_connection.{k}": v for k, v in streams.items()}
+
+
 def _bailingmoe3(q_lora: bool) -> Callable[[Shape, int], Tensors]:
     """Every third block has latent attention, with a gate for each head."""
 
@@ -1364,6 +1384,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         _hy_v3,
         lambda s: _moe(s, expert_shared_feed_forward_length=64, expert_weights_scale=2.5, expert_weights_norm=True),
     ),
+    "hy_v4": Architecture(
+        _hy_v4(True),
+        lambda s: (
+            _sparse_keys(s)
+            | _hy4_keys(s)
+            | {key: value for key, value in YARN.items() if "log" not in key}
+            | {"attention.indexer.types": [not layer % 3 for layer in range(s.layer)]}
+            | {"swiglu_clamp_exp": [0.5] * s.layer}
+        ),
+        Shape(layer=5),
+        extra=_deepseek4_head,
+    ),
+    "hy_v4+full": Architecture(_hy_v4(False), _hy4_keys, extra=_deepseek4_head),
     "cohere2moe": Architecture(_cohere2moe, _cohere_keys, Shape(layer=5)),
     "arctic": Architecture(_arctic, _moe, Shape(ff=32)),
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
@@ -1371,9 +1404,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 # which compute with torch between the kernels, and on no device yet
 CPU_ALONE = [
-    *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
-    *("minimax-m3", "minimax-m3+all"),
-    *("jamba", "dots3note", "kimi-k3", "kimi-k3+plain"),
+    *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp", "jamba"),
+    *("minimax-m3", "minimax-m3+all", "kimi-k3", "kimi-k3+plain", "hy_v4", "hy_v4+full", "dots3note"),
 ]
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 

@@ -27,7 +27,16 @@ EXACT = RuntimeOptions(activations="float", kv_type="f32", context=256, threads=
 RECORDED = Path(__file__).parent / "data" / "llamacpp_logits.npz"
 LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
-INDEXED = ["deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp", "minimax-m3+all", "dots3note"]
+INDEXED = [
+    "deepseek4",
+    "deepseek32",
+    "glm-dsa+shared",
+    "glm5-next",
+    "qwen4exp",
+    "minimax-m3+all",
+    "dots3note",
+    "hy_v4",
+]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -312,6 +321,10 @@ def test_what_would_change_the_arithmetic_is_refused(tmp_path: Path, change: dic
         ("qwen4exp", {"attention.compress_ratios": [4, 4, 4, 4], "ple.image_token_id": 9}, {}),
         ("qwen4exp", {"attention.compress_ratios": [0, 0, 0, 0]}, {"attention.indexer.top_k": 4096}),
         ("qwen4exp", {"block_count": 5, "nextn_predict_layers": 1, "attention.compress_ratios": [4] * 5}, {}),
+        ("hy_v4", {"attention.indexer.types": [1, 0, 0, 1, 0]}, {}),
+        ("hy_v4", {"attention.temperature_scale": 0.3, "attention.temperature_length": 8}, {"rope.dimension_count": 8}),
+        ("hy_v4", {"block_count": 6, "nextn_predict_layers": 1, "swiglu_clamp_exp": [0.5] * 6}, {}),
+        ("hy_v4+full", {"swiglu_clamp_exp": [0.0, 1e-7]}, {"rope.scaling.factor": 1.0, "rope.scaling.type": "yarn"}),
         ("laguna", {"attention.sliding_window_pattern": [False, True, True, True, False]}, {}),
         ("laguna", {"expert_gating_func": 2, "expert_shared_count": 1}, {}),
         ("laguna+full", {"attention.sliding_window": 0, "rope.freq_base_swa": 100.0}, {}),
@@ -489,6 +502,17 @@ def test_blocks_of_gemma4_that_do_not_fit_are_refused(
         ("bailingmoe3", {"expert_gating_func": 0}, "expert_gating_func: required by architecture bailingmoe3"),
         ("bailingmoe3", {"attention.key_length_mla": 0}, "key_length_mla: required by architecture bailingmoe3"),
         ("bailingmoe3", {"rope.dimension_sections": [2, 2]}, "dimension_sections: four whole numbers are supported"),
+        ("hy_v4", {"rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier: 0.1; only 0 is supported"),
+        ("hy_v4", {"expert_gating_func": 0}, "expert_gating_func: required by architecture hy_v4"),
+        ("hy_v4", {"attention.q_lora_rank": 0}, "attention.q_lora_rank: required by architecture hy_v4"),
+        ("hy_v4", {"attention.value_length_mla": 0}, "attention.value_length_mla: required by architecture hy_v4"),
+        ("hy_v4", {"attention.indexer.top_k": 0}, "attention.indexer.head_count: needed with key_length, as wide"),
+        ("hy_v4", {"attention.indexer.types": [0, 1, 1, 1, 1]}, "types: the first block needs an index of its own"),
+        ("hy_v4", {"attention.indexer.types": [1, 1, 0, 1, 0]}, "blk.1.indexer.attn_q_b.weight: this tensor"),
+        ("hy_v4", {"attention.indexer.types": [1, 0, 0, 0, 0]}, "blk.3.indexer.k_norm.weight: architecture hy_v4"),
+        ("hy_v4", {"swiglu_clamp_shexp": 0.5}, "swiglu_clamp_shexp: not known to gmoe"),
+        ("hy_v4", {"hyper_connection.count": 17}, "hyper_connection.count: 17 is outside 1 to 16"),
+        ("hy_v4+full", {"attention.indexer.top_k": 12}, "attention.indexer.head_count: required by architecture hy_v4"),
         ("glm5-next", {"rope.dimension_count": 8}, "rope.dimension_count: 8; only 0 is supported"),
         ("glm5-next", {"attention.q_lora_rank": 0}, "q_lora_rank: required by architecture glm5-next"),
         ("glm5-next", {"attention.value_length_mla": 0}, "value_length_mla: required by architecture glm5-next"),
@@ -702,6 +726,8 @@ def test_deepseek4_as_other_files_have_it(tmp_path: Path) -> None:
         ("dots3note", "rope.freq_base_swa"),
         ("kimi-k3", "attn_res.block_size"),
         ("kimi-k3", "activation.situ_linear_beta"),
+        ("hy_v4", "hyper_connection.magnitude"),
+        ("hy_v4", "attention.indexer.types"),
     ],
 )
 def test_a_key_that_has_no_default_is_named(tmp_path: Path, architecture: str, key: str) -> None:

@@ -56,8 +56,7 @@ ARCHITECTURES = {
     "exaone-moe": 5, "mimo2": 7, "cohere2moe": 6, "kimi-linear": 5, "qwen3vlmoe": 7, "mistral4": 5,
     "deepseek": 7, "bailingmoe": 3, "mellum": 5, "step35": 5, "laguna": 5, "hy_v3": 5, "glm5-next": 5,
     "deepseek32": 5, "glm-dsa+shared": 7, "grok+2": 5, "qwen4exp": 5, "bailingmoe3+text": 8,
-    "minimax-m3": 5, "minimax-m3+all": 7, "jamba": 5, "maple": 5, "dots3note": 5,
-    "kimi-k3": 5,
+    "minimax-m3": 5, "minimax-m3+all": 7, "jamba": 5, "maple": 5, "dots3note": 5, "kimi-k3": 5, "hy_v4": 5,
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ CAN_LACK = {
     ),
     "hy_v3": ("exp_probs_b",),
     "kimi-k3": ("attn_gate.weight", "ffn_routed_norm.weight"),
+    "hy_v4": ("exp_probs_b.bias",),
     "granitehybrid": ("ssm_conv1d.bias",),
     "nemotron_h_moe": ("ssm_conv1d.bias",),
     "gemma4": ("attn_v.weight", "ffn_down_exps.scale", "layer_output_scale.weight"),

@@ -16,7 +16,16 @@ import numpy as np
 IDS = [*range(3, 60), 7, 8, 9, 200, 250, 100, 101]
 ROWS = [0, 1, 30, 63]
 # more tokens say more: `IDS` five times over, and rows of these
-LONG = ("deepseek4", "deepseek32", "glm-dsa+shared", "glm5-next", "qwen4exp", "minimax-m3+all", "dots3note")
+LONG = (
+    "deepseek4",
+    "deepseek32",
+    "glm-dsa+shared",
+    "glm5-next",
+    "qwen4exp",
+    "minimax-m3+all",
+    "dots3note",
+    "hy_v4",
+)
 LONG_ROWS = [126, 127, 255, 319]
 WHOLE_ROWS = {"qwen4exp": [126, 254, 318]}  # of others llama.cpp chooses a part of a block, as its sort has its tokens
 

@@ -152,6 +152,7 @@ class Hparams:
     hc_sinkhorn: int = key("hyper_connection.sinkhorn_iterations", 0, rare=True)
     hc_epsilon: float = key("hyper_connection.epsilon", 0.0, rare=True)
     hc_low_rank: int = key("hyper_connection.low_rank", 0, rare=True)
+    hc_magnitude: float = key("hyper_connection.magnitude", 0.0, rare=True)
 
     n_embd_per_layer: int = key("embedding_length_per_layer_input", 0, rare=True)
     ngram_layers: Sequence[int] = key("ple.layers", (), rare=True)

@@ -246,7 +246,7 @@ def module_name(architecture: str) -> str:
 def architectures() -> list[str]:
     """The architectures that this folder has files for, as files name them: most with a hyphen before the last part."""
     stems = {p.stem for p in Path(__file__).parent.glob("*.py")} - {"__init__", "decoder"}
-    underlined = stems & {"hy_v3", "nemotron_h_moe"}
+    underlined = stems & {"hy_v3", "hy_v4", "nemotron_h_moe"}
     return sorted(underlined | {"-".join(stem.rsplit("_", 1)) for stem in stems - underlined})
 
 
