@@ -40,9 +40,9 @@ class ChunkedFFN(MoEFFN):
         """x [T, D] -> [T, D]."""
         logits = self.gate_inp(x)
         routing = self.route(logits)
-        chunks = self.choose(logits)
+        ids, weights = self.choose(logits)
         y = self.sum(x, routing, x)
-        return residual(y, self.chunks(y, *chunks, self.activation), self.scale)
+        return residual(y, self.chunks(y, ids, weights, self.activation), self.scale)
 
 
 def _matrix(stack: QuantTensor) -> ExpertMatrix:

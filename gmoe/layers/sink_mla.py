@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from gmoe.kernels.ops import gated
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import KeepsBeside
 from gmoe.layers.lightning_index import LightningIndex
+from gmoe.layers.mla import WideGatedMLA
 from gmoe.layers.rope import Tail, rope
 from gmoe.layers.sparse_attention import Chosen
 from gmoe.layers.sparse_mla import Index, SparseMLA
@@ -18,7 +18,7 @@ class NoIndex:
     chosen: Chosen | None = None
 
 
-class SinkMLA(SparseMLA):
+class SinkMLA(SparseMLA, WideGatedMLA):
     """Sees what an earlier block's index chose, or, by `NoIndex`, everything.
 
     Nothing grows with positions, and with a scaling only what is turned.
@@ -28,11 +28,6 @@ class SinkMLA(SparseMLA):
         super().__init__(w, rope(w, "norm", factors="none"), index)
         self.scale, self.growth = self.n_head_k**-0.5, 0.0
         self.sinks = w.vector("attn_sinks", self.n_head)
-        self.gate = w.linear("attn_gate", w.hparams.n_embd, self.n_head * self.n_head_v)
-
-    def given(self, y: Tensor, x: Tensor) -> Tensor:
-        """What heads give [T, H, n_head_v], gated."""
-        return gated(self.gate(x), y.flatten(1), self.on).view(y.shape)
 
 
 class IndexedSinkMLA(SinkMLA, KeepsBeside):
