@@ -17,6 +17,7 @@ from gmoe.experts.device_budget import state_bytes, token_bytes
 from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
 from gmoe.gguf.hparams import Gating
 from gmoe.gguf.rewrite import rewrite
+from gmoe.layers import group_index
 from gmoe.llm import LLM
 from gmoe.models.decoder import architectures
 from gmoe.models.deepseek2 import own_gating
@@ -92,6 +93,18 @@ def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvTyp
             for seq in seqs:
                 assert np.array_equal(seen[id(seq)][0], whole[seq.n_prompt - 1])
         assert seqs[0].n_reused >= 256 and seqs[1].n_reused > 0
+
+
+def test_blocks_that_are_whole_ones_of_the_cache_are_chosen_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, sizes = 5 * IDS, {"attention.indexer.block_size": 64, "attention.indexer.top_k": 3}
+    path = write_model(tmp_path / "m.gguf", "minimax-m3", metadata=sizes)
+    with LLM.load(path, replace(EXACT, context=512)) as llm:
+        whole = llm.logits(ids)
+        assert np.array_equal(Engine(llm.model, 512, 1, "f32", 100).logits(ids), whole)
+        monkeypatch.setattr(group_index, "BLOCK", 128)
+        assert np.array_equal(llm.logits(ids), whole)
 
 
 @pytest.mark.parametrize(("name", "all_of", "few"), [("glm-dsa", 64, 12), ("minimax-m3+all", 16, 3)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gmoe.kernels import cpu_step
 from gmoe.kernels.kv import KvShape, KvType
+from gmoe.kernels.ops import Turns
 
 from gmoe.layers import sparse_attention
 from gmoe.layers.attention import causal
@@ -59,13 +60,27 @@ def test_each_head_may_have_tokens_of_its_own(kind: KvType) -> None:
     assert torch.equal(attend_apart(q, kv, everything, 0.125), whole)
     some = torch.tensor([[0, 3, 31, 32, 60, 97], [1, 2, 0, 0, 0, 0]] * 2 + [[5, 99, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]])
     counts = torch.tensor([6, 2, 6, 2, 2, 6])
-    got = attend_apart(q, kv, Chosen(slots(turns.block_tables[0], some), counts), 0.125)
+    got = attend_apart(q.clone(), kv, Chosen(slots(turns.block_tables[0], some), counts), 0.125)
     for row, (places, n) in enumerate(zip(some, counts, strict=True)):
         token, head = divmod(row, 2)
         own = q[token, 3 * head : 3 * head + 3]
         weights = torch.softmax(own @ keys[places[:n], head].T * 0.125, -1)
         want = weights @ values[places[:n], head]
         torch.testing.assert_close(got[token, 3 * head : 3 * head + 3], want, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_blocks_of_the_cache_are_seen_where_they_are(kind: KvType) -> None:
+    kv, turns = scene(KvShape(2, 40, 64), kind, [100], [3], cpu_step.levels()[-1])
+    q, table = random(3, 6, 40), turns.block_tables[0]
+    some, counts = (
+        torch.tensor([[0, 2], [1, 3], [2, 3], [0, 3], [1, 2], [0, 1]]),
+        torch.tensor([64, 35, 36, 33, 64, 40]),
+    )
+    places = (some[:, :, None] * 32 + torch.arange(32)).flatten(1).clamp(max=99)
+    want = attend_apart(q.clone(), kv, Chosen(slots(table, places), counts), 0.125)
+    blocks = Turns(counts - 1, table[some], counts.int(), torch.arange(7, dtype=torch.int32))
+    assert torch.equal(attend_apart(q, kv, blocks, 0.125), want)
 
 
 @pytest.mark.parametrize("local", [0, 1, 2])

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gmoe.kernels.ops import Rotation
+from gmoe.kernels.ops import Rotation, Turns
 from gmoe.layers.attention import GQA
 from gmoe.layers.batch import Batch
 from gmoe.layers.group_index import GroupIndex
@@ -20,7 +20,7 @@ class GroupGQA(GQA, KeepsBeside):
         super().__init__(w, rope)
         self.index = GroupIndex(w, rope)
         self.beside_shape = self.index.shape
-        self.chosen: Chosen | None = None  # in this step
+        self.chosen: Chosen | Turns | None = None  # in this step
 
     def attend(self, x: Tensor, batch: Batch) -> Tensor:
         """What the heads give, side by side: x [T, D] -> [T, H * dv]."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gmoe.kernels.formats import FORMATS, QuantTensor
-from gmoe.kernels.kv import KvShape
-from gmoe.kernels.ops import Rotation, lay, matmul, store
+from gmoe.kernels.kv import BLOCK, KvShape
+from gmoe.kernels.ops import Rotation, Turns, lay, matmul, store
 from gmoe.layers.batch import Batch
 from gmoe.layers.kv_cache import KvLayer
 from gmoe.layers.linear import beside
@@ -47,7 +47,7 @@ class GroupIndex:
         self.q_norm, self.k_norm = (w.norm(f"indexer.{part}_norm", n=self.width) for part in "qk")
         self.shape = KvShape(1, 0, self.width)  # of the keys
 
-    def __call__(self, x: Tensor, batch: Batch, kept: KvLayer) -> Chosen | None:
+    def __call__(self, x: Tensor, batch: Batch, kept: KvLayer) -> Chosen | Turns | None:
         """For the block's input x [T, D], by token and group; None: all before it is seen. `kept` has the keys then."""
         q, key = self.inputs(x)
         key = self.turn(self.k_norm(key)[:, None], batch.positions)
@@ -55,14 +55,19 @@ class GroupIndex:
         # Of a step that is recorded the lengths say how far others may go that run as it did.
         return self._best(q, batch, kept) if max(batch.lengths) > self.most * self.size else None
 
-    def _best(self, q: Tensor, batch: Batch, kept: KvLayer) -> Chosen:
+    def _best(self, q: Tensor, batch: Batch, kept: KvLayer) -> Chosen | Turns:
         q = self.turn(self.q_norm(q.reshape(-1, self.width)).view(-1, self.groups, self.width), batch.positions)
         blocks = torch.arange(self.most).repeat(len(q), self.groups, 1)
         for seq, (at, end) in enumerate(pairwise(batch.begins)):
             if (n := batch.lengths[seq]) > self.most * self.size:
                 keys = floats(kept, slots(torch.arange(n)[None], torch.tensor([seq]), batch)[0], 0, self.width)
                 blocks[at:end] = self.best(q[at:end], keys, batch.positions[at:end])
-        return self._tokens(blocks, batch)
+        begins = blocks.flatten(0, 1) * self.size
+        ends = (batch.positions + 1).repeat_interleave(self.groups)[:, None]
+        counts = (ends - begins).clamp(0, self.size).sum(1)  # of tokens up to the query's own
+        of = sequences(batch).repeat_interleave(self.groups)
+        last = torch.from_numpy(np.array(batch.lengths))[of, None] - 1
+        return (self._tokens if self.size % BLOCK else self._tables)(begins, counts, of, last, batch)
 
     def best(self, q: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
         """Of the blocks of keys [n, d] those of queries [T, G, d] at positions [T]: [T, G, most], ascending.
@@ -84,12 +89,12 @@ class GroupIndex:
             best.append(order.sort(-1).values)
         return torch.cat(best)
 
-    def _tokens(self, blocks: Tensor, batch: Batch) -> Chosen:
-        """The tokens of blocks [T, G, most] up to the query's own."""
-        begins = blocks.flatten(0, 1) * self.size
-        ends = (batch.positions + 1).repeat_interleave(self.groups)[:, None]
-        counts = (ends - begins).clamp(0, self.size).sum(1)
-        of = sequences(batch).repeat_interleave(self.groups)
+    def _tokens(self, begins: Tensor, counts: Tensor, of: Tensor, last: Tensor, batch: Batch) -> Chosen:
         places = (begins[:, :, None] + torch.arange(self.size)).flatten(1)[:, : int(counts.max())]
-        lengths = torch.from_numpy(np.array(batch.lengths))[of, None]
-        return Chosen(slots(torch.minimum(places, lengths - 1), of, batch), counts)
+        return Chosen(slots(torch.minimum(places, last), of, batch), counts)
+
+    def _tables(self, begins: Tensor, counts: Tensor, of: Tensor, last: Tensor, batch: Batch) -> Turns:
+        """Blocks that are whole ones of the cache are seen where they are."""
+        places = (begins[:, :, None] // BLOCK + torch.arange(self.size // BLOCK)).flatten(1)
+        tables = batch.block_tables[of[:, None], torch.minimum(places, last // BLOCK)]
+        return Turns(counts - 1, tables, counts.int(), torch.arange(len(of) + 1, dtype=torch.int32))

@@ -38,10 +38,18 @@ def attend(q: Tensor, layer: KvLayer, chosen: Chosen, scale: float, sinks: Tenso
     return y
 
 
-def attend_apart(q: Tensor, layer: KvLayer, chosen: Chosen, scale: float) -> Tensor:
-    """The same where each of the layer's G heads has tokens of its own: `chosen` is of T * G, by query and head."""
+def attend_apart(q: Tensor, layer: KvLayer, chosen: Chosen | Turns, scale: float) -> Tensor:
+    """The same where each of the layer's G heads has tokens of its own: `chosen` is of T * G, by query and head.
+
+    As `Turns` of a row each it has blocks of the cache, which are not copied.
+    """
     heads = layer.shape.heads
-    own = torch.arange(heads).repeat(len(q))[:, None]
-    slots = (chosen.slots // BLOCK * heads + own) * BLOCK + chosen.slots % BLOCK
+    own = torch.arange(heads, dtype=torch.int32).repeat(len(q))[:, None]
     groups = q.reshape(len(q) * heads, -1, layer.shape.dk)
-    return attend(groups, layer.apart(), Chosen(slots, chosen.counts), scale).view(*q.shape[:2], layer.shape.dv)
+    if isinstance(chosen, Turns):
+        tables = chosen.block_tables * heads + own
+        y = attention(groups, layer.apart(), chosen._replace(block_tables=tables), scale, causal, None)
+    else:
+        slots = (chosen.slots // BLOCK * heads + own) * BLOCK + chosen.slots % BLOCK
+        y = attend(groups, layer.apart(), Chosen(slots, chosen.counts), scale)
+    return y.view(*q.shape[:2], layer.shape.dv)
