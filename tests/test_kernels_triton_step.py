@@ -212,6 +212,8 @@ def test_what_does_not_fit_is_refused() -> None:
         step.residual_norm(random(1, 8), random(2, 8), 1.0, None, None, 1e-6)
     with pytest.raises(ValueError, match="unknown activation 'tanh'"):
         activate("tanh", random(1, 8), random(1, 8))
+    with pytest.raises(ValueError, match="'situ:4.0:0.0' is computed on the CPU alone"):
+        activate("situ:4.0:0.0", random(1, 8), random(1, 8))
     with pytest.raises(ValueError, match="'swiglu' needs a gate"):
         activate("swiglu", None, random(1, 8))
     with pytest.raises(ValueError, match=r"gate \[1, 1\] and up \[1, 8\] do not fit"):
