@@ -137,7 +137,7 @@ class GatedMLA(MLA):
 
 
 class WideGatedMLA(MLA):
-    """Each number that heads give is multiplied with the sigmoid of `attn_gate` of the block's input (Kimi-K3, Hunyuan 4)."""
+    """Each number that heads give times the sigmoid of `attn_gate` of the block's input (Kimi-K3, Hunyuan 4)."""
 
     def __init__(self, w: Weights, turn: Rotation | None):
         super().__init__(w, turn)
