@@ -103,6 +103,20 @@ def test_nothing_is_dropped_while_somebody_adds(library: Library) -> None:
     assert library.prune() == [f"sha256-{layer.digest[7:]}"]
 
 
+def test_an_upload_waits_a_day_for_its_name(library: Library) -> None:
+    digests = {data: f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (b"a", b"b", b"c")}
+    layers = [library.upload(io.BytesIO(data), OLLAMA_TYPE + "model", digest) for data, digest in digests.items()]
+    named(library, B, b"other")
+    library.remove(B)
+    files = [f"sha256-{layer.digest[7:]}" for layer in layers]
+    assert blobs(library) == {*files, *(f"{file}.uploaded" for file in files)}
+    library.write(A, Manifest(library.put_blob(b"{}", CONFIG_TYPE), (layers[0],)))
+    os.utime(library.root / "blobs" / f"{files[1]}.uploaded", (1, 1))
+    assert {*library.prune()} == {f"{files[0]}.uploaded", files[1], f"{files[1]}.uploaded"}
+    library.remove(A)
+    assert blobs(library) == {files[2], f"{files[2]}.uploaded"}
+
+
 def test_nothing_is_dropped_where_a_manifest_is_damaged(library: Library) -> None:
     named(library, A, b"weights")
     (library.root / "manifests" / A.path).write_text("{")

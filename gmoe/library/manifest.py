@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ BUNDLED = ModelName.parse("demo")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 LOCK = ".lock"
 _TEMPORARY = ".new-"
+UPLOADED = ".uploaded"  # ends the name of a file beside a blob that somebody is about to name
+PATIENCE = 86400  # seconds until nobody is
 JOINING = ".join-"  # begins the name of a folder where parts are joined
 
 
@@ -209,6 +212,13 @@ class Library:
                 _publish(file, temporary, self.root / "blobs" / blob_name(got))
         return Layer(media_type, got, size)
 
+    def upload(self, source: BinaryIO, media_type: str, digest: str) -> Layer:
+        """Store bytes that somebody is about to name: meanwhile they are not dropped."""
+        with self.adding():
+            layer = self.put_blob(source, media_type, digest)
+            (self.root / "blobs" / f"{blob_name(digest)}{UPLOADED}").touch()
+        return layer
+
     def adopt(self, path: Path, media_type: str) -> Layer:
         """Take a file of this file system into the store; it is at `path` no longer."""
         with self.adding(), path.open("rb+") as file:
@@ -255,13 +265,16 @@ class Library:
     def prune(self) -> list[str]:
         """Drop blobs that no manifest needs and unfinished files; does nothing while somebody is adding.
 
-        Nor does it where a manifest cannot be read. Partial downloads stay, so that they can be resumed. Returns the
-        names of the dropped files.
+        Nor does it where a manifest cannot be read. Partial downloads stay, so that they can be resumed, and, for a
+        day, uploads. Returns the names of the dropped files.
         """
         dropped = []
         with suppress(OSError, LibraryError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             manifests = (self.root / "manifests").glob("*/*/*/*")
             needed = {blob_name(digest) for path in manifests for digest in _read(path).digests}
+            for path in (self.root / "blobs").glob(f"*{UPLOADED}"):
+                if path.stem not in needed and time.time() - path.stat().st_mtime < PATIENCE:
+                    needed |= {path.stem, path.name}
             for path in (self.root / "blobs").glob("*"):
                 if path.name.removesuffix(".trace") not in needed and not path.name.endswith("-partial"):
                     path.unlink(missing_ok=True)

@@ -175,7 +175,7 @@ class LibraryApi:
             return Response(status_code=200 if here else 404)
         if not here:
             try:
-                await asyncio.to_thread(self.library.put_blob, cast(BinaryIO, _Body(request)), BLOB, digest)
+                await asyncio.to_thread(self.library.upload, cast(BinaryIO, _Body(request)), BLOB, digest)
             except LibraryError as error:
                 raise Refused(400, str(error)) from None
         return Response(status_code=200 if here else 201)
