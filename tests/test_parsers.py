@@ -393,6 +393,12 @@ def test_what_is_given_is_never_taken_back(dialect: str, text: str, pieces: list
             assert kind == final_kind and (payload == final or final.startswith(payload))
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000])
+def test_a_call_with_a_number_that_json_lacks_stays_text(number: str) -> None:
+    text = '<tool_call>{"name": "add", "arguments": {"a": ' + number + "}}</tool_call>"
+    assert parse("hermes", [text]) == [content(text)]
+
+
 def test_every_dialect_has_cases_and_marks() -> None:
     assert {dialect for dialect, *_ in CASES} == set(DIALECTS)
     assert all(all(isinstance(mark, str) for mark in marks_of(dialect)) for dialect in DIALECTS)

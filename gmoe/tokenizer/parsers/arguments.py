@@ -1,8 +1,9 @@
 """Tool calls: what a parser gives for one, and how the dialects write its arguments."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 Tools = Sequence[Mapping[str, Any]]
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -53,7 +54,7 @@ def read_json(text: str) -> Any:
 
 def read_values(text: str, between: str = "") -> Iterator[Any]:
     """JSON values one after another, with space and the characters of `between` between them."""
-    decoder, at = json.JSONDecoder(strict=False), 0
+    decoder, at = json.JSONDecoder(strict=False, parse_float=_finite, parse_constant=_no_number), 0
     while rest := text[at:].lstrip(" \t\r\n" + between):
         try:
             value, length = decoder.raw_decode(rest)
@@ -62,6 +63,8 @@ def read_values(text: str, between: str = "") -> Iterator[Any]:
             raise (Unfinished if cut else Unreadable)(str(error)) from None
         except RecursionError:
             raise Unreadable("too many brackets within one another") from None
+        except ValueError as error:  # thousands of digits
+            raise Unreadable(str(error)) from None
         at = len(text) - len(rest) + length
         yield value
 
@@ -84,6 +87,14 @@ def typed(tools: Tools, name: str, key: str, text: str) -> Any:
         return read_json(text)
     except Unreadable:
         return text
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise Unreadable(f"{text} is no number that JSON has")
 
 
 def _types(schema: Any) -> set[str]:
