@@ -313,6 +313,16 @@ def test_several_answers_to_one_request(client: openai.OpenAI) -> None:
         client.completions.create(**asked | {"prompt": [[5], long]}, echo=True, logprobs=1)
 
 
+def test_offsets_are_places_of_the_text(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "logprobs": 0}
+    echo = client.completions.create(**asked, prompt="\u4f60\u597dab", echo=True, max_tokens=0).choices[0]
+    assert echo.text == "\u4f60\u597dab" and echo.logprobs and echo.logprobs.text_offset == [0, 0, 0, 1, 1, 1, 2, 3]
+    held = asked | {"prompt": "x", "max_tokens": 6, "logit_bias": {str(ord("a")): 100}, "stop": ["aaab"]}
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**held, stream=True)]
+    offsets = [at for chunk in chunks if chunk.logprobs for at in chunk.logprobs.text_offset or ()]
+    assert offsets == [0, 1, 2, 3, 4, 5] and "".join(chunk.text for chunk in chunks) == 6 * "a"
+
+
 def test_the_probabilities_of_a_prompt_are_those_of_its_tokens_when_they_are_generated(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "temperature": 0, "logprobs": 2}
     first = client.completions.create(**asked, prompt=[5, 6, 7], max_tokens=6).choices[0]

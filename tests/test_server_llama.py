@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,6 +276,17 @@ def test_the_newer_samplers_count(live: Live) -> None:
         assert changed["content"] == ask(live, **hot, **more)["content"]
     said = live.http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "mirostat": 3})
     assert said.status_code == 400 and said.json()["error"]["message"] == "mirostat is 3; it must be between 0 and 2"
+
+
+def test_without_a_name_the_only_model_is_meant_once_the_last_used_one_is_gone(tmp_path: Path) -> None:
+    with live_server(tmp_path, [], RuntimeOptions(context=256)) as live:
+        live.http.post("/api/copy", json={"source": "demo", "destination": "x"})
+        assert live.http.post("/tokenize", json={"content": "a"}).json()["error"]["message"] == "model is required"
+        asked = {"model": "x", "prompt": "a", "n_predict": 1}
+        assert live.http.post("/completion", json=asked).json()["model"] == "x"
+        assert live.http.post("/completion", json={**asked, "model": ""}).json()["model"] == "x:latest"
+        live.http.request("DELETE", "/api/delete", json={"model": "x"})
+        assert live.http.post("/tokenize", json={"content": "a"}).json()["tokens"]
 
 
 def test_no_slot_is_saved(live: Live) -> None:

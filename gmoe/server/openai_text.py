@@ -1,7 +1,8 @@
 """OpenAI's dialect: /v1/completions and /v1/embeddings."""
 
 import base64
-from collections import Counter
+import codecs
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,20 +58,20 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
     if not ask.stream:
         answers = wholes(events)
         choices = [
-            _text(n, piece.content, _text_logprobs(piece, 0), end.reason) for n, (piece, end) in enumerate(answers)
+            _text(n, piece.content, _text_logprobs(piece, _Places()), end.reason)
+            for n, (piece, end) in enumerate(answers)
         ]
         yield first | {"choices": choices, **usage(together([end for _, end in answers], ask))}
         return
-    at: Counter[int] = Counter()
+    places: defaultdict[int, _Places] = defaultdict(_Places)
     ends: list[End] = []
     for event in events:
         if isinstance(event, End):
             ends.append(event)
             yield first | {"choices": [_text(event.choice, "", None, event.reason)], **no_usage(ask)}
         elif isinstance(event, Piece) and (event.content or event.logprobs or event.read):
-            said = _text(event.choice, event.content, _text_logprobs(event, at[event.choice]))
+            said = _text(event.choice, event.content, _text_logprobs(event, places[event.choice]))
             yield first | {"choices": [said], **no_usage(ask), **so_far(event)}
-            at[event.choice] += len(event.content)
     if wants_usage(ask):
         yield first | {"choices": [], **usage(together(ends, ask))}
     yield DONE
@@ -98,18 +99,27 @@ def _text(index: int, text: str, logprobs: Any = None, reason: str | None = None
     return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _text_logprobs(piece: Piece, at: int) -> dict[str, Any] | None:
+class _Places:
+    """Where the tokens of a text begin in it, as they come: one amid a character where that does."""
+
+    def __init__(self) -> None:
+        self._decoder, self._at = codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def of(self, token: Chosen) -> int:
+        """Characters before this token."""
+        at = self._at
+        self._at += len(self._decoder.decode(token.raw))
+        return at
+
+
+def _text_logprobs(piece: Piece, places: _Places) -> dict[str, Any] | None:
     if not piece.logprobs:
         return None
-    offsets = []
-    for token in piece.logprobs:
-        offsets.append(at)
-        at += len(token.token)
     return {
         "tokens": [token.token for token in piece.logprobs],
         "token_logprobs": [token.logprob for token in piece.logprobs],
         "top_logprobs": [_top(token) for token in piece.logprobs],
-        "text_offset": offsets,
+        "text_offset": [places.of(token) for token in piece.logprobs],
     }
 
 

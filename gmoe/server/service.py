@@ -152,10 +152,12 @@ class Service:
         """The model that is meant: of a request that names none, the one last used, or the only one there is."""
         if name:
             return name
-        entries = [] if self.last_used else self.host.catalog.entries()
-        if not self.last_used and len(entries) != 1:
+        names = [entry.name for entry in self.host.catalog.entries()]
+        if self.last_used in names:
+            return self.last_used
+        if len(names) != 1:
             raise Refused(400, "model is required")
-        return self.last_used or entries[0].name
+        return names[0]
 
 
 def spoken(dialect: Dialect, endpoint: Endpoint) -> Endpoint:
