@@ -2,6 +2,8 @@
 
 import random
 import threading
+import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -190,6 +192,24 @@ def test_closing_the_iterator_aborts(loop):
     blocks = loop.engine.scheduler.blocks
     assert loop.call(lambda: blocks.n_free) == len(blocks.users)
     assert seq.finish_reason in ("abort", "length")
+
+
+def test_between_two_calls_who_runs_has_a_step(loop):
+    outputs, happened, go = loop.submit(Sequence([0], GREEDY)), [], threading.Event()
+    next(outputs)
+    step = loop.engine.step
+    loop.engine.step = lambda: happened.append("step") or step()
+    work = [(lambda n=n: go.wait(20) and happened.append(n)) for n in ("first", "second", "third")]
+    threads = [threading.Thread(target=loop.call, args=(one,)) for one in work]
+    for thread in threads:
+        thread.start()
+    while loop._inbox.qsize() < 2:  # one is at work
+        time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join()
+    begin, *_, end = [i for i, what in enumerate(happened) if what != "step"]
+    assert all(one == "step" or other == "step" for one, other in pairwise(happened[begin : end + 1]))
 
 
 def test_a_prompt_tells_how_far_it_is():

@@ -3,13 +3,18 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmoe.engine.engine import Engine, StepOutput
 from gmoe.engine.sequence import Sequence
 
 CLOSED = "the model was closed"
 _Outbox = queue.SimpleQueue[StepOutput | BaseException | None]
+
+
+class _Task(NamedTuple):
+    run: Callable[[], None]
+    long: bool = False  # sequences that run have a step behind it
 
 
 class Outputs:
@@ -49,7 +54,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._outboxes: dict[int, tuple[Sequence, _Outbox]] = {}
         self._closed = False
         self._door = threading.RLock()  # nothing enters the inbox after its last word; Outputs may die inside of it
@@ -83,7 +88,7 @@ class EngineLoop:
             except Exception as error:
                 answer.put((None, error))
 
-        if not self._put(run):
+        if not self._put(run, long=True):
             raise RuntimeError(CLOSED)
         value, error = answer.get()
         if error is not None:
@@ -98,10 +103,10 @@ class EngineLoop:
             self._closed = True
         self._thread.join()
 
-    def _put(self, task: Callable[[], None]) -> bool:
+    def _put(self, run: Callable[[], None], long: bool = False) -> bool:
         with self._door:
             if not self._closed:
-                self._inbox.put(task)
+                self._inbox.put(_Task(run, long))
             return not self._closed
 
     def _add(self, seq: Sequence, outbox: _Outbox) -> None:
@@ -144,6 +149,6 @@ class EngineLoop:
                 return True
             if task is None:
                 return False
-            task()
-            if self._inbox.empty():
+            task.run()
+            if self._inbox.empty() or (task.long and self._outboxes):
                 return True
