@@ -118,6 +118,13 @@ def test_a_template_cannot_write_without_end() -> None:
         GoTemplate.parse(loop).render({"L": list(range(100))})
 
 
+def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmoe.tokenizer.gotemplate.SECONDS", 0.05)
+    loops = "{{ range $.Messages }}" * 5 + "{{ if false }}x{{ end }}" + "{{ end }}" * 5
+    with pytest.raises(TemplateError, match=r"ran longer than 0\.05 seconds"):
+        GoTemplate.parse(loops).render({"Messages": [{}] * 100})
+
+
 def test_a_legacy_template_is_rendered_a_turn_and_cut_at_the_answer() -> None:
     assert GoTemplate.parse(LEGACY).chat(TURNS) == "[S]<q\n\nmore>(r)<again>("
     assert GoTemplate.parse("{{ .Prompt }}|{{ if .Response }}{{ .Response }}!{{ end }}end").chat(TURNS[1:2]) == "q|"

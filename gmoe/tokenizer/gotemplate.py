@@ -1,5 +1,6 @@
 """GoTemplate: the part of Go's text/template that the TEMPLATE of a Modelfile uses; the rest is refused."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from gmoe.tokenizer.gofunctions import TemplateError, text_of
 from gmoe.tokenizer.goparse import Node, Pipeline, Scope, parse
 
 MAX_LENGTH = 16 << 20  # characters that one rendering may write
+SECONDS, STEPS = 5.0, 1024  # that one rendering may take; steps of it between looks at the clock
 ROLES = {"system": "System", "user": "Prompt", "assistant": "Response"}
 
 
@@ -69,7 +71,13 @@ class GoTemplate:
 class _Writer:
     def __init__(self) -> None:
         self.pieces: list[str] = []
-        self.length = 0
+        self.length, self.steps = 0, 0
+        self.end = time.thread_time() + SECONDS  # of this thread's own work
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps % STEPS == 0 and time.thread_time() > self.end:
+            raise TemplateError(f"the template ran longer than {SECONDS:g} seconds")
 
     def write(self, text: str) -> None:
         self.length += len(text)
@@ -80,6 +88,7 @@ class _Writer:
 
 def _run(nodes: tuple[Node, ...], scope: Scope, out: _Writer) -> None:
     for node in nodes:
+        out.step()
         if node.kind == "text":
             out.write(node.text)
         elif node.kind == "break":
@@ -111,6 +120,7 @@ def _range(node: Node, pipeline: Pipeline, scope: Scope, out: _Writer) -> None:
         raise TemplateError(f"the template cannot range over {text_of(value)[:40]!r}")
     pairs = list(value.items() if isinstance(value, Mapping) else enumerate(value or ()))
     for key, item in pairs:
+        out.step()
         inner = Scope(item, {}, scope)
         for name, given in zip(reversed(pipeline.names), (item, key), strict=False):
             (inner.names if pipeline.declares else scope.holder(name))[name] = given
