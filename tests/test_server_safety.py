@@ -1,9 +1,11 @@
 """Strangers, large and slow requests, full queues, poisoned neighbours; errors in each dialect's own form."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from gmoe.library.manifest import Library
+from gmoe.library.name import ModelName
 from gmoe.options import RuntimeOptions
 from gmoe.server import anthropic, llama, ollama, openai
 from gmoe.server.ask import Refused
@@ -202,6 +205,51 @@ def test_the_longest_unused_model_makes_room(files: list[Path], tmp_path: Path) 
         names = [model["name"] for model in live.http.get("/api/ps").json()["models"]]
         assert names == ["tiny:latest"]
         assert "llamacpp:requests_processing 0" in live.http.get("/metrics").text
+
+
+def test_a_model_is_the_same_in_any_letters_and_lives_on_without_its_name(tmp_path: Path) -> None:
+    with live_server(tmp_path, []) as live:
+        live.http.post("/api/copy", json={"source": "Demo", "destination": "Own"})
+        for name in ("own", "OWN", "Own:latest", "DEMO"):
+            live.lines("/api/generate", {"model": name})
+        assert sorted(live.service.host.running) == ["Own:latest", "demo:latest"]
+        library = live.service.host.catalog.library
+        library.remove(ModelName.parse("oWN"))  # as another process may
+        named = {model["name"]: model["details"]["family"] for model in live.http.get("/api/ps").json()["models"]}
+        assert named == {"Own:latest": "qwen3moe", "demo:latest": "qwen3moe"}
+
+
+def test_uploads_that_stall_keep_nobody_else_waiting(live: Live) -> None:
+    address = live.url.removeprefix("http://").split(":")
+    head = f"POST /api/blobs/sha256:{'1' * 64} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nbegin"
+    stalled = [socket.create_connection((address[0], int(address[1]))) for _ in range(40)]
+    for client in stalled:
+        client.sendall(head.encode())
+    _until(lambda: len(live.service.uploads._pool._threads) >= 40)
+    assert live.http.get("/api/tags", timeout=2).status_code == 200
+    for client in stalled:
+        client.close()
+
+
+def test_vectors_that_nobody_wants_are_not_computed(live: Live) -> None:
+    live.lines("/api/generate", {"model": "tiny"})
+    running = live.service.host.running["tiny:latest"]
+    embed, asked, go = running.llm.embed, list[int](), threading.Event()
+
+    def slow(ids: list[int], how: str) -> Any:
+        asked.append(len(ids))
+        go.wait(20)
+        return embed(ids, how)
+
+    running.llm.embed = slow
+    with contextlib.suppress(httpx.ReadTimeout):
+        live.http.post("/api/embed", json={"model": "tiny", "input": ["a"] * 50}, timeout=0.3)
+    _until(lambda: bool(asked))
+    time.sleep(0.2)  # until the server has seen that its client is gone
+    go.set()
+    _until(lambda: not running.users)
+    running.llm.embed = embed
+    assert len(asked) < 50
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:

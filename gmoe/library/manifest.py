@@ -132,6 +132,16 @@ class Library:
             found.setdefault(str(BUNDLED).casefold(), (BUNDLED, _manifest_of(self._bundled)))
         return sorted(found.values(), key=lambda model: (-model[1].modified, str(model[0])))
 
+    def spelled(self, name: ModelName) -> ModelName:
+        """The name in the letters that it has here; raises `ModelNotFound`."""
+        for store in self._stores:
+            path = _find(store, name)
+            if path is not None:
+                return _named(path)
+        if self._bundled and name.same(BUNDLED):
+            return BUNDLED
+        raise ModelNotFound(name)
+
     def resolve(self, name: ModelName) -> Manifest:
         """The manifest of a name, in whatever case its letters are; raises `ModelNotFound`."""
         for store in self._stores:
@@ -339,7 +349,12 @@ def _read(path: Path) -> Manifest:
 def _manifests(store: Path) -> Iterator[tuple[ModelName, Path]]:
     for path in (store / "manifests").glob("*/*/*/*"):
         with suppress(InvalidName):
-            yield ModelName.parse("{}/{}/{}:{}".format(*path.parts[-4:])), path
+            yield _named(path), path
+
+
+def _named(path: Path) -> ModelName:
+    """Of whom a manifest is."""
+    return ModelName.parse("{}/{}/{}:{}".format(*path.parts[-4:]))
 
 
 def _find(store: Path, name: ModelName) -> Path | None:

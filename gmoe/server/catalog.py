@@ -70,7 +70,7 @@ class Catalog:
         if known is not None:
             return _of_file(known, self.files[known])
         try:
-            return self._of_library(parsed, self.library.resolve(parsed))
+            return self._of_library(self.library.spelled(parsed), self.library.resolve(parsed))
         except ModelNotFound:
             raise Refused(404, f"model '{name}' not found") from None
 

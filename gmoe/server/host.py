@@ -66,6 +66,7 @@ class ModelHost:
         self.pending = 0  # requests that were admitted and are not done
         self._load = load
         self._changed = asyncio.Condition()
+        self._line: list[object] = []  # who waits for a model, in the order in which they came
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -89,21 +90,26 @@ class ModelHost:
     ) -> AsyncIterator[Running]:
         """The model of a name, loaded, and not unloaded meanwhile. Raises `Refused`, and what loading raises."""
         entry = await asyncio.to_thread(self.catalog.find, name)
-        running = await self._take(entry, num_ctx, num_thread)
-        try:
-            await running.ready.wait()
-            if running.failure:
-                raise running.failure
-            if keep_alive is not None:
-                running.keep_alive = keep_alive
-            yield running
-        finally:
-            running.users -= 1
-            running.used = time.monotonic()
-            if not running.users:
-                self._rest(running)
-            async with self._changed:
-                self._changed.notify_all()
+        options = options_for(entry, self.options, num_ctx, num_thread)
+        while True:
+            running = await self._take(entry, options, num_ctx)
+            try:
+                await running.ready.wait()
+                if running.failure:
+                    raise running.failure
+                if not _suffices(running, num_ctx) and running.options.context < options.context:
+                    continue  # it was being loaded for somebody who wants less
+                if keep_alive is not None:
+                    running.keep_alive = keep_alive
+                yield running
+                return
+            finally:
+                running.users -= 1
+                running.used = time.monotonic()
+                if not running.users:
+                    self._rest(running)
+                async with self._changed:
+                    self._changed.notify_all()
 
     async def unload(self, name: str) -> bool:
         """Forget a model as soon as nobody uses it; False where it was not loaded."""
@@ -124,26 +130,34 @@ class ModelHost:
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _take(self, entry: Entry, num_ctx: int | None, num_thread: int | None) -> Running:
-        """A user more of a model that is there or beginning to be; waits for room."""
-        while True:
-            running = self.running.get(entry.name)
-            if running is None:
-                if self._make_room(entry):
-                    running = self._begin(entry, options_for(entry, self.options, num_ctx, num_thread))
-            elif running.entry.digest != entry.digest or not _suffices(running, num_ctx):
-                if not running.users:
-                    self._drop(running)
-                    continue
-                running = None
-            if running is not None:
-                running.users += 1
-                if running.timer:
-                    running.timer.cancel()
-                    running.timer = None
-                return running
-            async with self._changed:
-                await self._changed.wait()
+    async def _take(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running:
+        """A user more of a model that is there or beginning to be; waits for room, and for whoever came before."""
+        place = object()
+        async with self._changed:
+            self._line.append(place)
+            try:
+                while self._line[0] is not place or (running := self._find(entry, options, num_ctx)) is None:
+                    await self._changed.wait()
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
+            running.users += 1
+            if running.timer:
+                running.timer.cancel()
+                running.timer = None
+        return running
+
+    def _find(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running | None:
+        """The model, perhaps just beginning to be; None where others must end before."""
+        running = self.running.get(entry.name)
+        if running is not None and (running.entry.digest != entry.digest or not _suffices(running, num_ctx)):
+            if running.users:
+                return None
+            self._drop(running)
+            running = None
+        if running is None and self._make_room(entry):
+            return self._begin(entry, options)
+        return running
 
     def _begin(self, entry: Entry, options: RuntimeOptions) -> Running:
         running = Running(entry, options, keep_alive=self.keep_alive)

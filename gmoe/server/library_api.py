@@ -175,7 +175,8 @@ class LibraryApi:
             return Response(status_code=200 if here else 404)
         if not here:
             try:
-                await asyncio.to_thread(self.library.upload, cast(BinaryIO, _Body(request)), BLOB, digest)
+                body = cast(BinaryIO, _Body(request))
+                await self.service.uploads.run(lambda: self.library.upload(body, BLOB, digest))
             except LibraryError as error:
                 raise Refused(400, str(error)) from None
         return Response(status_code=200 if here else 201)

@@ -38,14 +38,19 @@ def capabilities(metadata: Mapping[str, Any], modelfile: Modelfile) -> list[str]
 
 @lru_cache(256)
 def facts(path: str, digest: str) -> dict[str, Any]:
-    """Of a GGUF file, read once: `details`, and the `metadata` with long arrays left out."""
+    """Of a GGUF file, read once: as `facts_in`."""
     with GGUFFile.open(path) as file:
-        family = file.architecture or ""
-        number = sum(_product(info.shape) for info in file.tensors.values())
-        kind = type_name(file, "unknown")
-        metadata = {key: None if _is_long(value) else plain(value) for key, value in file.metadata.items()}
-        embedding = file.metadata.get(f"{family}.embedding_length", 0)
-        context = file.metadata.get(f"{family}.context_length", 0)
+        return facts_in(file)
+
+
+def facts_in(file: GGUFFile) -> dict[str, Any]:
+    """Of an open file: `details`, and the `metadata` with long arrays left out."""
+    family = file.architecture or ""
+    number = sum(_product(info.shape) for info in file.tensors.values())
+    kind = type_name(file, "unknown")
+    metadata = {key: None if _is_long(value) else plain(value) for key, value in file.metadata.items()}
+    embedding = file.metadata.get(f"{family}.embedding_length", 0)
+    context = file.metadata.get(f"{family}.context_length", 0)
     return {
         "metadata": metadata,
         "parameters": number,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,7 @@ class Service:
         self.host = ModelHost(catalog, options, self.load, **limits)
         self.seconds = seconds
         self.threads = Threads(THREADS)
+        self.uploads = Threads(THREADS)  # as slow as their clients
         self.last_used = ""
         self.looked = -PATIENCE  # when somebody last asked for the live view
 
@@ -54,6 +56,7 @@ class Service:
         """Unload everything."""
         await self.host.close()
         self.threads.close()
+        self.uploads.close()
 
     def asks(self, dialect: Dialect, parse: Parse, render: Render) -> Endpoint:
         """The endpoint of a request for text."""
@@ -139,9 +142,19 @@ class Service:
         async with self.host.admitted(), self.host.lease(name, keep_alive, num_ctx) as running:
             self.last_used = running.entry.name
             waited = time.perf_counter() - began
-            work = _embedding(running.llm, inputs, truncate, dimensions)
-            vectors, count = await asyncio.to_thread(work)
+            left = threading.Event()
+            work = _embedding(running.llm, inputs, truncate, dimensions, left)
+            vectors, count = await self.threads.run(work, left.set)
         return vectors, count, waited
+
+    def once(self, dialect: Dialect, body: Callable[[], Awaitable[dict[str, Any]]]) -> Streamed:
+        """The response of one body, which nobody goes on with once the client has hung up."""
+
+        @asynccontextmanager
+        async def open() -> AsyncIterator[AsyncIterator[Chunk]]:
+            yield _one(body)
+
+        return Streamed(dialect, open, False, self.seconds)
 
     async def with_model(self, name: str | None, work: Callable[[LLM], Any]) -> Any:
         """Run something short in a thread, on a model that is loaded if need be."""
@@ -190,12 +203,14 @@ async def read_json(request: Request) -> Any:
 
 
 def _embedding(
-    llm: LLM, inputs: list[Any], truncate: bool, dimensions: int | None
+    llm: LLM, inputs: list[Any], truncate: bool, dimensions: int | None, left: threading.Event
 ) -> Callable[[], tuple[list[np.ndarray], int]]:
     def work() -> tuple[list[np.ndarray], int]:
         vectors, count = [], 0
         last = llm.file.metadata.get(f"{llm.file.architecture}.pooling_type") == 3
         for one in inputs:
+            if left.is_set():
+                break  # nobody wants them any more
             ids = llm.tokenizer.encode(one, add_special=True) if isinstance(one, str) else list(one)
             if len(ids) > llm.context:
                 if not truncate:
@@ -213,6 +228,10 @@ def _embedding(
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+async def _one(body: Callable[[], Awaitable[dict[str, Any]]]) -> AsyncIterator[Chunk]:
+    yield await body()
 
 
 async def _given(chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:

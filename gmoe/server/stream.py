@@ -5,9 +5,9 @@ import json
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from gmoe.gguf.file import GGUFError
 from gmoe.server.ask import Refused
 
 Chunk = dict[str, Any] | list[dict[str, Any]] | tuple[str, dict[str, Any]] | str
+T = TypeVar("T")
 log = logging.getLogger("gmoe.server")
 
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # httpx cuts lines there
@@ -83,7 +84,7 @@ class Threads:
                 except Exception as error:
                     put(error)
 
-        future = loop.run_in_executor(self._pool, work)
+        job = self._pool.submit(work)
         try:
             while (chunk := await queue.get()) is not None:
                 if isinstance(chunk, BaseException):
@@ -92,12 +93,27 @@ class Threads:
         finally:
             left.set()
             source.cancel()
-            future.cancel()
-            await asyncio.wait([future])
+            await _ended(job)
+
+    async def run(self, work: Callable[[], T], cancel: Callable[[], None] = lambda: None) -> T:
+        """What `work` gives; leaving early calls `cancel` and waits until the thread has let go."""
+        job = self._pool.submit(work)
+        try:
+            return await asyncio.wrap_future(job)
+        finally:
+            if not job.done():
+                cancel()
+                await _ended(job)
 
     def close(self) -> None:
         """No more answers."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _ended(job: Future[Any]) -> None:
+    """A job is cancelled where it waits for a thread; where it has one it comes to its end."""
+    if not job.cancel():
+        await asyncio.wait([asyncio.wrap_future(job)])
 
 
 class Streamed(Response):

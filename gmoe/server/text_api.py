@@ -65,32 +65,38 @@ class TextApi:
         given = read(ollama.EmbedBody, await read_json(request))
         options, _ = ollama.options_of(given.options or {})
         inputs = [given.input] * bool(given.input) if isinstance(given.input, str) else given.input or []
-        vectors, count, waited = await self.service.embed(
-            given.model,
-            list(inputs),
-            keep_alive=ollama.keep_alive_of(given.keep_alive),
-            truncate=given.truncate is not False,
-            dimensions=given.dimensions,
-            num_ctx=options.get("num_ctx"),
-        )
-        body = {
-            "model": given.model,
-            "embeddings": [[float(x) for x in vector] for vector in vectors],
-            "total_duration": ollama.nanoseconds(time.perf_counter() - began),
-            "load_duration": ollama.nanoseconds(waited),
-            "prompt_eval_count": count,
-        }
-        return json_response(body)
+        keep_alive = ollama.keep_alive_of(given.keep_alive)
+
+        async def body() -> dict[str, Any]:
+            vectors, count, waited = await self.service.embed(
+                given.model,
+                list(inputs),
+                keep_alive=keep_alive,
+                truncate=given.truncate is not False,
+                dimensions=given.dimensions,
+                num_ctx=options.get("num_ctx"),
+            )
+            return {
+                "model": given.model,
+                "embeddings": [[float(x) for x in vector] for vector in vectors],
+                "total_duration": ollama.nanoseconds(time.perf_counter() - began),
+                "load_duration": ollama.nanoseconds(waited),
+                "prompt_eval_count": count,
+            }
+
+        return self.service.once(ollama, body)
 
     async def old_embed(self, request: Request) -> Response:
         """POST /api/embeddings"""
         given = read(ollama.EmbeddingsBody, await read_json(request))
         keep_alive = ollama.keep_alive_of(given.keep_alive)
-        if not given.prompt:
-            async with self.host.admitted(), self.host.lease(given.model, keep_alive):
-                return json_response({"embedding": []})
-        vectors, _, _ = await self.service.embed(given.model, [given.prompt], keep_alive=keep_alive)
-        return json_response({"embedding": [float(x) for x in vectors[0]]})
+        prompts = [given.prompt] if given.prompt else []
+
+        async def body() -> dict[str, Any]:
+            vectors, _, _ = await self.service.embed(given.model, prompts, keep_alive=keep_alive)
+            return {"embedding": [float(x) for vector in vectors for x in vector]}
+
+        return self.service.once(ollama, body)
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings"""
@@ -100,8 +106,12 @@ class TextApi:
         inputs: list[Any] = [given.input] if isinstance(given.input, str) else list(given.input)
         if inputs and isinstance(inputs[0], int):
             inputs = [inputs]
-        vectors, count, _ = await self.service.embed(given.model, inputs, dimensions=given.dimensions)
-        return json_response(openai_text.embeddings(given, vectors, count))
+
+        async def body() -> dict[str, Any]:
+            vectors, count, _ = await self.service.embed(given.model, inputs, dimensions=given.dimensions)
+            return openai_text.embeddings(given, vectors, count)
+
+        return self.service.once(openai, body)
 
     async def count_tokens(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens"""

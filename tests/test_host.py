@@ -1,0 +1,118 @@
+"""ModelHost over models that are nothing: who gets what, and when."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gmoe.options import RuntimeOptions
+from gmoe.server.catalog import Entry
+from gmoe.server.host import ModelHost
+from gmoe.server.stream import Source, Threads
+
+
+class _Catalog:
+    def find(self, name: str) -> Entry:
+        return Entry(name, Path(name), name, 1, 0.0)
+
+
+def host(load: Callable[[RuntimeOptions], None] = lambda options: None, **limits: Any) -> ModelHost:
+    """Models of 1024 tokens; `load` may wait."""
+
+    def model(path: Path, options: RuntimeOptions) -> Any:
+        load(options)
+        hparams = SimpleNamespace(n_ctx_train=1024)
+        return SimpleNamespace(hparams=hparams, context=options.context, notices=[], stats={}, close=lambda: None)
+
+    return ModelHost(_Catalog(), RuntimeOptions(context=64), model, **limits)  # type: ignore[arg-type]
+
+
+async def rest() -> None:
+    """Let all others go as far as they can."""
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+
+
+def test_who_comes_while_it_loads_gets_the_context_he_asks_for() -> None:
+    go = threading.Event()
+    loaded: list[int] = []
+
+    def load(options: RuntimeOptions) -> None:
+        go.wait(20)
+        loaded.append(options.context)
+
+    async def run() -> None:
+        models = host(load)
+
+        async def ask(num_ctx: int | None) -> int:
+            async with models.lease("a", num_ctx=num_ctx) as running:
+                return int(running.llm.context)
+
+        asked = [asyncio.create_task(ask(n)) for n in (None, 512, 5000)]
+        await rest()
+        go.set()
+        assert await asyncio.gather(*asked) == [64, 512, 5000]
+        await models.close()
+
+    asyncio.run(run())
+    assert loaded == [64, 512, 5000]
+
+
+def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:
+    async def run() -> list[str]:
+        models, order, ends = host(max_loaded=1), list[str](), {name: asyncio.Event() for name in "12345"}
+
+        async def ask(number: str, name: str, num_ctx: int | None = None) -> None:
+            async with models.lease(name, num_ctx=num_ctx):
+                order.append(number)
+                await ends[number].wait()
+
+        tasks = []
+        for number, name, num_ctx in (("1", "a", None), ("2", "a", 512), ("3", "b", None), ("4", "a", None)):
+            tasks.append(asyncio.create_task(ask(number, name, num_ctx)))
+            await rest()
+        assert order == ["1"]
+        gone = asyncio.create_task(ask("5", "c"))
+        await rest()
+        tasks[1].cancel()  # he waits no longer, so that the next one is the first
+        gone.cancel()
+        await rest()
+        for number in "134":
+            ends[number].set()
+            await rest()
+        await asyncio.wait([*tasks, gone])
+        await models.close()
+        return order
+
+    assert asyncio.run(run()) == ["1", "3", "4"]
+
+
+def test_who_leaves_waits_until_the_thread_has_let_go() -> None:
+    left, go = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        go.wait(20)
+        done.append(name)
+
+    async def run() -> None:
+        threads = Threads(1)
+        chunks = threads.iterate(Source(lambda put: work("chunks"), left.set))
+        first = asyncio.create_task(chunks.__anext__())
+        await rest()
+        first.cancel()
+        whole = asyncio.create_task(threads.run(lambda: work("whole")))  # which has no thread yet
+        await rest()
+        whole.cancel()
+        await rest()
+        assert left.is_set() and whole.done() and not first.done() and not done
+        go.set()
+        await asyncio.wait([first])
+        assert done == ["chunks"]
+        last = asyncio.create_task(threads.run(lambda: work("last")))
+        assert await last is None and done == ["chunks", "last"]
+        threads.close()
+
+    asyncio.run(run())
