@@ -5,11 +5,11 @@ whose weights are F32, so that it rounds nothing and the logits must be equal to
 default kernels the median token must be `NEAR`, or no more than twice as far as llama.cpp is with the file itself. Only
 four tokens are compared, and rounding can decide a router's near tie in one of the two: about one file in a hundred is
 printed for that, of exaone-moe, mimo2, cohere2moe, mistral4, step35, laguna and deepseek4 about one in twelve, and so
-can the choice of an index, of deepseek32 and glm-dsa about one in twenty. A file that one of the two refuses is
+can the choice of an index, of deepseek32, glm-dsa and hy_v4 about one in twenty. A file that one of the two refuses is
 printed with what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops
 at latent attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files
-of kimi-linear, kimi-k3, glm5-next, bailingmoe3, deepseek32, glm-dsa and dots3note, whose norms or choices make much of
-little, are printed too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5 from
+of kimi-linear, kimi-k3, glm5-next, bailingmoe3, deepseek32, glm-dsa, hy_v4 and dots3note, whose norms or choices make
+much of little, are printed too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5 from
 each other; of kimi-k3 one in six up to 1e-3, where llama.cpp is as far from the same in float64, and from itself in
 other batches.
 
@@ -112,6 +112,13 @@ SCALED: Keys = {"rope.scaling.factor": (1.0, 1.7, 40.0), "rope.scaling.type": ("
 LATENT_SCALED: Keys = {"rope.scaling.factor": (1.0, 40.0), "rope.scaling.attn_factor": (0.7, 1.2)}
 GATED: Keys = {"expert_gating_func": (1, 2, 3, 4)}
 CHOOSING: Keys = {"attention.indexer.top_k": (1, 3, 12, 33, 100)}
+HUNYUAN: Keys = {
+    **GATED,
+    "hyper_connection.epsilon": (1e-6, 1e-2),
+    "hyper_connection.magnitude": (0.5, 1.0),
+    "rope.scaling.attn_factor": (0.7, 1.2),
+    "swiglu_clamp_exp": (0.0, 0.2, 7.0),
+}
 GRANITE: Keys = {
     "attention.scale": (0.015625, 1.0),
     "embedding_scale": (0.5, 12.0),
@@ -222,6 +229,8 @@ OWN: dict[str, Keys] = {
     "minimax-m2": GATED,
     "minimax-m3": GATED,
     "hy_v3": GATED,
+    "hy_v4": HUNYUAN | CHOOSING,
+    "hy_v4+full": HUNYUAN,
     "lfm2moe": GATED,
 }
 
@@ -250,7 +259,7 @@ def shape_of(name: str, draw: random.Random) -> Shape:
 def keys_of(name: str, shape: Shape, draw: random.Random) -> dict[str, Any]:
     """Half of the keys that the architecture could have."""
     architecture = name.split("+")[0]
-    keys = ANY | ({} if architecture in LATENT | UNSCALED else SCALED) | OWN.get(architecture, {})
+    keys = ANY | ({} if architecture in LATENT | UNSCALED else SCALED) | OWN.get(name, OWN.get(architecture, {}))
     drawn = {key: draw.choice(values) for key, values in keys.items() if draw.random() < 0.5}
     if architecture != "nemotron_h_moe":
         drawn["feed_forward_length"] = shape.ff
