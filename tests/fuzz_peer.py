@@ -9,9 +9,9 @@ can the choice of an index, of deepseek32, glm-dsa and hy_v4 about one in twenty
 printed with what it says, as are the few whose experts are too many for the nodes of llama.cpp's graph; its AMX stops
 at latent attention in quantized types (`use_extra_bufts` of its model's parameters keeps it from that), so that files
 of kimi-linear, kimi-k3, glm5-next, bailingmoe3, deepseek32, glm-dsa, hy_v4 and dots3note, whose norms or choices make
-much of little, are printed too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5 from
-each other; of kimi-k3 one in six up to 1e-3, where llama.cpp is as far from the same in float64, and from itself in
-other batches.
+much of little, are printed too. Of bailingmoe3 one in ten is up to 1.2e-4 away, where two builds of llama.cpp are 9e-5
+from each other; of kimi-k3 one in six up to 1e-3, where llama.cpp is as far from the same in float64, and from itself
+in other batches.
 
 llama.cpp's CPU takes GELU from a table of 16-bit numbers, which is 1e-3 away. For gemma4 and grok build its
 `libggml-cpu.so` without `GGML_GELU_FP16` (`ggml-cpu/vec.h`), and let `LLAMA_CPP_LIB_PATH` name a folder of
