@@ -107,6 +107,13 @@ def test_gbnf(grammar: str, good: list[str], bad: list[str], kind: str) -> None:
             assert follow(constraint, byte_ids(text, kind), kind) is wanted, text
 
 
+@pytest.mark.parametrize("grammar", ['root ::= ("a"{1500}){1500} "b"', 'root ::= a{300}\na ::= [ab] | ("c"{2,300} a)'])
+def test_repetitions_within_one_another_have_a_bound(grammar: str) -> None:
+    with pytest.raises(GrammarError, match="repetitions within one another come to more than 50000"):
+        gbnf_to_lark(grammar)
+    assert gbnf_to_lark('root ::= ("a"{200}){200} b{2000}\nb ::= "x"* root?')
+
+
 def test_gbnf_with_the_model_s_own_tokens() -> None:
     text = '{"the": "The quick brown fox"}'
     constraint = grammars("bpe").compile(SamplingParams(grammar=JSON_GBNF))

@@ -10,6 +10,7 @@ _ESCAPE = re.compile(r'\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}
 _PLAIN = {"n": "\n", "r": "\r", "t": "\t"}
 _ANY = r"[\x{0}-\x{10FFFF}]"
 MAX_DEPTH = 200
+MAX_TIMES = 50_000  # of what repetitions within one another repeat: what they cost is what they come to
 
 
 class GrammarError(ValueError):
@@ -38,6 +39,8 @@ def gbnf_to_lark(text: str) -> str:
     endless = next((name for name in reached if name not in ending), None)
     if endless:
         raise GrammarError(f"the grammar's rule {endless} never ends: all its alternatives lead back to itself")
+    if _times(_Node("rule", "root"), rules, ()) > MAX_TIMES:
+        raise GrammarError(f"the grammar's repetitions within one another come to more than {MAX_TIMES}")
     names = {name: f"r{n}" for n, name in enumerate(reached)}
     if not _recursive(rules):
         names = {name: label.upper() for name, label in names.items()}
@@ -216,6 +219,14 @@ def _lark(node: _Node, name_of: Callable[[str], str]) -> str:
         return '""' if node.text == "{0,0}" else f"({parts[0]}){node.text}"
     joined = (" | " if node.kind == "any" else " ").join(parts) or '""'
     return f"({joined})" if len(parts) > 1 else joined
+
+
+def _times(node: _Node, rules: dict[str, _Node], within: tuple[str, ...]) -> int:
+    """How often the most repeated part of a node is repeated, as far as it is counted; a rule within itself is not."""
+    if node.kind == "rule":
+        return 1 if node.text in within else _times(rules[node.text], rules, (*within, node.text))
+    most = max((_times(part, rules, within) for part in node.parts), default=1)
+    return most * max((int(n) for n in re.findall(r"\d+", node.text)), default=1) if node.kind == "repeat" else most
 
 
 def _called(node: _Node) -> Iterator[str]:
