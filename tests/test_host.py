@@ -7,7 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from gmoe.options import RuntimeOptions
+from gmoe.server.ask import Refused
 from gmoe.server.catalog import Entry
 from gmoe.server.host import ModelHost
 from gmoe.server.stream import Source, Threads
@@ -87,6 +90,19 @@ def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:
         return order
 
     assert asyncio.run(run()) == ["1", "3", "4"]
+
+
+def test_what_the_server_was_told_is_not_the_client_s_fault() -> None:
+    def load(options: RuntimeOptions) -> None:
+        raise ValueError("evict is 'foo'")
+
+    async def run() -> None:
+        async with host(load).lease("a"):
+            pass
+
+    with pytest.raises(Refused, match="evict is 'foo'") as caught:
+        asyncio.run(run())
+    assert caught.value.status == 500
 
 
 def test_who_leaves_waits_until_the_thread_has_let_go() -> None:

@@ -329,6 +329,8 @@ def test_the_probabilities_of_a_prompt_are_those_of_its_tokens_when_they_are_gen
     said = client.completions.create(**asked, prompt=[5, 6, 7], max_tokens=6, echo=True).choices[0]
     assert said.text.endswith(first.text) and first.logprobs and said.logprobs and said.logprobs.token_logprobs
     assert said.logprobs.token_logprobs[0] is None and said.logprobs.top_logprobs and not said.logprobs.top_logprobs[0]
+    for best in said.logprobs.top_logprobs[1:]:
+        assert [*best.values()] == sorted(best.values(), reverse=True)
     assert said.logprobs.tokens and len(said.logprobs.tokens) == len(said.logprobs.text_offset or ()) == 9
     assert said.logprobs.token_logprobs[3:] == first.logprobs.token_logprobs
     only = {str(n): -100 for n in range(272)} | {"65": 100}

@@ -291,6 +291,9 @@ def test_llama_servers_routes(live: Live) -> None:
     metrics = live.http.get("/metrics").text
     assert re.search(r"^llamacpp:tokens_predicted_total \d+$", metrics, re.M)
     assert re.search(r'^gmoe_expert_hits_total\{model="tiny:latest",tier="host"\} \d+$', metrics, re.M)
+    families = re.findall(r"^# TYPE (\S+)", metrics, re.M)
+    assert len(families) == len(set(families)) and set(re.findall(r'tier="(\w+)"', metrics)) == {"host"}
+    assert set(re.findall(r'action="(\w+)"', metrics)) >= {"load", "routed", "rerouted"}
 
 
 def test_counters_outlive_their_model(live: Live) -> None:

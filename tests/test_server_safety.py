@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import socket
@@ -250,6 +251,15 @@ def test_vectors_that_nobody_wants_are_not_computed(live: Live) -> None:
     _until(lambda: not running.users)
     running.llm.embed = embed
     assert len(asked) < 50
+
+
+def test_a_full_disk_ends_a_stream_with_its_sentence(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(live.service.host.catalog.library, "put_blob", full)
+    lines = live.lines("/api/create", {"model": "x", "from": "demo", "system": "y"})
+    assert "No space left on device" in lines[-1]["error"]
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class Engine:
             token = seq.sampler.sample(logits, seq.ids)
         except ValueError as error:  # the trouble of one sequence is not that of the others
             self.abort(seq)
-            named = ValueError(f"{self.name}: {error}") if self.name and isinstance(error, NotNumbers) else error
+            named = NotNumbers(f"{self.name}: {error}") if self.name and isinstance(error, NotNumbers) else error
             return StepOutput(seq, None, "abort", error=named)
         seq.ids.append(token)
         if token in seq.end_ids or (seq.constraint is not None and seq.constraint.complete):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from gmoe.gguf.file import GGUFError
 from gmoe.options import RuntimeOptions
 from gmoe.server.ask import Refused
 from gmoe.server.catalog import Catalog, Entry, options_for
@@ -95,6 +96,8 @@ class ModelHost:
             running = await self._take(entry, options, num_ctx)
             try:
                 await running.ready.wait()
+                if isinstance(running.failure, ValueError) and not isinstance(running.failure, GGUFError):
+                    raise Refused(500, str(running.failure))  # what the server was told, not what it is asked
                 if running.failure:
                     raise running.failure
                 if not _suffices(running, num_ctx) and running.options.context < options.context:

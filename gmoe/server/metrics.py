@@ -44,17 +44,17 @@ def render(host: ModelHost) -> str:
 
 
 def _experts(stats: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """Every counter of a tier is a series by model and tier; actions are two, by model and action."""
+    """Every counter of a tier is a series by model and tier; actions, with what routers chose, are two."""
     by_tier: dict[str, list[tuple[dict[str, str], float]]] = {}
     counts: list[tuple[dict[str, str], float]] = []
     masses: list[tuple[dict[str, str], float]] = []
     for model, one in stats.items():
         for tier, counters in one.items():
-            if tier == "actions":
-                for action, numbers in counters.items():
+            if tier in ("actions", "routed", "rerouted"):
+                for action, numbers in (counters if tier == "actions" else {tier: counters}).items():
                     counts.append(({"model": model, "action": action}, numbers.get("count", 0)))
                     masses.append(({"model": model, "action": action}, numbers.get("mass", 0.0)))
-            elif isinstance(counters, Mapping):
+            elif isinstance(counters, Mapping) and tier != "shares":  # which are no counters
                 for name, value in counters.items():
                     if isinstance(value, int | float):
                         by_tier.setdefault(name, []).append(({"model": model, "tier": tier}, value))

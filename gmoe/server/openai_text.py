@@ -124,5 +124,8 @@ def _text_logprobs(piece: Piece, places: _Places) -> dict[str, Any] | None:
 
 
 def _top(token: Chosen) -> dict[str, float | None] | None:
-    """The likeliest by their text; of those with the same one the first."""
-    return None if token.logprob is None else {top.token: top.logprob for top in reversed(token.top)}
+    """The likeliest by their text, likeliest first; of those with the same one the first."""
+    found: dict[str, float | None] = {}
+    for top in token.top:
+        found.setdefault(top.token, top.logprob)
+    return None if token.logprob is None else found

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gmoe.engine.sampler import NotNumbers
 from gmoe.gguf.file import GGUFError
 from gmoe.server.ask import Refused
 
@@ -165,8 +166,8 @@ class Streamed(Response):
         except TimeoutError:
             await self._refuse(send, Refused(504, f"the answer took longer than {self.seconds:g} seconds"), begun)
         except Exception as error:
-            if isinstance(error, OSError) and begun and not error.filename:
-                raise
+            if begun and isinstance(error, OSError) and (isinstance(error, ConnectionError) or error.errno is None):
+                raise  # the client is gone
             await self._refuse(send, refused_of(error), begun)
 
     async def _refuse(self, send: Send, refused: Refused, begun: bool) -> None:
@@ -190,8 +191,10 @@ def refused_of(error: Exception) -> Refused:
     if isinstance(error, Refused):
         return error
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, GGUFError | ValueError):
-        return Refused(400 if isinstance(error, ValueError) and not isinstance(error, GGUFError) else 500, text)
+    if isinstance(error, GGUFError | NotNumbers):
+        return Refused(500, text)
+    if isinstance(error, ValueError):
+        return Refused(400, text)
     if isinstance(error, ClientDisconnect):
         return Refused(499, "request canceled")
     if isinstance(error, MemoryError):
