@@ -200,6 +200,16 @@ def test_a_file_cut_off_while_in_use_fails_only_what_it_lost(tmp_path: Path, map
         store.close()
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_closing_twice_closes_nothing_of_anybody_else(file: GGUFFile, mapped: bool) -> None:
+    transfer = ThreadTransfer(file.parts, in_flight=0, mapped=mapped)
+    transfer.close()
+    others = [os.open(file.path, os.O_RDONLY) for _ in range(4)]  # the numbers that have become free
+    transfer.close()
+    for fd in others:
+        os.close(fd)
+
+
 def test_what_waits_is_cancelled_and_what_is_wanted_goes_first(file: GGUFFile) -> None:
     transfer = ThreadTransfer(file.parts, in_flight=0)  # nobody reads: the order is seen
     store = opened(file, 24, transfer)

@@ -134,6 +134,7 @@ class _File:
     def close(self) -> None:
         for fd in {self.plain, self.direct} - {-1}:
             os.close(fd)
+        self.plain = self.direct = -1  # the number may be somebody else's now
 
 
 class _MappedFile:
@@ -171,6 +172,7 @@ class _MappedFile:
     def close(self) -> None:
         self.guard.close()
         os.close(self.fd)  # the map goes with the last who uses its bytes
+        self.fd = -1
 
 
 class ThreadTransfer:
@@ -256,6 +258,8 @@ class ThreadTransfer:
 
     def close(self) -> None:
         with self._change:
+            if not self._open:
+                return
             self._open = False
             for ticket, _, _ in (*self._urgent, *self._later):
                 ticket.state = State.CANCELLED
