@@ -1,5 +1,6 @@
 """The store over a scripted transfer: right bytes or none, no slot twice, no leak; and the real one over real files."""
 
+import errno
 import os
 import random
 from pathlib import Path
@@ -181,6 +182,26 @@ def test_a_system_without_direct_reading_reads_the_same(file: GGUFFile, monkeypa
     for name in ("O_DIRECT", "posix_fadvise"):
         monkeypatch.delattr(os, name)
     test_threads_read_what_the_file_holds(file, mapped=False)
+
+
+def test_a_file_that_refuses_direct_reads_is_closed_all_the_same(
+    file: GGUFFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, old = os.listdir("/proc/self/fd"), os.preadv
+    transfer = ThreadTransfer(file.parts)
+    direct = {part.direct for part in transfer.files}
+
+    def refusing(fd: int, *more) -> int:
+        if fd in direct:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return old(fd, *more)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    store = opened(file, 24, transfer)
+    ticket = store.fetch(ExpertId(0, 0), ())
+    assert store.wait([ticket]) == [ticket] and store.resident(ExpertId(0, 0))
+    store.close()
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("mapped", [False, True])

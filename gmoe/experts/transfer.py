@@ -110,6 +110,7 @@ class _File:
             self.direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
         except (OSError, AttributeError):  # neither every file system nor every system has it
             self.direct = -1
+        self.refused = self.direct < 0
         if hasattr(fcntl, "F_NOCACHE"):  # macOS
             fcntl.fcntl(self.plain, fcntl.F_NOCACHE, 1)
 
@@ -117,18 +118,18 @@ class _File:
         """Fill `into`; raises `TransferError`."""
         got = 0
         while got < read.needed:
-            direct = self.direct >= 0 and got % PAGE == 0
+            direct = not self.refused and got % PAGE == 0
             try:
                 n = os.preadv(self.direct if direct else self.plain, [into[got:].data], read.offset + got)
             except OSError as error:
                 if direct and error.errno == errno.EINVAL:
-                    self.direct = -1
+                    self.refused = True  # other threads may be reading from it: it is closed with the file
                     continue
                 raise TransferError(f"{self.path} cannot be read: {error.strerror}") from None
             if n == 0:
                 raise TransferError(f"{self.path} ends at byte {read.offset + got}: it was cut off while in use")
             got += n
-        if self.direct < 0:
+        if self.refused:
             _forget(self.plain, read)
 
     def close(self) -> None:
