@@ -184,10 +184,32 @@ def test_a_system_without_direct_reading_reads_the_same(file: GGUFFile, monkeypa
     test_threads_read_what_the_file_holds(file, mapped=False)
 
 
+@pytest.mark.parametrize("mapped,call", [(False, "preadv"), (True, "fstat")])
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("Stale file handle")])
+def test_a_reader_lives_on_whatever_a_read_raises(
+    file: GGUFFile, monkeypatch: pytest.MonkeyPatch, mapped: bool, call: str, error: Exception
+) -> None:
+    transfer = ThreadTransfer(file.parts, in_flight=0, mapped=mapped)
+    store = opened(file, 24, transfer)
+    ticket = store.fetch(ExpertId(0, 0), ())
+
+    def broken(*given) -> None:
+        transfer._open = bool(transfer._urgent)  # the last read lets the reader come to its end
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, broken)
+        transfer._work()
+    with pytest.raises(TransferError, match="m.gguf cannot be read: Stale file handle"):
+        store.wait([ticket])
+    transfer._open = True
+    store.close()
+
+
 def test_a_file_that_refuses_direct_reads_is_closed_all_the_same(
     file: GGUFFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, old = os.listdir("/proc/self/fd"), os.preadv
+    before, old = os.listdir("/dev/fd"), os.preadv
     transfer = ThreadTransfer(file.parts)
     direct = {part.direct for part in transfer.files}
 
@@ -201,7 +223,7 @@ def test_a_file_that_refuses_direct_reads_is_closed_all_the_same(
     ticket = store.fetch(ExpertId(0, 0), ())
     assert store.wait([ticket]) == [ticket] and store.resident(ExpertId(0, 0))
     store.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir("/dev/fd") == before
 
 
 @pytest.mark.parametrize("mapped", [False, True])

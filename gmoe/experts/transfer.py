@@ -160,11 +160,13 @@ class _MappedFile:
 
     def read(self, read: Read, into: NDArray[np.uint8]) -> None:
         """Wait until it is there; raises `TransferError`."""
-        end = os.fstat(self.fd).st_size
-        if read.offset + read.needed > end:
-            raise TransferError(f"{self.path} ends at byte {end}: it was cut off while in use")
         try:
+            end = os.fstat(self.fd).st_size
+            if read.offset + read.needed > end:
+                raise TransferError(f"{self.path} ends at byte {end}: it was cut off while in use")
             self.map.madvise(_POPULATE_READ, read.offset, read.needed)
+        except TransferError:
+            raise
         except OSError as error:
             if error.errno != errno.EINVAL:  # an older kernel: every page is touched
                 raise TransferError(f"{self.path} cannot be read: {error.strerror}") from None
@@ -286,6 +288,8 @@ class ThreadTransfer:
                 self.files[read.part].read(read, into)
             except TransferError as failure:
                 error = failure
+            except Exception as failure:  # without a reader everybody would wait for ever
+                error = TransferError(f"{self.files[read.part].path} cannot be read: {failure}")
             with self._change:
                 ticket.parts -= 1
                 ticket.error = ticket.error or error
