@@ -1,9 +1,12 @@
 """What a card does that is full, small or out of order: a sentence, the CPU, or an answer all the same."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +18,7 @@ from gmoe.experts import device_cache
 from gmoe.experts.device import DeviceError
 from gmoe.experts.device_cost import DeviceCosts, measure
 from gmoe.experts.store import ExpertStore
+from gmoe.experts.transfer import ThreadTransfer, Ticket
 from tests.factory import write_model
 from tests.fake_device import FakeDevice
 from tests.test_device_offload import host_memory, memory
@@ -98,6 +102,29 @@ def test_reading_is_no_part_of_copying(model: Path, monkeypatch: pytest.MonkeyPa
     options = gmoe.RuntimeOptions(device="cuda", context=64, max_sequences=1, gpu_memory=budget, host_memory=host)
     with gmoe.LLM.load(model, options):
         assert now[0] > 1000 and len(found) == 1 and found[0].copy < 1
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_copy_that_cannot_begin_is_begun_again_later(
+    model: Path, monkeypatch: pytest.MonkeyPatch, card: FakeDevice, at: int
+) -> None:
+    budget, host = _budgets(model)
+    how: dict[str, Any] = {"prefetch": "none", "working_set": "none", "evict": "lru", "miss": "load"}
+    options = gmoe.RuntimeOptions(device="cuda", context=64, gpu_memory=budget, host_memory=host, **how)
+    prompt, times, old = list(range(3, 13)), itertools.count(1), ThreadTransfer.submit
+
+    def submit(*given: Any) -> Ticket:
+        if next(times) == at:
+            raise MemoryError
+        return old(*given)
+
+    with gmoe.LLM.load(model, options) as llm:
+        want = llm.logits(prompt)
+        monkeypatch.setattr(ThreadTransfer, "submit", submit)
+        with pytest.raises(MemoryError):
+            llm.logits(prompt)
+        for _ in range(2):
+            assert np.array_equal(llm.logits(prompt), want)
 
 
 def test_a_load_that_fails_leaves_no_readers(model: Path, monkeypatch: pytest.MonkeyPatch, card: FakeDevice) -> None:

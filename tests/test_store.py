@@ -12,7 +12,7 @@ from gmoe.kernels.formats import FORMATS
 from gmoe.experts import transfer as transfer_module
 from gmoe.experts.evict.lru import Policy as Lru
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.slots import PAGE, Group, extent, extents, groups, least, share
+from gmoe.experts.slots import PAGE, Group, Read, extent, extents, groups, least, share
 from gmoe.experts.store import ExpertStore
 from gmoe.experts.transfer import State, ThreadTransfer, TransferError
 from gmoe.gguf.file import GGUFFile
@@ -176,6 +176,29 @@ def test_what_is_kept_stays_where_more_is_foretold_than_there_is_room_for(file: 
     store.wait([store.fetch(ExpertId(0, 0), ())])
     assert [store.resident(ExpertId(2, expert)) for expert in (5, 6, 7)] == [True, False, True]
     store.close()
+
+
+def test_a_read_that_cannot_begin_leaves_nothing_behind(file: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, id = opened(file, 3, transfer := scripted(file)), ExpertId(0, 0)
+
+    def broken(*given) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "submit", broken)
+        for begin in (lambda: store.fetch(id, ()), lambda: store.prefetch([id], ())):
+            with pytest.raises(MemoryError):
+                begin()
+            assert not len(store._pools[0]) and not store.arriving(id)
+    store.wait([store.fetch(id, ())])
+    assert store.resident(id)
+    store.close()
+
+
+def test_the_system_need_not_take_a_hint(file: GGUFFile) -> None:
+    part = transfer_module._MappedFile(file.path)
+    part.announce(Read(0, 1, 10, 0, 10))  # no page begins there
+    part.close()
 
 
 def test_a_system_without_direct_reading_reads_the_same(file: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:

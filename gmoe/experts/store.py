@@ -254,7 +254,11 @@ class ExpertStore:
         for other in placed.evicted:
             self._forget(other)
         into = self._arena.slot(group, placed.slot)
-        ticket = self.transfer.submit(id, placed.slot, self._extents[id], into, urgent)
+        try:
+            ticket = self.transfer.submit(id, placed.slot, self._extents[id], into, urgent)
+        except BaseException:
+            pool.remove(id)
+            raise
         self._flying[id] = ticket
         return ticket
 

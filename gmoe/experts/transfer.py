@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from statistics import median
@@ -155,8 +156,9 @@ class _MappedFile:
         self.guard = Guard(self.bytes)
 
     def announce(self, read: Read) -> None:
-        """Let the system begin to read."""
-        self.map.madvise(mmap.MADV_WILLNEED, read.offset, read.needed)
+        """Let the system begin to read; where it will not, `read` does."""
+        with suppress(OSError):
+            self.map.madvise(mmap.MADV_WILLNEED, read.offset, read.needed)
 
     def read(self, read: Read, into: NDArray[np.uint8]) -> None:
         """Wait until it is there; raises `TransferError`."""

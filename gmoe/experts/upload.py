@@ -65,9 +65,13 @@ class Upload:
         ticket = Ticket(id, slot, 1, urgent)
         job = self._jobs[ticket] = _Job(ticket, extent, into)
         self._insert(job)
-        if not self.below.whole:
-            self.below.lookup(id.layer, [id.expert])  # counts it there, and tells the eviction policy
-        self._pump()
+        try:
+            if not self.below.whole:
+                self.below.lookup(id.layer, [id.expert])  # counts it there, and tells the eviction policy
+            self._pump()
+        except BaseException:
+            self._drop(job)
+            raise
         return ticket
 
     def elsewhere(self, extent: Extent) -> Sequence[int] | None:
@@ -122,10 +126,7 @@ class Upload:
 
     def close(self) -> None:
         for job in list(self._jobs.values()):
-            if job.event is not None:
-                job.event.synchronize()
-            self._end(job, State.CANCELLED)
-        self._queue.clear()
+            self._drop(job)
 
     def _insert(self, job: _Job) -> None:
         """Behind those as urgent as it is."""
@@ -207,6 +208,15 @@ class Upload:
         assert job.event is not None
         self.device.wait(job.event)
         self._end(job, State.DONE)
+
+    def _drop(self, job: _Job) -> None:
+        """Take it back, however far it is: nobody writes into its slot any more."""
+        if job.event is not None:
+            job.event.synchronize()
+        if job in self._queue:
+            self._queue.remove(job)
+        if job.ticket in self._jobs:
+            self._end(job, State.CANCELLED)
 
     def _end(self, job: _Job, state: State) -> None:
         del self._jobs[job.ticket]
