@@ -142,6 +142,17 @@ def test_a_limited_recorder_forgets_whole_passes():
     assert [event.layer for event in trace.events()] == [0, 1] * (len(trace) // 2)
 
 
+def test_a_pass_of_more_rows_than_the_limit_stays_until_others_take_its_place() -> None:
+    recorder = Recorder(Header("m", "", 2, 4, (1, 1)), limit=20)
+    lengths = []
+    for rows in (30, *[1] * 12):
+        recorder.begin_step(np.zeros(rows), np.ones(rows), np.arange(rows))
+        for layer in range(2):
+            recorder.record(layer, np.zeros((rows, 2)), np.ones((rows, 2)))
+        lengths.append(recorder.rows)
+    assert lengths == [*range(60, 82, 2), 22, 24]
+
+
 def test_reuse_and_differences():
     recorder = Recorder(Header("m", "", 1, 4, (1,), ("a", "b")))
     for step, expert in enumerate((0, 0, 1, 0)):

@@ -78,9 +78,11 @@ class Recorder:
             self._columns[name][: self.rows] = column[: self.rows]
 
     def _forget(self) -> None:
-        """Drop whole passes from the front until `limit` rows are left, or a few less."""
+        """Drop whole passes from the front while `limit` rows are left: one of more rows stays until others are."""
         step = self._columns["step"][: self.rows]
-        cut = int(np.searchsorted(step, step[self.rows - self.limit - 1], side="right"))
+        cut = int(np.searchsorted(step, step[self.rows - self.limit]))
+        if not cut:
+            return
         left = self.rows - cut
         for column in self._columns.values():
             column[:left] = column[cut : self.rows].copy()
