@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from traces import SHARED, synthetic
 
 import gmoe
-from gmoe.cli.output import whole
 from gmoe.cli.trace import _save
 from gmoe.cli.trace import trace as command
 from gmoe.experts.analysis import by_task, difference, reuse
@@ -23,6 +22,7 @@ from gmoe.experts.recorder import Recorder
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.trace import Header, Trace, TraceError
 from gmoe.experts.trace_csv import from_csv, to_csv
+from gmoe.whole import whole
 from tests.factory import write_model
 
 CSV = """# route_trace v1
@@ -55,6 +55,22 @@ def test_round_trip(tmp_path):
     assert same(Trace.load(path, "f00d"), trace)
     assert [p.name for p in tmp_path.iterdir()] == ["model.trace"]
     assert path.stat().st_size < 8 * trace.ids.size
+
+
+def test_a_run_that_ends_beside_another_damages_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, trace, write = tmp_path / "m.trace", synthetic(), np.savez_compressed
+
+    def interrupted(file, **columns) -> None:
+        monkeypatch.setattr(np, "savez_compressed", write)
+        file.write(b"half")
+        synthetic(steps=5).save(path)
+        assert len(Trace.load(path)) == len(synthetic(steps=5))
+        file.seek(0)
+        write(file, **columns)
+
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    trace.save(path)
+    assert same(Trace.load(path), trace) and [file.name for file in tmp_path.iterdir()] == ["m.trace"]
 
 
 def test_recorder_copies_and_takes_the_last_rows():

@@ -1,7 +1,6 @@
-"""What commands write: notes, and files, never the model that they read, and whole or not at all."""
+"""What commands write: notes, and files, never the model that they read."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -22,20 +21,3 @@ def require_other(model: Path, output: Path) -> None:
     with GGUFFile.open(model) as file:
         if any(output.samefile(part) for part in file.parts):
             raise click.UsageError(f"{output} is the model itself; write to another file")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write: it takes the name of `path` behind the block, and nothing is left where the block fails.
-
-    A pipe or a device is written itself.
-    """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

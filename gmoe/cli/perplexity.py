@@ -9,10 +9,11 @@ import click
 import numpy as np
 
 from gmoe.cli.options import runtime_flags, take
-from gmoe.cli.output import require_other, say_notes, whole
+from gmoe.cli.output import require_other, say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
 from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows_of
+from gmoe.whole import whole
 
 QUANTILES = {"99.9%": 99.9, "99.0%": 99, "95.0%": 95, "90.0%": 90, "Median": 50, "10.0%": 10, "5.0%": 5, "1.0%": 1}
 QUANTILES |= {"0.1%": 0.1}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gmoe.cli.output import whole
 from gmoe.experts.analysis import GAPS, by_task, counts, difference, reuse
 from gmoe.experts.simulate import Report
 from gmoe.experts.trace import Trace
+from gmoe.whole import whole
 
 SHADES = " .:-=+*#%@"
 MOST_TASKS = 12

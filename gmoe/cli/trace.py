@@ -14,13 +14,14 @@ import numpy as np
 
 from gmoe.cli.errors import Group
 from gmoe.cli.options import runtime_flags, take
-from gmoe.cli.output import require_other, say_notes, whole
+from gmoe.cli.output import require_other, say_notes
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.trace import Trace, TraceError
 from gmoe.experts.trace_csv import any_trace, to_csv
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
+from gmoe.whole import whole
 
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.argument("file", metavar="TRACE", type=EXISTING)

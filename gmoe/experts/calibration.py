@@ -1,7 +1,6 @@
 """What was measured of a model's tolerance, kept beside it: sensitivity of its layers, and knobs for a budget."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
 from gmoe.options import RuntimeOptions
+from gmoe.whole import whole
 
 FORMAT = 2
 DEVICE = "device"  # experts were on a card and the others copied there
@@ -124,10 +124,6 @@ def load(model: GGUFFile) -> Calibration:
 def save(model: GGUFFile, calibration: Calibration) -> Path:
     """Write it whole or not at all; returns where."""
     path = path_of(model)
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as part:
         part.write_text(json.dumps({"format": FORMAT, **asdict(calibration)}, indent=1))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

@@ -5,13 +5,13 @@ The file, `costs.json` in the user's folder, holds a row for each machine, threa
 
 import json
 import logging
-import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gmoe.experts.machine import Machine
 from gmoe.gguf.layout import ExpertLayout
+from gmoe.whole import whole
 
 WEIGHT = 0.05  # of one pass in what is known
 
@@ -85,11 +85,10 @@ class CostModel:
         """Keep it; where that is impossible it is logged, and nothing else happens."""
         if self.costs is None:
             return
-        part = self.path.with_name(f".costs.{os.getpid()}.json")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._read() | {self.key: asdict(self.costs)}, indent=1))
-            os.replace(part, self.path)
+            with whole(self.path) as part:
+                part.write_text(json.dumps(self._read() | {self.key: asdict(self.costs)}, indent=1))
         except OSError as error:
             text = "%s cannot be written (%s): costs are measured again next time"
             logging.getLogger("gmoe").warning(text, self.path, error.strerror)

@@ -9,7 +9,6 @@ recorded `scores` float16 [N, E], the router's own; where requests were summed u
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gmoe.whole import whole
 
 FORMAT = 1
 MOST_BYTES, MOST_TIMES = 1 << 28, 64  # a larger file is not packed more tightly: it would fill the memory
@@ -96,16 +97,11 @@ class Trace:
     def save(self, path: Path) -> None:
         """Write it whole or not at all; raises OSError as the file system does."""
         header = json.dumps({"format": FORMAT, **asdict(self.header)})
-        part = path.with_name(path.name + ".part")
-        try:
-            columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids}
-            columns["weights"] = self.weights.astype(np.float16)
-            columns |= {name: column for name in EXTRAS if (column := getattr(self, name)) is not None}
-            with part.open("wb") as file:
-                np.savez_compressed(file, **columns, **dict[str, Any](self.rows))
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids}
+        columns["weights"] = self.weights.astype(np.float16)
+        columns |= {name: column for name in EXTRAS if (column := getattr(self, name)) is not None}
+        with whole(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **columns, **dict[str, Any](self.rows))
 
     @classmethod
     def load(cls, path: Path, fingerprint: str | None = None) -> "Trace":
