@@ -166,6 +166,27 @@ def test_another_models_trace_is_left_alone(tmp_path: Path):
     assert "damaged" in TraceFile(tmp_path / "m.gguf", None, other).notices[0]
 
 
+def test_a_trace_that_is_merely_damaged_is_replaced(tmp_path: Path) -> None:
+    path, mine = tmp_path / "m.trace", TRACE.header
+    TRACE.save(path)
+    written = path.read_bytes()
+    np.savez_compressed(tmp_path / "other.npz", weights=np.ones(3))
+
+    def after(found: bytes, header: Header = mine) -> bytes:
+        path.write_bytes(found)
+        known = TraceFile(tmp_path / "m.gguf", None, header)
+        assert known.trace is None and known.notices
+        known.save(TRACE)
+        return path.read_bytes()
+
+    for cut in (0, 2, len(written) // 2):
+        after(written[:cut])
+        assert len(Trace.load(path)) == len(TRACE)
+    strangers = (b"some text", (tmp_path / "other.npz").read_bytes())
+    assert all(after(stranger) == stranger for stranger in strangers)
+    assert after(written, replace(mine, fingerprint="beef")) == written
+
+
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, caplog, monkeypatch):
     known = TraceFile(tmp_path / "m.gguf", None, TRACE.header)
 

@@ -135,6 +135,15 @@ def test_impossible_numbers_are_refused(tmp_path):
         Trace.load(tmp_path / "t")
 
 
+def test_rows_whose_weights_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
+    trace = synthetic(steps=5)
+    scores, matrices = np.zeros((len(trace), 16), np.float16), np.ones((2, 4, 16), np.uint16)
+    trace.weights[3, 0], trace.weights[4, 1], trace.weights[7] = np.nan, 1e6, -np.inf
+    replace(trace, scores=scores, matrices=matrices).save(tmp_path / "t")
+    again, kept = Trace.load(tmp_path / "t"), np.delete(np.arange(len(trace)), [3, 4, 7])
+    assert same(again, trace._some(kept)) and len(again.scores) == len(kept) and len(again.matrices) == 2
+
+
 def test_scores_and_matrices_come_along(tmp_path):
     trace = synthetic(steps=2)
     scores = np.linspace(0, 1, len(trace) * 16, dtype=np.float16).reshape(-1, 16)

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gmoe.whole import whole
 
 FORMAT = 1
+ZIP = b"PK\3\4"  # how an .npz begins
 MOST_BYTES, MOST_TIMES = 1 << 28, 64  # a larger file is not packed more tightly: it would fill the memory
 MOST_LAYERS, MOST_EXPERTS = 10_000, np.iinfo(np.int16).max
 ROWS = {"step": np.int32, "request": np.int32, "phase": np.uint8, "layer": np.int16, "position": np.int32}
@@ -29,6 +30,10 @@ EXTRAS = {"scores": np.float16, "matrices": np.uint16}
 
 class TraceError(ValueError):
     """A file that is no trace, or one of another model; the text is one sentence that names the file."""
+
+
+class DamagedError(TraceError):
+    """A file that was a trace of this model, as far as can be seen."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,24 @@ class Trace:
         step = self.rows["step"]
         steps = np.unique(step)
         from_row = int(np.searchsorted(step, steps[-passes])) if 0 < passes < len(steps) else 0
-        rows = {name: column[from_row:] for name, column in self.rows.items()}
-        scores = None if self.scores is None else self.scores[from_row:]
-        return Trace(self.header, rows, self.ids[from_row:], self.weights[from_row:], scores)
+        return self._some(slice(from_row, None))
+
+    def _some(self, which: "slice | NDArray[np.bool_]") -> "Trace":
+        """These rows, without `matrices`."""
+        rows = {name: column[which] for name, column in self.rows.items()}
+        scores = None if self.scores is None else self.scores[which]
+        return Trace(self.header, rows, self.ids[which], self.weights[which], scores)
 
     def save(self, path: Path) -> None:
-        """Write it whole or not at all; raises OSError as the file system does."""
+        """Write it whole or not at all, but for rows whose weights are no numbers; raises OSError."""
+        with np.errstate(over="ignore"):
+            weights = self.weights.astype(np.float16)
+        numbers = np.isfinite(weights).all(axis=1)
+        if not numbers.all():
+            replace(self._some(numbers), matrices=self.matrices).save(path)
+            return
         header = json.dumps({"format": FORMAT, **asdict(self.header)})
-        columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids}
-        columns["weights"] = self.weights.astype(np.float16)
+        columns: dict[str, Any] = {"header": np.array(header), "ids": self.ids, "weights": weights}
         columns |= {name: column for name in EXTRAS if (column := getattr(self, name)) is not None}
         with whole(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **columns, **dict[str, Any](self.rows))
@@ -107,6 +121,7 @@ class Trace:
     def load(cls, path: Path, fingerprint: str | None = None) -> "Trace":
         """Read a trace; raises OSError, or TraceError where it is damaged or not of the model with this fingerprint."""
         data = path.read_bytes()
+        refused = f"{path}: not a routing trace, or a damaged one"
         try:
             if not zipfile.is_zipfile(io.BytesIO(data)):
                 raise ValueError("it is no whole .npz")
@@ -114,10 +129,14 @@ class Trace:
             if size > max(MOST_BYTES, MOST_TIMES * len(data)):
                 raise ValueError(f"its columns would take {size} bytes")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                if "header" not in file.files:
+                    raise TraceError(f"{refused} (it has no header)")
+                header = json.loads(str(file["header"]))
+                if header.pop("format") != FORMAT:
+                    raise TraceError(f"{refused} (its format is unknown)")
+                if fingerprint is not None and header.get("fingerprint") != fingerprint:
+                    raise TraceError(f"{path}: a trace of another model ({header.get('model')})")
                 columns = {name: file[name] for name in file.files}
-            header = json.loads(str(columns.pop("header")))
-            if header.pop("format") != FORMAT:
-                raise ValueError("its format is unknown")
             trace = cls(
                 Header.read(header),
                 {name: columns[name].astype(dtype, casting="safe") for name, dtype in ROWS.items()},
@@ -129,10 +148,11 @@ class Trace:
                 ),
             )
             trace.check()
+        except TraceError:
+            raise
         except Exception as error:  # numpy and zipfile raise a dozen kinds over damaged bytes
-            raise TraceError(f"{path}: not a routing trace, or a damaged one ({error})") from None
-        if fingerprint is not None and trace.header.fingerprint != fingerprint:
-            raise TraceError(f"{path}: a trace of another model ({trace.header.model})")
+            began = ZIP.startswith(data[: len(ZIP)])  # or nothing at all was written
+            raise (DamagedError if began else TraceError)(f"{refused} ({error})") from None
         return trace
 
     def check(self) -> None:

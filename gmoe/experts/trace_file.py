@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gmoe.experts.analysis import counts
 from gmoe.experts.expert_id import ExpertId
 from gmoe.experts.matrices import Collection, of_trace
-from gmoe.experts.trace import ROWS, Header, Trace, TraceError
+from gmoe.experts.trace import ROWS, DamagedError, Header, Trace, TraceError
 from gmoe.experts.trace_csv import any_trace
 
 ROWS_KEPT = 1 << 16
@@ -42,7 +42,7 @@ class TraceFile:
             try:
                 self.trace = self._ours(Trace.load(found, header.fingerprint), found)
             except (TraceError, OSError) as error:
-                self.ours = found != self.path
+                self.ours = found != self.path or isinstance(error, DamagedError)
                 self.notices.append(f"{error}; it is not used")
 
     def _ours(self, trace: Trace, path: Path) -> Trace:
