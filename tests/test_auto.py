@@ -166,6 +166,22 @@ def test_another_models_trace_is_left_alone(tmp_path: Path):
     assert "damaged" in TraceFile(tmp_path / "m.gguf", None, other).notices[0]
 
 
+def test_a_given_trace_changes_nothing_about_the_one_that_is_found(tmp_path: Path) -> None:
+    model, path, given = tmp_path / "m.gguf", tmp_path / "m.trace", tmp_path / "given.trace"
+    TRACE.tail(9).save(given)
+    TraceFile(model, given, TRACE.header).save(TRACE)
+    assert len(Trace.load(path)) == len(TRACE)
+    known = TraceFile(model, given, TRACE.header)
+    assert known.trace is not None and len(known.trace) == len(TRACE.tail(9)) and not known.notices
+    known.save(TRACE)
+    grown = Trace.load(path)
+    assert len(grown) == 2 * len(TRACE) and grown.matrices is not None and len(grown.matrices) == 12
+    replace(TRACE, header=replace(TRACE.header, fingerprint="beef")).save(path)
+    known = TraceFile(model, given, TRACE.header)
+    known.save(TRACE)
+    assert Trace.load(path).header.fingerprint == "beef" and "another model" in known.notices[0]
+
+
 def test_a_trace_that_is_merely_damaged_is_replaced(tmp_path: Path) -> None:
     path, mine = tmp_path / "m.trace", TRACE.header
     TRACE.save(path)

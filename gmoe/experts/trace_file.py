@@ -23,7 +23,7 @@ class TraceFile:
     """`trace` is what is known at the start, or None; `notices` what should be said about it.
 
     A `given` trace must be there and of this model, or it is a TraceError. One found beside the model that is not
-    is left alone.
+    is left alone; one that is grows, even where another is given.
     """
 
     def __init__(self, model: Path, given: Path | None, header: Header):
@@ -32,18 +32,21 @@ class TraceFile:
         self.path = model.with_suffix(".trace") if model.suffix == ".gguf" else model.with_name(model.name + ".trace")
         found = next((path for path in (self.path, model.with_name(model.name + ".trace")) if path.is_file()), None)
         self.trace: Trace | None = None
+        self._before: Trace | None = None  # what grows
         self.ours = True  # the file is not somebody else's
         if given is not None:
             try:
                 self.trace = self._ours(any_trace(given, header), given)
             except OSError as error:
                 raise TraceError(f"{given}: {error.strerror}") from None
-        elif found is not None:
+        if found is not None:
             try:
-                self.trace = self._ours(Trace.load(found, header.fingerprint), found)
+                self._before = self._ours(Trace.load(found, header.fingerprint), found)
             except (TraceError, OSError) as error:
                 self.ours = found != self.path or isinstance(error, DamagedError)
                 self.notices.append(f"{error}; it is not used")
+        if given is None:
+            self.trace = self._before
 
     def _ours(self, trace: Trace, path: Path) -> Trace:
         """The trace with this file's header, whose experts may have other sizes; raises TraceError."""
@@ -75,10 +78,11 @@ class TraceFile:
         if not os.access(self.path.parent, os.W_OK):
             logging.getLogger("gmoe").warning("%s cannot be written: what was learnt is forgotten", self.path)
             return
-        collection = Collection((self.header.n_layer, self.header.n_expert), self.matrices, MATRICES_KEPT)
+        stored = None if self._before is None else of_trace(self._before)
+        collection = Collection((self.header.n_layer, self.header.n_expert), stored, MATRICES_KEPT)
         for matrix in of_trace(recorded):
             collection.add(matrix.astype(np.float32))
-        both = recorded if self.trace is None else joined(self.trace, recorded)
+        both = recorded if self._before is None else joined(self._before, recorded)
         both = replace(both, header=self.header, matrices=collection.matrices())
         try:
             both.save(self.path)
