@@ -210,7 +210,7 @@ def test_openai_chats(client: openai.OpenAI) -> None:
 
 def test_openai_forces_a_tool(client: openai.OpenAI) -> None:
     for choice in ("required", {"type": "function", "function": {"name": "add"}}):
-        answer = chat(client, tools=[TOOL], tool_choice=choice, max_tokens=300, temperature=1)
+        answer = chat(client, tools=[TOOL], tool_choice=choice, max_tokens=300, temperature=1, stop=["add", "}"])
         (call,) = answer.choices[0].message.tool_calls
         assert call.function.name == "add" and set(json.loads(call.function.arguments)) == {"a", "b"}
         assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None

@@ -128,7 +128,7 @@ class Answer:
         if ask.copy and (seed := sampling.get("seed", self.llm.options.seed)) is not None:
             sampling["seed"] = seed + ask.copy
         if forced:
-            sampling["json_schema"] = call_schema(ask.tools)
+            sampling |= {"json_schema": call_schema(ask.tools), "stop": ()}  # which would cut the call
         elif sampling.get("json_schema") is not None or sampling.get("grammar") is not None:
             sampling["grammar_after"] = self._end_of_thinking(prompt, dialect)
         try:
