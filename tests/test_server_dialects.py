@@ -67,6 +67,14 @@ def test_ollamas_lines() -> None:
     assert whole["message"] == {"role": "assistant", "content": "Héllo", "thinking": "hm", "tool_calls": [call]}
 
 
+def test_calls_are_counted_over_the_answer() -> None:
+    two = [Piece(tool_calls=(ToolCall(id, "add", {}),)) for id in ("a", "b")]
+    for stream in (True, False):
+        lines = ollama.render_chat(ollama.parse_chat(SAID | {"stream": stream}), iter([*two, End("tool_calls")]))
+        calls = [call for line in scrubbed(lines) for call in line["message"].get("tool_calls", ())]
+        assert [call["function"]["index"] for call in calls] == [0, 1]
+
+
 def test_openais_chunks() -> None:
     asked = SAID | {"stream": True, "stream_options": {"include_usage": True}}
     chunks = scrubbed(openai.render_chat(openai.parse_chat(asked), events()))

@@ -178,21 +178,23 @@ def _render(ask: Ask, events: Events, say: Any) -> Iterator[Chunk]:
         piece, end = whole(events)
         yield _head(ask) | say(ask, piece) | _logprobs(piece) | _end(ask, end)
         return
+    calls = 0
     for event in events:
-        chunk = _head(ask) | _line(ask, event, say)
+        chunk = _head(ask) | _line(ask, event, say, calls)
         if isinstance(event, Loading) and not ask.progress:
             continue
         if isinstance(event, Piece) and not (event.content or event.thinking or event.tool_calls or event.logprobs):
             continue
+        calls += len(event.tool_calls) if isinstance(event, Piece) else 0
         yield chunk
 
 
-def _line(ask: Ask, event: Event, say: Any) -> dict[str, Any]:
+def _line(ask: Ask, event: Event, say: Any, calls: int) -> dict[str, Any]:
     if isinstance(event, Loading):
         share = {} if event.share is None else {"completed": round(event.share, 4), "total": 1}
         return say(ask, Piece()) | {"done": False, "status": "loading model"} | share
     if isinstance(event, Piece):
-        return say(ask, event) | {"done": False} | _logprobs(event)
+        return say(ask, event, calls) | {"done": False} | _logprobs(event)
     return say(ask, Piece()) | _end(ask, event)
 
 
@@ -200,25 +202,23 @@ def _head(ask: Ask) -> dict[str, Any]:
     return {"model": ask.model, "created_at": now()}
 
 
-def _text(ask: Ask, piece: Piece) -> dict[str, Any]:
+def _text(ask: Ask, piece: Piece, calls: int = 0) -> dict[str, Any]:
+    return {"response": piece.content} | _spoken(piece, calls)
+
+
+def _message(ask: Ask, piece: Piece, calls: int = 0) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": piece.content} | _spoken(piece, calls)}
+
+
+def _spoken(piece: Piece, calls: int) -> dict[str, Any]:
     thinking = {"thinking": piece.thinking} if piece.thinking else {}
-    calls = {"tool_calls": _calls(piece.tool_calls)} if piece.tool_calls else {}
-    return {"response": piece.content} | thinking | calls
+    return thinking | ({"tool_calls": _calls(piece.tool_calls, calls)} if piece.tool_calls else {})
 
 
-def _message(ask: Ask, piece: Piece) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": piece.content} | _spoken(piece)}
-
-
-def _spoken(piece: Piece) -> dict[str, Any]:
-    thinking = {"thinking": piece.thinking} if piece.thinking else {}
-    return thinking | ({"tool_calls": _calls(piece.tool_calls)} if piece.tool_calls else {})
-
-
-def _calls(calls: tuple[ToolCall, ...]) -> list[dict[str, Any]]:
+def _calls(calls: tuple[ToolCall, ...], before: int) -> list[dict[str, Any]]:
     return [
         {"id": call.id, "function": {"index": n, "name": call.name, "arguments": call.arguments}}
-        for n, call in enumerate(calls)
+        for n, call in enumerate(calls, before)
     ]
 
 
