@@ -128,6 +128,15 @@ def test_anthropics_events() -> None:
     assert anthropic.encode(("ping", {"type": "ping"})) == b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("stop", "reason"), [(["a"], "stop_sequence"), ([], "end_turn")])
+def test_anthropics_reason_names_only_the_requests_own_stop(stream: bool, stop: list[str], reason: str) -> None:
+    ask = anthropic.parse(SAID | {"max_tokens": 9, "stop_sequences": stop, "stream": stream})
+    chunks = scrubbed(anthropic.render(ask, iter([Piece("x"), End("stop", USAGE, stop="a")])))
+    said = chunks[-2][1]["delta"] if stream else chunks[0]
+    assert (said["stop_reason"], said["stop_sequence"]) == (reason, stop[0] if stop else None)
+
+
 def test_anthropics_blocks_become_messages() -> None:
     blocks = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},

@@ -79,7 +79,7 @@ def render(ask: Ask, events: Events) -> Iterator[Chunk]:
         if piece.content:
             content.append({"type": "text", "text": piece.content})
         content += [_use(call, call.arguments) for call in piece.tool_calls]
-        yield _message(ask, id) | {"content": content, **_stop(end), "usage": _usage(end.usage)}
+        yield _message(ask, id) | {"content": content, **_stop(ask, end), "usage": _usage(end.usage)}
         return
     blocks = _Blocks()
     begun = False
@@ -91,7 +91,7 @@ def render(ask: Ask, events: Events) -> Iterator[Chunk]:
             yield from blocks.push(event)
         elif isinstance(event, End):
             yield from blocks.close()
-            yield _event("message_delta", delta=_stop(event), usage=_usage(event.usage))
+            yield _event("message_delta", delta=_stop(ask, event), usage=_usage(event.usage))
             yield _event("message_stop")
 
 
@@ -231,9 +231,10 @@ def _use(call: ToolCall, arguments: Any) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id.replace("call_", "toolu_"), "name": call.name, "input": arguments}
 
 
-def _stop(end: End) -> dict[str, Any]:
-    reason = "stop_sequence" if end.stop else REASONS.get(end.reason, "end_turn")
-    return {"stop_reason": reason, "stop_sequence": end.stop}
+def _stop(ask: Ask, end: End) -> dict[str, Any]:
+    """The model's own stop texts are none of the client's: they end its turn."""
+    stop = end.stop if end.stop in ask.sampling.get("stop", ()) else None
+    return {"stop_reason": "stop_sequence" if stop else REASONS.get(end.reason, "end_turn"), "stop_sequence": stop}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
