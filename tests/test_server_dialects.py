@@ -227,7 +227,7 @@ def test_llama_servers_object() -> None:
     }
     ask = llama_text.parse_completion(body, "m")
     assert ask.sampling == {
-        "max_tokens": 4, "logprobs": 1, "stop": ["a"], "logit_bias": {5: float("-inf"), 6: 1.5},
+        "max_tokens": 4, "seed": None, "logprobs": 1, "stop": ["a"], "logit_bias": {5: float("-inf"), 6: 1.5},
     }  # fmt: skip
     (whole,) = llama_text.render_completion(ask, events())
     assert isinstance(whole, dict) and whole["content"] == "Héllo" and whole["stop"] is True

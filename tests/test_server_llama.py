@@ -324,6 +324,7 @@ def test_a_prompt_that_is_too_long_is_refused_and_a_full_context_said(live: Live
     }
     assert (response.status_code, response.json()["error"]) == (400, error)
     full = ask(live, prompt=[5] * 250, n_predict=-1)
+    assert full["generation_settings"]["n_predict"] == -1
     assert (full["tokens_predicted"], full["truncated"], full["stop_type"]) == (6, True, "limit")
     assert ask(live, prompt=[5] * 200)["truncated"] is False
 

@@ -182,7 +182,7 @@ def test_options_have_types_and_unknown_ones_a_warning() -> None:
 
 def test_parsing_is_pure() -> None:
     ask = parse_chat({"model": "m", "messages": [{"role": "USER", "content": "x"}], "options": {"num_predict": -1}})
-    assert ask.messages == [{"role": "user", "content": "x"}] and ask.sampling == {} and ask.stream
+    assert ask.messages == [{"role": "user", "content": "x"}] and ask.sampling == {"max_tokens": None} and ask.stream
     off = {"model": "m", "prompt": "x", "options": {"top_p": 2, "typical_p": 1.5, "top_k": -1}}
     assert parse_generate(off).sampling == {"top_p": 1.0, "typical_p": 1.0, "top_k": 0}
     assert parse_generate({"model": "m", "prompt": "x", "format": "json"}).sampling == {

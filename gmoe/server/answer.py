@@ -125,7 +125,8 @@ class Answer:
         sampling["stop"] = tuple(sampling.get("stop") or ())
         if biases := sampling.get("logit_bias"):
             sampling["logit_bias"] = self._biases(biases)
-        if ask.copy and (seed := sampling.get("seed", self.llm.options.seed)) is not None:
+        seed = self.llm.options.seed if sampling.get("seed") is None else sampling["seed"]
+        if ask.copy and seed is not None:
             sampling["seed"] = seed + ask.copy
         if forced:
             sampling |= {"json_schema": call_schema(ask.tools), "stop": ()}  # which would cut the call
@@ -267,9 +268,9 @@ def sampling_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Ollama's options as fields of `SamplingParams`; those that concern loading are left out."""
     sampling = {name: value for name, value in options.items() if name in PARAMS and name != "max_tokens"}
     if sampling.get("seed") == -1:
-        del sampling["seed"]
-    if options.get("num_predict", 0) > 0:
-        sampling["max_tokens"] = options["num_predict"]
+        sampling["seed"] = None
+    if "num_predict" in options:
+        sampling["max_tokens"] = options["num_predict"] if options["num_predict"] > 0 else None
     return lenient(sampling)
 
 

@@ -97,12 +97,12 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
 def _sampling(given: CompletionBody) -> dict[str, Any]:
     sampling = sampled(given)
     if sampling.get("seed") == -1:
-        del sampling["seed"]
+        sampling["seed"] = None
     if given.typ_p is not None:
         sampling["typical_p"] = given.typ_p
     sampling = lenient(sampling)
-    if (given.n_predict or 0) > 0:
-        sampling["max_tokens"] = given.n_predict
+    if given.n_predict is not None:
+        sampling["max_tokens"] = given.n_predict if given.n_predict > 0 else None
     if given.stop:
         stops = [given.stop] if isinstance(given.stop, str) else given.stop
         sampling["stop"] = [text for text in stops if text]
@@ -129,7 +129,7 @@ def _said(ask: Ask, piece: Piece) -> dict[str, Any]:
 
 def _end(ask: Ask, end: End, lines: bool) -> dict[str, Any]:
     kind = "word" if end.stop else {"stop": "eos", "length": "limit"}.get(end.reason, "none")
-    n_predict = 0 if ask.mute else ask.sampling.get("max_tokens", -1)
+    n_predict = 0 if ask.mute else ask.sampling.get("max_tokens") or -1
     more = {
         **{"n_predict": n_predict, "max_tokens": n_predict, "t_max_predict_ms": round(ask.predict_seconds * 1e3)},
         **{"ignore_eos": ask.ignore_end, "stream": ask.stream, "timings_per_token": ask.timed},

@@ -258,7 +258,7 @@ def sampling(given: Sampled) -> dict[str, Any]:
     if wanted.get("top_k", 0) < 0:  # off, as for llama-server
         wanted["top_k"] = 0
     if wanted.get("max_tokens", 1) < 1:
-        del wanted["max_tokens"]
+        wanted["max_tokens"] = None
     if given.stop is not None:
         wanted["stop"] = [text for text in ([given.stop] if isinstance(given.stop, str) else given.stop) if text]
     if given.logit_bias:
