@@ -280,6 +280,47 @@ def test_a_grammar_may_begin_behind_a_control_token() -> None:
     assert follow(constraint, byte_ids("ok", "bpe"), "bpe")
 
 
+BEGIN = SamplingParams(grammar='root ::= "ok" | "<p>"', grammar_after="</think>", grammar_unless="<think>")
+
+
+@pytest.mark.parametrize("text", ["ok", "<p>"])
+def test_a_grammar_begins_at_once_where_the_answer_does_not_think(text: str) -> None:
+    constraint = grammars("bpe").compile(BEGIN)
+    assert constraint is not None and not constraint.complete
+    x, less, o = byte_ids("x<o", "bpe")
+    mask = constraint.mask(tokenizer("bpe").n_vocab)
+    assert not constraint.allows(x) and mask[less] and mask[o] and not mask[x]
+    assert follow(constraint, byte_ids(text, "bpe"), "bpe")
+
+
+def test_a_grammar_waits_where_the_answer_begins_with_thinking() -> None:
+    constraint = grammars("bpe").compile(BEGIN)
+    assert constraint is not None
+    for id in byte_ids("<", "bpe"):
+        constraint.accept(id)
+    allowed = {id for id, may in enumerate(constraint.mask(tokenizer("bpe").n_vocab)) if may}
+    assert {bytes(tokenizer("bpe").token_bytes(id)) for id in allowed} == {b"t", b"th", b"p"}
+    for id in byte_ids("think>so ok</think>", "bpe"):
+        assert constraint.allows(id) and not constraint.complete
+        constraint.accept(id)
+    assert not constraint.allows(byte_ids("x", "bpe")[0])
+    assert follow(constraint, byte_ids("ok", "bpe"), "bpe")
+
+
+def test_thinking_may_begin_with_a_control_token() -> None:
+    own = tokenizer("bpe")
+    (begin,) = own.encode("<|im_start|>", add_special=False, parse_special=True)
+    params = SamplingParams(grammar='root ::= "ok"', grammar_after="<|im_end|>", grammar_unless="<|im_start|>")
+    constraint = grammars("bpe").compile(params)
+    assert constraint is not None and constraint.allows(begin)
+    constraint.accept(begin)
+    for id in (*byte_ids("hm", "bpe"), *own.encode("<|im_end|>", add_special=False, parse_special=True)):
+        assert constraint.allows(id)
+        constraint.accept(id)
+    assert not constraint.allows(byte_ids("x", "bpe")[0])
+    assert follow(constraint, byte_ids("ok", "bpe"), "bpe")
+
+
 def test_no_constraint_where_none_is_asked_for() -> None:
     assert grammars("bpe").compile(SamplingParams()) is None
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,13 @@ SAID = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 OWN = "FROM m.gguf\nPARAMETER num_predict 3\nPARAMETER seed 42\n"
 
 
-def params(ask: Ask, modelfile: str = OWN, seed: int | None = None) -> SamplingParams:
+def params(ask: Ask, seed: int | None = None, prompt: str = "x", dialect: str = "plain") -> SamplingParams:
     """With which an answer of 100 tokens at most is made."""
-    llm = SimpleNamespace(suggested={}, options=SimpleNamespace(seed=seed))
-    entry = Entry("m", Path("m.gguf"), "", 0, 0.0, parse_modelfile(modelfile))
+    file = SimpleNamespace(metadata={"tokenizer.chat_template": "{{ enable_thinking }}<think></think>"})
+    llm = SimpleNamespace(suggested={}, options=SimpleNamespace(seed=seed), file=file)
+    entry = Entry("m", Path("m.gguf"), "", 0, 0.0, parse_modelfile(OWN))
     answer = Answer(llm, entry, ask)  # type: ignore[arg-type]
-    return answer._params(Prompt([1], 100, "x"), "plain", False)
+    return answer._params(Prompt([1], 100, prompt), dialect, False)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,27 @@ def test_any_seed_counts_against_the_models_own(ask: Ask) -> None:
 def test_answers_to_one_request_have_seeds_of_their_own() -> None:
     parts = llama_text.parse_completion({"prompt": "x", "seed": -1, "n_cmpl": 2}, "m").parts
     assert [params(part, seed=7).seed for part in parts] == [None, 8]  # the first has the engine's
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "dialect", "after", "unless"),
+    [
+        ("<|Assistant|>", {}, "hermes", "</think>", "<think>"),
+        ("<|Assistant|>", {"reasoning_effort": "high"}, "hermes", "</think>", "<think>"),
+        ("<|Assistant|>", {"reasoning_effort": "none"}, "hermes", None, None),
+        ("<|Assistant|>", {"chat_template_kwargs": {"enable_thinking": False}}, "hermes", None, None),
+        ("<|Assistant|>", {"chat_template_kwargs": {"thinking": False}}, "deepseek", None, None),
+        ("<|Assistant|><think>\n", {}, "hermes", "</think>", None),
+        ("<|Assistant|><think>\n", {"reasoning_effort": "none"}, "hermes", "</think>", None),
+        ("<|Assistant|><think>\n\n</think>\n\n", {}, "hermes", None, None),
+        ("<|Assistant|></think>", {"reasoning_effort": "high"}, "deepseek", None, None),
+        ("<|turn>model\n", {"reasoning_effort": "high"}, "gemma4", "<channel|>", None),
+        ("<|channel>thought\n<channel|>", {}, "gemma4", None, None),
+        ("<|start|>assistant", {}, "harmony", "<|channel|>final<|message|>", None),
+        ("<|Assistant|>", {}, "plain", None, None),
+    ],
+)
+def test_where_a_schema_begins(prompt: str, more: Any, dialect: str, after: str | None, unless: str | None) -> None:
+    ask = openai.parse_chat(SAID | {"response_format": {"type": "json_object"}} | more)
+    made = params(ask, prompt=prompt, dialect=dialect)
+    assert (made.grammar_after, made.grammar_unless) == (after, unless)

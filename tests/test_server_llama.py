@@ -58,7 +58,8 @@ def test_options_that_ask_for_nothing_are_taken(ask: Any) -> None:
 
 
 def test_the_server_knows_every_sampler() -> None:
-    others = set("max_tokens samplers seed stop logit_bias logprobs grammar json_schema grammar_after".split())
+    others = set("max_tokens samplers seed stop logit_bias logprobs".split())
+    others |= set("grammar json_schema grammar_after grammar_unless".split())
     assert {*FIELDS} | others == {field.name for field in fields(SamplingParams)}
 
 

@@ -80,6 +80,7 @@ HELP: Mapping[str, str] = {
     "grammar": "Grammar that the answer must follow, GBNF or Lark.",
     "json_schema": 'JSON schema that the answer must follow; "json": any JSON object.',
     "grammar_after": "Begin with the grammar or schema behind this text.",
+    "grammar_unless": "And that only in an answer which begins with this text.",
     "dry_multiplier": "Subtract from the scores of tokens that would go on repeating; 0: off.",
     "dry_base": "By how much each further repeated token multiplies that.",
     "dry_allowed_length": "Repeated tokens that cost nothing.",

@@ -57,7 +57,7 @@ def run(
         flags["json_schema"] = format_
         think = bool(think)
     said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    said |= {name: flags[name] for name in ("json_schema", "grammar_after") if format_ is not None}
+    said |= {name: flags[name] for name in ("json_schema", "grammar_after", "grammar_unless") if format_ is not None}
     take(SamplingParams, flags)
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):

@@ -46,12 +46,15 @@ class Vocabulary(Protocol):
 class Constraint:
     """One answer's way through its grammar; `complete` says that nothing more may follow.
 
-    Where `after` is given, everything may come until this text has been there, and the grammar begins behind it.
+    Where `after` is given, everything may come until this text has been there, and the grammar begins behind it; with
+    `unless` only in an answer that begins with that text. `mask` does not begin it: the model must have chosen it.
     """
 
-    def __init__(self, matcher: Any, vocabulary: Vocabulary, after: str | None = None):
+    def __init__(self, matcher: Any, vocabulary: Vocabulary, after: str | None = None, unless: str | None = None):
         self._matcher, self._vocabulary = matcher, vocabulary
         self._after = after.encode() if after else b""
+        self._unless = unless.encode() if after and unless else b""  # as long as either may come of what was said
+        self._held: list[int] = []  # what was said meanwhile
         self._tail = b""
 
     @property
@@ -61,14 +64,18 @@ class Constraint:
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next; much faster than `mask`."""
-        if self._after:
+        if self._after and not self._unless:
             return True
-        return token < self._vocabulary.n_vocab and self._matcher.validate_tokens([token]) == 1
+        if token >= self._vocabulary.n_vocab:
+            return False
+        return self._opens(token) or self._matcher.validate_tokens([*self._held, token]) == len(self._held) + 1
 
     def mask(self, n_vocab: int) -> np.ndarray:
         """bool [n_vocab]: True where a token may come next; raises `GrammarError` where there is none."""
-        if self._after:
+        if self._after and not self._unless:
             return np.ones(n_vocab, dtype=bool)
+        if self._held:  # rare
+            return np.fromiter(map(self.allows, range(n_vocab)), dtype=bool, count=n_vocab)
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed = np.zeros(n_vocab, dtype=bool)
         allowed[: len(bits)] = bits[:n_vocab]
@@ -78,15 +85,37 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """Go on behind a token that was allowed."""
+        if self._unless:
+            opens, tokens = self._opens(token), [*self._held, token]
+            if opens and not self._said(token).startswith(self._unless):
+                self._held = tokens
+                return
+            self._unless, self._held = b"", []
+            if not opens:
+                self._after = b""
+                for one in tokens:
+                    self.accept(one)
+                return
         if self._after:
-            spelled = self._vocabulary.text(token).encode()
-            self._tail += self._vocabulary.token_bytes(token) or spelled  # the end of thinking may be a control token
+            self._tail += self._spelled(token)
             if self._after in self._tail:
                 self._after = b""
             else:
                 self._tail = self._tail[-len(self._after) :]
         elif not self._matcher.consume_token(token):
             raise GrammarError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+
+    def _opens(self, token: int) -> bool:
+        """Whether `unless` has come with this token, or may still come."""
+        said = self._said(token) if self._unless else b""
+        return said != b"" and (said.startswith(self._unless) or self._unless.startswith(said))
+
+    def _said(self, token: int) -> bytes:
+        return b"".join(map(self._spelled, (*self._held, token))).lstrip()
+
+    def _spelled(self, token: int) -> bytes:
+        """Its bytes; the beginning and end of thinking may be control tokens."""
+        return self._vocabulary.token_bytes(token) or self._vocabulary.text(token).encode()
 
 
 class Grammars:
@@ -112,7 +141,7 @@ class Grammars:
         matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise GrammarError(f"the {what} cannot be used: {_first_line(matcher.get_error())}")
-        return Constraint(matcher, self._vocabulary, params.grammar_after)
+        return Constraint(matcher, self._vocabulary, params.grammar_after, params.grammar_unless)
 
     def _prepared(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper

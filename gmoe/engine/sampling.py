@@ -75,6 +75,7 @@ class SamplingParams:
     grammar: str | None = None  # GBNF, as llama.cpp has it, or Lark, as llguidance has it
     json_schema: Any = None  # a mapping or its JSON text; True or "json": any JSON object
     grammar_after: str | None = None  # the text behind which the grammar or schema begins, as "</think>"
+    grammar_unless: str | None = None  # and that only in an answer which begins with this text, as "<think>"
     dry_multiplier: float = 0.0  # 0: nothing is done about repeated sequences
     dry_base: float = 1.75
     dry_allowed_length: int = 2  # tokens that may be repeated before it costs something
@@ -105,7 +106,7 @@ class SamplingParams:
             number = isinstance(bias, int | float) and (bias == -_INF or -_MOST <= bias <= _MOST)
             if type(token) is not int or not number:
                 raise ValueError(f"logit_bias has {token!r}: {bias!r}; it maps token ids to numbers")
-        for name in ("grammar", "grammar_after"):
+        for name in ("grammar", "grammar_after", "grammar_unless"):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text.strip()):
                 raise ValueError(f"{name} is {text!r}; it must be text")

@@ -131,7 +131,7 @@ class Answer:
         if forced:
             sampling |= {"json_schema": call_schema(ask.tools), "stop": ()}  # which would cut the call
         elif sampling.get("json_schema") is not None or sampling.get("grammar") is not None:
-            sampling["grammar_after"] = self._end_of_thinking(prompt, dialect)
+            sampling["grammar_after"], sampling["grammar_unless"] = self._thinking_first(prompt, dialect)
         try:
             return SamplingParams(**sampling)
         except ValueError as error:
@@ -145,15 +145,23 @@ class Answer:
                 total[id] = total.get(id, 0.0) + bias
         return total
 
-    def _end_of_thinking(self, prompt: Prompt, dialect: str) -> str | None:
-        """The text behind which the answer proper begins, where the model thinks first."""
-        begun = (prompt.text or "").rstrip().endswith(THINK[0])
-        able = "thinking" in capabilities(self.llm.file.metadata, self.entry.modelfile)
-        if not begun and (not able or self.ask.think is False):
-            return None
+    def _thinking_first(self, prompt: Prompt, dialect: str) -> tuple[str | None, str | None]:
+        """Behind which text a grammar begins, if the answer thinks first; and the text which shows that it does.
+
+        None for that: the prompt has begun the thinking.
+        """
+        end, text = end_of_thinking(dialect), (prompt.text or "").rstrip()
+        if end is None or text.endswith(end):
+            return None, None
+        if text.endswith(THINK[0]):
+            return end, None
+        values = self.ask.template_values
+        off = False in (self.ask.think, values.get("enable_thinking"), values.get("thinking"))
+        if off or "thinking" not in capabilities(self.llm.file.metadata, self.entry.modelfile):
+            return None, None
         if dialect == "gemma4" and not self.ask.think:  # its template has it think only where that is asked for
-            return None
-        return end_of_thinking(dialect)
+            return None, None
+        return end, THINK[0] if end == THINK[1] else None
 
     def _echo(self, prompt: Prompt, params: SamplingParams) -> Piece:
         """The prompt, and where probabilities are asked for those of its tokens."""
