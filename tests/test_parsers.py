@@ -169,10 +169,21 @@ CASES: list[tuple[str, str, list[Any]]] = [
     (
         "kimi",
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
-        '{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
-        [call(ROME)],
+        '{"city": "Rome"}<|tool_call_end|><|tool_call_begin|>time<|tool_call_argument_begin|>{}<|tool_call_end|>'
+        "<|tool_calls_section_end|>",
+        [call(ROME._replace(id="functions.weather:0")), call(ToolCall("time", {}))],
     ),
     ("mistral", f"[TOOL_CALLS][{CALL}, {CALL}]", [call(ROME), call(ROME)]),
+    (
+        "mistral",
+        f"[TOOL_CALLS][{CALL[:-1]}, " + '"id": "D681PevKs"}, {"name": "time", "id": "call_1"}]',
+        [call(ROME._replace(id="D681PevKs")), call(ToolCall("time", {}))],
+    ),
+    (
+        "mistral",
+        '[TOOL_CALLS]weather[CALL_ID]D681PevKs[ARGS]{"city": "Rome"}',
+        [call(ROME._replace(id="D681PevKs"))],
+    ),
     (
         "mistral",
         '[THINK]so[/THINK]Ok [TOOL_CALLS]weather[ARGS]{"city": "Rome"}[TOOL_CALLS]time[CALL_ID]ab[ARGS]{}',

@@ -1,5 +1,6 @@
 """What counts for an answer: the request before the model's own parameters."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.server import llama_text, ollama, openai
-from gmoe.server.answer import Answer
+from gmoe.server.answer import Answer, piece_of
 from gmoe.server.ask import Ask
+from gmoe.server.calls import with_ids
 from gmoe.server.catalog import Entry
 from gmoe.server.prompt import Prompt
+from gmoe.tokenizer.parsers.arguments import ToolCall
 
 SAID = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 OWN = "FROM m.gguf\nPARAMETER num_predict 3\nPARAMETER seed 42\n"
@@ -77,3 +80,34 @@ def test_where_a_schema_begins(prompt: str, more: Any, dialect: str, after: str 
     ask = openai.parse_chat(SAID | {"response_format": {"type": "json_object"}} | more)
     made = params(ask, prompt=prompt, dialect=dialect)
     assert (made.grammar_after, made.grammar_unless) == (after, unless)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "form"),
+    [("mistral", "[a-zA-Z0-9]{9}"), ("kimi", r"functions\.add:\d+"), ("hermes", "call_[0-9a-f]{24}")],
+)
+def test_a_call_has_the_id_that_the_model_wrote_or_a_random_one(dialect: str, form: str) -> None:
+    calls = [("tool_call", ToolCall("add", {}, id)) for id in ("written", "", "")]
+    first, *others = (call.id for call in piece_of(calls, (), (), dialect).tool_calls)
+    assert first == "written" and len({*others}) == 2 and all(re.fullmatch(form, id) for id in others)
+
+
+def called(*ids: str | None) -> dict[str, Any]:
+    calls = [{"id": id, "function": {"name": name, "arguments": {}}} for id, name in zip(ids, "fgh", strict=False)]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def test_calls_without_ids_have_some_and_their_results_have_them() -> None:
+    result = {"role": "tool", "content": "1"}
+    messages = [called("", None), result, result, {"role": "user", "content": "x"}, called(""), result, result]
+    named = list(with_ids(messages, "mistral"))
+    assert [call["id"] for n in (0, 4) for call in named[n]["tool_calls"]] == ["000000000", "000000001", "000000002"]
+    told = [message.get("tool_call_id") for message in named if message["role"] == "tool"]
+    assert told == ["000000000", "000000001", "000000002", None] and list(with_ids(named, "mistral")) == named
+    assert messages[0]["tool_calls"][1]["id"] is None  # the request's own are left alone
+
+
+def test_results_go_by_the_names_of_their_functions() -> None:
+    given = [{"role": "tool", "content": "1", "name": "g"}, {"role": "tool", "content": "2"}]
+    named = list(with_ids([called("a", ""), *given], "kimi"))
+    assert [message["tool_call_id"] for message in named[1:]] == ["functions.g:1", "a"]

@@ -20,7 +20,7 @@ class Llm:
 
     def __init__(self, context: int, strict: bool = False):
         self.context, self.strict, self.rendered = context, strict, 0
-        self.template = SimpleNamespace(render=self.render)
+        self.template = SimpleNamespace(render=self.render, source="")
 
     def render(self, messages: list[dict[str, str]], tools: Any) -> str:
         self.rendered += 1
@@ -65,3 +65,13 @@ def test_it_begins_where_the_template_can(n: int) -> None:
     prompt = prompt_of(Llm(10 * n + 1, strict=True), ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
     first = 11 - n + (11 - n) % 2
     assert prompt.ids == [k for k in range(first, 11) for _ in range(10)]
+
+
+def test_a_template_finds_ids_where_the_client_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, seen = Llm(100), []
+    llm.template.source = "[TOOL_CALLS]"
+    monkeypatch.setattr(llm.template, "render", lambda messages, tools: seen.extend(messages) or "1")
+    call = {"id": "", "function": {"name": "add", "arguments": {}}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}]
+    prompt_of(llm, ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
+    assert seen[0]["tool_calls"][0]["id"] == seen[1]["tool_call_id"] == "000000000"

@@ -175,9 +175,11 @@ class _Shown:
                 self._thinks = True
             return ""
         self._done()
-        text = payload if isinstance(payload, str) else json.dumps(payload._asdict(), ensure_ascii=False) + "\n"
-        self._write(text)
-        return text
+        if not isinstance(payload, str):
+            call = {"name": payload.name, "arguments": payload.arguments}
+            payload = json.dumps(call, ensure_ascii=False) + "\n"
+        self._write(payload)
+        return payload
 
     def _done(self) -> None:
         if self._thinks:

@@ -15,7 +15,8 @@ from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
 from gmoe.text import TextEvent, TextStream
-from gmoe.tokenizer.parsers.choose import dialect_of, end_of_thinking, marks_of, parser_for
+from gmoe.tokenizer.parsers.arguments import ToolCall as Written
+from gmoe.tokenizer.parsers.choose import call_id, dialect_of, end_of_thinking, marks_of, parser_for
 from gmoe.tokenizer.parsers.tags import THINK
 
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
@@ -87,7 +88,7 @@ class Answer:
                 stream.close()
                 reason, text = "length", text + "".join(rest.text for rest in stream)
             given = parser.push(text) + (parser.close() if reason else [])
-            piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event))
+            piece = piece_of(given, tuple(ids[-1:]), self._logprobs(event), dialect)
             called = called or bool(piece.tool_calls)
             thinks = bool(piece.thinking) or (thinks and not piece.content and not piece.tool_calls)
             thought += thinks
@@ -236,20 +237,20 @@ class _Forced:
             call = json.loads(self._text)
         except ValueError:  # cut short
             return [("content", self._text)]
-        return [("tool_call", _Call(call["name"], call["arguments"]))]
+        return [("tool_call", Written(call["name"], call["arguments"]))]
 
 
-class _Call:
-    def __init__(self, name: str, arguments: Mapping[str, Any]):
-        self.name, self.arguments = name, arguments
-
-
-def piece_of(given: Sequence[tuple[str, Any]], ids: tuple[int, ...], logprobs: tuple[Chosen, ...]) -> Piece:
-    """What a parser gave for one token."""
+def piece_of(
+    given: Sequence[tuple[str, Any]], ids: tuple[int, ...], logprobs: tuple[Chosen, ...], dialect: str = "plain"
+) -> Piece:
+    """What a parser gave for one token; a call to which the model gave no id has a random one."""
     content = "".join(part for kind, part in given if kind == "content")
     thinking = "".join(part for kind, part in given if kind == "thinking")
     calls = (part for kind, part in given if kind == "tool_call")
-    named = tuple(ToolCall(f"call_{secrets.token_hex(12)}", call.name, call.arguments) for call in calls)
+    named = tuple(
+        ToolCall(call.id or call_id(dialect, call.name, secrets.randbits(96)), call.name, call.arguments)
+        for call in calls
+    )
     return Piece(content, thinking, named, ids, logprobs)
 
 

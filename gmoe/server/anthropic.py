@@ -1,6 +1,7 @@
 """Anthropic's dialect: /v1/messages and /v1/messages/count_tokens."""
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -228,7 +229,7 @@ def _message(ask: Ask, id: str) -> dict[str, Any]:
 
 
 def _use(call: ToolCall, arguments: Any) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id.replace("call_", "toolu_"), "name": call.name, "input": arguments}
+    return {"type": "tool_use", "id": re.sub("^call_", "toolu_", call.id), "name": call.name, "input": arguments}
 
 
 def _stop(ask: Ask, end: End) -> dict[str, Any]:

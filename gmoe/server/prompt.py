@@ -1,16 +1,19 @@
 """From a request to the ids that the model continues: templates, system texts, shortening to the context."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Message, Refused
+from gmoe.server.calls import with_ids
 from gmoe.server.catalog import Entry
 from gmoe.server.stream import log
 from gmoe.tokenizer.chat import TemplateError
 from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
+from gmoe.tokenizer.parsers.choose import dialect_of
 
 
 class Prompt(NamedTuple):
@@ -26,7 +29,8 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
     limit = min(ask.num_ctx or llm.context, llm.context)
     try:
         if ask.messages is not None:
-            return _of_chat(llm, entry, ask, limit)
+            dialect = dialect_of(llm.template.source, entry.modelfile.last("parser"))
+            return _of_chat(llm, entry, replace(ask, messages=list(with_ids(ask.messages, dialect))), limit)
         if ask.templated or ask.suffix:
             return _of_generate(llm, entry, ask, limit)
     except (TemplateError, GoTemplateError) as error:

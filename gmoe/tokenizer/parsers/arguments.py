@@ -10,10 +10,11 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 class ToolCall(NamedTuple):
-    """A call of one of the request's tools; `arguments` keep the model's order."""
+    """A call of one of the request's tools; `arguments` keep the model's order. `id`: the one that it wrote, if any."""
 
     name: str
     arguments: dict[str, Any]
+    id: str = ""
 
 
 class Unreadable(ValueError):

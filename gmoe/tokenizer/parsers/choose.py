@@ -1,5 +1,6 @@
 """Which dialect a model speaks: what its Modelfile says, or what its chat template shows."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -96,6 +97,12 @@ def end_of_thinking(dialect: str) -> str | None:
     usual = THINK[1] if set(THINK) <= set(marks_of(dialect)) else None
     end: str | None = getattr(_module(dialect), "ANSWER", usual)
     return end
+
+
+def call_id(dialect: str, name: str, n: int) -> str:
+    """The id of the n-th call, of this function, where nobody gave it one."""
+    own: Callable[[str, int], str] = getattr(_module(dialect), "call_id", lambda name, n: f"call_{n:024x}")
+    return own(name, n)
 
 
 def _module(dialect: str) -> ModuleType:

@@ -8,7 +8,7 @@ from gmoe.tokenizer.parsers.tags import THINK, Dialect, Parser, TagParser
 TAGS = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
 BEGIN, ARGUMENTS, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
 MARKS = (*THINK, *TAGS, BEGIN, ARGUMENTS, END)
-_NAME = re.compile(r"(?:functions\.)?(.+?)(?::\d+)?")
+_NAME = re.compile(r"(?:functions\.)?(.+?)(:\d+)?")
 
 
 def read(body: str, tools: Tools) -> list[ToolCall]:
@@ -22,8 +22,14 @@ def read(body: str, tools: Tools) -> list[ToolCall]:
         match = _NAME.fullmatch(name.strip())
         if not match:
             raise Unreadable("a call has no name")
-        calls.append(call_of({"name": match[1], "arguments": read_json(text)}))
+        call = call_of({"name": match[1], "arguments": read_json(text)})
+        calls.append(call._replace(id=match[0] if match[2] else ""))
     return calls
+
+
+def call_id(name: str, n: int) -> str:
+    """The id of the n-th call; the template shows the name of the function by nothing else."""
+    return f"functions.{name}:{n}"
 
 
 def parser(tools: Tools, prompt: str) -> Parser:
