@@ -1,12 +1,14 @@
 """What a conversation that is too long loses: as few of its oldest messages as need be."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gmoe.library.modelfile import Command, Modelfile
 from gmoe.server.ask import Ask
 from gmoe.server.catalog import Entry
 from gmoe.server.prompt import prompt_of
@@ -75,3 +77,12 @@ def test_a_template_finds_ids_where_the_client_sent_none(monkeypatch: pytest.Mon
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}]
     prompt_of(llm, ENTRY, Ask(model="m", messages=messages))  # type: ignore[arg-type]
     assert seen[0]["tool_calls"][0]["id"] == seen[1]["tool_call_id"] == "000000000"
+
+
+def test_a_system_message_of_the_request_replaces_the_modelfile_s() -> None:
+    commands = (Command("system", "1"), Command("message", "2", "user"), Command("message", "3", "assistant"))
+    entry = replace(ENTRY, modelfile=Modelfile(commands))
+    asked = [{"role": "user", "content": "5"}]
+    for system, ids in ([], [1, 2, 3, 5]), ([{"role": "system", "content": "4"}], [4, 2, 3, 5]):
+        prompt = prompt_of(Llm(9), entry, Ask(model="m", messages=[*system, *asked]))  # type: ignore[arg-type]
+        assert prompt.ids == ids

@@ -46,10 +46,7 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
 
 
 def _of_chat(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
-    messages = [*entry.modelfile.messages, *(ask.messages or ())]
-    system = entry.modelfile.last("system")
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    messages = entry.modelfile.conversation(ask.messages or ())
     text = render(llm, entry, ask, messages)
     ids = llm.encode_chat(text)
     if len(ids) >= limit and ask.truncate:
