@@ -2,17 +2,21 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from toy_tokenizers import byte_level
 
 from gmoe.library.modelfile import Command, Modelfile
+from gmoe.llm import LLM
 from gmoe.server.ask import Ask
 from gmoe.server.catalog import Entry
 from gmoe.server.prompt import prompt_of
-from gmoe.tokenizer.chat import TemplateError
+from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.tokenizer import Tokenizer
 
 ENTRY = Entry("m", Path("m.gguf"), "", 0, 0.0)
 
@@ -86,3 +90,21 @@ def test_a_system_message_of_the_request_replaces_the_modelfile_s() -> None:
     for system, ids in ([], [1, 2, 3, 5]), ([{"role": "system", "content": "4"}], [4, 2, 3, 5]):
         prompt = prompt_of(Llm(9), entry, Ask(model="m", messages=[*system, *asked]))  # type: ignore[arg-type]
         assert prompt.ids == ids
+
+
+def toy(template: str, context: int = 400, **metadata: Any) -> Any:
+    """What a loaded model has of a prompt's concern, with a real tokenizer and template."""
+    metadata = byte_level() | {"tokenizer.chat_template": template} | metadata
+    tokenizer = Tokenizer.from_gguf(metadata, "toy")
+    own = ChatTemplate.from_gguf(metadata, tokenizer, "toy")
+    llm = SimpleNamespace(context=context, tokenizer=tokenizer, template=own, file=SimpleNamespace(metadata=metadata))
+    llm.encode_chat = partial(LLM.encode_chat, llm)  # type: ignore[arg-type]
+    return llm
+
+
+@pytest.mark.parametrize("template", ["{{ messages[-1].content }}", "{{ bos_token }}{{ messages[-1].content }}"])
+def test_a_conversation_that_goes_on_has_one_beginning(template: str) -> None:
+    llm = toy(template, **{"tokenizer.ggml.add_bos_token": True})
+    bos, asked = llm.tokenizer.bos_id, Ask(model="m", prompt="one", templated=True)
+    first = prompt_of(llm, ENTRY, asked).ids
+    assert first[0] == bos and prompt_of(llm, ENTRY, replace(asked, context=first)).ids == [*first, *first[1:]]

@@ -98,7 +98,12 @@ def _of_generate(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
             messages += entry.modelfile.messages
         messages.append({"role": "user", "content": ask.prompt or ""})
         text = render(llm, entry, ask, messages)
-    ids = [*ask.context, *llm.encode_chat(text)]
+    if ask.context:  # the text stands amid a conversation: nothing begins or ends with it
+        bos = llm.tokenizer.bos_id
+        text = text if bos is None else text.removeprefix(llm.tokenizer.text(bos))
+        ids = [*ask.context, *llm.tokenizer.encode(text, add_special=False, parse_special=True)]
+    else:
+        ids = llm.encode_chat(text)
     return _fitted(llm, ask, ids, limit, text)
 
 
