@@ -12,7 +12,7 @@ from toy_tokenizers import byte_level
 
 from gmoe.library.modelfile import Command, Modelfile
 from gmoe.llm import LLM
-from gmoe.server.ask import Ask
+from gmoe.server.ask import Ask, Refused
 from gmoe.server.catalog import Entry
 from gmoe.server.prompt import prompt_of
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
@@ -108,3 +108,11 @@ def test_a_conversation_that_goes_on_has_one_beginning(template: str) -> None:
     bos, asked = llm.tokenizer.bos_id, Ask(model="m", prompt="one", templated=True)
     first = prompt_of(llm, ENTRY, asked).ids
     assert first[0] == bos and prompt_of(llm, ENTRY, replace(asked, context=first)).ids == [*first, *first[1:]]
+
+
+def test_what_is_only_rendered_may_be_longer_than_the_context() -> None:
+    asked = Ask(model="m", messages=[{"role": "user", "content": "1 2 3"}], truncate=False)
+    with pytest.raises(Refused, match="the prompt has 3 tokens, the context holds 3"):
+        prompt_of(Llm(3), ENTRY, asked)  # type: ignore[arg-type]
+    prompt = prompt_of(Llm(3), ENTRY, replace(asked, only_render=True))  # type: ignore[arg-type]
+    assert prompt.ids == [1, 2, 3] and prompt.text == "1 2 3" and prompt.room == 0

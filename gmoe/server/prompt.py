@@ -169,14 +169,14 @@ def _filled_in(llm: LLM, entry: Entry, ask: Ask) -> str:
 
 
 def _fitted(llm: LLM, ask: Ask, ids: list[int], limit: int, text: str | None) -> Prompt:
-    """Shorten a prompt that is too long: its first `num_keep` tokens and its end stay."""
+    """Shorten a prompt that is too long and to be answered: its first `num_keep` tokens and its end stay."""
     if not ids:
         bos = llm.tokenizer.bos_id if llm.tokenizer.bos_id is not None else llm.tokenizer.eos_id
         ids = [bos or 0]
-    if len(ids) >= limit:
+    if len(ids) >= limit and not ask.only_render:
         if not ask.truncate or not ask.shift or limit < 2:
             raise Refused(400, f"the prompt has {len(ids)} tokens, the context holds {limit}")
         keep = max(0, min(ask.num_keep, limit // 2, limit - 2))
         tail = max(1, (limit - keep) // 2)
         ids = [*ids[:keep], *ids[-tail:]]
-    return Prompt(ids, limit - len(ids), text)
+    return Prompt(ids, max(0, limit - len(ids)), text)
