@@ -192,6 +192,7 @@ def client(live: Live) -> Iterator[openai.OpenAI]:
 
 def chat(client: openai.OpenAI, **more: Any) -> Any:
     given: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 5, "temperature": 0, "seed": 1}
+    given["reasoning_effort"] = "none"  # the template would begin a thought
     return client.chat.completions.create(**{**given, **more})
 
 
@@ -342,11 +343,10 @@ def test_the_probabilities_of_a_prompt_are_those_of_its_tokens_when_they_are_gen
 
 
 def test_openai_responses(client: openai.OpenAI) -> None:
-    answer = client.responses.create(
-        model="tiny", input="hello", max_output_tokens=5, temperature=0, instructions="Be."
-    )
+    asked: dict[str, Any] = {"model": "tiny", "max_output_tokens": 5, "temperature": 0, "reasoning": {"effort": "none"}}
+    answer = client.responses.create(**asked, input="hello", instructions="Be.")
     assert answer.status == "incomplete" and answer.output_text and answer.usage and answer.usage.output_tokens == 5
-    events = list(client.responses.create(model="tiny", input=HELLO, max_output_tokens=5, temperature=0, stream=True))  # type: ignore[call-overload]
+    events = list(client.responses.create(**asked, input=HELLO, stream=True))
     assert [event.type for event in events][:4] == [
         "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
     ]  # fmt: skip
@@ -370,6 +370,7 @@ def test_openai_responses(client: openai.OpenAI) -> None:
 def test_openai_responses_tell_probabilities(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "input": "hello", "max_output_tokens": 5, "temperature": 0}
     asked |= {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "parallel_tool_calls": False}
+    asked["reasoning"] = {"effort": "none"}
     answer = client.responses.create(**asked)
     assert answer.top_logprobs == 2 and answer.parallel_tool_calls is False
     told = answer.output[0].content[0].logprobs

@@ -27,6 +27,7 @@ class Llm:
     def __init__(self, context: int, strict: bool = False):
         self.context, self.strict, self.rendered = context, strict, 0
         self.template = SimpleNamespace(render=self.render, source="")
+        self.file = SimpleNamespace(metadata={})
 
     def render(self, messages: list[dict[str, str]], tools: Any) -> str:
         self.rendered += 1
@@ -116,3 +117,24 @@ def test_what_is_only_rendered_may_be_longer_than_the_context() -> None:
         prompt_of(Llm(3), ENTRY, asked)  # type: ignore[arg-type]
     prompt = prompt_of(Llm(3), ENTRY, replace(asked, only_render=True))  # type: ignore[arg-type]
     assert prompt.ids == [1, 2, 3] and prompt.text == "1 2 3" and prompt.room == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "go", "own"),
+    [
+        ({}, "think ", "True"),
+        ({"think": True}, "think ", "True"),
+        ({"think": False}, "none", "False"),
+        ({"think": "low"}, "think low", "True low"),
+        ({"template_values": {"thinking": False}}, "none", "unset"),
+    ],
+)
+def test_a_model_that_can_think_is_told_to_unless_something_is_said(more: Any, go: str, own: str) -> None:
+    asked = Ask(model="m", messages=[{"role": "user", "content": "x"}], **more)
+    source = "{{ if .Messages }}{{ if .Think }}think {{ .ThinkLevel }}{{ else }}none{{ end }}{{ end }}"
+    entry = replace(ENTRY, modelfile=Modelfile((Command("template", source),)))
+    assert prompt_of(toy(""), entry, asked).text == go
+    llm = toy("{{ enable_thinking | default('unset') }}{{ ' ' ~ reasoning_effort if reasoning_effort }}")
+    assert prompt_of(llm, ENTRY, asked).text == own
+    plain = toy("{{ thinking is defined }}")
+    assert prompt_of(plain, ENTRY, Ask(model="m", messages=asked.messages)).text == "False"

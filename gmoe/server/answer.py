@@ -42,6 +42,7 @@ class Answer:
         ask, llm = self.ask, self.llm
         self._require_capabilities()
         prompt = prompt_of(llm, self.entry, ask)
+        ask = self.ask = replace(ask, think=prompt.think)
         if ask.only_render:
             yield End("stop", prompt=prompt.text)
             return

@@ -9,25 +9,31 @@ from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Message, Refused
 from gmoe.server.calls import with_ids
 from gmoe.server.catalog import Entry
+from gmoe.server.models import capabilities
 from gmoe.server.stream import log
 from gmoe.tokenizer.chat import TemplateError
 from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 from gmoe.tokenizer.parsers.choose import dialect_of
 
+THINK_VALUES = ("enable_thinking", "thinking", "reasoning_effort")
+
 
 class Prompt(NamedTuple):
-    """`room` is how many tokens the answer may have."""
+    """`room` is how many tokens the answer may have, `think` what the template was told."""
 
     ids: list[int]
     room: int
     text: str | None = None
+    think: bool | str | None = None
 
 
 def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
     """What the model continues. Raises `Refused` where the template fails or the text does not fit."""
     limit = min(ask.num_ctx or llm.context, llm.context)
     try:
+        if ask.messages is not None or (ask.templated and not ask.suffix):
+            ask = _thinking(llm, entry, ask)
         if ask.messages is not None:
             dialect = dialect_of(llm.template.source, entry.modelfile.last("parser"))
             return _of_chat(llm, entry, replace(ask, messages=list(with_ids(ask.messages, dialect))), limit)
@@ -43,6 +49,14 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
         special = ask.special_tokens
         ids += [part] if isinstance(part, int) else llm.tokenizer.encode(part, special and n == 0, special)
     return _fitted(llm, ask, ids, limit, None)
+
+
+def _thinking(llm: LLM, entry: Entry, ask: Ask) -> Ask:
+    """The request, told to think where it does not speak of it and the model can."""
+    said = ask.think is not None or not ask.template_values.keys().isdisjoint(THINK_VALUES)
+    if said or "thinking" not in capabilities(llm.file.metadata, entry.modelfile):
+        return ask
+    return replace(ask, think=True)
 
 
 def _of_chat(llm: LLM, entry: Entry, ask: Ask, limit: int) -> Prompt:
@@ -179,4 +193,4 @@ def _fitted(llm: LLM, ask: Ask, ids: list[int], limit: int, text: str | None) ->
         keep = max(0, min(ask.num_keep, limit // 2, limit - 2))
         tail = max(1, (limit - keep) // 2)
         ids = [*ids[:keep], *ids[-tail:]]
-    return Prompt(ids, max(0, limit - len(ids)), text)
+    return Prompt(ids, max(0, limit - len(ids)), text, ask.think)
