@@ -141,6 +141,15 @@ def test_a_template_of_messages_gets_all_of_them() -> None:
     assert template.chat(answers) == "/tool:1/tool:2"
 
 
+def test_neighbours_that_are_joined_keep_their_calls() -> None:
+    template = GoTemplate.parse(
+        "{{ range .Messages }}{{ .Content }}{{ range .ToolCalls }}[{{ .Function.Name }}]{{ end }}{{ end }}"
+    )
+    calls: list[dict[str, Any]] = [{"function": {"name": name}} for name in "ab"]
+    asked = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls]
+    assert template.chat([*asked, {"role": "assistant", "content": "so"}]) == "so[a][b]"
+
+
 def test_tools_and_thinking() -> None:
     tools = [
         {"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}}}

@@ -203,6 +203,22 @@ def test_thinking_is_read_back() -> None:
     assert asked.messages and asked.messages[0]["thinking"] == "so"
 
 
+def test_the_items_of_one_answer_are_one_message() -> None:
+    def called(id: str) -> dict[str, Any]:
+        return {"type": "function_call", "call_id": id, "name": "add", "arguments": "{}"}
+
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+    said = {"role": "assistant", "content": "well"}
+    outputs = [{"type": "function_call_output", "call_id": id, "output": id} for id in "ab"]
+    items = [thought("hm"), said, called("a"), called("b"), *outputs, thought("so"), said, said]
+    messages = responses.parse({"model": "m", "input": [{"role": "user", "content": "x"}, *items]}).messages or ()
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant", "assistant"]
+    assert [(m["content"], m.get("thinking")) for m in messages[1::3]] == [("well", "hm"), ("well", "so")]
+    assert [call["id"] for call in messages[1]["tool_calls"]] == ["a", "b"]
+
+
 def test_responses_events_end_with_the_whole() -> None:
     chunks = scrubbed(responses.render(responses.parse({"model": "m", "input": "x", "stream": True}), events()))
     output = chunks[-1][1]["response"]["output"]

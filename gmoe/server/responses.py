@@ -67,7 +67,11 @@ def parse(body: Any) -> Ask:
         messages.append({"role": "system", "content": given.instructions})
     items = [{"role": "user", "content": given.input}] if isinstance(given.input, str) else given.input
     for item in items:
-        messages.append(_message(given.model, item))
+        message = _message(given.model, item)
+        if messages and _of_one_turn(messages[-1], message):
+            messages[-1] = _merged(messages[-1], message)
+        else:
+            messages.append(message)
     tools = []
     for tool in given.tools or ():
         if tool.get("type") != "function":
@@ -221,6 +225,21 @@ def _message(model: str, item: Mapping[str, Any]) -> dict[str, Any]:
         text = text_of(model, item.get("content") or item.get("summary"))
         return {"role": "assistant", "content": "", "thinking": text, "reasoning_content": text}
     raise Refused(400, f"input: an item of the type {short(kind)} is not supported")
+
+
+def _of_one_turn(before: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
+    """Whether the second goes on with what the first began: an answer's thoughts, text and calls are items each."""
+    said = before["content"] and message["content"]
+    return before["role"] == message["role"] == "assistant" and not said
+
+
+def _merged(before: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, Any]:
+    thoughts = [one["thinking"] for one in (before, message) if one.get("thinking")]
+    calls = [*before.get("tool_calls", ()), *message.get("tool_calls", ())]
+    merged: dict[str, Any] = {"role": "assistant", "content": before["content"] or message["content"]}
+    if thoughts:
+        merged["thinking"] = merged["reasoning_content"] = "\n\n".join(thoughts)
+    return merged | ({"tool_calls": calls} if calls else {})
 
 
 def _response(ask: Ask) -> dict[str, Any]:

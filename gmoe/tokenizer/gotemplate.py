@@ -160,12 +160,13 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbours of one role as one message; answers of tools stay apart."""
+    """Neighbours of one role as one message, with the calls of all; answers of tools stay apart."""
     joined: list[dict[str, Any]] = []
     for message in messages:
         if joined and joined[-1]["role"] == message["role"] != "tool":
             texts = filter(None, (_content(joined[-1]), _content(message)))
-            joined[-1] = {**joined[-1], **message, "content": "\n\n".join(texts)}
+            calls = [call for one in (joined[-1], message) for call in one.get("tool_calls") or ()]
+            joined[-1] = {**joined[-1], **message, "content": "\n\n".join(texts), "tool_calls": calls}
         else:
             joined.append(dict(message))
     return joined
