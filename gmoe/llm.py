@@ -87,7 +87,7 @@ class LLM:
         given, parser = self.modelfile.template, self.modelfile.last("parser")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
         self.notices += said_of
-        self.dialect = dialect_of(self.template.source, parser)  # of thinking and tool calls
+        self.dialect = dialect_of(self.template.source, parser)  # of thinking; with tools `chat` looks again
         if parser and not known(parser):
             self.notices.append(f"PARSER {parser} is not known: answers are read as the chat template shows")
         self.device = device = open_device(options.device)  # None: the CPU
@@ -223,8 +223,9 @@ class LLM:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
         messages = self.modelfile.conversation(messages)
         prompt = self.template.render(messages, tools, **template)
-        stream = self.run(self.encode_chat(prompt), params, spelled=marks_of(self.dialect))
-        stream.parser = parser_for(self.dialect, tools, prompt)
+        dialect = dialect_of(self.template.source_for(tools), self.modelfile.last("parser"))
+        stream = self.run(self.encode_chat(prompt), params, spelled=marks_of(dialect))
+        stream.parser = parser_for(dialect, tools, prompt)
         return stream
 
     def encode_chat(self, text: str) -> list[int]:

@@ -14,8 +14,10 @@ from gmoe.library.modelfile import Command, Modelfile
 from gmoe.llm import LLM
 from gmoe.server.ask import Ask, Refused
 from gmoe.server.catalog import Entry
+from gmoe.server.models import capabilities
 from gmoe.server.prompt import prompt_of
 from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.parsers.choose import dialect_of
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 ENTRY = Entry("m", Path("m.gguf"), "", 0, 0.0)
@@ -138,3 +140,10 @@ def test_a_model_that_can_think_is_told_to_unless_something_is_said(more: Any, g
     assert prompt_of(llm, ENTRY, asked).text == own
     plain = toy("{{ thinking is defined }}")
     assert prompt_of(plain, ENTRY, Ask(model="m", messages=asked.messages)).text == "False"
+
+
+def test_a_template_for_tools_makes_a_model_that_can_call_them() -> None:
+    calls = "{{ tools | tojson }}<tool_call>"
+    llm = toy("{{ messages[0].content }}", **{"tokenizer.chat_template.tool_use": calls})
+    assert capabilities(llm.file.metadata, Modelfile(())) == ["completion", "tools"]
+    assert [dialect_of(llm.template.source_for(tools)) for tools in ([], [{}])] == ["plain", "hermes"]

@@ -120,8 +120,9 @@ def _first_lines(texts: Sequence[str]) -> list[tuple[str]]:
 
 def _capabilities(metadata: Mapping[str, Any], modelfile: Modelfile) -> Iterator[str]:
     template = _template(metadata, modelfile)
+    named = "" if modelfile.template else str(metadata.get("tokenizer.chat_template.tool_use", ""))
     yield "completion"
-    if "tools" in template or ".Tools" in template:
+    if "tools" in template + named or ".Tools" in template:
         yield "tools"
     if any(sign in template for sign in ("<think>", "enable_thinking", "reasoning_effort", ".Thinking", ".Think ")):
         yield "thinking"

@@ -47,7 +47,8 @@ class Answer:
             yield End("stop", prompt=prompt.text)
             return
         spoken = ask.messages is not None or (ask.templated and not ask.suffix)
-        dialect = dialect_of(llm.template.source, self.entry.modelfile.last("parser")) if spoken else "plain"
+        source = llm.template.source_for(ask.tools)
+        dialect = dialect_of(source, self.entry.modelfile.last("parser")) if spoken else "plain"
         forced = spoken and bool(ask.tools) and ask.tool_choice not in (None, "auto", "none")
         parser = _Forced() if forced else parser_for(dialect, ask.tools, prompt.text or "")
         params = self._params(prompt, dialect, forced)

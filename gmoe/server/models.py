@@ -21,7 +21,8 @@ LONG_ARRAY = 0  # arrays longer than this are null where nobody asks for all
 def capabilities(metadata: Mapping[str, Any], modelfile: Modelfile) -> list[str]:
     """Ollama's words: completion, tools, insert, thinking."""
     source = modelfile.template
-    template = str(metadata.get("tokenizer.chat_template", ""))
+    own = (metadata.get(f"tokenizer.chat_template{name}", "") for name in ("", ".default", ".tool_use"))
+    template = "\n".join(map(str, own))
     fields: frozenset[str] = frozenset()
     if source:
         with suppress(TemplateError):  # then the file's own is used

@@ -47,6 +47,10 @@ class ChatTemplate:
         named = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
         return cls(metadata.get(prefix[:-1], named.get("default")), tokenizer, file, named)
 
+    def source_for(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """The template that is rendered with these tools, or with none."""
+        return self.named.get("tool_use", self.source) if tools else self.source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -58,7 +62,7 @@ class ChatTemplate:
 
         A lone surrogate counts as U+FFFD, as it does to the tokenizer.
         """
-        source = self.named.get("tool_use", self.source) if tools else self.source
+        source = self.source_for(tools)
         values = {
             "messages": [dict(message) for message in messages],
             "tools": list(tools) if tools else None,

@@ -18,6 +18,10 @@ class GoChatTemplate:
         self.source = source
         self._template = GoTemplate.parse(source)
 
+    def source_for(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """The template."""
+        return self.source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
