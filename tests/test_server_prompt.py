@@ -16,7 +16,7 @@ from gmoe.server.ask import Ask, Refused
 from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.prompt import prompt_of
-from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.chat import CHATML, ChatTemplate, TemplateError
 from gmoe.tokenizer.parsers.choose import dialect_of
 from gmoe.tokenizer.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ class Llm:
         self.template = SimpleNamespace(render=self.render, source="")
         self.file = SimpleNamespace(metadata={})
 
-    def render(self, messages: list[dict[str, str]], tools: Any) -> str:
+    def render(self, messages: list[dict[str, str]], tools: Any, **values: Any) -> str:
         self.rendered += 1
         if self.strict and messages[0]["role"] != "user":
             raise TemplateError("conversations begin with the user")
@@ -147,3 +147,16 @@ def test_a_template_for_tools_makes_a_model_that_can_call_them() -> None:
     llm = toy("{{ messages[0].content }}", **{"tokenizer.chat_template.tool_use": calls})
     assert capabilities(llm.file.metadata, Modelfile(())) == ["completion", "tools"]
     assert [dialect_of(llm.template.source_for(tools)) for tools in ([], [{}])] == ["plain", "hermes"]
+
+
+def test_a_last_message_of_the_assistant_s_is_gone_on_with() -> None:
+    def text(template: str, content: str, **more: Any) -> str | None:
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": content, **more}]
+        return prompt_of(toy(template), ENTRY, Ask(model="m", messages=messages)).text
+
+    asked = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert text(CHATML, '{"yes": ') == asked + '{"yes": '
+    assert text(CHATML.replace("(message.content or '')", "message.content | trim"), "e ") == asked + "e "
+    called = text(CHATML, "e", tool_calls=[{"function": {"name": "f"}}])
+    assert called == f"{asked}e<|im_end|>\n<|im_start|>assistant\n"
+    assert text("{{ messages[0].content }}", "e") == "x"

@@ -16,6 +16,7 @@ from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 from gmoe.tokenizer.parsers.choose import dialect_of
 
+CUT = "<cut here, for the answer goes on>"
 THINK_VALUES = ("enable_thinking", "thinking", "reasoning_effort")
 
 
@@ -129,10 +130,23 @@ def render(llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message]) -> str
         taken = next((name for name in ("messages", "tools", "self") if name in values), None)
         if taken:
             raise Refused(400, f"chat_template_kwargs: {taken!r} is not for the request to set")
-        return llm.template.render(messages, ask.tools or None, **values)
+        return _opened(llm, ask, messages, values)
     think = ask.think if isinstance(ask.think, str) else ""
     given = {"Think": bool(ask.think), "ThinkLevel": think, "IsThinkSet": ask.think is not None}
     return template.chat(messages, ask.tools, **given)
+
+
+def _opened(llm: LLM, ask: Ask, messages: Sequence[Message], values: Mapping[str, Any]) -> str:
+    """The prompt's text; a last message of the assistant's is left open where the template shows it whole."""
+    last, tools = messages[-1], ask.tools or None
+    if last["role"] == "assistant" and last.get("content") and not last.get("tool_calls"):
+        marked = {**last, "content": f"{last['content']}{CUT}"}
+        text, cut, _ = llm.template.render(
+            [*messages[:-1], marked], tools, **{"add_generation_prompt": False, **values}
+        ).partition(CUT)
+        if cut:
+            return text
+    return llm.template.render(messages, tools, **values)
 
 
 def think_values(think: bool | str | None) -> dict[str, Any]:
