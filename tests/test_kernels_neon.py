@@ -16,4 +16,4 @@ def test_neon_has_the_same_bits() -> None:
     formats = [name for name in FORMATS if cpu_ops.supported(name)]
     assert sorted(names[: len(formats)]) == sorted(formats)
     caches = [f"attend {number}" for number in ("f32", "f16", "bf16", "q8_0")]
-    assert names[len(formats) :] == ["norm", "rotate", "gate", "choose", *caches, "recurrence"]
+    assert names[len(formats) :] == ["norm", "rotate", "gate", "streams", "choose", *caches, "recurrence"]
