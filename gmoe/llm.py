@@ -72,7 +72,8 @@ class LLM:
         progress: Callable[[str], None] = lambda said: None,
     ):
         require_available(options)
-        torch.set_num_threads(options.threads or usable_cores())  # the kernels ask torch how many
+        threads = options.threads or usable_cores()
+        torch.set_num_threads(threads)  # the kernels ask torch how many
         activations = cast(Literal["q8", "float"], options.activations)
         kv_type = cast(Literal["f16", "bf16", "f32", "q8_0"], options.kv_type)
         options, setting = calibration.chosen(options, file)
@@ -137,7 +138,7 @@ class LLM:
         kv_bytes, longest = (cache_bytes, CHUNKS[0]) if device is None else (0, USUAL)
         self.chunk = budget.chunk(kv_bytes, longest)  # the most prompt tokens that run together
         with kept(self.store), at_work(True):
-            self.cache.furnish(cache_bytes, self._routers, self.record, self.steps, home())
+            self.cache.furnish(cache_bytes, self._routers, self._record, self.steps, home())
             with speaks(device, "taking the KV cache"):
                 engine = Engine(
                     Replay(self.model)
@@ -159,6 +160,7 @@ class LLM:
             if device is not None and device.compiles:
                 prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
         self._loop = EngineLoop(engine)
+        self._loop.call(lambda: _own_threads(threads))
         self._counts = {"prompt_tokens": 0, "prompt_seconds": 0.0, "generated_tokens": 0, "decode_seconds": 0.0}
 
     @classmethod
@@ -259,7 +261,7 @@ class LLM:
             list(ids), params, ends, self.options.seed, reuse, self._grammars.compile(params), breakers=breakers
         )
         seq.task, seq.target_seconds, seq.tells = task, target_seconds, tells
-        outputs = self._loop.submit(seq, self.dispatch.begin)
+        outputs = self._loop.submit(seq, lambda: self.dispatch.begin(task or ""))
 
         def heard(first: bool, seconds: float) -> None:
             self._count(first, seq.n_prompt - seq.n_reused, seconds)
@@ -276,6 +278,9 @@ class LLM:
 
         With `scores` the probabilities of all experts too, where the routers tell them.
         """
+        return cast(Recorder, self._loop.call(lambda: self._record(limit, scores)))  # not amid a pass
+
+    def _record(self, limit: int = 0, scores: bool = False) -> Recorder:
         recorder = Recorder(header(self.file, self.layout, self.hparams.n_layer), limit)
         self.steps.listeners.append(lambda rows: recorder.begin_step(rows.request, rows.phase, rows.position))
 
@@ -384,3 +389,9 @@ class LLM:
         if fits < own:
             self.notices.append(f"the context is {fits} tokens: the model's own {own} would not fit into memory")
         return min(own, fits)
+
+
+def _own_threads(number: int) -> None:
+    """As many for kernels that this thread calls; one that has never asked takes what any thread sets last."""
+    torch.get_num_threads()
+    torch.set_num_threads(number)

@@ -194,6 +194,13 @@ def test_closing_the_iterator_aborts(loop):
     assert seq.finish_reason in ("abort", "length")
 
 
+def test_who_is_sent_back_has_found_what_it_found_at_first():
+    engine = make(counting, n_blocks=6)
+    seqs = [sampled(seed, n=100, prompt=[seed] * 40) for seed in (1, 2, 3)]
+    finish(engine, *seqs)
+    assert engine.scheduler.preemptions and [seq.n_reused for seq in seqs] == [0, 0, 0]
+
+
 def test_between_two_calls_who_runs_has_a_step(loop):
     outputs, happened, go = loop.submit(Sequence([0], GREEDY)), [], threading.Event()
     next(outputs)

@@ -275,3 +275,37 @@ def test_a_template_beyond_the_subset_is_said_and_the_file_s_own_used(
     with gmoe.LLM.load("mine", gmoe.RuntimeOptions(context=64)) as llm:
         assert llm.notices[0].startswith("the model's TEMPLATE cannot be used")
         assert list(llm.chat([{"role": "user", "content": "hello"}], GREEDY))
+
+
+def test_each_model_has_the_threads_it_asked_for(tmp_path: Path) -> None:
+    path, before = write_model(tmp_path / "m.gguf"), torch.get_num_threads()
+    with (
+        gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, threads=1)) as one,
+        gmoe.LLM.load(path, gmoe.RuntimeOptions(context=64, threads=3)) as three,
+    ):
+        assert [llm._loop.call(torch.get_num_threads) for llm in (one, three)] == [1, 3]
+    torch.set_num_threads(before)
+
+
+def test_a_recorder_begins_between_passes(llm: gmoe.LLM) -> None:
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(lambda: list(llm.run([5] * 60, GREEDY))) for _ in range(4)]
+        recorders = [llm.record() for _ in range(30)]
+        assert all(answer.result() for answer in asked)
+    list(llm.run([5], GREEDY))
+    traces = [recorder.trace() for recorder in recorders]
+    assert all(len(trace) and trace.rows["step"][0] == 0 for trace in traces)
+    llm.steps.listeners.clear()
+    llm.dispatch.observers.clear()
+
+
+def test_the_working_set_hears_of_the_task(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    with gmoe.LLM.load(path, gmoe.RuntimeOptions(context=128)) as whole:
+        budget = whole.budget
+        half = budget.fixed + sum(group.experts // 2 * group.slot_bytes for group in budget.groups)
+    some = gmoe.RuntimeOptions(context=128, host_memory=str(half), working_set="task", prefetch="none", evict="lru")
+    with gmoe.LLM.load(path, some) as llm:
+        for task in ("python", "poems", "python"):
+            list(llm.run([1, 2, 3], GREEDY, ignore_end=True, task=task))
+        assert llm.dispatch.working_set.requests == {"python": 2, "poems": 1}  # type: ignore[attr-defined]

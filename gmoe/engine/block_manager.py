@@ -62,8 +62,10 @@ class BlockManager:
             self._free.pop(block, None)
             self.users[block] += 1
             seq.blocks.append(block)
-        seq.n_cached = seq.n_reused = len(seq.blocks) * self.block_size
-        return seq.n_reused
+        seq.n_cached = len(seq.blocks) * self.block_size
+        if not seq.admitted:
+            seq.n_reused = seq.n_cached
+        return seq.n_cached
 
     def publish(self, seq: Sequence) -> None:
         """Make the full blocks that `seq` has computed findable."""

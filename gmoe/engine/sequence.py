@@ -58,7 +58,7 @@ class Sequence:
     admitted: bool = field(default=False, init=False)  # it has run, and perhaps been sent back
     n_prompt: int = field(init=False)
     n_cached: int = field(default=0, init=False)
-    n_reused: int = field(default=0, init=False)  # tokens found in the cache when it last began to run
+    n_reused: int = field(default=0, init=False)  # tokens of the prompt found in the cache when it began to run
     n_drafted: int = field(default=0, init=False)  # tokens that were computed on trust
     n_accepted: int = field(default=0, init=False)  # of them those that were right
     blocks: list[int] = field(default_factory=list, init=False)
