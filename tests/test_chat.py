@@ -67,6 +67,33 @@ def test_tool_use_template_is_taken_when_there_are_tools() -> None:
     assert template.render(USER, tools=[{"type": "function"}]) == "with tools"
 
 
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        ("{{ f.name }}{{ m.content }}{{ f.arguments | tojson }}", 'add{"a": "ü"}'),
+        ("{{ f.name }}{{ m.content }}{{ f.arguments }}", 'add{"a": "ü"}'),
+        ("{{ f.name + f.arguments }}", 'add{"a": "ü"}'),
+        ("{% if m.content is none %}{{ f.name + f.arguments }}{% endif %}", 'add{"a": "ü"}'),
+        ("{% if m.content is none %}{{ f.name }}{{ f.arguments | tojson }}{% endif %}", 'add{"a": "ü"}'),
+        ("{{ f.arguments | length }}", "1"),
+    ],
+)
+def test_calls_have_the_shape_that_their_template_shows(shown: str, text: str) -> None:
+    body = "{% for c in m.tool_calls %}{% set f = c.function %}" + shown + "{% endfor %}"
+    function = {"name": "add", "arguments": {"a": "ü"}}
+    messages = [*USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": function}]}]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    assert rendered("{% for m in messages %}" + body + "{% endfor %}", messages, tools=tools) == text
+    assert function["arguments"] == {"a": "ü"}
+
+
+def test_calls_that_no_shape_shows_are_left_as_they_are() -> None:
+    messages = [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "add"}}]}]
+    assert rendered("{{ messages[0].content }}", messages) == "x"
+    with pytest.raises(TemplateError, match="no calls"):
+        rendered("{{ raise_exception('no calls') }}", messages)
+
+
 @pytest.mark.parametrize("key", [KEY, KEY + ".default"])
 def test_a_template_that_is_no_text_is_named(key: str) -> None:
     metadata = byte_level() | {key: 5}

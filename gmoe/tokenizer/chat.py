@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 
 from gmoe.gguf.file import GGUFError, UnsupportedModel
+from gmoe.tokenizer.calls import SHAPES, Messages, Shape, shape_of, shaped
 from gmoe.tokenizer.sandbox import Meter, Sandbox
 from gmoe.tokenizer.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class ChatTemplate:
         self.named = dict(named or {})
         self._tokenizer = tokenizer
         self._compiled: dict[str, jinja2.Template] = {}
+        self._shapes: dict[tuple[str, bool], Shape] = {}  # of calls, by template and whether there are tools
         self._environment = Sandbox()
         self._environment.globals["raise_exception"] = _raise
         self._environment.globals["strftime_now"] = time.strftime
@@ -64,19 +66,32 @@ class ChatTemplate:
         """
         source = self.source_for(tools)
         values = {
-            "messages": [dict(message) for message in messages],
             "tools": list(tools) if tools else None,
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self._special(self._tokenizer.bos_id),
             "eos_token": self._special(self._tokenizer.eos_id),
             **kwargs,
         }
+        shape, key = SHAPES[0], (source, bool(tools))
+        if any(message.get("tool_calls") for message in messages):
+            if key not in self._shapes and (found := shape_of(messages, lambda m: self._tried(source, m, values))):
+                self._shapes[key] = found
+            shape = self._shapes.get(key, shape)
+        return self._rendered(source, shaped(messages, shape), values)
+
+    def _tried(self, source: str, messages: Messages, values: Mapping[str, Any]) -> str | None:
+        try:
+            return self._rendered(source, messages, values)
+        except TemplateError:
+            return None
+
+    def _rendered(self, source: str, messages: Messages, values: Mapping[str, Any]) -> str:
         meter = self._environment.meter
         meter.start()
         try:
             if source not in self._compiled:  # which takes longer than most conversations
                 self._compiled[source] = self._environment.from_string(source)
-            return _limited(self._compiled[source].generate(values), meter)
+            return _limited(self._compiled[source].generate(messages=messages, **values), meter)
         except Exception as error:  # a template is a program: it can raise anything
             line = " ".join(str(error).split()) or type(error).__name__
             raise TemplateError(
