@@ -137,6 +137,8 @@ def test_what_templates_do_is_done() -> None:
         ("{% macro m(x=[1, 2]) %}{{ x|length }}{{ caller() if caller }}{% endmacro %}{{ m() }}"
          "{% call m() %}c{% endcall %}", "22c"),
         ("{% set ns = namespace(x=1) %}{% for i in range(3) %}{% set ns.x = ns.x + i %}{% endfor %}{{ ns.x }}", "4"),
+        ("{% set ns = namespace(ids=[], x=[]) %}{% for i in 'abc' %}{% set _ = ns.ids.append(i) %}{% endfor %}"
+         "{{ ns.ids.pop(0) }}{{ ns.ids[-1] }}{{ ns.ids|length }}{{ ns.ids|join }}{{ ns.x }}", "ac2bc[]"),
     ):  # fmt: skip
         assert rendered(source) == want
 
@@ -148,6 +150,13 @@ def test_what_templates_do_is_done() -> None:
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{% set ns = namespace(a=[]) %}{% set b = [ns.a] * 9 %}{% set _ = ns.a.append(1) %}{{ b|tojson }}", "_Queue"),
+        (
+            "{% set ns = namespace(a=[]) %}{% for i in range(64) %}{% set _ = ns.a.append('x' * 999999) %}{% endfor %}",
+            "the result of append would be too large",
+        ),
+        ("{% set a = [] %}{% set _ = a.append(1) %}", "unsafe"),
+        ("{% set ns = namespace(a=messages, b=[]) %}{% set _ = ns.a.append(ns.b.append(1)) %}", "unsafe"),
         ("{{ messages[0].content.center(10 ** 9) }}", "unsafe"),
         ("{% for i in range(10000000) %}x{% endfor %}", "Range too big"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}", "ran longer"),

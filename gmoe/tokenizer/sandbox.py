@@ -6,8 +6,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
+from operator import index
 from typing import Any
 
 import jinja2
@@ -87,7 +88,14 @@ class _Generation(Extension):
 
 
 class _Counted(NodeTransformer):
-    """Lists, tuples, mappings and joined texts are counted where they are written, and loops at each turn."""
+    """Lists, tuples, mappings and joined texts are counted where they are written, and loops at each turn.
+
+    What begins as an empty list of a namespace and is appended to is a `_Queue`.
+    """
+
+    def __init__(self, template: nodes.Template):
+        called = [call.node for call in template.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)]
+        self.queues = {of.node.attr for of in called if of.attr == "append" and isinstance(of.node, nodes.Getattr)}
 
     def _call(self, name: str, arguments: list[nodes.Expr], line: int) -> nodes.Expr:
         call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
@@ -107,6 +115,14 @@ class _Counted(NodeTransformer):
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         return self._literal(node) if node.ctx == "load" else node
 
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.node, nodes.Name) and node.node.name == "namespace":
+            for given in node.kwargs:
+                if given.key in self.queues and isinstance(given.value, nodes.List) and not given.value.items:
+                    given.value = self._call("_Queue", [], node.lineno)
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return self._call("_joined", node.nodes, node.lineno)
@@ -124,10 +140,39 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
+class _Queue:
+    """A list that can grow, which lists cannot: what one is in would grow unseen. Nothing shows it as a whole."""
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+        self._size = 0
+
+    def append(self, item: Any) -> None:
+        self._size += Sandbox.meter.size(item)
+        Sandbox.meter.room(self._size, "append")
+        self._items.append(item)
+
+    def pop(self, at: int = -1) -> Any:
+        return self._items.pop(at)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __getitem__(self, at: int) -> Any:
+        return self._items[index(at)]
+
+    def __repr__(self) -> str:
+        return "<queue>"
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """No attributes that begin with an underscore, no mutation, an end to every loop, and nothing that is huge."""
 
     meter = Meter()
+    _Queue = _Queue
     intercepted_binops = frozenset(("+", "*", "**", "%"))
     padding = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs", "translate", "to_bytes"))
 
@@ -143,7 +188,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters.update({name: self._counted(name, filter) for name, filter in self.filters.items()})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Counted().visit(super()._parse(source, name, filename))
+        template: nodes.Template = _Counted(parsed := super()._parse(source, name, filename)).visit(parsed)
         return template
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
