@@ -107,7 +107,7 @@ class Trace:
         """Write it whole or not at all, but for rows whose weights are no numbers; raises OSError."""
         with np.errstate(over="ignore"):
             weights = self.weights.astype(np.float16)
-        numbers = np.isfinite(weights).all(axis=1)
+        numbers = np.asarray(np.isfinite(weights).all(axis=1))
         if not numbers.all():
             replace(self._some(numbers), matrices=self.matrices).save(path)
             return
