@@ -10,7 +10,7 @@ from gmoe.kernels import ops
 from gmoe.kernels.record import Recorder, record
 
 from gmoe.engine.engine import Engine
-from gmoe.engine.replay import Replay
+from gmoe.engine.replay import Replay, _Step
 from gmoe.engine.sampling import SamplingParams
 from gmoe.engine.scheduler import Turn
 from gmoe.engine.sequence import Sequence
@@ -101,12 +101,19 @@ def test_what_torch_computes_is_never_replayed(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("name", "most"), [("deepseek32", 256), ("glm-dsa+shared", 256), ("minimax-m3", 32)])
-def test_it_is_where_no_index_can_come_to_choose(name: str, most: int, tmp_path: Path) -> None:
+def test_it_is_where_no_index_can_come_to_choose(
+    name: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_model(tmp_path / "m.gguf", name, metadata={"attention.indexer.top_k": most})
     with LLM.load(path, RuntimeOptions(context=512, threads=2)) as llm:
-        replay = Replay(llm.model)
-        assert np.array_equal(engine_of(replay).logits(IDS, 1), llm.logits(IDS))
+        replay, runs = Replay(llm.model), list[int]()
+        engine = engine_of(replay)
+        assert np.array_equal(engine.logits(IDS, 1), llm.logits(IDS))
         assert recorded(replay) == {256}
+        run = _Step.run
+        monkeypatch.setattr(_Step, "run", lambda step, batch: runs.append(1) or run(step, batch))
+        assert np.array_equal(engine.logits(IDS[:20], 1), llm.logits(IDS[:20]))
+        assert len(runs) == 20  # as before the long one
 
 
 def test_a_longer_reach_is_recorded_anew(qwen: LLM) -> None:

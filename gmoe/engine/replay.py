@@ -51,6 +51,7 @@ class Replay:
         self._steps: dict[_Key, _Step | None] = {}  # in the order in which they were wanted; None: ran once, unrecorded
         self._alone, self._later = alone, 0
         self._most = TOGETHER  # sequences whose step is recorded
+        self._never: set[_Key] = set()  # steps that do what is not recorded
         model.dispatch.store.moving.append(self._steps.clear)
 
     def __call__(self, batch: Batch) -> Tensor | Floats:
@@ -64,6 +65,8 @@ class Replay:
         if n > self._most or not step_of_each or not self.model.dispatch.steady:
             return self._unrecorded(batch)
         key = n, reach(max(batch.lengths)), torch.get_num_threads()
+        if key in self._never:
+            return self._unrecorded(batch)
         if key not in self._steps:  # a first pass builds what the others find
             while len(self._steps) >= KEPT:
                 del self._steps[next(iter(self._steps))]
@@ -117,7 +120,7 @@ class Replay:
             self._most = key[0] - 1
             return self._unrecorded(batch)
         if step.tape is None:
-            self._most = key[0] - 1
+            self._never.add(key)
         else:
             self._steps[key] = step
         return step.logits()
