@@ -328,3 +328,6 @@ def test_logprobs_are_of_the_raw_logits():
 def test_logits_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="not numbers"):
         Sampler(SamplingParams()).sample(np.array([0.0, np.nan], dtype=np.float32), [0])
+    for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(mirostat=1)):
+        with pytest.raises(ValueError, match="not numbers"):
+            Sampler(params).sample(np.array([0.0, np.inf, 1.0], dtype=np.float32), [0])

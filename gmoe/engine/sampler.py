@@ -46,10 +46,10 @@ class Sampler:
         self.random = np.random.default_rng(None if seed is None else seed % 2**64)
 
     def sample(self, logits: np.ndarray, context: Sequence[int]) -> int:
-        """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN logits are `NotNumbers`."""
+        """logits [V] float32, the tokens so far (prompt included) -> a token id; NaN, infinite ones: `NotNumbers`."""
         logits = np.ascontiguousarray(logits, np.float32)
         greedy = argmax(logits)
-        if greedy < 0:
+        if greedy < 0 or logits[greedy] == np.inf:
             raise NotNumbers("the model gave logits that are not numbers")
         p = self.params
         if p.greedy and self.constraint is None and not p.logit_bias and self._neutral:
