@@ -134,20 +134,18 @@ class Library:
 
     def spelled(self, name: ModelName) -> ModelName:
         """The name in the letters that it has here; raises `ModelNotFound`."""
-        for store in self._stores:
-            path = _find(store, name)
-            if path is not None:
-                return _named(path)
+        path = self._place(name)
+        if path is not None:
+            return _named(path)
         if self._bundled and name.same(BUNDLED):
             return BUNDLED
         raise ModelNotFound(name)
 
     def resolve(self, name: ModelName) -> Manifest:
         """The manifest of a name, in whatever case its letters are; raises `ModelNotFound`."""
-        for store in self._stores:
-            path = _find(store, name)
-            if path is not None:
-                return _read(path)
+        path = self._place(name)
+        if path is not None:
+            return _read(path)
         if self._bundled and name.same(BUNDLED):
             return _manifest_of(self._bundled)
         raise ModelNotFound(name)
@@ -263,6 +261,10 @@ class Library:
             raise LibraryError(f"model '{name}' {where}")
         path.unlink(missing_ok=True)
         self.prune()
+
+    def _place(self, name: ModelName) -> Path | None:
+        """Its manifest in the first store that has one."""
+        return next((path for store in self._stores if (path := _find(store, name)) is not None), None)
 
     def _keep(self, digest: str) -> None:
         """A blob that is about to be named is in a store, for the bundled model may be another one tomorrow."""
