@@ -114,6 +114,15 @@ def test_repetitions_within_one_another_have_a_bound(grammar: str) -> None:
     assert gbnf_to_lark('root ::= ("a"{200}){200} b{2000}\nb ::= "x"* root?')
 
 
+def test_repetitions_of_many_rules_are_counted_at_once() -> None:
+    for times in (1, 2):  # a long chain; and each rule twice, so that no way through them may be gone twice
+        rules = [f"r{n} ::= {f'r{n + 1} ' * times}" for n in range(300)]
+        assert gbnf_to_lark("\n".join(["root ::= r0", *rules, 'r300 ::= "a"']))
+    chain = [f"r{n} ::= r{n + 1}{{2}}" for n in range(20)]
+    with pytest.raises(GrammarError, match="come to more than 50000"):
+        gbnf_to_lark("\n".join(["root ::= r0", *chain, 'r20 ::= "a"']))
+
+
 def test_gbnf_with_the_model_s_own_tokens() -> None:
     text = '{"the": "The quick brown fox"}'
     constraint = grammars("bpe").compile(SamplingParams(grammar=JSON_GBNF))

@@ -39,7 +39,7 @@ def gbnf_to_lark(text: str) -> str:
     endless = next((name for name in reached if name not in ending), None)
     if endless:
         raise GrammarError(f"the grammar's rule {endless} never ends: all its alternatives lead back to itself")
-    if _times(_Node("rule", "root"), rules, ()) > MAX_TIMES:
+    if _most_times(rules) > MAX_TIMES:
         raise GrammarError(f"the grammar's repetitions within one another come to more than {MAX_TIMES}")
     names = {name: f"r{n}" for n, name in enumerate(reached)}
     if not _recursive(rules):
@@ -221,12 +221,30 @@ def _lark(node: _Node, name_of: Callable[[str], str]) -> str:
     return f"({joined})" if len(parts) > 1 else joined
 
 
-def _times(node: _Node, rules: dict[str, _Node], within: tuple[str, ...]) -> int:
-    """How often the most repeated part of a node is repeated, as far as it is counted; a rule within itself is not."""
+def _most_times(rules: dict[str, _Node]) -> int:
+    """How often the most repeated part of root is repeated, as far as it is counted; a rule within itself is not."""
+    known: dict[str, int] = {}
+    begun, stack = set[str](), ["root"]
+    while stack:
+        name = stack[-1]
+        called = () if name in begun else _called(rules[name])
+        begun.add(name)
+        if inner := [one for one in called if one not in begun]:
+            stack += inner
+        else:
+            stack.pop()
+            if name not in known:
+                known[name] = _times(rules[name], known)
+    return known["root"]
+
+
+def _times(node: _Node, known: dict[str, int]) -> int:
     if node.kind == "rule":
-        return 1 if node.text in within else _times(rules[node.text], rules, (*within, node.text))
-    most = max((_times(part, rules, within) for part in node.parts), default=1)
-    return most * max((int(n) for n in re.findall(r"\d+", node.text)), default=1) if node.kind == "repeat" else most
+        return known.get(node.text, 1)
+    most = max((_times(part, known) for part in node.parts), default=1)
+    if node.kind == "repeat":
+        most *= max((min(int(n), MAX_TIMES + 1) for n in re.findall(r"\d+", node.text)), default=1)
+    return min(most, MAX_TIMES + 1)
 
 
 def _called(node: _Node) -> Iterator[str]:
