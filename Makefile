@@ -41,13 +41,14 @@ neon: $(VENV)/installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernels/cpu/*)
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/pip install -q -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/pip install -q -e ".[dev]"
-	touch $@
+	touch $(VENV)/installed $@
 
 javascript:  # what the test of Ollama's client for JavaScript needs; without it that test is skipped
 	npm install --prefix tests/javascript --no-audit --no-fund --no-package-lock

@@ -106,8 +106,12 @@ INLINE float fit_scale(const Points& point, const Scheme& s, Elements e) {
   const float low = s.points.front(), high = s.points.back(), outer = std::max(-low, high);
   const float unit = (high - low) / float(s.points.size() - 1);
   const float from = std::max(0.5f * outer, outer - 2.2f * unit), step = (outer + 0.7f * unit - from) / 31;
+  const int signs = low != -high ? 2 : 1;
   Best best;
-  auto attempt = [&](Lanes inverse_d) __attribute__((always_inline)) {
+  for (int turn = 0; turn <= 2 * signs; turn++) {
+    Lanes inverse_d = (from + (ramp() + float(16 * (turn / signs))) * step) / largest;
+    if (turn % signs) inverse_d = -inverse_d;
+    if (turn == 2 * signs) inverse_d = best.b[best.lane()] * (1 + (ramp() - 7.5f) * (0.012f * unit / outer));
     Lanes xp = {}, pp = {};
     for (int i = 0; i < e.n; i++) {
       Lanes p = point(e.x[i] * inverse_d), wp = e.w[i] * p;
@@ -116,13 +120,7 @@ INLINE float fit_scale(const Points& point, const Scheme& s, Elements e) {
     }
     Lanes d = xp * inverse(pp);
     best.offer(-xp * d, d, inverse_d);
-  };
-  for (int part = 0; part < 2; part++) {
-    Lanes inverse_d = (from + (ramp() + float(16 * part)) * step) / largest;
-    attempt(inverse_d);
-    if (low != -high) attempt(-inverse_d);
   }
-  attempt(best.b[best.lane()] * (1 + (ramp() - 7.5f) * (0.012f * unit / outer)));
   return best.a[best.lane()];
 }
 
@@ -140,12 +138,26 @@ INLINE Line fit_line(const Points& point, const Scheme& s, Elements e) {
   if (s.below_zero) low = std::min(low, 0.0f);
   const float span = high - low, last = s.points.back();
   if (span < kTiny || w <= 0) return {0, low};
+  const float least = last - std::min(1.0f, 0.3f * last), most = last + std::min(1.6f, 0.45f * last);
+  const Lanes spans = (least + ramp() * ((most - least) / 15)) / span;
   Best best;
-  auto attempt = [&](Lanes inverse_d, Lanes from) __attribute__((always_inline)) {
+  for (int turn = 0; turn < 5; turn++) {
+    Lanes rate = spans, from = all(low);
+    if (turn == 1) from = 0.5f * (low + high - last / spans);
+    if (turn == 2) from = high - last / spans;
+    if (turn > 2) {
+      const float reach = turn == 3 ? 0.2f : 0.08f;
+      int l = best.lane();
+      float d = best.a[l], m = best.b[l];
+      if (d <= 0) break;
+      Lanes column = whole((ramp() - 1.5f) * 0.25f), row = ramp() - 4 * column;
+      rate = inverse(d * (1 + (row - 1.5f) * (reach / last)));
+      from = m + (column - 1.5f) * (reach * d);
+    }
     if (s.below_zero) from = from > 0 ? all(0) : from;
     Lanes wp = {}, wpp = {}, wxp = {};
     for (int i = 0; i < e.n; i++) {
-      Lanes p = point((e.x[i] - from) * inverse_d), weighted = e.w[i] * p;
+      Lanes p = point((e.x[i] - from) * rate), weighted = e.w[i] * p;
       wp += weighted;
       wpp += weighted * p;
       wxp += weighted * e.x[i];
@@ -160,18 +172,6 @@ INLINE Line fit_line(const Points& point, const Scheme& s, Elements e) {
     }
     Lanes cost = wxx - 2 * (d * wxp + m * wx) + d * (d * wpp + 2 * m * wp) + m * m * w;
     best.offer(d < 0 ? all(kInfinity) : cost, d, m);
-  };
-  const float least = last - std::min(1.0f, 0.3f * last), most = last + std::min(1.6f, 0.45f * last);
-  Lanes inverse_d = (least + ramp() * ((most - least) / 15)) / span;
-  attempt(inverse_d, all(low));
-  attempt(inverse_d, 0.5f * (low + high - last / inverse_d));
-  attempt(inverse_d, high - last / inverse_d);
-  for (float reach : {0.2f, 0.08f}) {
-    int l = best.lane();
-    float d = best.a[l], m = best.b[l];
-    if (d <= 0) break;
-    Lanes column = whole((ramp() - 1.5f) * 0.25f), row = ramp() - 4 * column;
-    attempt(inverse(d * (1 + (row - 1.5f) * (reach / last))), m + (column - 1.5f) * (reach * d));
   }
   int l = best.lane();
   return {best.a[l], best.b[l]};
@@ -266,13 +266,11 @@ INLINE void refit(const Points& point, const Scheme& s, Elements e, const Groups
 }
 
 template <class Points>
-INLINE void fit_groups(const Points& point, const Scheme& s, Elements e, Groups& best, uint8_t* codes) {
+INLINE void fit_groups(const Points& point, const Scheme& s, Elements e, const Line* wanted, Groups& best,
+                       uint8_t* codes) {
   const int groups = s.block / s.group;
-  Line wanted[kMaxGroups];
   float d = 0, dmin = 0;
   for (int j = 0; j < groups; j++) {
-    Elements part = {e.x + j * s.group, e.w + j * s.group, s.group};
-    wanted[j] = s.minimum ? fit_line(point, s, part) : Line{fit_scale(point, s, part), 0};
     if (std::fabs(wanted[j].d) > std::fabs(d)) d = wanted[j].d;
     dmin = std::max(dmin, -wanted[j].m);
   }
@@ -305,9 +303,14 @@ template <class Points>
 INLINE void encode(const Points& point, const Scheme& s, Elements e, int64_t block, const Encoded& out) {
   const int groups = s.block / s.group;
   uint8_t* codes = out.codes + block * s.block;
+  Line wanted[kMaxGroups] = {};
+  for (int j = 0; j < groups && !s.power; j++) {
+    Elements part = {e.x + j * s.group, e.w + j * s.group, s.group};
+    wanted[j] = s.minimum ? fit_line(point, s, part) : Line{fit_scale(point, s, part), 0};
+  }
   if (s.scale_high) {
     Groups g;
-    fit_groups(point, s, e, g, codes);
+    fit_groups(point, s, e, wanted, g, codes);
     out.d[block] = g.d;
     out.dmin[block] = g.dmin;
     for (int j = 0; j < groups; j++) {
@@ -316,14 +319,12 @@ INLINE void encode(const Points& point, const Scheme& s, Elements e, int64_t blo
     }
     return;
   }
-  Line line = {0, 0};
+  Line line = {as_half(wanted[0].d), as_half(wanted[0].m)};
   if (s.power) {
     int exponent = fit_power(point, s, e);
     line.d = std::ldexp(1.0f, exponent);
     out.d[block] = float(exponent + 128);
   } else {
-    line = s.minimum ? fit_line(point, s, e) : Line{fit_scale(point, s, e), 0};
-    line = {as_half(line.d), as_half(line.m)};
     out.d[block] = line.d;
   }
   out.dmin[block] = -line.m;
