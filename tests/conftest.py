@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads wait asleep: there are as many tests as cores
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory):

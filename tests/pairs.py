@@ -7,12 +7,16 @@ from typing import Any
 
 
 def pairwise(
-    choices: Mapping[str, Sequence[Any]], seed: int = 0, *, apart: Collection[tuple[str, str]] = ()
+    choices: Mapping[str, Sequence[Any]],
+    seed: int = 0,
+    *,
+    apart: Mapping[tuple[str, str], Collection[Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows, each with one value of every name; any two values of two names stand together in one of them.
 
-    Those of two names which are `apart`, in the order of the choices, need not.
+    `apart` has, for two names in the order of the choices, values of the second which need not meet the first's.
     """
+    apart = apart or {}
     rng = random.Random(seed)
     values = [value for name in choices for value in choices[name]]
     ids: dict[str, range] = {}  # of values
@@ -22,8 +26,8 @@ def pairwise(
     due: list[set[int]] = [set() for _ in values]  # whom it has not met
     pairs = []
     for a, b in combinations(choices, 2):
-        if (a, b) not in apart:
-            pairs += [(a, x, b, y) for x, y in product(ids[a], ids[b])]
+        meeting = [y for y in ids[b] if values[y] not in apart.get((a, b), ())]
+        pairs += [(a, x, b, y) for x, y in product(ids[a], meeting)]
     for _, x, _, y in pairs:
         due[x].add(y)
         due[y].add(x)

@@ -122,9 +122,8 @@ def test_the_host_waits_once_a_layer_where_something_may_be_missing(model: Path,
         assert fake_device.syncs == ["event"] * layers + ["copy to the host"]
 
 
-@pytest.mark.parametrize("below", ["map", "slots"])
-@pytest.mark.parametrize("slots", [1, 2, 7, 20])
-def test_ten_thousand_random_steps_leak_nothing(tmp_path: Path, slots: int, below: str) -> None:
+@pytest.mark.parametrize(("slots", "below"), [(1, "map"), (2, "slots"), (7, "map"), (7, "slots"), (20, "slots")])
+def test_a_thousand_random_steps_leak_nothing(tmp_path: Path, slots: int, below: str) -> None:
     card = FakeDevice(seed=slots)
     torch.set_num_threads(1)  # small copies do not gain by threads, and lose much on a busy machine
     with GGUFFile.open(write_model(tmp_path / "m.gguf", "qwen3moe", shape=SHAPE)) as file:

@@ -28,7 +28,12 @@ CHOICES: dict[str, list[Any]] = {
     "host": ["map", "one slot", "half"],
     "hurry": [0.0, 0.3, 1.0],
 }
-APART = [("architecture", "evict"), ("architecture", "working_set")]  # to both a layer is a number
+APART = {  # that see a number where a layer is, and of an architecture nothing else
+    ("architecture", "evict"): CHOICES["evict"],
+    ("architecture", "working_set"): CHOICES["working_set"],
+    ("architecture", "prefetch"): [name for name in CHOICES["prefetch"] if name not in ("expert_map", "next_gate")],
+    ("architecture", "capacity"): ["two"],
+}
 ROWS = pairwise(CHOICES, apart=APART)
 
 

@@ -409,7 +409,7 @@ def test_the_environment_names_the_highest_level() -> None:
         environment = os.environ | {"GMOE_CPU_LEVEL": level}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    for highest in cpu_ops.levels()[:2]:
+    for highest in cpu_ops.levels()[1:2]:
         below = [level for level in cpu_ops.levels() if level in ("portable", highest)]
         assert said(highest).stdout.split("\n")[0] == f"{below} {below}"
     assert said("").stdout.split("\n")[0] == f"{cpu_ops.levels()} {cpu_step.levels()}"

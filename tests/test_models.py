@@ -78,7 +78,7 @@ def test_an_index_chooses_what_is_seen(tmp_path: Path, name: str, kv_type: KvTyp
         whole = Engine(llm.model, 512, 1, kv_type, 512).logits(ids)
         if kv_type == "f32":
             np.testing.assert_allclose(whole[rows], recorded, atol=1e-4, rtol=0)
-        for chunk in (3, 100):
+        for chunk in (3, 100) if kv_type == "f32" else (37,):
             assert np.array_equal(Engine(llm.model, 512, 1, kv_type, chunk).logits(ids), whole)
         engine = Engine(llm.model, 512, 3, kv_type, 70)
         seen: dict[int, list[np.ndarray]] = {}

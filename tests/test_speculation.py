@@ -46,8 +46,8 @@ def answers(engine: Engine, seqs: list[Sequence]) -> tuple[list[list[int]], list
 def requests(n_vocab: int, **given: Any) -> list[Sequence]:
     draw = random.Random(n_vocab)
     made = [
-        Sequence(draw.choices(range(n_vocab), k=length), SamplingParams(max_tokens=24, seed=length, **given))
-        for length in (5, 120)
+        Sequence(draw.choices(range(n_vocab), k=length), SamplingParams(max_tokens=16, seed=length, **given))
+        for length in (5, 70)
     ]
     return [*made, Sequence(made[-1].ids[:64] + made[0].ids, made[0].params)]  # begins like the one before it
 

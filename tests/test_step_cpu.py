@@ -262,7 +262,7 @@ SHAPES = [(KvShape(2, 64, 64), 8), (KvShape(4, 128, 128), 4), (KvShape(1, 72, 40
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{mask.kind}{mask.size}")
 @pytest.mark.parametrize(("shape", "heads"), SHAPES)
 def test_attention(level: str, shape: KvShape, heads: int, mask: Mask) -> None:
-    kv, turns = scene(shape, "f32", [1100, 1, 40], [70, 1, 3], level)
+    kv, turns = scene(shape, "f32", [670, 1, 40], [70, 1, 3], level)
     q, sinks = random(74, heads, shape.dk), random(heads, seed=8)
     for some, cap in ((sinks, 0.0), (None, 0.7), (None, 0.0)):
         got = cpu_step.attention(q, kv, turns, 0.125, mask, some, 2, level, cap=cap)

@@ -66,8 +66,8 @@ def load(file: GGUFFile, hparams: Hparams | None = None) -> None:
 
 
 def of_each_kind(file: GGUFFile) -> list[str]:
-    """One tensor for each name, that of the last block."""
-    return list({re.sub(r"blk\.\d+\.", "", name): name for name in file.tensors}.values())
+    """One tensor for each name, that of the first block which has it."""
+    return list({re.sub(r"blk\.\d+\.", "", name): name for name in reversed(file.tensors)}.values())
 
 
 def others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
