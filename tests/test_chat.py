@@ -11,7 +11,7 @@ from toy_tokenizers import byte_level
 
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.tokenizer import chat, sandbox
-from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.chat import ChatTemplate, TemplateError, think_values
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 MODELS = sorted((Path(__file__).parents[2] / "shared" / "fixtures" / "open").glob("*.npz"))
@@ -227,3 +227,13 @@ def test_a_template_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert template.render(USER) == "Hi"
     monkeypatch.setattr(template._environment, "from_string", None)
     assert template.render([*USER, *USER]) == "HiHi"
+
+
+def test_thinking_has_a_name_in_each_template() -> None:
+    on, off = think_values(True), think_values(False)
+    names = ("enable_thinking", "thinking", "reasoning")
+    assert think_values(None) == {} and all(on[name] is True and off[name] is False for name in names)
+    assert (on["thinking_mode"], off["thinking_mode"]) == ("enabled", "disabled")
+    assert think_values("max")["thinking_effort"] == "max" and think_values("max")["reasoning_effort"] == "high"
+    assert "reasoning_effort" not in on
+    assert think_values(True, "{% set reasoning_effort = 'no_think' %}")["reasoning_effort"] == "high"

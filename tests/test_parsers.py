@@ -36,7 +36,14 @@ WEATHER = {
         },
     },
 }
-TOOLS = [WEATHER, {"type": "function", "function": {"name": "time"}}]
+STOPS = {"type": "object", "properties": {"at": {"type": "integer"}, "name": {"type": "string"}}}
+EITHER = {"anyOf": [STOPS, {"type": "array", "items": {"type": "integer"}}]}
+PLAN = {"properties": {"stops": {"type": "array", "items": STOPS}, "free": {"type": "array"}, "a": EITHER, "b": EITHER}}
+TOOLS = [
+    WEATHER,
+    {"type": "function", "function": {"name": "time"}},
+    {"type": "function", "function": {"name": "plan", "parameters": PLAN}},
+]
 ROME = ToolCall("weather", {"city": "Rome"})
 TWO = ToolCall("weather", {"city": "Rome", "days": 2})
 CALL = '{"name": "weather", "arguments": {"city": "Rome"}}'
@@ -52,6 +59,18 @@ def content(text: str) -> tuple[str, str]:
 
 def thinking(text: str) -> tuple[str, str]:
     return ("thinking", text)
+
+
+def dsml(name: str, parameters: str) -> str:
+    return f'<｜DSML｜invoke name="{name}">\n{parameters}</｜DSML｜invoke>\n'
+
+
+def k3(tag: str, inner: str, attributes: str = "") -> str:
+    return f"<|open|>{tag}{attributes}<|sep|>{inner}<|close|>{tag}<|sep|>"
+
+
+def m3(text: str) -> str:
+    return text.replace("|", "]<]minimax[>[")
 
 
 # dialect, answer, its pieces; with tools, and after a prompt that opens nothing
@@ -331,8 +350,122 @@ CASES: list[tuple[str, str, list[Any]]] = [
     ("harmony", "no header at all", [content("no header at all")]),
     ("harmony", "<|channel|>commentary to=functions.time<|message|>{bad<|call|>", [content("{bad")]),
     ("harmony", "<|channel|>final", []),
+    (
+        "dsml",
+        "I look.\n\n<｜DSML｜function_calls>\n"
+        + dsml(
+            "weather",
+            '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
+            '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n',
+        )
+        + dsml("time", "")
+        + "</｜DSML｜function_calls>",
+        [content("I look."), call(TWO), call(ToolCall("time", {}))],
+    ),
+    (
+        "dsml",
+        "<think>Hm</think><｜DSML｜tool_calls>"
+        + dsml("weather", '<｜DSML｜parameter name="near" string="false">["a", {"b": null}]</｜DSML｜parameter>')
+        + "</｜DSML｜tool_calls>",
+        [thinking("Hm"), call(ToolCall("weather", {"near": ["a", {"b": None}]}))],
+    ),
+    ("dsml", "<｜DSML｜tool_calls>x</｜DSML｜tool_calls>", [content("<｜DSML｜tool_calls>x</｜DSML｜tool_calls>")]),
+    (
+        "cohere",
+        "<|START_THINKING|>Hm<|END_THINKING|><|START_TEXT|>Hi <b><|END_TEXT|>",
+        [thinking("Hm"), content("Hi <b>")],
+    ),
+    (
+        "cohere",
+        '<|START_THINKING|>Hm<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "weather", '
+        '"parameters": {"city": "Rome"}},\n    {"tool_call_id": "1", "tool_name": "time", "parameters": {}}\n]'
+        "<|END_ACTION|>",
+        [thinking("Hm"), call(ROME), call(ToolCall("time", {}))],
+    ),
+    ("cohere", "<|START_ACTION|>[]<|END_ACTION|>", [content("<|START_ACTION|>[]<|END_ACTION|>")]),
+    ("hunyuan", "<think:opensource>Hm</think:opensource>Hi", [thinking("Hm"), content("Hi")]),
+    (
+        "hunyuan",
+        "Well.<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n"
+        "<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>Rome</arg_value:opensource>\n"
+        "<arg_key:opensource>days</arg_key:opensource>\n<arg_value:opensource>2</arg_value:opensource>\n"
+        "</tool_call:opensource>\n<tool_call:opensource>time<tool_sep:opensource>\n</tool_call:opensource>\n"
+        "</tool_calls:opensource>",
+        [content("Well."), call(TWO), call(ToolCall("time", {}))],
+    ),
+    (
+        "hunyuan",
+        "<tool_calls:opensource>weather</tool_calls:opensource>",
+        [content("<tool_calls:opensource>weather</tool_calls:opensource>")],
+    ),
+    ("gigachat", f"I look.\n\nfunction call<|role_sep|>\n{CALL}", [content("I look."), call(ROME)]),
+    ("gigachat", f"<|function_call|>{CALL}\n", [call(ROME)]),
+    ("gigachat", "a function call", [content("a function call")]),
+    (
+        "kimi_k3",
+        f"{k3('think', 'Hm')}{k3('response', 'Hi <b>')}<|close|>message<|sep|>",
+        [thinking("Hm"), content("Hi <b>")],
+    ),
+    (
+        "kimi_k3",
+        k3("think", "Hm")
+        + k3("response", "")
+        + k3(
+            "tools",
+            k3(
+                "call",
+                k3("argument", "Rome", ' key="city" type="string"') + k3("argument", "2", ' key="days" type="number"'),
+                ' tool="weather" index="1"',
+            )
+            + k3("call", k3("json", '{"a&quot;": 1}', ' type="object"'), ' tool="a&quot;&amp;b" index="2"'),
+        )
+        + "<|close|>message<|sep|>",
+        [thinking("Hm"), call(TWO), call(ToolCall('a"&b', {"a&quot;": 1}))],
+    ),
+    ("kimi_k3", k3("tools", "x"), [content(k3("tools", "x"))]),
+    ("minimax_m3", "<mm:think>Hm</mm:think>Hi", [thinking("Hm"), content("Hi")]),
+    ("minimax_m3", "</mm:think>Hi", [content("Hi")]),
+    (
+        "minimax_m3",
+        m3(
+            '|<tool_call>\n|<invoke name="weather">|<city>Rome|</city>|<days>2|</days>|</invoke>\n'
+            '|<invoke name="plan">|<stops>|<item>|<at>7|</at>|<name>7|</name>|</item>|<item>|</item>|</stops>'
+            "|<free>|</free>"
+            "|<a>|<item>1|</item>|</a>|<b>|<at>1|</at>|</b>|<other>|<x>1|</x>|</other>|</invoke>\n|</tool_call>"
+        ),
+        [
+            call(TWO),
+            call(
+                ToolCall(
+                    "plan",
+                    {"stops": [{"at": 7, "name": "7"}, {}], "free": [], "a": [1], "b": {"at": 1}, "other": {"x": "1"}},
+                )
+            ),
+        ],
+    ),
+    *(
+        ("minimax_m3", m3(f"|<tool_call>{body}|</tool_call>"), [content(m3(f"|<tool_call>{body}|</tool_call>"))])
+        for body in (
+            "",
+            "x",
+            '|<invoke name="time">',
+            '|<invoke name="time">|</call>',
+            "|<invoke>|</invoke>",
+            "|time",
+            '|<invoke name="time">a|<b>c|</b>|</invoke>',
+            '|<invoke name="time">|</invoke>|</invoke>',
+            '|<invoke name="time">' + "|<a>" * 70,
+        )
+    ),
 ]
 PROMPTS = [
+    ("cohere", "<|CHATBOT_TOKEN|><|START_THINKING|>", "x<|END_THINKING|>", [thinking("x")]),
+    ("hunyuan", "<think:opensource>", "x</think:opensource>y", [thinking("x"), content("y")]),
+    ("kimi_k3", "<|open|>think<|sep|>", f"x<|close|>think<|sep|>{k3('response', 'y')}", [thinking("x"), content("y")]),
+    ("kimi_k3", "<|open|>think<|sep|>", k3("response", "y"), [content("y")]),
+    ("kimi_k3", "<|open|>response<|sep|>", "y<|close|>response<|sep|><|close|>message<|sep|>", [content("y")]),
+    ("minimax_m3", "<mm:think>", "x</mm:think>y", [thinking("x"), content("y")]),
+    ("minimax_m3", "</mm:think>", "y", [content("y")]),
     ("think", "<|Assistant|><think>\n", "Hm\n</think>\n\nHi", [thinking("Hm"), content("Hi")]),
     ("hermes", "assistant\n<think>\n\n</think>\n\n", "Hi", [content("Hi")]),
     (
@@ -422,6 +555,11 @@ def test_every_dialect_has_cases_and_marks() -> None:
         ("lfm2", "<think>", "</think>"),
         ("gemma4", "<|channel>thought\n", "<channel|>"),
         ("harmony", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+        ("mistral", "[THINK]", "[/THINK]"),
+        ("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
+        ("hunyuan", "<think:opensource>", "</think:opensource>"),
+        ("kimi_k3", "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+        ("minimax_m3", "<mm:think>", "</mm:think>"),
     ],
 )
 def test_behind_the_end_of_thinking_comes_the_answer(dialect: str, begin: str, end: str) -> None:
@@ -503,6 +641,21 @@ def test_what_is_no_call_of_lfm2_stays_text(body: str) -> None:
                 "<|end|>",
                 "to=",
                 "[TOOL_CALLS]",
+                "<|open|>",
+                "<|close|>",
+                "think",
+                "response",
+                "message",
+                "<|sep|>",
+                "]<]minimax[>[",
+                "<mm:think>",
+                "</mm:think>",
+                "<|START_TEXT|>",
+                "<|END_TEXT|>",
+                "<|START_ACTION|>",
+                "<｜DSML｜tool_calls>",
+                "</｜DSML｜tool_calls>",
+                "function call<|role_sep|>\n",
                 "<|tool_call_start|>",
                 "<|tool_call_end|>",
                 "time(",
@@ -551,6 +704,12 @@ def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list
         ("List of tools: [ </think>", None, "lfm2"),
         ("<|im_start|>", "lfm2-thinking", "lfm2"),
         ("<think> <tool_call>", "cogito", "hermes"),
+        ("dsml_token = '｜DSML｜' <think>", None, "dsml"),
+        ("ns_token = ']<]minimax[>[' ~ '<tool_call>'", None, "minimax_m3"),
+        ("<|START_TEXT|> <|START_ACTION|>", None, "cohere"),
+        ("'<|open|>' '<|end_of_msg|>'", None, "kimi_k3"),
+        ("<|role_sep|> <|message_sep|>", None, "gigachat"),
+        ("'<｜hy_Assistant{}｜>'.format(HYTK) '<think{}>' '<tool_call{}>'", None, "hunyuan"),
         ("{{ messages }}", "one of tomorrow", "plain"),
     ],
 )

@@ -28,7 +28,7 @@ class Llm:
 
     def __init__(self, context: int, strict: bool = False):
         self.context, self.strict, self.rendered = context, strict, 0
-        self.template = SimpleNamespace(render=self.render, source="")
+        self.template = SimpleNamespace(render=self.render, source="", source_for=lambda tools: "")
         self.file = SimpleNamespace(metadata={})
 
     def render(self, messages: list[dict[str, str]], tools: Any, **values: Any) -> str:

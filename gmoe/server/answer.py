@@ -16,8 +16,7 @@ from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
 from gmoe.text import TextEvent, TextStream
 from gmoe.tokenizer.parsers.arguments import ToolCall as Written
-from gmoe.tokenizer.parsers.choose import call_id, dialect_of, end_of_thinking, marks_of, parser_for
-from gmoe.tokenizer.parsers.tags import THINK
+from gmoe.tokenizer.parsers.choose import call_id, dialect_of, marks_of, parser_for, thinking_of
 
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -153,10 +152,10 @@ class Answer:
 
         None for that: the prompt has begun the thinking.
         """
-        end, text = end_of_thinking(dialect), (prompt.text or "").rstrip()
+        (begin, end), text = thinking_of(dialect), (prompt.text or "").rstrip()
         if end is None or text.endswith(end):
             return None, None
-        if text.endswith(THINK[0]):
+        if begin and text.endswith(begin):
             return end, None
         values = self.ask.template_values
         off = False in (self.ask.think, values.get("enable_thinking"), values.get("thinking"))
@@ -164,7 +163,7 @@ class Answer:
             return None, None
         if dialect == "gemma4" and not self.ask.think:  # its template has it think only where that is asked for
             return None, None
-        return end, THINK[0] if end == THINK[1] else None
+        return end, begin
 
     def _echo(self, prompt: Prompt, params: SamplingParams) -> Piece:
         """The prompt, and where probabilities are asked for those of its tokens."""

@@ -14,7 +14,7 @@ from gmoe.server.catalog import Entry
 from gmoe.tokenizer.gofunctions import TemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 
-THINKS = ("<think>", "enable_thinking", "reasoning_effort", "[THINK]")
+THINKS = ("<think>", "enable_thinking", "reasoning_effort", "[THINK]", "<mm:think>", "thinking_effort")
 LONG_ARRAY = 0  # arrays longer than this are null where nobody asks for all
 
 

@@ -11,13 +11,12 @@ from gmoe.server.calls import with_ids
 from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.stream import log
-from gmoe.tokenizer.chat import TemplateError
+from gmoe.tokenizer.chat import TemplateError, think_values
 from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 from gmoe.tokenizer.parsers.choose import dialect_of
 
 CUT = "<cut here, for the answer goes on>"
-THINK_VALUES = ("enable_thinking", "thinking", "reasoning_effort")
 
 
 class Prompt(NamedTuple):
@@ -54,7 +53,7 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
 
 def _thinking(llm: LLM, entry: Entry, ask: Ask) -> Ask:
     """The request, told to think where it does not speak of it and the model can."""
-    said = ask.think is not None or not ask.template_values.keys().isdisjoint(THINK_VALUES)
+    said = ask.think is not None or not ask.template_values.keys().isdisjoint(think_values("high"))
     if said or "thinking" not in capabilities(llm.file.metadata, entry.modelfile):
         return ask
     return replace(ask, think=True)
@@ -126,7 +125,7 @@ def render(llm: LLM, entry: Entry, ask: Ask, messages: Sequence[Message]) -> str
     """The prompt's text: by the request's or the Modelfile's Go template, else by the GGUF's own."""
     template = parsed(ask.template) if ask.template else own_template(entry.modelfile.template)
     if template is None:
-        values = {**think_values(ask.think), **ask.template_values}
+        values = {**think_values(ask.think, llm.template.source_for(ask.tools)), **ask.template_values}
         taken = next((name for name in ("messages", "tools", "self") if name in values), None)
         if taken:
             raise Refused(400, f"chat_template_kwargs: {taken!r} is not for the request to set")
@@ -147,14 +146,6 @@ def _opened(llm: LLM, ask: Ask, messages: Sequence[Message], values: Mapping[str
         if cut:
             return text
     return llm.template.render(messages, tools, **values)
-
-
-def think_values(think: bool | str | None) -> dict[str, Any]:
-    """What chat templates read about thinking; nothing where the request does not speak of it."""
-    if think is None:
-        return {}
-    level = {"reasoning_effort": "high" if think == "max" else think} if isinstance(think, str) else {}
-    return {"enable_thinking": bool(think), "thinking": bool(think)} | level
 
 
 @lru_cache(64)

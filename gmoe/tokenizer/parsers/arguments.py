@@ -72,11 +72,29 @@ def read_values(text: str, between: str = "") -> Iterator[Any]:
 
 def typed(tools: Tools, name: str, key: str, text: str) -> Any:
     """An argument that was written as plain text, in the type that the tool declares; undeclared, it stays text."""
+    return as_declared(declared(tools, name).get(key), text)
+
+
+def declared(tools: Tools, name: str) -> Mapping[str, Any]:
+    """The schemas of a tool's arguments by their names, as far as it declares any."""
     function = next((_function(tool) for tool in tools if _function(tool).get("name") == name), {})
-    parameters = function.get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    schema = properties.get(key) if isinstance(properties, Mapping) else None
-    types = _types(schema)
+    return properties_of(function.get("parameters"))
+
+
+def properties_of(schema: Any) -> Mapping[str, Any]:
+    """What a schema says of an object's fields; nothing where it does not."""
+    found = (one.get("properties") for one in _alternatives(schema))
+    return {key: value for properties in found if isinstance(properties, Mapping) for key, value in properties.items()}
+
+
+def items_of(schema: Any) -> Any:
+    """What a schema says of a list's items; None where it does not."""
+    return next((one["items"] for one in _alternatives(schema) if "items" in one), None)
+
+
+def as_declared(schema: Any, text: str) -> Any:
+    """Plain text in the type that a schema names."""
+    types = types_of(schema)
     if types == {"null", "string"} and text.strip().lower() in ("null", "none"):
         return None
     if not types or "string" in types:
@@ -98,16 +116,21 @@ def _no_number(text: str) -> NoReturn:
     raise Unreadable(f"{text} is no number that JSON has")
 
 
-def _types(schema: Any) -> set[str]:
+def types_of(schema: Any) -> set[str]:
     """The JSON types that a schema allows, as far as it says so."""
-    if not isinstance(schema, Mapping):
-        return set()
-    given = schema.get("type")
-    types = {given} if isinstance(given, str) else {str(one) for one in given or ()}
-    for name in ("anyOf", "oneOf"):
-        for one in schema.get(name) or ():
-            types |= _types(one)
+    types = set[str]()
+    for one in _alternatives(schema):
+        given = one.get("type")
+        types |= {given} if isinstance(given, str) else {str(name) for name in given or ()}
     return types
+
+
+def _alternatives(schema: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(schema, Mapping):
+        yield schema
+        for name in ("anyOf", "oneOf"):
+            for one in schema.get(name) or ():
+                yield from _alternatives(one)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,6 +10,12 @@ from gmoe.tokenizer.parsers.tags import THINK, Parser
 
 _SIGNS = (  # the first that a template contains
     ("<|channel|>", "harmony"),
+    ("｜DSML｜", "dsml"),
+    ("]<]minimax[>[", "minimax_m3"),
+    ("<|START_TEXT|>", "cohere"),
+    ("<|end_of_msg|>", "kimi_k3"),
+    ("<|role_sep|>", "gigachat"),
+    ("hy_Assistant", "hunyuan"),
     ("<|channel>", "gemma4"),
     ("<|tool_call>", "gemma4"),
     ("<start_function_call>", "functiongemma"),
@@ -51,7 +57,7 @@ _OLLAMA = {  # Ollama's names for PARSER
     "olmo3-think": "think",
 }
 _WRITTEN_ELSEWHERE = frozenset(  # Ollama's too, for which there is no file here
-    "cogito cohere deepseek-ocr glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
+    "cogito deepseek-ocr glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
 )
 _NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
 DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))
@@ -92,11 +98,16 @@ def marks_of(dialect: str) -> tuple[str, ...]:
     return marks
 
 
+def thinking_of(dialect: str) -> tuple[str | None, str | None]:
+    """The tag that begins thinking, and the text behind which the answer proper does; None: the dialect shows none."""
+    usual = THINK if set(THINK) <= set(marks_of(dialect)) else (None, None)
+    begin, end = getattr(_module(dialect), "THINKING", usual)
+    return begin, getattr(_module(dialect), "ANSWER", end)
+
+
 def end_of_thinking(dialect: str) -> str | None:
     """The text behind which the answer proper begins, where a model has thought; None: the dialect shows none."""
-    usual = THINK[1] if set(THINK) <= set(marks_of(dialect)) else None
-    end: str | None = getattr(_module(dialect), "ANSWER", usual)
-    return end
+    return thinking_of(dialect)[1]
 
 
 def call_id(dialect: str, name: str, n: int) -> str:

@@ -8,7 +8,8 @@ from gmoe.tokenizer.parsers.arguments import ToolCall, Tools, Unreadable, call_o
 from gmoe.tokenizer.parsers.tags import Dialect, Parser, TagParser
 
 MARK, ARGUMENTS, IDENTITY = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
-MARKS = ("[THINK]", "[/THINK]", MARK, ARGUMENTS, IDENTITY)
+THINKING = ("[THINK]", "[/THINK]")
+MARKS = (*THINKING, MARK, ARGUMENTS, IDENTITY)
 _ID = re.compile(r"[a-zA-Z0-9]{9}")  # templates refuse others
 
 

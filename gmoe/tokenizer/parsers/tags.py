@@ -29,14 +29,16 @@ Read = Callable[[str, Tools], list[ToolCall]]  # the text between the tags -> ca
 class Dialect:
     """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end.
 
-    `wrap`: tags that may stand around all that is content, and are dropped; `calls_end_thinking`: whether a call counts
-    where thinking has not been closed.
+    `wrap`: tags that may stand around all that is content, and are dropped; `end`: the tag behind which nothing counts;
+    `calls_end_thinking`, `wrap_ends_thinking`: whether a call, and content, count where thinking has not been closed.
     """
 
     think: tuple[str, str] = THINK
     wrap: tuple[str, str] = ("", "")
+    end: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     calls_end_thinking: bool = True
+    wrap_ends_thinking: bool = False
     read: Read = lambda body, tools: []
 
 
@@ -49,10 +51,10 @@ class TagParser:
     def __init__(self, dialect: Dialect, tools: Tools = (), prompt: str = ""):
         self._dialect, self._tools = dialect, tools
         self._calls = dialect.calls if tools else ()
-        self._state = "thinking" if prompt.rstrip().endswith(dialect.think[0]) else "start"
-        self._held = ""
-        self._wrapped = False  # whether the content is within `wrap`
-        self._trim = self._state == "thinking"  # whether the space that comes next is dropped
+        self._held, prompt = "", prompt.rstrip()
+        self._wrapped = dialect.wrap[0] != "" and prompt.endswith(dialect.wrap[0])  # whether the content is within
+        self._state = "thinking" if prompt.endswith(dialect.think[0]) else "content" if self._wrapped else "start"
+        self._trim = self._state != "start"  # whether the space that comes next is dropped
         self._tag: tuple[str, str] = ("", "")  # those of the call that is open
         self._before = ("content", "")  # what it interrupted, and the space between
         self._tried = 0  # where in the held text the search for the end of the call goes on
@@ -96,18 +98,27 @@ class TagParser:
     def _thinking(self, pieces: list[Piece], last: bool) -> bool:
         end = self._dialect.think[1]
         calls = self._calls if self._dialect.calls_end_thinking else ()
-        tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in calls)], last)
-        if tag == end:
-            self._enter("opening", self._held[len(end) :], trim=True)
+        opening = self._dialect.wrap[:1] if self._dialect.wrap_ends_thinking else ()
+        tag = self._emit(pieces, "thinking", [end, *(begin for begin, _ in calls), *opening], last)
+        if tag == end or tag in opening:
+            self._enter("opening", self._held[len(end) if tag == end else 0 :], trim=True)
         return bool(tag)
 
     def _content(self, pieces: list[Piece], last: bool) -> bool:
-        end = self._dialect.wrap[1]
-        tag = self._emit(pieces, "content", [*(begin for begin, _ in self._calls), *([end] * self._wrapped)], last)
-        if tag and tag == end:
+        end, over = self._dialect.wrap[1], self._dialect.end
+        tags = [*(begin for begin, _ in self._calls), *([end] * self._wrapped), *([over] if over else [])]
+        tag = self._emit(pieces, "content", tags, last)
+        if tag and tag == over:
+            self._enter("over", "", trim=True)
+        elif tag and tag == end:
             self._wrapped = False
             self._enter("content", self._held[len(end) :], trim=True)
         return bool(tag)
+
+    def _over(self, pieces: list[Piece], last: bool) -> bool:
+        """Behind the answer."""
+        self._held = ""
+        return False
 
     def _call(self, pieces: list[Piece], last: bool) -> bool:
         """Within a call, whose opening tag is still held."""
