@@ -32,6 +32,7 @@ WEATHER = {
                 "metric": {"type": "boolean"},
                 "near": {"type": "array"},
                 "zip": {"type": ["string", "null"]},
+                "any": {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "object"}]},
             },
         },
     },
@@ -397,6 +398,39 @@ CASES: list[tuple[str, str, list[Any]]] = [
         "hunyuan",
         "<tool_calls:opensource>weather</tool_calls:opensource>",
         [content("<tool_calls:opensource>weather</tool_calls:opensource>")],
+    ),
+    *(
+        (
+            "glm4",
+            f"<tool_call>weather\n<arg_key>any</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>",
+            [call(ToolCall("weather", {"any": value}))],
+        )
+        for text, value in [('{"a": 1}', {"a": 1}), ("7", 7), ("7 km", "7 km"), ("true", "true"), ('["a"]', '["a"]')]
+    ),
+    (
+        "qwen3_coder",
+        "I look.\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>",
+        [content("I look."), call(ROME)],
+    ),
+    (
+        "kimi",
+        '<think>Hm<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Rome"}<|tool_call_begin|>'
+        "functions.time:1<|tool_call_argument_begin|>{}<|tool_call_end|>",
+        [
+            thinking("Hm"),
+            call(ROME._replace(id="functions.weather:0")),
+            call(ToolCall("time", {}, "functions.time:1")),
+        ],
+    ),
+    (
+        "mistral",
+        "[THINK]Say [TOOL_CALLS]time[ARGS]{} or so[/THINK][TOOL_CALLS]time[ARGS]{}",
+        [thinking("Say [TOOL_CALLS]time[ARGS]{} or so"), call(ToolCall("time", {}))],
+    ),
+    (
+        "harmony",
+        "<|channel|>commentary to=assistant<|channel|>analysis<|message|>Hm<|end|><|channel|>final<|message|>Hi",
+        [thinking("Hm"), content("Hi")],
     ),
     ("gigachat", f"I look.\n\nfunction call<|role_sep|>\n{CALL}", [content("I look."), call(ROME)]),
     ("gigachat", f"<|function_call|>{CALL}\n", [call(ROME)]),

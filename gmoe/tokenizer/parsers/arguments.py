@@ -6,6 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 Tools = Sequence[Mapping[str, Any]]
+_NAMES = {  # JSON's types of Python's
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    list: {"array"},
+    dict: {"object"},
+}
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -93,19 +100,19 @@ def items_of(schema: Any) -> Any:
 
 
 def as_declared(schema: Any, text: str) -> Any:
-    """Plain text in the type that a schema names."""
-    types = types_of(schema)
-    if types == {"null", "string"} and text.strip().lower() in ("null", "none"):
+    """Plain text in the type that a schema names; where it may be text, too, only what reads as another that may be."""
+    types, word = types_of(schema), text.strip().lower()
+    if types == {"null", "string"} and word in ("null", "none"):
         return None
-    if not types or "string" in types:
+    if not types or types <= {"null", "string"}:
         return text
-    word = text.strip().lower()
-    if types & {"boolean", "null"} and word in _WORDS:
+    if types & {"boolean", "null"} and "string" not in types and word in _WORDS:
         return _WORDS[word]
     try:
-        return read_json(text)
+        value = read_json(text)
     except Unreadable:
         return text
+    return value if "string" not in types or types & _NAMES.get(type(value), set()) else text
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,7 @@ ENDS = ("<|end|>", "<|call|>", "<|return|>")
 MARKS = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
 ANSWER = f"{CHANNEL}final{MESSAGE}"
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT = re.compile(r"to=([^\s<]+)")
+_RECIPIENT = re.compile(r"to=(?!assistant\b)([^\s<]+)")
 
 
 class _Harmony:
@@ -62,9 +62,9 @@ class _Harmony:
         return True
 
     def _open(self, header: str) -> None:
-        channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
+        channels, recipient = _CHANNEL.findall(header), _RECIPIENT.search(header)
         self._name = recipient[1].removeprefix("functions.") if recipient else ""
-        self._kind = "tool_call" if recipient else "thinking" if channel and channel[1] == "analysis" else "content"
+        self._kind = "tool_call" if recipient else "thinking" if channels[-1:] == ["analysis"] else "content"
         self._body = ""
 
     def _bodied(self, pieces: list[Piece], last: bool) -> bool:

@@ -33,5 +33,9 @@ def call_id(name: str, n: int) -> str:
 
 
 def parser(tools: Tools, prompt: str) -> Parser:
-    """A new parser."""
-    return TagParser(Dialect(calls=(TAGS,), read=read), tools, prompt)
+    """A new parser; some answers leave the marks of the section out."""
+    return TagParser(Dialect(calls=(TAGS, (BEGIN, "")), read=_read_either), tools, prompt)
+
+
+def _read_either(body: str, tools: Tools) -> list[ToolCall]:
+    return read(body if body.lstrip().startswith(BEGIN) else f"{BEGIN}{body}", tools)

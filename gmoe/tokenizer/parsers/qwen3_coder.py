@@ -44,9 +44,9 @@ def _parameters(body: str, at: int) -> tuple[list[tuple[str, str]], int]:
 
 
 def parser(tools: Tools, prompt: str) -> Parser:
-    """A new parser; some models leave the outer tag out."""
+    """A new parser; some models leave the outer tags out, or the first of them."""
     tags = (TAGS, ("<function=", "</function>"))
-    return TagParser(Dialect(calls=tags, read=_read_either), tools, prompt)
+    return TagParser(Dialect(calls=tags, stray=TAGS[1], read=_read_either), tools, prompt)
 
 
 def _read_either(body: str, tools: Tools) -> list[ToolCall]:

@@ -30,12 +30,14 @@ class Dialect:
     """`think`: the tags around thinking; `calls`: the tags around tool calls, "" where these go on to the end.
 
     `wrap`: tags that may stand around all that is content, and are dropped; `end`: the tag behind which nothing counts;
-    `calls_end_thinking`, `wrap_ends_thinking`: whether a call, and content, count where thinking has not been closed.
+    `stray`: one that is dropped from content where there are tools; `calls_end_thinking`, `wrap_ends_thinking`: whether
+    a call, and content, count where thinking has not been closed.
     """
 
     think: tuple[str, str] = THINK
     wrap: tuple[str, str] = ("", "")
     end: str = ""
+    stray: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     calls_end_thinking: bool = True
     wrap_ends_thinking: bool = False
@@ -106,13 +108,14 @@ class TagParser:
 
     def _content(self, pieces: list[Piece], last: bool) -> bool:
         end, over = self._dialect.wrap[1], self._dialect.end
-        tags = [*(begin for begin, _ in self._calls), *([end] * self._wrapped), *([over] if over else [])]
-        tag = self._emit(pieces, "content", tags, last)
+        stray = self._dialect.stray if self._tools else ""
+        tags = [*(begin for begin, _ in self._calls), *([end] * self._wrapped), over, stray]
+        tag = self._emit(pieces, "content", [tag for tag in tags if tag], last)
         if tag and tag == over:
             self._enter("over", "", trim=True)
-        elif tag and tag == end:
-            self._wrapped = False
-            self._enter("content", self._held[len(end) :], trim=True)
+        elif tag and tag in (end, stray):
+            self._wrapped = self._wrapped and tag != end
+            self._enter("content", self._held[len(tag) :], trim=True)
         return bool(tag)
 
     def _over(self, pieces: list[Piece], last: bool) -> bool:
@@ -139,6 +142,8 @@ class TagParser:
             calls = []
         stop = stop if at < 0 else stop + len(end)
         kind, space = self._before
+        if not calls and not end and kind == "thinking" and (closed := self._held.find(self._dialect.think[1])) >= 0:
+            stop = closed  # what it said of calls was a thought
         pieces += [("tool_call", call) for call in calls] or [(kind, space + self._held[:stop])]
         self._enter("content" if calls else kind, self._held[stop:], trim=bool(calls))
         return True
