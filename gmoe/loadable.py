@@ -1,10 +1,10 @@
-"""What a Modelfile says that nothing could be loaded with: known before any model is."""
+"""What a Modelfile or a command says that nothing could be loaded with: known before any model is."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gmoe.engine.choices import AVAILABLE, require_available
+from gmoe.engine.choices import AVAILABLE, DEVICE_ONLY, on_device, require_available
 from gmoe.engine.sampling import SamplingParams
 from gmoe.experts import policy
 from gmoe.experts.calibration import budget_of
@@ -42,6 +42,27 @@ def require_loadable(item: Command, options: Mapping[str, Any]) -> None:
             raise ValueError(told if told.startswith(item.key) else f"{item.key}: {told}") from None
     elif item.name == "#":
         _require_setting(item.key, item.value, RuntimeOptions(**options))
+
+
+def require_options(options: RuntimeOptions) -> None:
+    """Raises ValueError for what is refused here whichever model is loaded, and whatever its Modelfile adds."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if options.miss not in DEVICE_ONLY or _card() else "cpu"
+    require_available(on_device(options, device)[0])
+    budget_of(options)
+    default = RuntimeOptions()
+    chosen = {kind: name for kind in POLICIES if (name := getattr(options, kind)) != "auto"}
+    others = [kind for kind in POLICIES if getattr(options, kind) == getattr(default, kind)]
+    for knob in options.policy:
+        if not any(knob in policy.knobs_of(kind, name) for kind in others for name in policy.names(kind)):
+            _require_knob(knob, options.policy, chosen)
+
+
+def _card() -> bool:
+    from gmoe.experts.device_auto import usable  # which imports torch
+
+    return usable()
 
 
 def passed_over(modelfile: Modelfile) -> list[str]:

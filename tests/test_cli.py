@@ -129,15 +129,15 @@ def test_every_field_is_a_flag_with_a_line_of_help() -> None:
 
 
 def test_flags_become_options(llm: FakeLLM, model: str) -> None:
-    words = "--host-memory 6GiB --miss hobbit --policy t1=0.6 --policy order=fast --threads 3 --twin t.gguf"
-    words += (
-        " --max-tokens 32 --temperature 0 --stop a --stop b --logit-bias 7=-1.5 --seed 4 --samplers top_k;typ_p;temp"
-    )
+    words = "--host-memory 6GiB --miss hobbit --policy t1=0.6 --prefetch activation_matrix --policy scope=request"
+    words += " --threads 3 --twin t.gguf --max-tokens 32 --temperature 0 --stop a --stop b --logit-bias 7=-1.5 --seed 4"
+    words += " --samplers top_k;typ_p;temp"
     assert gmoe("run", model, "Hi", *words.split()).exit_code == 0
     path, options = llm.loaded  # type: ignore[attr-defined]
-    knobs = {"t1": 0.6, "order": "fast"}
+    knobs = {"t1": 0.6, "scope": "request"}
     assert path == model
-    assert options == RuntimeOptions(host_memory="6GiB", miss="hobbit", policy=knobs, threads=3, twin=Path("t.gguf"))
+    policies = {"miss": "hobbit", "prefetch": "activation_matrix", "policy": knobs}
+    assert options == RuntimeOptions(host_memory="6GiB", **policies, threads=3, twin=Path("t.gguf"))  # type: ignore[arg-type]
     params = {"stop": ("a", "b"), "logit_bias": {7: -1.5}, "seed": 4, "samplers": ("top_k", "typical_p", "temperature")}
     assert llm.asked[0][2] == SamplingParams(32, 0, **params)  # type: ignore[arg-type]
 

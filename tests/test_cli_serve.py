@@ -55,6 +55,29 @@ def test_a_wrong_address_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gmoe("ps").stderr == f"Error: {words}\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "status", "sentence"),
+    [
+        ("--evict nonsense", 2, "evict='nonsense' is not available in this version; available: auto, "),
+        ("--device cpu --gpu-memory 80%", 2, "gpu_memory='80%' needs device='cuda'"),
+        ("--quality high --miss skip", 2, "quality and max_kld choose the lossy policies; miss='skip' cannot be given"),
+        ("--policy zz=1", 2, "policy: no knob is called 'zz'; the chosen policies have none"),
+        ("--miss hobbit --policy t1=7", 2, "the knob t1 is 7; it must be a number from 0 to 1"),
+        ("--max-body soon", 2, "--max-body is 'soon'; it must be auto, an amount"),
+        ("--max-loaded 0", 2, "Invalid value for '--max-loaded': 0 is not in the range x>=1."),
+        ("--trace nowhere.trace", 1, "nowhere.trace: there is no such file"),
+        ("--device cuda:99", 1, "device='cuda:99' "),
+    ],
+)
+def test_what_no_load_would_accept_is_refused_at_the_start(
+    flags: str, status: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
+    refused = gmoe("serve", "--port", "0", *flags.split())
+    assert refused.exit_code == status and f"Error: {sentence}" in refused.stderr, refused.output
+
+
 def test_clients_close_idle_connections_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs = list[uvicorn.Config]()
 

@@ -1,6 +1,7 @@
 """What no load would accept is refused when the model is made, with its line; the rest is left to loading."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package, find
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import Command, Modelfile, ModelfileError, parse_modelfile
-from gmoe.loadable import NOBODY, require_loadable
-from gmoe.options import POLICIES
+from gmoe.loadable import NOBODY, require_loadable, require_options
+from gmoe.options import POLICIES, RuntimeOptions
 from gmoe.passes.twin import twin
 from gmoe.server.ask import Refused
 from gmoe.server.catalog import Catalog
@@ -78,6 +79,13 @@ def test_what_no_load_would_accept_is_refused_with_its_line(lines: str, sentence
 @pytest.mark.parametrize("lines", LEFT)
 def test_what_some_machine_would_accept_is_not_refused(lines: str) -> None:
     assert parse_modelfile(f"FROM x\n{lines}\n", require_loadable) == parse_modelfile(f"FROM x\n{lines}\n")
+
+
+@pytest.mark.parametrize(
+    "given", [{"policy": {"t1": 0.6}}, {"gpu_memory": "80%"}, {"evict": "lfu", "policy": {"aging": 5, "tau": 0.1}}]
+)
+def test_options_that_a_modelfile_may_complete_are_not_refused(given: dict[str, Any]) -> None:
+    require_options(RuntimeOptions(**given))
 
 
 def test_the_example_can_be_loaded() -> None:

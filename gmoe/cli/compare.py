@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
-from gmoe.cli.options import HELP
+from gmoe.cli.errors import usage
+from gmoe.cli.options import HELP, window_flags
 from gmoe.cli.output import say_notes
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
 from gmoe.gguf.file import GGUFFile
 from gmoe.library.find import model_file
+from gmoe.loadable import require_options
 from gmoe.options import READERS, RuntimeOptions
 from gmoe.passes.calibrate import ladder, measured_setting
 from gmoe.passes.compare import Measured, base_of, measure
@@ -25,8 +27,6 @@ _TEXT = click.option("-f", "--file", "text", type=click.Path(path_type=Path), re
 _TEXTS = click.option(
     "-f", "--file", "texts", type=click.Path(path_type=Path), required=True, multiple=True, help="A text; one a kind."
 )
-_CONTEXT = click.option("-c", "--ctx-size", default=128, show_default=True, help="Tokens of a window.")
-_CHUNKS = click.option("--chunks", default=16, show_default=True, help="Most windows of a text; 0: all of it.")
 
 
 @click.command()
@@ -34,8 +34,7 @@ _CHUNKS = click.option("--chunks", default=16, show_default=True, help="Most win
 @_TEXT
 @click.option("--a", "first", default="", help="Options of A, the base: 'host_memory=2GiB'.")
 @click.option("--b", "second", required=True, help="Options of B: 'host_memory=2GiB miss=skip drop=0.75'.")
-@_CONTEXT
-@_CHUNKS
+@window_flags(128, 16)
 def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chunks: int) -> None:
     """Measure two sets of options of MODEL on one text, token by token."""
     path, both = model_file(model), [options_of(said, ctx_size) for said in (first, second)]
@@ -60,8 +59,7 @@ def compare(model: str, text: Path, first: str, second: str, ctx_size: int, chun
 @click.option("--gpu-memory", default="auto", help="With a device, the memory there to calibrate for.")
 @click.option("--reader", type=click.Choice(READERS), default="auto", show_default=True, help=HELP["reader"])
 @click.option("--twin", type=click.Path(path_type=Path), help="The model's twin, to calibrate hobbit and twin as well.")
-@_CONTEXT
-@_CHUNKS
+@window_flags(128, 16)
 def calibrate(
     model: str,
     texts: Sequence[Path],
@@ -78,7 +76,9 @@ def calibrate(
     Give texts of all kinds that it will meet: a budget holds on the worst of them.
     """
     if device == "auto":
-        raise ValueError("calibrate --device is cpu, cuda or cuda:N: what is measured counts for that device only")
+        raise click.UsageError(
+            "calibrate --device is cpu, cuda or cuda:N: what is measured counts for that device only"
+        )
     path = model_file(model)
     cuts = [cut_of(path, text, ctx_size, chunks) for text in texts]
     warm, cut = cuts[0][0], [window for found in cuts for window in found[1:]]
@@ -87,15 +87,12 @@ def calibrate(
 
     on_device = device.startswith("cuda")
     host_memory = host_memory or ("auto" if on_device else "50%")
-    plain = RuntimeOptions(
-        context=ctx_size,
-        max_sequences=1,
-        device=device,
-        host_memory=host_memory,
-        gpu_memory=gpu_memory,
-        reader=reader,
-        miss="load",
-    )
+    with usage():
+        plain = RuntimeOptions(
+            context=ctx_size, max_sequences=1, device=device, host_memory=host_memory, gpu_memory=gpu_memory,
+            reader=reader, miss="load",
+        )  # fmt: skip
+        require_options(plain)
     with LLM.load(path, plain) as llm:
         say_notes(llm.notices)
         if llm.store.whole:
@@ -145,10 +142,10 @@ def options_of(text: str, context: int) -> RuntimeOptions:
         except ValueError:
             parsed = value
         (given if name in names else knobs)[name] = str(value) if name == "host_memory" else parsed
-    try:
-        return RuntimeOptions(**given, policy=knobs)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    with usage():
+        options = RuntimeOptions(**given, policy=knobs)
+        require_options(options)
+    return options
 
 
 def cut_of(path: Path, text: Path, context: int, chunks: int) -> Sequence[Sequence[int]]:

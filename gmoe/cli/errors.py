@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -44,6 +45,15 @@ class Group(click.Group):
             _let_go()
             status = say(sentence(error))
         raise click.exceptions.Exit(status)
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """A value that is refused within is wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _let_go() -> None:

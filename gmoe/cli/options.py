@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from gmoe.cli.errors import usage
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
 from gmoe.engine.suggested import samplers
 from gmoe.experts.memory import available
+from gmoe.loadable import require_options
 from gmoe.options import RuntimeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,6 +131,21 @@ runtime_flags = _flags(RuntimeOptions, without=frozenset({"seed"}))  # --seed is
 sampling_flags = _flags(SamplingParams)
 
 
+def window_flags(tokens: int, chunks: int) -> Callable[[F], F]:
+    """`-c` and `--chunks` with these defaults: how a command cuts a text."""
+    size = click.option(
+        "-c", "--ctx-size", type=click.IntRange(min=4), default=tokens, show_default=True, help="Tokens of a window."
+    )
+    most = click.option(
+        "--chunks",
+        type=click.IntRange(min=0),
+        default=chunks,
+        show_default=True,
+        help="Most windows; 0: all of the text.",
+    )
+    return lambda function: size(most(function))
+
+
 def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
     """Build the dataclass `kind` from those of a command's arguments that are its fields, taking them out.
 
@@ -137,7 +154,8 @@ def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
     if kind is RuntimeOptions and (limit := available()).free < START:
         raise MemoryError(f"gmoe needs {START >> 20} MiB of memory to begin, {limit.source} leaves {limit.free >> 20}")
     names = [name for name in signature(kind).parameters if name in given]
-    try:
-        return kind(**{name: given.pop(name) for name in names})
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    with usage():
+        made = kind(**{name: given.pop(name) for name in names})
+        if isinstance(made, RuntimeOptions):
+            require_options(made)
+    return made

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gmoe.cli.errors import usage
 from gmoe.cli.options import runtime_flags, take
 from gmoe.options import RuntimeOptions, memory_bytes
 
@@ -37,8 +38,16 @@ def address(host: str | None, port: int | None) -> tuple[str, int]:
 @click.option("--host", help="Address to listen on; GMOE_HOST, or 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; GMOE_HOST, or 11435.")
 @click.option("--keep-alive", default="5m", show_default=True, help="How long a model stays loaded; negative: forever.")
-@click.option("--max-loaded", default=3, show_default=True, help="Models in memory together.")
-@click.option("--max-queue", default=512, show_default=True, help="Requests that may wait; further ones get 503.")
+@click.option(
+    "--max-loaded", type=click.IntRange(min=1), default=3, show_default=True, help="Models in memory together."
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    help="Requests that may wait; further ones get 503.",
+)
 @click.option("--default-model", help="The model for requests that name one which is not here.")
 @click.option("--api-key", help="What clients must send as Authorization: Bearer KEY.")
 @click.option("--origin", "origins", multiple=True, help="Web pages that may ask; may be given again; *: all.")
@@ -52,10 +61,15 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve the models of the library, and each GGUF FILE under its name without ending."""
     options = take(RuntimeOptions, flags)
+    for given in filter(None, (options.trace, options.twin)):
+        if not given.is_file():
+            raise ValueError(f"{given}: there is no such file")
     where = address(host, port)
-    body_bytes = memory_bytes(max_body, 64 << 20, "--max-body")
+    with usage():
+        body_bytes = memory_bytes(max_body, 64 << 20, "--max-body")
     import uvicorn
 
+    from gmoe.experts.device import open_device
     from gmoe.library.manifest import Library
     from gmoe.server.app import application
     from gmoe.server.ask import Refused
@@ -68,6 +82,7 @@ def serve(
         patience = keep_alive_of(keep_alive) or 0.0
     except Refused as refused:
         raise click.UsageError(f"--keep-alive: {refused.text}") from None
+    open_device(options.device)  # one that is named must be there
     catalog = Catalog.of(Library.default(), [path.absolute() for path in files], default_model)
     service = Service(catalog, options, max_seconds, keep_alive=patience, max_loaded=max_loaded, max_queue=max_queue)
     limits = Limits(api_key, origins, body_bytes, loopback=is_loopback(where[0]))
