@@ -179,4 +179,4 @@ def test_create_quantizes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted = gmoe("create", "x", "-f", "on", "-q", "q8_0")
     assert adapted.exit_code == 1 and "has an adapter, which gmoe cannot apply" in adapted.stderr
     refused = gmoe("create", "x", "-q", "q99")
-    assert refused.exit_code == 1 and "q99" in refused.stderr
+    assert refused.exit_code == 2 and "q99" in refused.stderr

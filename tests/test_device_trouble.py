@@ -143,4 +143,4 @@ def test_calibrate_wants_a_device_by_name(model: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("words")
     run = CliRunner().invoke(cli, ["calibrate", str(model), "-f", str(text), "--device", "auto"])
-    assert run.exit_code == 1 and "cpu, cuda or cuda:N" in run.output
+    assert run.exit_code == 2 and "cpu, cuda or cuda:N" in run.output

@@ -118,7 +118,7 @@ def test_refusals(folder: Path) -> None:
         ((model,), 2, "the text is missing: -f FILE"),
         ((model, "--kl-divergence"), 2, "--kl-divergence needs --kl-divergence-base"),
         ((model, "--kl-divergence", "--kl-divergence-base", model), 1, "is not a file of --kl-divergence-base"),
-        ((model, "-f", folder / "text.txt", "-c", 2), 1, "leaves nothing to score"),
+        ((model, "-f", folder / "text.txt", "-c", 2), 2, "2 is not in the range x>=4"),
     ]
     for args, code, text in cases:
         result = invoke(*args)

@@ -194,15 +194,20 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     with GGUFFile.open(model) as file:
         rewrite(file, tmp_path / "odd.gguf", identity, {"qwen3moe.block_count": "two"})
-    cases = [
-        (("quantize", tmp_path / "odd.gguf", out, "Q8_0"), "odd.gguf: qwen3moe.block_count: must be a whole number"),
+    wrong = [
         (("quantize", model, out, "Q9_K"), "Q9_K is not a type that can be written; known: F32, F16"),
         (("quantize", model, out, "Q8_0", "--tensor-type", "x"), "--tensor-type 'x' is not REGEX=TYPE"),
         (("quantize", model, out, "Q8_0", "--tensor-type", "x=IQ1_S"), "IQ1_S cannot be written; known:"),
         (("quantize", model, out, "Q8_0", "--tensor-type", "(=F16"), "the expression is not valid"),
+        (("twin", model, "--type", "IQ1_M"), "a twin cannot be of type IQ1_M; known: F32"),
+    ]
+    for args, text in wrong:
+        result = invoke(*args)
+        assert (result.exit_code, result.stdout) == (2, "") and text in result.stderr, result.stderr
+    cases = [
+        (("quantize", tmp_path / "odd.gguf", out, "Q8_0"), "odd.gguf: qwen3moe.block_count: must be a whole number"),
         (("quantize", tmp_path / "q8.gguf", out, "Q4_0"), "token_embd.weight: is Q8_0 already; take an F16"),
         (("quantize", model, out, "Q8_0", "--imatrix", model), "it is not an importance matrix"),
-        (("twin", model, "--type", "IQ1_M"), "a twin cannot be of type IQ1_M; known: F32"),
         (("quantize", model, tmp_path / "no" / "out.gguf", "Q8_0"), "No such file or directory; nothing was written"),
     ]
     for args, text in cases:

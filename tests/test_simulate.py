@@ -169,7 +169,7 @@ def test_command(tmp_path):
     drawn = CliRunner().invoke(simulate, [str(path), "--budget", "25%,50KB", "--plot", str(tmp_path / "curves.png")])
     assert drawn.exit_code == 0 and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])
-    assert wrong.exit_code == 1 and "no policy is called 'nope'" in wrong.output
+    assert wrong.exit_code == 2 and "no policy is called 'nope'" in wrong.output
     for given in (["--budget", "90%..10%"], ["--expert-us", "nan"], ["--layer-us", "-1"], ["--expert-us", "inf"]):
         assert CliRunner().invoke(simulate, [str(path), *given]).exit_code == 2
     knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])

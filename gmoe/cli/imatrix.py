@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from gmoe.cli.options import window_flags
 from gmoe.cli.output import require_other, say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
@@ -15,8 +16,7 @@ from gmoe.passes.perplexity import windows
 @click.argument("model")
 @click.option("-f", "--file", "text", type=click.Path(path_type=Path), required=True, help="The text.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL.imatrix.gguf beside MODEL.")
-@click.option("-c", "--ctx-size", default=512, show_default=True, help="Tokens of a window.")
-@click.option("--chunks", default=0, show_default=True, help="Most windows; 0: all of the text.")
+@window_flags(512, 0)
 def imatrix(model: str, text: Path, output: Path | None, ctx_size: int, chunks: int) -> None:
     """Run MODEL over a text and keep how strongly it drives each column of the experts, in llama-imatrix's format."""
     path = model_file(model)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
+from gmoe.cli.errors import usage
 from gmoe.library.create import create as create_model
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import parse_modelfile
@@ -31,6 +32,11 @@ def create(name: str, file: Path | None, type_name: str | None) -> None:
     """Create a model from a Modelfile."""
     from gmoe.loadable import passed_over, require_fitting, require_loadable
 
+    if type_name is not None:
+        from gmoe.passes.mixes import mix_named
+
+        with usage():
+            mix_named(type_name)
     path, library, target = file or Path("Modelfile"), Library.default(), ModelName.parse(name)
     modelfile = parse_modelfile(_text_of(path), require_loadable)
     for warning in (*modelfile.warnings, *passed_over(modelfile)):

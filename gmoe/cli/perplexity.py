@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 
-from gmoe.cli.options import runtime_flags, take
+from gmoe.cli.options import runtime_flags, take, window_flags
 from gmoe.cli.output import require_other, say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
@@ -22,8 +22,7 @@ QUANTILES |= {"0.1%": 0.1}
 @click.command()
 @click.argument("model")
 @click.option("-f", "--file", "text", type=click.Path(path_type=Path), help="The text.")
-@click.option("-c", "--ctx-size", default=512, show_default=True, help="Tokens of a window.")
-@click.option("--chunks", default=0, help="Most windows to score; 0: all.")
+@window_flags(512, 0)
 @click.option(
     "--kl-divergence-base", "base", type=click.Path(path_type=Path), help="Logits to write, or to compare to."
 )

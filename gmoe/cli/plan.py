@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from gmoe.cli.errors import usage
 from gmoe.cli.output import say_notes
 from gmoe.engine.state_slots import n_slots
 from gmoe.experts.budget import Budget, budget_of
@@ -24,7 +25,7 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels.cpu_ops import usable_cores
 from gmoe.library.find import model_file
 from gmoe.library.home import home
-from gmoe.options import memory_bytes
+from gmoe.options import RuntimeOptions, memory_bytes
 
 MIB = 1 << 20
 SEQUENCES = 4  # decoded together where nothing else is said
@@ -38,6 +39,8 @@ SEQUENCES = 4  # decoded together where nothing else is said
 @click.option("--threads", default=0, help="CPU threads; 0: the cores this process may use.")
 def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | None, threads: int) -> None:
     """Say where the weights of MODEL would go on this machine, how fast it would be, and what would help most."""
+    with usage():
+        RuntimeOptions(host_memory=host_memory, gpu_memory=gpu_memory or "auto", threads=threads)  # as a run takes them
     with GGUFFile.open(model_file(model)) as file:
         hparams = Hparams.from_metadata(file.metadata, str(file.path))
         layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
+from gmoe.cli.options import window_flags
 from gmoe.cli.output import require_other, say_notes
 from gmoe.cli.progress import waiting
 from gmoe.experts.fingerprint import header
@@ -30,8 +31,7 @@ SCORES = ("reap", "count", "soft", "proficiency", "random")
 @click.option("--search", type=click.Choice(["eep"]), help="Go on from there by a search, on the same text.")
 @click.option("--iterations", type=click.IntRange(min=0), default=100, show_default=True, help="Choices it may try.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random, and of the search.")
-@click.option("-c", "--ctx-size", default=128, show_default=True, help="Tokens of a window.")
-@click.option("--chunks", default=16, show_default=True, help="Most windows; 0: all of the text.")
+@window_flags(128, 16)
 def prune(
     source: str, target: Path, keep: int, score: str, text: Path | None, trace: Path | None, search: str | None,
     iterations: int, seed: int, ctx_size: int, chunks: int,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from gmoe.cli.errors import usage
 from gmoe.cli.output import require_other
 from gmoe.gguf.file import GGUFFile, TensorInfo
 from gmoe.library.find import model_file
@@ -17,6 +18,7 @@ from gmoe.passes.mixes import BASES, Override, mix_named
 from gmoe.passes.quantize import Progress, read_importance
 from gmoe.passes.quantize import quantize as rewrite_quantized
 from gmoe.passes.twin import twin as write_twin
+from gmoe.passes.twin import type_named
 
 _IMATRIX = click.option(
     "--imatrix",
@@ -42,8 +44,10 @@ def quantize(
     allow_requantize: bool,
 ) -> None:
     """Write the model IN to OUT in TYPE, a name of llama-quantize."""
-    path, parsed = model_file(source), [Override.parse(text) for text in overrides]
-    mix_named(type_name)
+    with usage():
+        parsed = [Override.parse(text) for text in overrides]
+        mix_named(type_name)
+    path = model_file(source)
     require_other(path, target)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
@@ -61,12 +65,14 @@ def quantize(
 @_IMATRIX
 def twin(model: str, type_name: str, output: Path | None, imatrix: Path | None) -> None:
     """Write MODEL's experts at a lower precision, for --miss twin and hobbit."""
+    with usage():
+        kind = type_named(type_name)
     path = model_file(model)
-    target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.{type_name.upper()}.twin.gguf")
+    target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.{kind}.twin.gguf")
     require_other(path, target)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
-        write_twin(path, target, type_name, importance=importance, progress=progress)
+        write_twin(path, target, kind, importance=importance, progress=progress)
     _summary(path, target)
     click.echo(f"use it with: --twin {target}", err=True)
 

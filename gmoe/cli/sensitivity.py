@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from gmoe.cli.options import window_flags
 from gmoe.cli.output import say_notes
 from gmoe.experts import calibration
 from gmoe.experts.fingerprint import fingerprint
@@ -18,8 +19,7 @@ from gmoe.passes.sensitivity import DropTail, sensitivities
 @click.command()
 @click.argument("model")
 @click.option("-f", "--file", "text", type=click.Path(path_type=Path), required=True, help="The text.")
-@click.option("-c", "--ctx-size", default=128, show_default=True, help="Tokens of a window.")
-@click.option("--chunks", default=16, show_default=True, help="Most windows; 0: all of the text.")
+@window_flags(128, 16)
 def sensitivity(model: str, text: Path, ctx_size: int, chunks: int) -> None:
     """Measure each layer of MODEL on a text and keep it beside the model, for --route adaptive_k."""
     path = model_file(model)

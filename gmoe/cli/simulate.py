@@ -75,7 +75,9 @@ def simulate(
             ).run()
             report.evict, report.prefetch, report.working_set = texts
             reports.append(report)
-    except (PolicyError, TraceError, ValueError, TypeError) as error:
+    except PolicyError as error:
+        raise click.UsageError(str(error)) from None
+    except (TraceError, ValueError, TypeError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(as_text([row(report) for report in reports], as_csv), nl=False)
     if plot is not None:

@@ -22,9 +22,7 @@ def twin(
     progress: Progress = lambda info, kind: None,
 ) -> None:
     """Write the experts of `src` in `type_name` to `dst`. Raises ValueError, one sentence each."""
-    kind = type_name.upper()
-    if kind not in encodable():
-        raise ValueError(f"a twin cannot be of type {type_name}; known: {', '.join(encodable())}")
+    kind = type_named(type_name)
     with GGUFFile.open(src) as file:
         hparams = Hparams.from_metadata(file.metadata, str(src))
         names = ExpertLayout(file, hparams.n_layer, hparams.n_expert).names
@@ -37,3 +35,10 @@ def twin(
         dropped = {key: None for key in file.metadata if key.startswith("tokenizer.")}
         made = {FINGERPRINT: fingerprint(file), MADE_OF: src.name, "general.type": "twin"}
         rewrite(file, dst, lambda info, t: edit(info, t) if info.name in names else [], dropped | made)
+
+
+def type_named(name: str) -> str:
+    """The type's own spelling of `name`; raises ValueError naming those that exist."""
+    if name.upper() not in encodable():
+        raise ValueError(f"a twin cannot be of type {name}; known: {', '.join(encodable())}")
+    return name.upper()
