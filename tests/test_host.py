@@ -21,13 +21,17 @@ class _Catalog:
         return Entry(name, Path(name), name, 1, 0.0)
 
 
-def host(load: Callable[[RuntimeOptions], None] = lambda options: None, **limits: Any) -> ModelHost:
-    """Models of 1024 tokens; `load` may wait."""
+def host(
+    load: Callable[[RuntimeOptions], None] = lambda options: None, most: int = 1 << 20, **limits: Any
+) -> ModelHost:
+    """Models of 1024 tokens, which are given at `most` so many; `load` may wait."""
 
     def model(path: Path, options: RuntimeOptions) -> Any:
         load(options)
         hparams = SimpleNamespace(n_ctx_train=1024)
-        return SimpleNamespace(hparams=hparams, context=options.context, notices=[], stats={}, close=lambda: None)
+        return SimpleNamespace(
+            hparams=hparams, context=min(options.context, most), notices=[], stats={}, close=lambda: None
+        )
 
     return ModelHost(_Catalog(), RuntimeOptions(context=64), model, **limits)  # type: ignore[arg-type]
 
@@ -61,6 +65,21 @@ def test_who_comes_while_it_loads_gets_the_context_he_asks_for() -> None:
 
     asyncio.run(run())
     assert loaded == [64, 512, 5000]
+
+
+def test_a_context_beyond_the_model_s_own_is_lowered_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    said = "the context is 1024 tokens, all that the model was trained for: more was asked for"
+
+    async def run() -> list[list[str]]:
+        models, heard = host(most=1024), []
+        for num_ctx in (1024, 5000, 6000, None):
+            async with models.lease("a", num_ctx=num_ctx) as running:
+                heard.append(list(running.llm.notices))
+        await models.close()
+        return heard
+
+    assert asyncio.run(run()) == [[], [said], [said], [said]]
+    assert caplog.messages == [f"a: {said}"]
 
 
 def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:

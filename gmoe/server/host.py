@@ -104,6 +104,8 @@ class ModelHost:
                     continue  # it was being loaded for somebody who wants less
                 if keep_alive is not None:
                     running.keep_alive = keep_alive
+                if running.llm.context < options.context:
+                    _tell_lowered(running)
                 yield running
                 return
             finally:
@@ -242,6 +244,14 @@ def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, int | float):
             total[name] = total.get(name, 0) + value
     return total
+
+
+def _tell_lowered(running: Running) -> None:
+    """A context longer than the model's own was asked for, which it does not get; said once."""
+    said = f"the context is {running.llm.context} tokens, all that the model was trained for: more was asked for"
+    if said not in running.llm.notices:
+        running.llm.notices.append(said)
+        log.warning("%s: %s", running.entry.name, said)
 
 
 def _suffices(running: Running, num_ctx: int | None) -> bool:
