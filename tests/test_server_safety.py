@@ -145,9 +145,12 @@ def test_a_full_queue_is_503_and_a_long_answer_504(live: Live) -> None:
     def ask(stream: bool) -> httpx.Response:
         return httpx.post(live.url + "/api/generate", json=LONG | {"stream": stream}, timeout=30)
 
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(ask, stream) for stream in (False, False, True)]
-        _until(lambda: live.service.host.pending == 3)
+        _until(lambda: live.service.host.answering == 3)
+        waiting = [pool.submit(ask, False) for _ in range(3)]
+        _until(lambda: live.service.host.pending == 6)
+        assert "llamacpp:requests_deferred 3" in live.http.get("/metrics").text
         full = ask(False)
         openai_full = live.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
         whole, _, streamed = (one.result() for one in asked)
@@ -157,6 +160,7 @@ def test_a_full_queue_is_503_and_a_long_answer_504(live: Live) -> None:
     slow = {"error": "the answer took longer than 3 seconds"}
     assert (whole.status_code, whole.json()) == (504, slow)
     assert streamed.status_code == 200 and json.loads(streamed.text.splitlines()[-1]) == slow
+    assert {one.result().status_code for one in waiting} == {504}
     _until(lambda: live.service.host.pending == 0)
 
 

@@ -48,7 +48,10 @@ class Running:
 
 
 class ModelHost:
-    """Leases models. At most `max_loaded` are in memory; one that nobody uses makes room, the longest unused first."""
+    """Leases models. At most `max_loaded` are in memory; one that nobody uses makes room, the longest unused first.
+
+    `max_queue` requests may wait beside those that models are answering.
+    """
 
     def __init__(
         self,
@@ -70,10 +73,16 @@ class ModelHost:
         self._line: list[object] = []  # who waits for a model, in the order in which they came
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def answering(self) -> int:
+        """How many of the pending requests models are answering; the others wait."""
+        loaded = [one for one in self.running.values() if one.llm is not None]
+        return sum(min(one.users, one.options.max_sequences) for one in loaded)
+
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
         """A place in the queue; `Refused` (503) where it is full."""
-        if self.pending >= self.max_queue:
+        if self.pending - self.answering >= self.max_queue:
             raise Refused(503, BUSY)
         self.pending += 1
         try:

@@ -33,8 +33,7 @@ def render(host: ModelHost) -> str:
         total = sum(one.get(seconds, 0) for one in stats.values())
         rate = sum(one.get(tokens, 0) for one in stats.values()) / total if total else 0.0
         lines += _series(name, "gauge", "Average throughput in tokens/s.", [({}, rate)])
-    capacity = sum(one.llm.options.max_sequences for one in host.running.values() if one.llm is not None)
-    busy = min(host.pending, capacity)
+    busy = host.answering
     lines += _series("llamacpp:requests_processing", "gauge", "Number of requests processing.", [({}, busy)])
     deferred: list[tuple[dict[str, str], float]] = [({}, host.pending - busy)]
     lines += _series("llamacpp:requests_deferred", "gauge", "Number of requests deferred.", deferred)
