@@ -44,6 +44,7 @@ def test_json_has_the_fields_of_llama_bench(model: Path) -> None:
     assert all(type(prompt[name]) is kind for name, kind in KINDS.items())
     assert (answer["n_prompt"], answer["n_gen"], answer["n_depth"]) == (0, 4, 4)
     assert len(prompt["samples_ns"]) == len(prompt["samples_ts"]) == 2 and prompt["model_filename"] == str(model)
+    assert prompt["disk_share"] is None and answer["bandwidth_share"] > 0
     rate = 8e9 / prompt["samples_ns"][0]
     assert prompt["samples_ts"][0] == pytest.approx(rate, rel=1e-3)
 
@@ -53,9 +54,17 @@ def test_other_forms_say_the_same(model: Path) -> None:
     table = list(csv.DictReader(io.StringIO(measured(model, "csv"))))
     assert [list(line) for line in lines] == [list(row) for row in table] and len(table) == 2
     markdown = measured(model, "md").splitlines()
-    assert markdown[0].startswith("|") and "pp8 @ d4" in markdown[2] and "tg4 @ d4" in markdown[3]
+    assert "| disk read |" in markdown[0] and "pp8 @ d4" in markdown[2] and "tg4 @ d4" in markdown[3]
 
 
-def test_direct_reads_are_said(model: Path) -> None:
+def test_direct_reads_are_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmoe.machine.disk_bandwidth", lambda path: 1e9)  # the file is too small to measure it
     small = measured(model, "json", "--host-memory", "330KiB", "--reader", "direct")
-    assert {(row["use_mmap"], row["use_direct_io"]) for row in json.loads(small)} == {(False, True)}
+    rows = json.loads(small)
+    assert {(row["use_mmap"], row["use_direct_io"]) for row in rows} == {(False, True)}
+    assert all(row["disk_share"] > 0 for row in rows)
+
+
+def test_defaults_are_said_as_numbers() -> None:
+    said = " ".join(CliRunner().invoke(bench, ["--help"]).stdout.split())
+    assert all(f"[default: {number}]" in said for number in (512, 128, 0))

@@ -65,6 +65,7 @@ class Row:
     memory_bandwidth: float  # bytes a second, measured
     disk_bandwidth: float | None
     bandwidth_share: float | None  # of the memory's, that one token's weights take
+    disk_share: float | None  # of the disk's, that experts take which are read past the page cache
 
     @property
     def test(self) -> str:
@@ -93,6 +94,7 @@ def _measure(llm: Any, ids: list[int], n_prompt: int, n_gen: int, depth: int, re
     size = depth + (n_prompt or n_gen)
     before = _fast_tier(llm.stats)
     llm.seconds(ids[: min(size, 8)], 0, n_prompt == 0)  # warm
+    warm = llm.stats["host"]["bytes_loaded"]
     samples = [llm.seconds(ids[:size], depth, n_prompt == 0) for _ in range(repeat)]
     host = _fast_tier(llm.stats)
     hits, misses = (host[name] - before[name] for name in ("hits", "misses"))
@@ -100,6 +102,9 @@ def _measure(llm: Any, ids: list[int], n_prompt: int, n_gen: int, depth: int, re
     share = None
     if n_gen:
         share = statistics.median(rates) * _weights_of_a_token(llm) / base["memory_bandwidth"]
+    disk_share = None
+    if llm.cache.reader == "direct" and base["disk_bandwidth"]:
+        disk_share = (llm.stats["host"]["bytes_loaded"] - warm) / sum(samples) / base["disk_bandwidth"]
     return Row(
         **base,
         n_prompt=n_prompt,
@@ -115,6 +120,7 @@ def _measure(llm: Any, ids: list[int], n_prompt: int, n_gen: int, depth: int, re
         bytes_moved=host["bytes_loaded"] - before["bytes_loaded"],
         hit_rate=hits / (hits + misses) if hits + misses else None,
         bandwidth_share=share,
+        disk_share=disk_share,
         peak_memory_beside_model=_peak(llm),
     )
 
@@ -135,15 +141,15 @@ def _peak(llm: Any) -> int:
 
 
 def _markdown(rows: list[Row]) -> str:
-    table = [["model", "size", "params", "backend", "threads", "test", "t/s", "memory read", "hits"]]
+    table = [["model", "size", "params", "backend", "threads", "test", "t/s", "memory read", "disk read", "hits"]]
     for r in rows:
-        share = "" if r.bandwidth_share is None else f"{100 * r.bandwidth_share:.0f} %"
+        memory, disk = ("" if share is None else f"{100 * share:.0f} %" for share in (r.bandwidth_share, r.disk_share))
         hits = "" if r.hit_rate is None else f"{100 * r.hit_rate:.1f} %"
         n, m = r.model_size, r.model_n_params
         size = f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
         params = f"{m / 1e9:.2f} B" if m >= 1e9 else f"{m / 1e6:.2f} M"
         speed = f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}"
-        table.append([r.model_type, size, params, r.backends, str(r.n_threads), r.test, speed, share, hits])
+        table.append([r.model_type, size, params, r.backends, str(r.n_threads), r.test, speed, memory, disk, hits])
     widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
     lines = ["| " + " | ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in table]
     lines.insert(1, "| " + " | ".join("-" * (w - 1) + ":" for w in widths) + " |")
@@ -179,7 +185,7 @@ def _counts(default: str) -> dict[str, Any]:
             raise click.BadParameter(f"{','.join(given)!r} are no counts of tokens, such as 512 or 128,512")
         return counts
 
-    return {"default": (default,), "show_default": default, "metavar": "N,...", "multiple": True, "callback": parse}
+    return {"default": (default,), "show_default": True, "metavar": "N,...", "multiple": True, "callback": parse}
 
 
 @click.command()
