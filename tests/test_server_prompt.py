@@ -160,3 +160,24 @@ def test_a_last_message_of_the_assistant_s_is_gone_on_with() -> None:
     called = text(CHATML, "e", tool_calls=[{"function": {"name": "f"}}])
     assert called == f"{asked}e<|im_end|>\n<|im_start|>assistant\n"
     assert text("{{ messages[0].content }}", "e") == "x"
+
+
+@pytest.mark.parametrize(
+    ("template", "source", "given", "said"),
+    [
+        (
+            "{{ raise_exception('users begin') }}",
+            "",
+            None,
+            "model 'm': tokenizer.chat_template: the template cannot be",
+        ),
+        ("", "{{ range .Prompt }}{{ end }}", None, "model 'm': the template cannot range over 'one'"),
+        ("", "", "{{ range .Prompt }}{{ end }}", "the template cannot range over 'one'"),
+    ],
+)
+def test_a_template_s_fault_is_told_without_the_file(template: str, source: str, given: str | None, said: str) -> None:
+    llm, entry = toy(template), replace(ENTRY, modelfile=Modelfile((Command("template", source),) * bool(source)))
+    llm.template.file = "/home/somebody/m.gguf"
+    with pytest.raises(Refused) as error:
+        prompt_of(llm, entry, Ask(model="m", prompt="one", templated=True, template=given))
+    assert error.value.status == 400 and error.value.text.startswith(said) and "/home" not in error.value.text

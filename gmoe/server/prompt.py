@@ -39,8 +39,10 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
             return _of_chat(llm, entry, replace(ask, messages=list(with_ids(ask.messages, dialect))), limit)
         if ask.templated or ask.suffix:
             return _of_generate(llm, entry, ask, limit)
-    except (TemplateError, GoTemplateError) as error:
-        raise Refused(400, str(error)) from None
+    except TemplateError as error:
+        raise Refused(400, f"model '{entry.name}': {error.fault}") from None
+    except GoTemplateError as error:
+        raise Refused(400, str(error) if ask.template else f"model '{entry.name}': {error}") from None
     if isinstance(ask.prompt, str):
         ids = llm.tokenizer.encode(ask.prompt, add_special=ask.special_tokens, parse_special=ask.special_tokens)
         return _fitted(llm, ask, ids, limit, ask.prompt)

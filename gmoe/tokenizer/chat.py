@@ -21,7 +21,11 @@ MOST_TEXT = 16 << 20
 
 
 class TemplateError(GGUFError):
-    """A chat template that cannot be used on these messages."""
+    """A chat template that cannot be used on these messages; `fault` is the text without the file."""
+
+    def __init__(self, fault: str, file: str = ""):
+        super().__init__(f"{file}: {fault}" if file else fault)
+        self.fault = fault
 
 
 class ChatTemplate:
@@ -94,9 +98,8 @@ class ChatTemplate:
             return _limited(self._compiled[source].generate(messages=messages, **values), meter)
         except Exception as error:  # a template is a program: it can raise anything
             line = " ".join(str(error).split()) or type(error).__name__
-            raise TemplateError(
-                f"{self.file}: tokenizer.chat_template: the template cannot be rendered: {line}"
-            ) from None
+            fault = f"tokenizer.chat_template: the template cannot be rendered: {line}"
+            raise TemplateError(fault, self.file) from None
         finally:
             meter.stop()
 
