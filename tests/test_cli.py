@@ -154,6 +154,8 @@ def test_without_flags_the_defaults_hold() -> None:
 
     assert CliRunner().invoke(command, []).exit_code == 0
     assert seen == [SamplingParams(), RuntimeOptions()]
+    assert CliRunner().invoke(command, ["--seed", "-1"]).exit_code == 0
+    assert seen[2:] == seen[:2]  # any seed
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_parameters(chat: Chat, llm: FakeLLM, capsys: Captured) -> None:
     chat.line("Hi")
     assert llm.asked[0][2] == chat.params
     chat.line("/set parameter num_predict -1")
-    assert chat.params.max_tokens is None
+    chat.line("/set parameter seed -1")
+    assert chat.params.max_tokens is None and chat.params.seed is None
 
 
 @pytest.mark.parametrize(

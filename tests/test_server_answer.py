@@ -9,7 +9,7 @@ import pytest
 
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.modelfile import parse_modelfile
-from gmoe.server import llama_text, ollama, openai
+from gmoe.server import llama_text, ollama, openai, openai_text
 from gmoe.server.answer import Answer, piece_of
 from gmoe.server.ask import Ask
 from gmoe.server.calls import with_ids
@@ -47,6 +47,8 @@ def test_no_end_counts_against_the_models_own(ask: Ask) -> None:
     [
         ollama.parse_chat(SAID | {"options": {"seed": -1}}),
         llama_text.parse_completion({"prompt": "x", "seed": -1}, "m"),
+        openai.parse_chat(SAID | {"seed": -1}),
+        openai_text.parse_completion({"model": "m", "prompt": "x", "seed": -1}),
     ],
 )
 def test_any_seed_counts_against_the_models_own(ask: Ask) -> None:

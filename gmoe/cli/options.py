@@ -75,7 +75,7 @@ HELP: Mapping[str, str] = {
     "presence_penalty": "Subtract from the scores of tokens that were there.",
     "frequency_penalty": "Subtract from them for each time they were there.",
     "samplers": "What is applied, in which order: names between semicolons; what is not named is off.",
-    "seed": "Seed of the sampling.",
+    "seed": "Seed of the sampling; -1: another each time.",
     "stop": "End the answer at this text; may be given again.",
     "logit_bias": "Add to the score of a token; may be given again.",
     "logprobs": "Report the probabilities of this many candidates.",
@@ -105,6 +105,7 @@ _SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "callback": lambda ctx, param, value: samplers(value),
         "show_default": True,
     },
+    "seed": {"type": int, "callback": lambda ctx, param, value: None if value == -1 else value},
     "stop": {"multiple": True},
     "dry_sequence_breakers": {"multiple": True, "default": SamplingParams.dry_sequence_breakers},
 }

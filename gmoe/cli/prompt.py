@@ -241,8 +241,8 @@ class Chat:
             value: Any = (
                 tuple(values) if ours in ("stop", "samplers") else _number(name, values[0], "int" in kinds[ours])
             )
-            if name == "num_predict" and value < 0:
-                value = None  # Ollama's -1: until the model ends
+            if (name == "num_predict" and value < 0) or (name == "seed" and value == -1):
+                value = None  # Ollama's -1: until the model ends, and another seed each time
             self.params = replace(self.params, **{ours: value})
             click.echo(f"Set parameter '{name}' to '{' '.join(values)}'")
         except ValueError as error:

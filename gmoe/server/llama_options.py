@@ -52,6 +52,8 @@ FIELDS = tuple(name for name in SamplingBody.model_fields if name not in ("sampl
 def sampled(given: SamplingBody) -> dict[str, Any]:
     """Those that are given, as fields of `SamplingParams`."""
     sampling = {name: getattr(given, name) for name in (*FIELDS, "seed") if getattr(given, name) is not None}
+    if given.seed == -1:
+        sampling["seed"] = None  # any, whatever the model's own is
     if "dry_sequence_breakers" in sampling:
         sampling["dry_sequence_breakers"] = tuple(filter(None, sampling["dry_sequence_breakers"]))
     if given.samplers is not None:

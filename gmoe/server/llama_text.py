@@ -96,8 +96,6 @@ def render_completion(ask: Ask, events: Events) -> Iterator[Chunk]:
 
 def _sampling(given: CompletionBody) -> dict[str, Any]:
     sampling = sampled(given)
-    if sampling.get("seed") == -1:
-        sampling["seed"] = None
     if given.typ_p is not None:
         sampling["typical_p"] = given.typ_p
     sampling = lenient(sampling)
