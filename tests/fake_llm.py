@@ -31,7 +31,9 @@ class FakeLLM:
         self.answers_closed = 0
         self.stats: dict[str, Any] = {"host": {"hits": 0, "misses": 0}, "prompt_tokens": 0, "prompt_seconds": 0.0}
         self.stats |= {"actions": {"load": {"count": 0, "mass": 0.0}}, "generated_tokens": 0, "decode_seconds": 0.0}
-        self.file = SimpleNamespace(metadata={"general.license": "mit"})
+        self.file = SimpleNamespace(
+            metadata={"general.license": "mit", "tokenizer.chat_template": "{{ enable_thinking }}"}
+        )
 
     def generate(self, prompt: str, params: SamplingParams | None = None) -> Iterator[Event]:
         self.asked.append(("generate", prompt, params))
@@ -55,8 +57,11 @@ class FakeLLM:
         finally:
             self.answers_closed += 1
 
+    def close(self) -> None:
+        self.closed = True
+
     def __enter__(self) -> "FakeLLM":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.closed = True
+        self.close()

@@ -74,6 +74,15 @@ def test_system_and_thinking_reach_the_template(llm: FakeLLM, model: str) -> Non
     _, messages, _, template = llm.asked[0]
     assert messages[0] == {"role": "system", "content": "Be brief."}
     assert template == {"enable_thinking": False, "thinking": False}
+    for flags in ("--think=high Hi", "Hi --think=true", "--think Hi", "Hi -- --think=high"):
+        assert gmoe("run", model, *flags.split()).exit_code == 0
+    assert [asked[1][-1]["content"] for asked in llm.asked[1:]] == ["Hi", "Hi", "Hi", "Hi --think=high"]
+    thinks = {"enable_thinking": True, "thinking": True}
+    assert [asked[3] for asked in llm.asked[1:]] == [thinks | {"reasoning_effort": "high"}, thinks, thinks, {}]
+    assert gmoe("run", model, "Hi", "--think=so-so").exit_code == 2
+    del llm.file.metadata["tokenizer.chat_template"]
+    refused = gmoe("run", model, "Hi", "--think")
+    assert refused.exit_code == 1 and f'Error: "{model}" does not support thinking' in refused.stderr and llm.closed
 
 
 def test_piped_input_is_the_prompt_and_comes_before_the_words(llm: FakeLLM, model: str) -> None:

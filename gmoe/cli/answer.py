@@ -195,6 +195,13 @@ def think_kwargs(think: bool | str | None) -> dict[str, Any]:
     return {"enable_thinking": bool(think), "thinking": bool(think)} | level
 
 
+def can_think(llm: Any) -> bool:
+    """Whether the model's template speaks of thinking."""
+    from gmoe.server.models import capabilities
+
+    return "thinking" in capabilities(llm.file.metadata, llm.modelfile)
+
+
 class Figures:
     """What one answer took: the differences of the model's counters between `__init__` and `lines`."""
 

@@ -12,7 +12,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.errors import say, sentence
 from gmoe.cli.session import Models, save
 from gmoe.engine.sampling import SamplingParams
@@ -215,6 +215,8 @@ class Chat:
                 click.echo(f"Set '{word}' mode.")
             case ["think", *level] if len(level) < 2:
                 self.template = think_kwargs(level[0] if level else True)
+                if not can_think(self.llm):
+                    click.echo(f'warning: model "{self._model}" does not support thinking output', err=True)
                 click.echo("Set 'think' mode.")
             case ["nothink"]:
                 self.template = think_kwargs(False)

@@ -11,19 +11,33 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gmoe.cli.answer import Figures, messages_of, probabilities, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, think_kwargs, write
 from gmoe.cli.options import runtime_flags, sampling_flags, take
 from gmoe.cli.session import Models
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions
 
+LEVELS: dict[str, bool | str] = {"true": True, "false": False, "low": "low", "medium": "medium", "high": "high"}
 
-@click.command()
+
+class _Run(click.Command):
+    """Knows `--think=LEVEL` beside `--think PROMPT`: the level stands behind a "=", as in Ollama."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        flags = [f"--think-level{arg[7:]}" if arg.startswith("--think=") else arg for arg in args[:end]]
+        return super().parse_args(ctx, [*flags, *args[end:]])
+
+
+@click.command(cls=_Run)
 @click.argument("model")
 @click.argument("prompt", nargs=-1)
 @click.option("--system", help="System message.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
-@click.option("--think/--no-think", default=None, help="Ask the chat template for thinking, or for none.")
+@click.option(
+    "--think/--no-think", default=None, help="Ask the chat template for thinking, or for none; --think=high: for much."
+)
+@click.option("--think-level", type=click.Choice(list(LEVELS)), hidden=True)
 @click.option("--verbose", is_flag=True, help="Say afterwards how long it took and what the experts did.")
 @click.option("--hidethinking", is_flag=True, help="Do not show the thinking.")
 @click.option(
@@ -41,7 +55,8 @@ def run(
     prompt: tuple[str, ...],
     system: str | None,
     raw: bool,
-    think: bool | None,
+    think: bool | str | None,
+    think_level: str | None,
     verbose: bool,
     hidethinking: bool,
     format_: str | None,
@@ -53,9 +68,10 @@ def run(
 
     Piped standard input is the prompt, or comes before PROMPT. Without either, on a terminal, this is a chat.
     """
+    think = think if think_level is None else LEVELS[think_level]
     if format_ is not None:
         flags["json_schema"] = format_
-        think = bool(think)
+        think = think or False
     said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     said |= {name: flags[name] for name in ("json_schema", "grammar_after", "grammar_unless") if format_ is not None}
     take(SamplingParams, flags)
@@ -69,6 +85,9 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # no answer ends at a letter that the terminal lacks
     wrap = sys.stdout.isatty() and not nowordwrap
     llm, params, load_seconds = models.open(model)
+    if think and not can_think(llm):
+        llm.close()
+        raise ValueError(f'"{model}" does not support thinking')
     if text is None:
         from gmoe.cli.prompt import Chat, interact
 
