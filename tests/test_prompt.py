@@ -110,6 +110,16 @@ def test_help(chat: Chat, line: str, capsys: Captured) -> None:
     assert capsys.readouterr().out == HELP + "\n"
 
 
+def test_the_keys_and_the_models_are_listed(
+    chat: Chat, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GMOE_HOME", str(tmp_path))
+    for line in ("/? shortcuts", "/ls", "/list"):
+        assert chat.line(line)
+    out = capsys.readouterr().out
+    assert "Ctrl + w " in out and out.count("\nNAME ") == out.count("\ndemo:latest ") == 2
+
+
 def test_unknown_commands_are_not_sent_to_the_model(chat: Chat, llm: FakeLLM, capsys: Captured) -> None:
     for line in ("/dance", "/set", "/set parameter top_k", "/show", "/show everything"):
         assert chat.line(line)
@@ -156,6 +166,23 @@ def test_thinking_reaches_the_template(chat: Chat, llm: FakeLLM, line: str, temp
     assert llm.asked[0][3] == template
 
 
+def test_a_format_is_followed_until_it_is_not(chat: Chat, llm: FakeLLM, capsys: Captured) -> None:
+    for line in ("/set format json", "Hi", "/set think", "Hi", "/set noformat", "Hi", '/set format {"type": "string"}'):
+        chat.line(line)
+    chat.line("/set format yaml")
+    chat.line("Hi")
+    off, on = ({"enable_thinking": think, "thinking": think} for think in (False, True))
+    assert [asked[3] for asked in llm.asked] == [off, on, on, on]
+    followed = [({"type": "object"}, None), ({"type": "object"}, "</think>"), (None, None)]
+    assert [(asked[2].schema, asked[2].grammar_after) for asked in llm.asked] == [
+        *followed,
+        ({"type": "string"}, "</think>"),
+    ]
+    heard = capsys.readouterr()
+    assert "Set format to 'json' mode.\n" in heard.out and "Disabled format.\n" in heard.out
+    assert heard.err.startswith("Error: json_schema is 'yaml'; it must be a JSON schema")
+
+
 def test_verbose_and_wordwrap(chat: Chat, llm: FakeLLM, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "7")
     chat.line("/set verbose")
@@ -181,10 +208,10 @@ def test_raw_continues_each_line_by_itself(llm: FakeLLM) -> None:
 def test_show(chat: Chat, llm: FakeLLM, tmp_path: Path, capsys: Captured) -> None:
     with GGUFFile.open(write_model(tmp_path / "tiny.gguf")) as file:
         llm.file = file  # type: ignore[assignment]
-        for what in ("info", "parameters", "system", "template", "license"):
+        for what in ("info", "modelfile", "parameters", "system", "template", "license"):
             assert chat.line(f"/show {what}")
     out = capsys.readouterr().out
-    for text in ("qwen3moe", "temperature         0.8", "No system message", "<|im_start|>", "No license"):
+    for text in ("qwen3moe", "temperature         0.8", "No system message", "<|im_start|>", "No license", "\nFROM "):
         assert text in out
 
 

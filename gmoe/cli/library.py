@@ -67,13 +67,18 @@ def _first(step: Progress) -> None:
 @click.argument("prefix", default="")
 def list_models(prefix: str) -> None:
     """List models."""
+    for line in listed(prefix):
+        click.echo(line)
+
+
+def listed(prefix: str = "") -> list[str]:
+    """The table of the models whose names begin so."""
     rows = [("NAME", "ID", "SIZE", "MODIFIED")]
     for name, manifest in Library.default().models():
         if str(name).lower().startswith(prefix.lower()):
             rows.append((str(name), manifest.digest[:12], human_bytes(manifest.size), age(manifest.modified)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        click.echo("".join(cell.ljust(width + 4) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["".join(cell.ljust(width + 4) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 @click.command()

@@ -26,15 +26,28 @@ HELP = """Available Commands:
   /set verbose | quiet        Figures after each answer, or none
   /set think [LEVEL]          Ask the template for thinking
   /set nothink                Ask it for none
-  /show info | license | parameters | system | template
+  /set format json | SCHEMA   Answers that are JSON; noformat: any
+  /show info | license | modelfile | parameters | system | template
+  /list, /ls                  List the models of the library
   /load NAME                  Load another model, or a saved session
   /save NAME                  Save this session as a model
   /clear                      Forget the conversation
   /bye, /exit                 Exit
   /?, /help                   This text
+  /? shortcuts                Keys that edit a line
 
 Use \"\"\" to begin and end a message of several lines."""
-SETTINGS = "parameter|system|history|nohistory|wordwrap|nowordwrap|verbose|quiet|think|nothink"
+SHORTCUTS = """Available keyboard shortcuts:
+  Ctrl + a, Ctrl + e    Move to the beginning or the end of the line
+  Alt + b, Alt + f      Move back or forward by a word
+  Ctrl + u, Ctrl + k    Delete all that is before or after the cursor
+  Ctrl + w              Delete the word before the cursor
+  Ctrl + p, Ctrl + n    The line typed before or after (also Up, Down)
+  Ctrl + r              Search the lines typed before
+  Ctrl + l              Clear the screen
+  Ctrl + c              Stop the answer, or clear the line
+  Ctrl + d              Exit"""
+SETTINGS = "parameter|system|format|noformat|history|nohistory|wordwrap|nowordwrap|verbose|quiet|think|nothink"
 ALIASES = {"num_predict": "max_tokens"}  # Ollama's name: ours
 TOO_RICH = ("logit_bias", "grammar", "json_schema")  # not writable as one word
 
@@ -60,6 +73,7 @@ class Chat:
         self.verbose = verbose
         self.raw = raw  # each message is continued as it stands, without template or memory
         self.wordwrap = wordwrap
+        self.format: str | None = None  # that answers follow, behind the thinking; without `/set think` there is none
         self.history = True  # whether typed lines go to the history file
         self.messages: list[dict[str, str]] = []
         self._open: list[str] | None = None  # lines since an opening \"\"\"
@@ -121,7 +135,8 @@ class Chat:
             if self.raw:
                 events = self.llm.generate(text, self.params)
             else:
-                events = self.llm.chat(messages_of(self.system, self.messages, text), self.params, **self.template)
+                params, template = self._formatted()
+                events = self.llm.chat(messages_of(self.system, self.messages, text), params, **template)
             for piece in spoken(events, write, self.wordwrap, heard=heard.append):
                 pieces.append(piece)
         except KeyboardInterrupt:
@@ -137,10 +152,22 @@ class Chat:
         if self.verbose:
             click.echo("\n".join(figures.lines()), err=True)
 
+    def _formatted(self) -> tuple[SamplingParams, dict[str, Any]]:
+        """The parameters and the template's values for an answer."""
+        if self.format is None:
+            return self.params, self.template
+        from gmoe.tokenizer.parsers.choose import end_of_thinking
+
+        after = end_of_thinking(self.llm.dialect) if self.template.get("enable_thinking") else None
+        params = replace(self.params, grammar=None, json_schema=self.format, grammar_after=after)
+        return params, self.template or think_kwargs(False)
+
     def _command(self, words: list[str]) -> bool:
         match words:
             case ["/bye" | "/exit"]:
                 return False
+            case ["/?" | "/help", "shortcut" | "shortcuts"]:
+                click.echo(SHORTCUTS)
             case ["/?" | "/help", *_]:
                 click.echo(HELP)
             case ["/clear"]:
@@ -151,6 +178,8 @@ class Chat:
                     (self._save if word == "/save" else self._load)(name, self._models)
                 except (ValueError, OSError, MemoryError) as error:
                     say(sentence(error))
+            case ["/list" | "/ls"]:
+                self._list()
             case ["/save" | "/load" as word, *_]:
                 click.echo(f"Usage: {word} NAME")
             case ["/set", *rest]:
@@ -163,6 +192,14 @@ class Chat:
                 click.echo(f"Unknown command '{words[0]}'. Type /? for help")
         return self.llm is not None  # neither the model asked for nor the one before could be loaded
 
+    def _list(self) -> None:
+        from gmoe.cli.library import listed
+
+        try:
+            click.echo("\n".join(listed()))
+        except (ValueError, OSError) as error:
+            say(sentence(error))
+
     def _save(self, name: str, models: Models) -> None:
         try:
             saved = save(name, self._source, self.llm, self.params, self.system, self.messages)
@@ -170,7 +207,7 @@ class Chat:
             click.echo("\nNothing was saved.")
             return
         self._source = saved.digest  # so that a file is copied once
-        left_out = [*saved.left_out, *(["think"] if self.template else [])]
+        left_out = [*saved.left_out, *(["format"] if self.format else []), *(["think"] if self.template else [])]
         if left_out:
             click.echo(f"Note: a Modelfile has no place for {', '.join(left_out)}", err=True)
         click.echo(f"Created new model '{name}'")
@@ -186,7 +223,7 @@ class Chat:
             self.llm, self.params = models.open(self._model).llm, params
             raise
         self._model = self._source = name
-        self.messages, self.system = [], self._given_system
+        self.messages, self.system, self.format = [], self._given_system, None
         self._recall()
 
     def _drop(self) -> None:
@@ -205,6 +242,11 @@ class Chat:
                 self._set_parameter(name, values)
             case ["system", *rest] if rest:
                 self._set_system(" ".join(rest))
+            case ["format", *rest] if rest:
+                self._set_format(" ".join(rest))
+            case ["noformat"]:
+                self.format, self.params = None, replace(self.params, json_schema=None, grammar_after=None)
+                click.echo("Disabled format.")
             case ["history" | "nohistory" as word]:
                 self.history = word == "history"
             case ["wordwrap" | "nowordwrap" as word]:
@@ -223,6 +265,15 @@ class Chat:
                 click.echo("Set 'nothink' mode.")
             case _:
                 click.echo(f"Usage: /set {SETTINGS}")
+
+    def _set_format(self, text: str) -> None:
+        try:
+            SamplingParams(json_schema=text)
+        except ValueError as error:
+            say(sentence(error))
+            return
+        self.format = text
+        click.echo(f"Set format to '{text}' mode." if text == "json" else "Set format to a schema.")
 
     def _set_system(self, text: str) -> None:
         def finish(system: str) -> None:
@@ -256,6 +307,10 @@ class Chat:
             from gmoe.cli.show import describe
 
             click.echo(describe(self.llm.file, modelfile=self.llm.modelfile))
+        elif what == "modelfile":
+            from gmoe.cli.show import modelfile_text
+
+            click.echo(modelfile_text(self._model, self.llm.file.path, self.llm.modelfile), nl=False)
         elif what == "parameters":
             for row in fields(SamplingParams):
                 click.echo(f"{row.name:<20}{getattr(self.params, row.name)}")
@@ -269,7 +324,7 @@ class Chat:
         elif what == "license":
             click.echo(metadata.get("general.license", "No license was specified for this model."))
         else:
-            click.echo("Usage: /show info|license|parameters|system|template")
+            click.echo("Usage: /show info|license|modelfile|parameters|system|template")
 
 
 def _number(name: str, text: str, whole: bool) -> int | float:

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,8 +49,7 @@ def show(
     own = package.modelfile
     with GGUFFile.open(package.path) as file:
         if modelfile:
-            commands = own.commands or (Command("from", str(package.path)),)
-            click.echo(f"{GENERATED}{model}\n\n{Modelfile(commands, own.settings)}", nl=False)
+            click.echo(modelfile_text(model, package.path, own), nl=False)
         elif system:
             click.echo(own.last("system") or "")
         elif template:
@@ -60,6 +60,12 @@ def show(
             click.echo("\n".join(_columns(_parameters(file.metadata, own), indent="")))
         else:
             click.echo(describe(file, verbose, own))
+
+
+def modelfile_text(model: str, path: Path, own: Modelfile) -> str:
+    """The Modelfile that would build the model again."""
+    commands = own.commands or (Command("from", str(path)),)
+    return f"{GENERATED}{model}\n\n{Modelfile(commands, own.settings)}"
 
 
 def describe(file: GGUFFile, verbose: bool = False, modelfile: Modelfile = NOTHING) -> str:
