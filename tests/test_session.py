@@ -151,3 +151,12 @@ def test_wrong_names_are_one_sentence(chat: Chat, capsys: Captured) -> None:
     assert heard.out == "Usage: /save NAME\nUsage: /load NAME\n"
     assert heard.err.startswith("Error: ") and heard.err.count("\n") == 1
     assert "mine" not in str(Library.default().models())
+
+
+def test_a_grammar_that_cannot_be_used_is_wrong_usage(file: str) -> None:
+    for flags, said in (
+        ("--grammar=root", "the grammar cannot be used: "),
+        ('--json-schema={"type": 3}', "type must be a string"),
+    ):
+        refused = CliRunner().invoke(cli, ["run", file, "hi", flags])
+        assert refused.exit_code == 2 and said in refused.stderr, refused.stderr

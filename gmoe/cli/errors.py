@@ -48,11 +48,11 @@ class Group(click.Group):
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """A value that is refused within is wrong usage."""
+def usage(refused: type[ValueError] = ValueError) -> Iterator[None]:
+    """A value that is refused within, by this kind of error, is wrong usage."""
     try:
         yield
-    except ValueError as error:
+    except refused as error:
         raise click.UsageError(str(error)) from None
 
 

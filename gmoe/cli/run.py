@@ -12,8 +12,10 @@ import click
 from click.core import ParameterSource
 
 from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, think_kwargs, write
+from gmoe.cli.errors import usage
 from gmoe.cli.options import runtime_flags, sampling_flags, take
 from gmoe.cli.session import Models
+from gmoe.engine.gbnf import GrammarError
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions
 
@@ -100,7 +102,8 @@ def run(
     with llm:
         figures = Figures(llm, load_seconds)
         messages = messages_of(system, [], text)
-        events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
+        with usage(GrammarError):
+            events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
         heard: list[Any] = []
         for _ in spoken(events, write, wrap, hidethinking, heard.append):
             pass
