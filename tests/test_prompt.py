@@ -11,6 +11,7 @@ from prompt_toolkit.output import DummyOutput
 from gmoe.cli.prompt import HELP, Chat, _history, interact
 from gmoe.engine.sampling import SamplingParams
 from gmoe.gguf.file import GGUFFile
+from gmoe.library.modelfile import Command, Modelfile
 from tests.factory import write_model
 from tests.fake_llm import FakeLLM
 
@@ -210,8 +211,18 @@ def test_show(chat: Chat, llm: FakeLLM, tmp_path: Path, capsys: Captured) -> Non
         llm.file = file  # type: ignore[assignment]
         for what in ("info", "modelfile", "parameters", "system", "template", "license"):
             assert chat.line(f"/show {what}")
+        llm.modelfile = Modelfile((Command("license", "MIT"),))
+        assert chat.line("/show license")
     out = capsys.readouterr().out
-    for text in ("qwen3moe", "temperature         0.8", "No system message", "<|im_start|>", "No license", "\nFROM "):
+    for text in (
+        "qwen3moe",
+        "temperature             0.8",
+        "No system message",
+        "<|im_start|>",
+        "No license",
+        "\nFROM ",
+        "\nMIT\n",
+    ):
         assert text in out
 
 

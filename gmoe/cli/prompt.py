@@ -313,7 +313,7 @@ class Chat:
             click.echo(modelfile_text(self._model, self.llm.file.path, self.llm.modelfile), nl=False)
         elif what == "parameters":
             for row in fields(SamplingParams):
-                click.echo(f"{row.name:<20}{getattr(self.params, row.name)}")
+                click.echo(f"{row.name:<24}{getattr(self.params, row.name)}")
         elif what == "system":
             click.echo(
                 self.system or self.llm.modelfile.last("system") or "No system message was specified for this model."
@@ -322,7 +322,8 @@ class Chat:
             given = self.llm.modelfile.template
             click.echo(given or metadata.get("tokenizer.chat_template", "No template was specified for this model."))
         elif what == "license":
-            click.echo(metadata.get("general.license", "No license was specified for this model."))
+            own = "\n".join(self.llm.modelfile.values("license"))
+            click.echo(own or metadata.get("general.license", "No license was specified for this model."))
         else:
             click.echo("Usage: /show info|license|modelfile|parameters|system|template")
 
