@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 import torch
 from gmoe.kernels.cpu import _cpu
 from gmoe.kernels.cpu_step import levels
-from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
+from gmoe.kernels.reference_recurrent import ChannelRule, DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
+from torch.nn.functional import pad
 
 MOST_TAPS = 15
 
@@ -186,6 +187,42 @@ class StateSpace:
         y = torch.empty(tokens, wide)
         where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
         _cpu.state_space(_step(level), self._native, *shape, *rows, *where, _paths(paths), threads)
+        return y
+
+
+class ChannelSpace:
+    """A rule, laid out by block of sixteen channels and checked once."""
+
+    def __init__(self, rule: ChannelRule):
+        if rule.a.dim() != 2 or rule.a.dtype is not torch.float32 or not rule.a.is_cpu:
+            raise ValueError(f"a must be float32 [C, dk] on the CPU, not {rule.a.dtype} {_shape(rule.a)}")
+        self.channels, self.dk = rule.a.shape
+        _check_vector("d", rule.d, self.channels)
+        a = pad(rule.a, (0, 0, 0, -self.channels % 16)).view(-1, 16, self.dk)
+        self._a, self._d = a.transpose(1, 2).contiguous(), rule.d
+
+    def __call__(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        b: Tensor,
+        c: Tensor,
+        z: Tensor,
+        state: StateLayer,
+        paths: Paths,
+        threads: int,
+        level: str | None = None,
+    ) -> Tensor:
+        """x, dt, b, c and z, parts of wider rows or not -> [T, C]."""
+        slots, tokens = state.matrices, x.shape[0]
+        _check_slots(slots, self._a.shape)
+        wide, narrow = (tokens, self.channels), (tokens, self.dk)
+        parts = ("x", x, wide), ("dt", dt, wide), ("b", b, narrow), ("c", c, narrow), ("z", z, wide)
+        rows = [_rows(*part) for part in parts]
+        y = torch.empty(wide)
+        known = self.channels, self.dk, self._a.data_ptr(), self._d.data_ptr()
+        where = y.data_ptr(), tokens, slots.data_ptr(), slots.shape[0]
+        _cpu.channel_space(_step(level), *known, *rows, *where, _paths(paths), threads)
         return y
 
 

@@ -3,13 +3,13 @@
 import torch
 from gmoe.kernels import cpu_recurrent
 from gmoe.kernels.device_kernels import DeviceKernels
-from gmoe.kernels.reference_recurrent import DeltaRule, KimiRule, SpaceRule
+from gmoe.kernels.reference_recurrent import ChannelRule, DeltaRule, KimiRule, SpaceRule
 from gmoe.kernels.state import Paths, StateLayer, StateShape
 from torch import Tensor
 
 __all__ = [
-    "DeltaNet", "DeltaRule", "KimiDelta", "KimiRule", "Paths", "ShortConv", "SpaceRule", "StateLayer", "StateShape",
-    "StateSpace",
+    "ChannelRule", "ChannelSpace", "DeltaNet", "DeltaRule", "KimiDelta", "KimiRule", "Paths", "ShortConv", "SpaceRule",
+    "StateLayer", "StateShape", "StateSpace",
 ]  # fmt: skip
 
 
@@ -115,3 +115,22 @@ class StateSpace:
             return self._compiled(xbc, dt, z, state, paths, torch.get_num_threads())
         assert self.on is not None
         return self.on.state_space(xbc, dt, z, self.rule, state, paths)
+
+
+class ChannelSpace:
+    """A selective state space by channel (Mamba-1) between its maps, on the CPU alone."""
+
+    def __init__(self, rule: ChannelRule):
+        self._compiled = cpu_recurrent.ChannelSpace(rule)
+
+    def __call__(
+        self, x: Tensor, dt: Tensor, b: Tensor, c: Tensor, z: Tensor, state: StateLayer, paths: Paths
+    ) -> Tensor:
+        """-> [T, C], gated by z.
+
+        x, dt and z [T, C], b and c [T, dk], all float32, may be parts of wider rows. With step = softplus(dt) a channel
+        has S = exp(step * a) S + b step x, and y = c'S + d x; then silu(z) y. Slots [ceil(C / 16), dk, 16] have S by
+        block of sixteen channels. A token's bits depend on no other sequence, and not on how many of its own were
+        computed with it.
+        """
+        return self._compiled(x, dt, b, c, z, state, paths, torch.get_num_threads())

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from gmoe.kernels.state import Paths, StateLayer
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class DeltaRule(NamedTuple):
@@ -45,6 +46,13 @@ class SpaceRule(NamedTuple):
     d: Tensor  # [n_head], how much of its input a head adds
     norm: Tensor  # [n_head * dv], weight of the norms over a group's heads
     eps: float
+
+
+class ChannelRule(NamedTuple):
+    """What a state space by channel (Mamba-1) knows of a layer."""
+
+    a: Tensor  # [C, dk], how fast each number of a channel's state is forgotten, below 0
+    d: Tensor  # [C], how much of its input a channel adds
 
 
 def short_conv(
@@ -154,6 +162,25 @@ def state_space(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: Stat
     y = (y.flatten(1) * torch.nn.functional.silu(z)).unflatten(1, (rule.n_group, -1))
     y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + rule.eps)
     return (y.flatten(1) * rule.norm).contiguous()
+
+
+def channel_space(
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, z: Tensor, rule: ChannelRule, state: StateLayer, paths: Paths
+) -> Tensor:
+    """S = exp(dt * a) * S + B (dt * x)'; y = silu(z) * (S'C + d * x), where dt is its softplus."""
+    channels = x.shape[1]
+    blocks = lambda part: pad(part, (0, -channels % 16)).unflatten(-1, (-1, 16))  # noqa: E731
+    dt = torch.nn.functional.softplus(dt)
+    a, dt, new, y = blocks(rule.a.t()).transpose(0, 1), blocks(dt), blocks(dt * x), torch.empty_like(x)  # a [B, dk, 16]
+    for begin, end, source, target, kept, kept_after in _each(paths):
+        s = torch.zeros_like(a) if source < 0 else state.matrices[source].to(a)
+        for t in range(begin, end):
+            s = torch.exp(dt[t, :, None] * a) * s + b[t, :, None] * new[t, :, None]
+            y[t] = (s * c[t, :, None]).sum(1).flatten()[:channels] + rule.d * x[t]
+            if kept >= 0 and t - begin + 1 == kept_after:
+                state.matrices[kept] = s
+        state.matrices[target] = s
+    return y * torch.nn.functional.silu(z)
 
 
 def _each(paths: Paths) -> list[tuple[int, int, int, int, int, int]]:

@@ -1402,11 +1402,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama4": Architecture(_llama4, lambda s: _moe(s, interleave_moe_layer_step=2), Shape(used=1, layer=4)),
 }
 
-# which compute with torch between the kernels, and on no device yet
-CPU_ALONE = [
-    *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp", "jamba"),
+# which compute with torch between the kernels
+BY_TORCH = [
+    *("deepseek4", "deepseek32", "glm-dsa", "glm-dsa+shared", "glm5-next", "glm5-next+all", "qwen4exp"),
     *("minimax-m3", "minimax-m3+all", "kimi-k3", "kimi-k3+plain", "hy_v4", "hy_v4+full", "dots3note"),
 ]
+CPU_ALONE = [*BY_TORCH, "jamba"]  # on no device yet
 ON_DEVICES = [name for name in ARCHITECTURES if name not in CPU_ALONE]
 
 

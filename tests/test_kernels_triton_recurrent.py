@@ -17,7 +17,7 @@ from gmoe.kernels.triton import recurrent
 from gmoe.kernels.triton.kernels import Kernels
 from torch import Tensor
 
-from tests.test_recurrent_cpu import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Kimi, Net, Sizes, Space, filled, ints, paths
+from tests.recurrent_rules import EVERY_WAY, NETS, ROUNDED, SLOTS, WAYS, Kimi, Net, Sizes, Space, filled, ints, paths
 from tests.test_step_cpu import random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

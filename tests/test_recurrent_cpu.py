@@ -1,146 +1,42 @@
 """Recurrent layers on the CPU: near the reference, the same bits at every level, in any company and in any cut."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from gmoe.kernels import cpu_recurrent, reference_recurrent
 from gmoe.kernels.record import record
 from gmoe.kernels.recurrent import (
+    ChannelRule,
+    ChannelSpace,
     DeltaNet,
     DeltaRule,
     KimiDelta,
     KimiRule,
     Paths,
     ShortConv,
-    SpaceRule,
     StateLayer,
     StateShape,
     StateSpace,
 )
 from torch import Tensor
 
+from tests.recurrent_rules import (
+    CHANNELS,
+    EVERY_RULE,
+    EVERY_WAY,
+    KIMIS,
+    NETS,
+    ROUNDED,
+    SLOTS,
+    SPACES,
+    WAYS,
+    Sizes,
+    filled,
+    ints,
+    paths,
+)
 from tests.test_step_cpu import LEVELS, random
-
-ROUNDED = {"atol": 4e-6, "rtol": 4e-6}  # some roundings of float32, as of sums in another order
-SLOTS = 10
-
-
-class Net(NamedTuple):
-    """Sizes of a gated delta net."""
-
-    n_key: int
-    heads: int
-    dk: int
-    dv: int
-    neighbours: bool = False
-    sigmoid: bool = False
-
-    door, compiled, reference = DeltaNet, cpu_recurrent.DeltaNet, staticmethod(reference_recurrent.delta_rule)
-
-    @property
-    def channels(self) -> int:
-        return 2 * self.n_key * self.dk + self.heads * self.dv
-
-    @property
-    def rule(self) -> DeltaRule:
-        a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.heads, seed=2), random(self.dv, seed=3)
-        return DeltaRule(self.n_key, self.heads, a, bias, norm, 1e-6, self.neighbours, self.sigmoid)
-
-    def rows(self, tokens: int) -> tuple[Tensor, ...]:
-        """qkv, alpha, beta and z of so many tokens."""
-        widths = self.channels, self.heads, self.heads, self.heads * self.dv
-        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
-
-
-class Kimi(NamedTuple):
-    """Sizes of Kimi's delta attention."""
-
-    heads: int
-    dk: int
-    dv: int
-    floor: float = 0.0
-
-    door, compiled, reference = KimiDelta, cpu_recurrent.KimiDelta, staticmethod(reference_recurrent.kimi_delta)
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.dk
-
-    @property
-    def rule(self) -> KimiRule:
-        a, bias, norm = -random(self.heads, seed=1).abs() - 0.1, random(self.channels, seed=2), random(self.dv, seed=3)
-        return KimiRule(self.heads, a, bias, norm, 1e-6, 1e-5, self.floor)
-
-    def rows(self, tokens: int) -> tuple[Tensor, ...]:
-        """q, k, v, fade, beta and gate of so many tokens."""
-        keys, values = self.channels, self.heads * self.dv
-        widths = keys, keys, values, keys, self.heads, values
-        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
-
-
-class Space(NamedTuple):
-    """Sizes of a selective state space."""
-
-    n_group: int
-    heads: int
-    dk: int
-    dv: int
-
-    door, compiled = StateSpace, cpu_recurrent.StateSpace
-
-    @staticmethod
-    def reference(xbc: Tensor, dt: Tensor, z: Tensor, rule: SpaceRule, state: StateLayer, way: Paths) -> Tensor:
-        """In float64: B and C have any length, so that a sum may be far smaller than its terms."""
-        exact = rule._replace(**{name: getattr(rule, name).double() for name in ("a", "dt_bias", "d", "norm")})
-        return reference_recurrent.state_space(xbc.double(), dt.double(), z.double(), exact, state, way).float()
-
-    @property
-    def channels(self) -> int:
-        return self.heads * self.dv + 2 * self.n_group * self.dk
-
-    @property
-    def rule(self) -> SpaceRule:
-        a, bias = -random(self.heads, seed=1).abs() - 0.1, random(self.heads, seed=2)
-        d, norm = random(self.heads, seed=3), random(self.heads * self.dv, seed=4)
-        return SpaceRule(self.n_group, self.heads, a, bias, d, norm, 1e-6)
-
-    def rows(self, tokens: int) -> tuple[Tensor, ...]:
-        """xbc, dt and z of so many tokens."""
-        widths = self.channels, self.heads, self.heads * self.dv
-        return tuple(random(tokens, n, seed=seed) for seed, n in enumerate(widths))
-
-
-NETS = [Net(2, 4, 32, 64), Net(2, 6, 20, 12, True), Net(1, 3, 16, 40, sigmoid=True), Net(3, 3, 7, 33, True)]
-SPACES = [Space(1, 6, 32, 64), Space(3, 6, 20, 12), Space(2, 4, 16, 40), Space(1, 3, 7, 33)]
-KIMIS = [Kimi(4, 32, 64), Kimi(3, 20, 12, -5.0), Kimi(1, 16, 40), Kimi(2, 7, 33, -0.5)]
-Sizes = Net | Kimi | Space
-EVERY_RULE = pytest.mark.parametrize("net", [*NETS, *KIMIS, *SPACES], ids=str)
-
-
-def ints(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def paths(*sequences: tuple[int, int, int, int, int]) -> Paths:
-    """Of each sequence its rows, source, target, the slot that is kept and after how many rows."""
-    rows, *slots = zip(*sequences, strict=True)
-    return Paths(ints(0, *torch.tensor(rows).cumsum(0).tolist()), *(ints(*part) for part in slots))
-
-
-def filled(net: Sizes, taps: int = 3) -> StateLayer:
-    state = StateLayer(StateShape(taps, net.channels, net.heads, net.dk, net.dv), SLOTS)
-    state.inputs.copy_(random(*state.inputs.shape, seed=4))
-    state.matrices.copy_(random(*state.matrices.shape, seed=5, scale=0.3))
-    return state
-
-
-WAYS = {
-    "prompts": paths((1, 0, 0, -1, 0), (6, -1, 1, 2, 4), (1, 3, 4, 5, 1), (0, 3, 6, -1, 0), (2, 7, 8, 7, 1)),
-    "decoding": paths((1, 0, 0, -1, 0), (1, -1, 1, 2, 1), (1, 4, 5, 4, 1), (1, 6, 7, 7, 1)),
-    "one row more": paths((2, 0, 0, -1, 0), (2, 3, 3, 5, 2), (1, -1, 9, -1, 0)),
-}
-EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 
 
 @LEVELS
@@ -252,6 +148,11 @@ def test_how_fast_a_head_forgets(level: str) -> None:
         near = 4 * 2.0**-24 * roundings * want + 2e-38
         assert ((state.matrices.flatten() - want).abs() <= near).all()
         rows = torch.zeros(1, n)
+        state = StateLayer(StateShape(1, n, -(-n // 16), 1, 16), 1)  # a number a channel
+        state.matrices.fill_(1.0)
+        space = cpu_recurrent.ChannelSpace(ChannelRule(torch.full((n, 1), a), torch.zeros(n)))
+        space(rows, x[None], rows[:, :1], rows[:, :1], rows, state, paths((1, 0, 0, -1, 0)), 1, level)
+        assert ((state.matrices.flatten()[:n] - want).abs() <= near).all()
         for floor in (0.0, -5.0):
             kimi = KimiRule(1, torch.tensor([a]), torch.zeros(n), torch.ones(1), 1e-6, 1e-6, floor)
             state = StateLayer(StateShape(1, 1, 1, n, 1), 1)  # the rows of one head
@@ -264,7 +165,7 @@ def test_how_fast_a_head_forgets(level: str) -> None:
             assert ((state.matrices.flatten() - want).abs() <= near).all()
 
 
-@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0]], ids=str)
+@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0], CHANNELS[0]], ids=str)
 def test_what_is_recorded_finds_its_paths_where_they_are(net: Sizes) -> None:
     conv = ShortConv(random(net.channels, 4, seed=6), random(net.channels, seed=7))
     learn, state, way = net.door(net.rule), filled(net), paths((1, 0, 0, -1, 0))
@@ -307,12 +208,13 @@ NO_PATHS = [
 
 @pytest.mark.parametrize(("sequences", "message"), NO_PATHS, ids=[message for _, message in NO_PATHS])
 def test_paths_that_lead_nowhere_are_refused(sequences: Any, message: str) -> None:
-    net, kimi, space, way = NETS[0], KIMIS[0], SPACES[0], paths(*sequences)
+    net, kimi, space, each, way = NETS[0], KIMIS[0], SPACES[0], CHANNELS[0], paths(*sequences)
     for work in (
         lambda: ShortConv(random(net.channels, 4))(random(2, net.channels), filled(net), way),
         lambda: DeltaNet(net.rule)(*net.rows(2), filled(net), way),
         lambda: KimiDelta(kimi.rule)(*kimi.rows(2), filled(kimi), way),
         lambda: StateSpace(space.rule)(*space.rows(2), filled(space), way),
+        lambda: ChannelSpace(each.rule)(*each.rows(2), filled(each), way),
     ):
         with pytest.raises(ValueError, match=message):
             work()
@@ -392,7 +294,25 @@ def test_a_state_space_that_does_not_fit_is_refused_with_its_shapes() -> None:
         StateSpace(rule._replace(norm=random(71)))
 
 
-@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0]], ids=str)
+def test_a_state_space_by_channel_that_does_not_fit_is_refused_with_its_shapes() -> None:
+    net, way, state = CHANNELS[0], WAYS["decoding"], filled(CHANNELS[0])
+    x, dt, b, c, z = net.rows(4)
+    space, rule = ChannelSpace(net.rule), net.rule
+    with pytest.raises(ValueError, match=r"dt must be float32 \[4, 64\] on the CPU, .* not .* \[4, 63\]"):
+        space(x, dt[:, 1:], b, c, z, state, way)
+    with pytest.raises(ValueError, match=r"c must be float32 \[4, 16\] on the CPU, .* not .* \[3, 16\]"):
+        space(x, dt, b, c[1:], z, state, way)
+    with pytest.raises(ValueError, match=r"z must be float32 \[4, 64\] on the CPU, .* not torch.float64"):
+        space(x, dt, b, c, z.double(), state, way)
+    with pytest.raises(ValueError, match=r"the states' slots must be contiguous float32 \[4, 16, 16\]"):
+        space(x, dt, b, c, z, StateLayer(StateShape(3, 64, 1, 16, 64), 2), way)
+    with pytest.raises(ValueError, match=r"a must be float32 \[C, dk\] on the CPU, not torch.float64 \[64, 16\]"):
+        ChannelSpace(rule._replace(a=rule.a.double()))
+    with pytest.raises(ValueError, match=r"d must be contiguous float32 \[64\] on the CPU, not torch.float32 \[63\]"):
+        ChannelSpace(rule._replace(d=random(63)))
+
+
+@pytest.mark.parametrize("net", [NETS[0], KIMIS[0], SPACES[0], CHANNELS[0]], ids=str)
 def test_no_sequence_is_no_work(net: Sizes) -> None:
     way = Paths(ints(0), *(ints() for _ in range(4)))
     y = ShortConv(random(net.channels, 4))(torch.empty(0, net.channels), filled(net), way)

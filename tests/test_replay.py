@@ -16,7 +16,7 @@ from gmoe.engine.scheduler import Turn
 from gmoe.engine.sequence import Sequence
 from gmoe.llm import LLM
 from gmoe.options import RuntimeOptions
-from tests.factory import CPU_ALONE, ON_DEVICES, write_model
+from tests.factory import ARCHITECTURES, BY_TORCH, write_model
 
 IDS = [(7 * n + n * n // 5) % 250 + 3 for n in range(300)]  # past the first reach of 256
 
@@ -29,7 +29,7 @@ def recorded(replay: Replay) -> set[int]:
     return {reach for (_, reach, _), step in replay._steps.items() if step is not None}
 
 
-@pytest.fixture(scope="module", params=ON_DEVICES)
+@pytest.fixture(scope="module", params=[name for name in ARCHITECTURES if name not in BY_TORCH])
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     path = write_model(tmp_path_factory.mktemp("models") / f"{request.param}.gguf", request.param)
     with LLM.load(path, RuntimeOptions(context=512, threads=2)) as llm:
@@ -92,7 +92,7 @@ def test_torch_computes_nothing_of_a_pass(llm: LLM) -> None:
         assert recorder.foreign <= {"numpy", "to"}, "which give what is there already"
 
 
-@pytest.mark.parametrize("name", CPU_ALONE)
+@pytest.mark.parametrize("name", BY_TORCH)
 def test_what_torch_computes_is_never_replayed(name: str, tmp_path: Path) -> None:
     with LLM.load(write_model(tmp_path / "m.gguf", name), RuntimeOptions(context=512, threads=2)) as llm:
         replay = Replay(llm.model)

@@ -200,15 +200,17 @@ class StepCheck {
       const std::vector<float> past = floats(size_t(slots) * size.taps * channels);
       const std::vector<float> heads = floats(size_t(tokens) * n_value, 30.0f), a(n_value, -0.3f);
       const std::vector<float> norm = floats(values), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
-      std::vector<float> out[2], spaced[2], faded[2], kept_inputs[2], kept_matrices[2], kept_spaces[2], kept_faded[2];
+      std::vector<float> out[2], spaced[2], faded[2], apart[2];
+      std::vector<float> kept_inputs[2], kept_matrices[2], kept_spaces[2], kept_faded[2], kept_apart[2];
       const Step* const steps[] = {&step_portable(), &fast_};
       for (int i = 0; i < 2; i++) {
         kept_inputs[i] = past;
-        kept_matrices[i] = kept_spaces[i] = kept_faded[i] = matrices;
+        kept_matrices[i] = kept_spaces[i] = kept_faded[i] = kept_apart[i] = matrices;
         std::vector<float> y(x.size());
         out[i].resize(size_t(tokens) * values);
         spaced[i].resize(out[i].size());
         faded[i].resize(out[i].size() / 2);
+        apart[i].resize(size_t(tokens) * size.dv);
         const Convolution c = {channels, size.taps, size.taps == 3, weight.data(),
                                size.taps == 2 ? nullptr : bias.data(), x.data(),
                                size.taps == 2 ? gate.data() : nullptr, size.taps == 2 ? x.data() : nullptr,
@@ -232,6 +234,9 @@ class StepCheck {
         const Space s = {{n_value, size.dk, size.dv, tokens, spaced[i].data(), kept_spaces[i].data(), nullptr}, other,
                          y.data(), heads.data(), gate.data(), size_t(channels), n_value, size_t(values)};
         gmoe::learn(*steps[i], s, paths, 1 + i);
+        const Channels each = {size.dv, size.dk, matrices.data(), bias.data(), row, x.data(), row + size.dv, row + 1,
+                               gate.data(), wide, wide, wide, wide, wide, apart[i].data(), kept_apart[i].data()};
+        gmoe::learn(*steps[i], each, paths, 1 + i);
       }
       same(kept_inputs[0], kept_inputs[1], "inputs of a convolution");
       same(kept_matrices[0], kept_matrices[1], "matrices of the delta rule");
@@ -240,6 +245,8 @@ class StepCheck {
       same(faded[0], faded[1], "Kimi's delta attention");
       same(kept_spaces[0], kept_spaces[1], "matrices of state spaces");
       same(spaced[0], spaced[1], "state spaces");
+      same(kept_apart[0], kept_apart[1], "states of channels");
+      same(apart[0], apart[1], "state spaces by channel");
     }
     end("recurrence");
   }

@@ -331,3 +331,43 @@ void token_of_delta(const Rule& r, const Paths& p, int sequence, int head, const
   learn_token(r, p, sequence, head, next, scratch);
   gate_head(r, head, p.starts[sequence]);
 }
+
+// A token through a block of channels: from its states `s` into `to`.
+inline void learn_block(const Channels& c, int token, int first, const float* s, float* to) {
+  const int m = c.channels - first < 16 ? c.channels - first : 16;
+  const size_t t = size_t(token);
+  const float *a = c.a + size_t(first) * c.dk, *b = c.b + t * c.b_row, *q = c.c + t * c.c_row;
+  const Lanes x = lanes(c.x + t * c.x_row + first, m), z = lanes(c.z + t * c.z_row + first, m);
+  const Lanes step = softplus(lanes(c.dt + t * c.dt_row + first, m)), told = step * x;
+  Lanes y = all(0.0f);
+  for (int n = 0; n < c.dk; n++) {
+    const Lanes v = fma(all(b[n]), told, exponential(step * lanes(a + 16 * n)) * lanes(s + 16 * n));
+    put(to + 16 * n, v);
+    y = fma(v, all(q[n]), y);
+  }
+  put(c.y + t * c.channels + first, fma(lanes(c.d + first, m), x, y) * (z * logistic(z)), m);
+}
+
+// So many channels go through the tokens at once that the first cache keeps their states, and a token's lie together.
+constexpr int channel_band = 128;
+
+void learn_channels(const Channels& c, const Paths& p, int sequence, int first, int count) {
+  const int begin = p.starts[sequence], end = p.starts[sequence + 1], source = p.source[sequence];
+  const int target = p.target[sequence], kept = p.kept[sequence];
+  for (int from = first, until; from < first + count; from = until) {
+    until = first + count - from < channel_band ? first + count : from + channel_band;
+    const size_t bytes = (until - from + 15) / 16 * c.block() * sizeof(float);
+    float* to = c.slot(target, from);
+    const float* s = source < 0 ? to : c.slot(source, from);
+    if (source < 0) std::memset(to, 0, bytes);
+    if (begin == end && s != to) std::memcpy(to, s, bytes);
+    for (int t = begin; t < end; t++, s = to) {
+      for (int i = from; i < until; i += 16) {
+        const size_t at = size_t(i - from) * c.dk;
+        learn_block(c, t, i, s + at, to + at);
+      }
+      if (kept >= 0 && kept != target && t - begin + 1 == p.kept_after[sequence])
+        std::memcpy(c.slot(kept, from), to, bytes);
+    }
+  }
+}

@@ -69,6 +69,19 @@ void behind_many(const Rule& rule, const Paths& p, int threads, void (*out)(cons
   });
 }
 
+// All sequences through all channels, sixteen or more of them a task, or at once where there is little to do.
+template <class Work>
+void over_channels(int channels, int elements, const Paths& p, int threads, const Work& work) {
+  if (threads <= 0) threads = usable_cores();
+  const bool little = size_t(p.starts[p.sequences]) * channels * elements < 16384;
+  const int lanes = (channels + 15) / 16, bands = little ? 1 : std::min(lanes, 4 * threads);
+  parallel(p.sequences * bands, little ? 1 : threads, [&](int i) {
+    const int band = i % bands;
+    const int from = lanes * band / bands * 16, until = std::min(channels, lanes * (band + 1) / bands * 16);
+    work(i / bands, from, until - from);
+  });
+}
+
 }  // namespace
 
 void check(const Paths& p, int rows, int slots) {
@@ -107,14 +120,8 @@ void check(const Paths& p, int rows, int slots) {
 }
 
 void convolve(const Step& step, const Convolution& c, const Paths& p, int threads) {
-  if (threads <= 0) threads = usable_cores();
-  const bool little = size_t(p.starts[p.sequences]) * c.channels * (c.taps + 1) < 16384;
-  const int lanes = (c.channels + 15) / 16, bands = little ? 1 : std::min(lanes, 4 * threads);
-  parallel(p.sequences * bands, little ? 1 : threads, [&](int i) {
-    const int s = i / bands, band = i % bands;
-    const int from = lanes * band / bands * 16, until = std::min(c.channels, lanes * (band + 1) / bands * 16);
-    step.convolve(c, p, s, from, until - from);
-  });
+  over_channels(c.channels, c.taps + 1, p, threads,
+                [&](int s, int from, int count) { step.convolve(c, p, s, from, count); });
 }
 
 void learn(const Step& step, Delta d, const Paths& p, int threads) {
@@ -148,6 +155,12 @@ void learn(const Step& step, Space space, const Paths& p, int threads) {
   over_rows(space.tokens, size_t(space.heads) * space.dv, threads, [&](int from, int until) {
     for (int t = from; t < until; t++) step.space_out(space, t);
   });
+}
+
+void learn(const Step& step, const Channels& c, const Paths& p, int threads) {
+  // An exponential each element.
+  over_channels(c.channels, 4 * c.dk, p, threads,
+                [&](int s, int from, int count) { step.learn_channels(c, p, s, from, count); });
 }
 
 }  // namespace gmoe

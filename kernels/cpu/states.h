@@ -1,5 +1,5 @@
-// Recurrent layers: short convolutions, gated delta rules, Kimi's delta attention and state spaces, over slots that
-// hold what the past is to a layer.
+// Recurrent layers: short convolutions, gated delta rules, Kimi's delta attention and state spaces, by head or by
+// channel, over slots that hold what the past is to a layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -125,11 +125,27 @@ struct Space : Recurrence {
   const float* query(int head, int token) const { return key(head, token) + size_t(rule.n_group) * dk; }
 };
 
+// A state space each channel, with a step of its own (Mamba-1): all have B and C of a token, and what channels have
+// lies in blocks of sixteen of them, [dk][16], the last filled up.
+struct Channels {
+  int channels, dk;
+  const float *a, *d;  // [blocks][dk][16], and [channels]
+  const float *x, *dt, *b, *c, *z;
+  size_t x_row, dt_row, b_row, c_row, z_row;
+  float *y, *slots;  // [tokens][channels], and [slot][blocks][dk][16]
+
+  size_t block() const { return size_t(dk) * 16; }
+  float* slot(int n, int channel) const {  // from the block that begins with a channel on
+    return slots + size_t(n) * size_t((channels + 15) / 16) * block() + size_t(channel) * dk;
+  }
+};
+
 constexpr int matrix_band = 32;  // columns of a matrix that a task takes through a sequence's tokens
 
 void convolve(const Step&, const Convolution&, const Paths&, int threads);
 void learn(const Step&, Delta, const Paths&, int threads);
 void learn(const Step&, Kimi, const Paths&, int threads);
 void learn(const Step&, Space, const Paths&, int threads);
+void learn(const Step&, const Channels&, const Paths&, int threads);
 
 }  // namespace gmoe

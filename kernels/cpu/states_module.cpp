@@ -89,6 +89,18 @@ void bind_states(nb::module_& m) {
       learn(step, s, paths, threads);
     });
   });
+  m.def("channel_space", [](const Step& step, int channels, int dk, uintptr_t a, uintptr_t d, Rows x, Rows dt, Rows b,
+                            Rows c, Rows z, uintptr_t y, int rows, uintptr_t slots, int n_slots, const Paths& paths,
+                            int threads) {
+    const Channels each = {channels, dk, at<const float>(a), at<const float>(d), at<const float>(x.address),
+                           at<const float>(dt.address), at<const float>(b.address), at<const float>(c.address),
+                           at<const float>(z.address), x.row, dt.row, b.row, c.row, z.row, at<float>(y),
+                           at<float>(slots)};
+    enter([=, &step] {
+      check(paths, rows, n_slots);
+      learn(step, each, paths, threads);
+    });
+  });
 }
 
 }  // namespace gmoe

@@ -110,6 +110,7 @@ struct Step {
   void (*space_one)(const Space&, const Paths&, int sequence, int head, const float* next, float* scratch);
   void (*space_many)(const Space&, const Paths&, int sequence, int head, int first, float* scratch);
   void (*space_out)(const Space&, int token);  // behind both, since a norm is over several heads
+  void (*learn_channels)(const Channels&, const Paths&, int sequence, int first, int count);
 };
 
 const Step& step_portable();

@@ -11,4 +11,4 @@ const Step step = {
     merge_partials, finish_partial,
     convolve_band,  delta_ready,    token_of_delta<Delta>, learn_tokens<Delta>, gate_heads<Delta>,
     kimi_ready,     token_of_delta<Kimi>, learn_tokens<Kimi>, gate_heads<Kimi>, space_ready,
-    learn_token<Space>, learn_tokens<Space>, space_gate};
+    learn_token<Space>, learn_tokens<Space>, space_gate,   learn_channels};
