@@ -1,6 +1,8 @@
 """Tokenizers against llama.cpp's own ids, and against tokenizers made here."""
 
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,25 @@ def words(pre: str, text: str) -> list[str]:
 )
 def test_words(pre: str, text: str, expected: list[str]) -> None:
     assert words(pre, text) == expected
+
+
+@pytest.mark.parametrize("part", ["cut", "merge"])
+def test_others_run_while_a_long_text_is_read(part: str ) -> None:
+    model = Tokenizer.from_gguf(byte_level(), "toy")._model
+    pieces = model._pieces("Others want to run, don't they? " * 800)
+    begun, ran = threading.Lock(), threading.Event()
+    begun.acquire()
+    other = threading.Thread(target=lambda: begun.acquire() and ran.set())
+    other.start()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # so that this thread goes on where nothing lets others run
+    try:
+        begun.release()
+        _ = model._pieces("".join(pieces)) if part == "cut" else model._model.encode(pieces * 20)
+        assert ran.is_set()
+    finally:
+        sys.setswitchinterval(usual)
+        other.join()
 
 
 @pytest.mark.parametrize("pre", sorted(name for name in PRETOKENIZERS if not PRETOKENIZERS[name].raw))

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tokenizers
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers
 
 from gmoe.gguf.file import Strings
 from gmoe.kernels import bpe
-from gmoe.tokenizer.pretokenize import Pretokenizer
+from gmoe.tokenizer.pretokenize import LINES, Pretokenizer
 
 SPACE = "\u2581"
 
@@ -25,21 +26,36 @@ class Bpe:
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[str], pre: Pretokenizer, text: Callable[[int], str]):
         self._model = bpe.Bpe(_packed(tokens), _packed(merges), whole=pre.ignore_merges, spelled=pre.raw)
+        # A tokenizer and not its pre-tokenizer alone, which would stop all other threads while it cuts.
+        self._cutter = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
         split = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.patterns]
-        level = [] if pre.raw else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        self._cut = pre_tokenizers.Sequence([*split, *level])
+        self._cutter.pre_tokenizer = pre_tokenizers.Sequence(split)
         self._raw, self._whole_newlines = pre.raw, pre.whole_newlines
         self._bytes = byte_of_character()
+        self._characters = {byte: character for character, byte in self._bytes.items()}
         self._text = text
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
+        return self._of_lines(text.replace(" ", SPACE)) if self._raw else self._model.encode(self._pieces(text))
+
+    def _of_lines(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in re.findall(r"[^\n]+|\n+", text.replace(" ", SPACE)) if self._raw else [text]:
-            newlines = self._model.find(part) if self._whole_newlines and part[:1] == "\n" else -1
-            pieces = [piece for piece, _ in self._cut.pre_tokenize_str(part)] if newlines < 0 else []
-            ids += self._model.encode(pieces) if newlines < 0 else [newlines]
+        for line in re.findall(LINES, text):
+            newlines = self._model.find(line) if self._whole_newlines and line[0] == "\n" else -1
+            ids += self._model.encode([line]) if newlines < 0 else [newlines]
         return ids
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text as the patterns cut it, each byte spelled as its stand-in."""
+        spans = self._cutter.encode_batch([text], add_special_tokens=False)[0].offsets  # in characters
+        data = text.encode()
+        spelled = data.decode("latin-1").translate(self._characters)
+        if len(spelled) == len(text):
+            return [spelled[begin:end] for begin, end in spans]
+        begins = np.flatnonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80).tolist()
+        begins.append(len(data))
+        return [spelled[begins[begin] : begins[end]] for begin, end in spans]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; a token outside the byte alphabet stands for its own text."""

@@ -80,7 +80,7 @@ _JAIS2 = (
     + "".join(rf"|\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
     + r"|\s"
 )
-_LINES = r"[^\n]+|\n+"
+LINES = r"[^\n]+|\n+"
 _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 _FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")
 _DIGIT_BY_DIGIT = (r"\p{N}", _GPT2)
@@ -140,13 +140,13 @@ for _names, _row in (
     (("minicpm5",), Pretokenizer((r"\p{N}{1,3}", _LLAMA3), ignore_merges=True, clean_spaces=True)),
     (("jais-2",), Pretokenizer((_JAIS2,), clean_spaces=True)),
     (("youtu",), Pretokenizer(_YOUTU, ignore_merges=True)),
-    (("laguna",), Pretokenizer((_LINES, _QWEN2))),
+    (("laguna",), Pretokenizer((LINES, _QWEN2))),
     (("superbpe",), Pretokenizer((r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"))),
     (("poro-chat",), Pretokenizer((_PORO,))),
     (("bloom", "gpt3-finnish"), Pretokenizer((_PORO,), clean_spaces=True)),
     (("viking",), Pretokenizer((_PORO, r"\p{N}"))),
-    (("gemma4",), Pretokenizer((_LINES,), forces_bos=True, raw=True, whole_newlines=True, clean_spaces=True)),
-    (("sarvam-moe",), Pretokenizer((_LINES,), raw=True)),
+    (("gemma4",), Pretokenizer((LINES,), forces_bos=True, raw=True, whole_newlines=True, clean_spaces=True)),
+    (("sarvam-moe",), Pretokenizer((LINES,), raw=True)),
 ):
     PRETOKENIZERS |= dict.fromkeys(_names, _row)
 

@@ -32,8 +32,13 @@ void bind_bpe(nb::module_& m) {
            })
       .def("find", [](const Bpe& self, nb::str text) { return self.find(utf8(text)); })
       .def("encode", [](const Bpe& self, nb::list pieces) {
+        std::vector<std::string> texts;  // of their own: others run meanwhile
+        for (nb::handle piece : pieces) texts.emplace_back(utf8(piece));
         std::vector<uint32_t> ids;
-        for (nb::handle piece : pieces) self.encode(utf8(piece), ids);
+        {
+          nb::gil_scoped_release unlocked;
+          for (const std::string& text : texts) self.encode(text, ids);
+        }
         nb::list found;
         for (uint32_t id : ids) found.append(id);
         return found;
