@@ -321,6 +321,13 @@ def test_the_cpu_is_no_device() -> None:
     assert open_device("cpu") is None and open_device("auto") is None
 
 
+def test_an_expert_that_nobody_asks_for_is_no_hit(model: Path, card: FakeDevice) -> None:
+    with load(model, route="odp", policy={"beta": 1.0}) as llm:
+        llm.logits(IDS)
+        stats = llm.stats
+    assert stats["gpu"]["hits"] + stats["rerouted"]["count"] == stats["routed"]["count"] > stats["gpu"]["hits"] > 0
+
+
 @pytest.mark.parametrize("lossy", [{"route": "cache_prior"}, {"route": "resident_only"}, {"miss": "skip"}])
 def test_what_is_launched_early_does_not_outlive_another_choice(
     model: Path, tmp_path: Path, lossy: dict[str, str], card: FakeDevice, monkeypatch: pytest.MonkeyPatch

@@ -258,3 +258,9 @@ def test_prefetchers_hear_the_router_s_own_choice(model: Path) -> None:
         llm.logits(IDS[0])
         assert llm.stats["rerouted"]["count"] > 0
     assert heard and all(least >= 0 and k == 4 for least, k in heard)
+
+
+def test_an_expert_that_nobody_asks_for_is_no_hit(model: Path) -> None:
+    _, exact = run(model)
+    _, stats = run(model, route="odp", policy={"beta": 1.0})
+    assert stats["host"]["hits"] + stats["rerouted"]["count"] == exact["host"]["hits"] == stats["routed"]["count"]

@@ -84,8 +84,9 @@ class DeviceDispatch(ExpertDispatch):
             return self._go_on(begun, layer, x, known, activation)
         if not routed:
             return self._all_here(layer, x, routing.topk_ids, routing.topk_weights, activation)
-        fresh, weighed = (self.device.send(torch.from_numpy(part)) for part in self._route(layer, known))
-        return self._all_here(layer, x, fresh, weighed, activation)
+        fresh, weighed = map(torch.from_numpy, self._route(layer, known))
+        self.fast.stats.hits -= int((fresh < 0).sum())
+        return self._all_here(layer, x, self.device.send(fresh), self.device.send(weighed), activation)
 
     def kept(self, table: ExpertTable) -> Kept:
         """The same on the device, where they are copied."""

@@ -88,9 +88,10 @@ class ExpertDispatch:
         if not self.store.whole:
             return self._serve(layer, x, routing, activation, beside)
         ids, weights = routing.topk_ids, routing.topk_weights
+        self.store.stats.hits += ids.numel()
         if type(self.route) is not exact.Policy:
             ids, weights = map(torch.from_numpy, self._route(layer, routing))
-        self.store.stats.hits += ids.numel()
+            self.store.stats.hits -= int((ids < 0).sum())
         y = expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
         beside()
         return y
