@@ -87,7 +87,7 @@ class LLM:
         self.defaults = SamplingParams(**(self.suggested | (package.sampling if package else {})))  # of a request
         given, parser = self.modelfile.template, self.modelfile.last("parser")
         self.template, self.notices = template_of(file.metadata, self.tokenizer, name, given)
-        self.notices += said_of
+        self.notices += [*self.tokenizer.notices, *said_of]
         self.dialect = dialect_of(self.template.source, parser)  # of thinking; with tools `chat` looks again
         if parser and not known(parser):
             self.notices.append(f"PARSER {parser} is not known: answers are read as the chat template shows")

@@ -167,9 +167,12 @@ def test_a_context_beyond_what_the_model_was_trained_for_is_said_once(
         ]
 
 
-def test_without_a_template_chatml_is_used_and_said(tmp_path: Path) -> None:
-    with gmoe.LLM.load(write_model(tmp_path / "m.gguf", template=None)) as llm:
-        assert any("no chat template; ChatML is used" in notice for notice in llm.notices)
+def test_what_stands_in_for_a_template_and_a_pre_tokenizer_is_said(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.gguf", template=None)
+    path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.per"))
+    with gmoe.LLM.load(path) as llm:
+        for said in ("no chat template; ChatML is used", "no tokenizer.ggml.pre: text is cut as for 'default'"):
+            assert any(said in notice for notice in llm.notices)
         text = llm.template.render([{"role": "user", "content": "Hi"}])
         assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 

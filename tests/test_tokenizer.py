@@ -295,6 +295,16 @@ def test_repetitions_end_at_tokens_with_a_breaker_in_them() -> None:
     assert len(texts) not in breakers and 3 not in Breakers(tokenizer, ())
 
 
+@pytest.mark.parametrize("pre", [None, ""])
+def test_text_that_is_cut_as_nobody_says_is_told(pre: str | None) -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level() | {"tokenizer.ggml.pre": pre}, "toy")
+    assert tokenizer.notices == [
+        "toy has no tokenizer.ggml.pre: text is cut as for 'default', and answers may be worse for it"
+    ]
+    default = Tokenizer.from_gguf(byte_level("default"), "toy")
+    assert tokenizer.encode(CORPUS[0]) == default.encode(CORPUS[0]) and not default.notices
+
+
 N = len(byte_level()["tokenizer.ggml.tokens"])
 
 

@@ -18,13 +18,17 @@ KEY = "tokenizer.ggml."
 
 
 class Tokenizer:
-    """`encode` and `decode`; special tokens are found in the text only where the caller allows it."""
+    """`encode` and `decode`; special tokens are found in the text only where the caller allows it.
+
+    `notices` holds what should be said about the file.
+    """
 
     def __init__(self, metadata: Mapping[str, Any], file: str):
         def get(name: str, default: Any = None) -> Any:
             return metadata.get(KEY + name, default)
 
         self._file = file
+        self.notices: list[str] = []
         for name in ("model", "tokens"):
             if get(name) is None:
                 raise UnsupportedModel(file, KEY + name, "required for a tokenizer")
@@ -79,8 +83,12 @@ class Tokenizer:
     def _model_maker(self, get: Any) -> Callable[[], Any]:
         """What makes it, after a look at what it needs; the libraries load only where they are needed."""
         if self._model_name in ("gpt2", "gemma4"):
-            name = "gemma4" if self._model_name == "gemma4" else get("pre") or "default"
-            self._pre = pretokenizer(name, self._file)
+            name = "gemma4" if self._model_name == "gemma4" else get("pre")
+            if not name:
+                self.notices.append(
+                    f"{self._file} has no {KEY}pre: text is cut as for 'default', and answers may be worse for it"
+                )
+            self._pre = pretokenizer(name or "default", self._file)
             if get("merges") is None:
                 raise UnsupportedModel(self._file, KEY + "merges", "required by a BPE tokenizer")
 
