@@ -302,6 +302,14 @@ def test_equal_logits_go_by_id():
     assert drawn == {0, 1, 2}
 
 
+@pytest.mark.parametrize("sparse", [8, 10**9])
+def test_those_that_penalties_make_equal_go_by_id(sparse, monkeypatch):
+    monkeypatch.setattr("gmoe.engine.sampler.SPARSE", sparse)
+    logits = np.zeros(100, dtype=np.float32)
+    logits[3], logits[5] = 1, 2
+    assert Sampler(SamplingParams(top_k=1, repeat_penalty=2.0)).sample(logits, [5]) == 3
+
+
 @pytest.mark.parametrize("seed", [0, 42, -1, -9007199254740991, 2**70])
 def test_a_seed_gives_the_same_tokens(seed):
     def draw(params, default=None):

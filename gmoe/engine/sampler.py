@@ -147,10 +147,10 @@ class _Left(NamedTuple):
         return at, values[np.searchsorted(tokens, self.ids[at])]
 
     def in_order(self) -> "_Left":
-        """Best first again, after scores were changed."""
+        """Best first again, equals by id, after scores were changed."""
         if self.ids is None:
             return self
-        order = np.argsort(-self.x, kind="stable")
+        order = np.lexsort((self.ids, -self.x))
         return _Left(self.ids[order], self.x[order])
 
 
