@@ -107,6 +107,34 @@ def test_gbnf(grammar: str, good: list[str], bad: list[str], kind: str) -> None:
             assert follow(constraint, byte_ids(text, kind), kind) is wanted, text
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^((a{1000}){1000}){1000}$",
+        "^a{1000000000000}$",
+        r"^(\({300}(?:[)(]b|x{1}){300}){300,}y",
+        "^a{300}{300}$",
+    ],
+)
+def test_patterns_that_repeat_too_much_are_refused(pattern: str) -> None:
+    for schema in (
+        {"type": "string", "pattern": pattern},
+        {"type": "object", "patternProperties": {pattern: {}}},
+        {"not": {"anyOf": [{"items": {"pattern": pattern}}]}},
+    ):
+        with pytest.raises(GrammarError, match="^the json_schema .* its pattern '.*' come to over 50000$"):
+            grammars("bpe").compile(SamplingParams(json_schema=schema))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"^a{50000}$", r"^([a-z]{1,100000} ){0,1000000}$", r"^\x{100000}[{9}(]{300}\p{L}{300}$", "^(a{300})(b{300})$"],
+)
+def test_patterns_that_repeat_little_are_used(pattern: str) -> None:
+    schema = {"pattern": pattern, "const": {"pattern": "a{99999}"}, "properties": {"pattern": {"type": "string"}}}
+    assert bounded(schema)["pattern"] == pattern
+
+
 @pytest.mark.parametrize("grammar", ['root ::= ("a"{1500}){1500} "b"', 'root ::= a{300}\na ::= [ab] | ("c"{2,300} a)'])
 def test_repetitions_within_one_another_have_a_bound(grammar: str) -> None:
     with pytest.raises(GrammarError, match="repetitions within one another come to more than 50000"):
