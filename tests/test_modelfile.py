@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gmoe.library.modelfile import COMMANDS, PARAMETERS, Command, Modelfile, ModelfileError, parse_modelfile
@@ -200,6 +200,16 @@ def test_whatever_parses_round_trips(text: str) -> None:
     except ModelfileError:
         return
     assert parse_modelfile(str(modelfile)) == modelfile
+
+
+@given(st.text(alphabet='a "#\n', min_size=1, max_size=12))
+@example('"""\nDocs.\n"""')
+def test_a_value_that_no_modelfile_can_hold_is_told_of(value: str) -> None:
+    modelfile = Modelfile((Command("from", "x"), Command("system", value)))
+    quotes = any(line.rstrip().endswith('"""') for line in value.split("\n")[:-1])
+    assert ("# The next value cannot be read again" in str(modelfile)) == quotes
+    if not quotes:
+        assert parse_modelfile(str(modelfile)) == modelfile
 
 
 def test_a_modelfile_built_by_hand_prints() -> None:

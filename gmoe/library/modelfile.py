@@ -53,14 +53,22 @@ Check = Callable[[Command, Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Modelfile:
-    """`str()` gives a text that parses to an equal Modelfile; plain comments are not kept."""
+    """`str()` gives a text that parses to an equal Modelfile, or says of a value that none can hold it.
+
+    Plain comments are not kept.
+    """
 
     commands: tuple[Command, ...]
     settings: tuple[tuple[str, str], ...] = ()  # gmoe's own: a `RuntimeOptions` name or policy.KNOB, and its text
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
-        lines = [f"# gmoe: {key} {value}" for key, value in self.settings] + [str(c) for c in self.commands]
+        lines = [f"# gmoe: {key} {value}" for key, value in self.settings]
+        for command in self.commands:
+            quoted = _quote(command.value)
+            if _value(quoted, 0)[1] < len(quoted):
+                lines.append(f"# The next value cannot be read again: a line within it ends in {quoted[:3]}")
+            lines.append(str(command))
         return "\n".join(lines) + "\n"
 
     def values(self, name: str) -> list[str]:
