@@ -39,7 +39,7 @@ from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import kept
 from gmoe.experts.transfer import TransferError
-from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
@@ -79,6 +79,8 @@ class LLM:
         options, setting = calibration.chosen(options, file)
         self.file, self.options = file, options
         name = str(file.path)
+        if file.architecture and (why := decoder.refusal(file.architecture)):  # before its keys are missed
+            raise UnsupportedModel(name, "general.architecture", why)
         self.hparams = Hparams.from_metadata(file.metadata, name)
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
         self._grammars = Grammars(self.tokenizer)

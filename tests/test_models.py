@@ -597,9 +597,10 @@ def test_glm_4_7_flash_without_a_gating_function_is_sigmoid() -> None:
     assert own_gating(47, 102_400) is own_gating(27, 154_880) is Gating.SOFTMAX
 
 
-def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_an_unknown_architecture_is_named(tmp_path: Path, with_keys: bool) -> None:
     path = write_model(tmp_path / "m.gguf", "qwen3moe")
-    path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe"))
+    path.write_bytes(path.read_bytes().replace(b"qwen3moe", b"qwen9moe", -1 if with_keys else 1))
     with pytest.raises(UnsupportedModel, match="'qwen9moe'; supported: afmoe, .*qwen3moe"):
         LLM.load(path)
 

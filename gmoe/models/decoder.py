@@ -250,12 +250,15 @@ def architectures() -> list[str]:
     return sorted(underlined | {"-".join(stem.rsplit("_", 1)) for stem in stems - underlined})
 
 
-def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
-    """The model of `general.architecture`; `UnsupportedModel` where there is no file for it."""
-    name = module_name(weights.hparams.architecture)
+def refusal(architecture: str) -> str | None:
+    """Why an architecture cannot be loaded: there is no file for it."""
+    name = module_name(architecture)
     if name in ("__init__", "decoder") or not name.isidentifier() or find_spec(f"gmoe.models.{name}") is None:
-        weights.refuse(
-            "general.architecture", f"{weights.hparams.architecture!r}; supported: {', '.join(architectures())}"
-        )
-    model: Decoder = import_module(f"gmoe.models.{name}").Model(weights, dispatch)
+        return f"{architecture!r}; supported: {', '.join(architectures())}"
+    return None
+
+
+def load(weights: Weights, dispatch: ExpertDispatch) -> Decoder:
+    """The model of `general.architecture`, for which there is a file."""
+    model: Decoder = import_module(f"gmoe.models.{module_name(weights.hparams.architecture)}").Model(weights, dispatch)
     return model
