@@ -93,7 +93,7 @@ def test_words(pre: str, text: str, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("part", ["cut", "merge"])
-def test_others_run_while_a_long_text_is_read(part: str ) -> None:
+def test_others_run_while_a_long_text_is_read(part: str) -> None:
     model = Tokenizer.from_gguf(byte_level(), "toy")._model
     pieces = model._pieces("Others want to run, don't they? " * 800)
     begun, ran = threading.Lock(), threading.Event()
