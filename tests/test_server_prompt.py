@@ -78,7 +78,7 @@ def test_it_begins_where_the_template_can(n: int) -> None:
 
 def test_a_template_finds_ids_where_the_client_sent_none(monkeypatch: pytest.MonkeyPatch) -> None:
     llm, seen = Llm(100), []
-    llm.template.source = "[TOOL_CALLS]"
+    llm.template.source_for = lambda tools: "[TOOL_CALLS]"
     monkeypatch.setattr(llm.template, "render", lambda messages, tools: seen.extend(messages) or "1")
     call = {"id": "", "function": {"name": "add", "arguments": {}}}
     messages = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}]
@@ -147,6 +147,25 @@ def test_a_template_for_tools_makes_a_model_that_can_call_them() -> None:
     llm = toy("{{ messages[0].content }}", **{"tokenizer.chat_template.tool_use": calls})
     assert capabilities(llm.file.metadata, Modelfile(())) == ["completion", "tools"]
     assert [dialect_of(llm.template.source_for(tools)) for tools in ([], [{}])] == ["plain", "hermes"]
+
+
+def test_calls_have_ids_as_the_template_that_is_used_with_tools_takes_them() -> None:
+    template = (
+        "{# [TOOL_CALLS] #}{% for message in messages %}{% for call in message.tool_calls or [] %}{{ call.id }} "
+        "{% if call.id|length != 9 %}{{ raise_exception('no id') }}{% endif %}{% endfor %}"
+        "{% if message.role == 'tool' %}={{ message.tool_call_id }} {% endif %}{% endfor %}"
+    )
+    llm = toy("{{ messages[0].content }}", **{"tokenizer.chat_template.tool_use": template})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+    for ids in (["call_abcdefgh", "call_2", "AbCdEf123"], [None], ["call_2"]):
+        calls = [{"id": id, "function": {"name": "f", "arguments": {}}} for id in ids]
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+        messages += [{"role": "tool", "content": "1", "tool_call_id": id} for id in reversed(ids)]
+    text = prompt_of(llm, ENTRY, Ask(model="m", messages=messages, tools=[{}])).text
+    assert text is not None
+    first, second, own, *told, made, result, again, last = text.split()
+    assert told == [f"={id}" for id in (own, second, first)] and own == "AbCdEf123" != first != second
+    assert f"={made}" == result == "=000000003" and f"={again}" == last == f"={second}"
 
 
 def test_a_last_message_of_the_assistant_s_is_gone_on_with() -> None:

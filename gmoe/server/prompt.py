@@ -35,7 +35,7 @@ def prompt_of(llm: LLM, entry: Entry, ask: Ask) -> Prompt:
         if ask.messages is not None or (ask.templated and not ask.suffix):
             ask = _thinking(llm, entry, ask)
         if ask.messages is not None:
-            dialect = dialect_of(llm.template.source, entry.modelfile.last("parser"))
+            dialect = dialect_of(llm.template.source_for(ask.tools), entry.modelfile.last("parser"))
             return _of_chat(llm, entry, replace(ask, messages=list(with_ids(ask.messages, dialect))), limit)
         if ask.templated or ask.suffix:
             return _of_generate(llm, entry, ask, limit)

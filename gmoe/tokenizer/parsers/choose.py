@@ -116,5 +116,11 @@ def call_id(dialect: str, name: str, n: int) -> str:
     return own(name, n)
 
 
+def taken_id(dialect: str, id: str) -> str:
+    """An id that may be another model's, as the templates of this dialect take it: equal ones stay equal."""
+    own: Callable[[str], str] = getattr(_module(dialect), "taken_id", lambda id: id)
+    return own(id)
+
+
 def _module(dialect: str) -> ModuleType:
     return import_module(f"gmoe.tokenizer.parsers.{dialect}")

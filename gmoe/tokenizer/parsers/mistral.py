@@ -1,5 +1,6 @@
 """Mistral: `[TOOL_CALLS]` and a list of objects, or `[TOOL_CALLS]name[ARGS]{...}` for each; thinks in `[THINK]`."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,11 @@ def _named(value: Any) -> ToolCall:
 def call_id(name: str, n: int) -> str:
     """The id of the n-th call."""
     return f"{n:09x}"[-9:]
+
+
+def taken_id(id: str) -> str:
+    """An id as the templates take it: another model's is told by nine letters of its own."""
+    return id if _ID.fullmatch(id) else hashlib.sha256(id.encode(errors="replace")).hexdigest()[:9]
 
 
 def parser(tools: Tools, prompt: str) -> Parser:
