@@ -158,7 +158,7 @@ class LLM:
                 )
             engine.runner.rescue, engine.runner.turn = self._make_room, at_work
             engine.runner.checks += [self._check_file, self.store.check]
-            engine.runner.observers.append(self.steps)
+            engine.runner.observers += [self.steps, lambda turns: self.dispatch.mark()]
             if device is not None and device.compiles:
                 prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
         self._loop = EngineLoop(engine)
@@ -364,6 +364,7 @@ class LLM:
         before = store.slots
         if not store.shrink():
             raise out_of_memory(store.device, "answering, with no expert left to make room of")
+        self.dispatch.rewind()
         said = f"{store.device.torch} ran out of memory: its expert cache went from {before} to {store.slots} experts"
         self.notices.append(said)
         logging.getLogger("gmoe").warning(said)

@@ -224,18 +224,21 @@ def test_memory_that_ends_in_the_middle_of_an_answer(
     greedy = gmoe.SamplingParams(max_tokens=30, temperature=0)
     with load(model) as llm:
         want = [event.token_id for event in llm.run(IDS, greedy, ignore_end=True)]
+        asked = llm.stats["gpu"]["hits"]
     with load(model, gpu_memory="auto" if whole else half(model)) as llm:
         got, before = [], llm.store.slots
         for n, event in enumerate(llm.run(IDS, greedy, ignore_end=True)):
             got.append(event.token_id)
             if n in (3, 6):
-                fake_device.refused.append(40)
+                fake_device.refused.append(48)  # amid the blocks
         assert got == want
         assert llm.store.slots < before and not llm.store.whole
         said = [notice for notice in llm.notices if "ran out of memory: its expert cache went from" in notice]
         assert len(said) == 2 and said[0].startswith(
             f"fake:0 ran out of memory: its expert cache went from {before} to"
         )
+        stats = llm.stats  # the passes that ended are not counted
+        assert asked == (stats["gpu"]["hits"] + stats["gpu"]["misses"] if whole else stats["routed"]["count"])
         check(llm.store)
 
 

@@ -86,6 +86,17 @@ def test_recorder_copies_and_takes_the_last_rows():
     assert recorder.trace().rows["position"].tolist() == [3, 9, 9]
 
 
+def test_of_a_pass_that_runs_again_the_last_counts():
+    recorder = Recorder(Header("m", "", 3, 4, (1, 1, 1)))
+    for step, tries in ((0, [(0, 1, 2)]), (1, [(0, 1), (0, 1, 2)]), (2, [(0,), (0,), (0, 1, 2)])):
+        recorder.begin_step(np.zeros(1), np.ones(1), np.array([step]))
+        for n, layers in enumerate(tries):
+            for layer in layers:
+                recorder.record(layer, np.array([[n, 3]]), np.ones((1, 2)))
+    told = [(event.layer, event.ids.tolist()) for event in recorder.trace().events()]
+    assert told == [(layer, [[n, 3]]) for n in range(3) for layer in range(3)]
+
+
 def test_empty_trace(tmp_path):
     empty = Recorder(Header("m", "", 1, 4, (1,))).trace()
     empty.save(tmp_path / "t")

@@ -18,7 +18,7 @@ from gmoe.experts.expert import ExpertId, Routing
 from gmoe.experts.misses import Served
 from gmoe.experts.policy import Ids
 from gmoe.experts.route import exact
-from gmoe.experts.store import ExpertStore
+from gmoe.experts.store import ExpertStore, TierStats
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels.ops import Activations, DeviceKernels, ExpertBank, ExpertTable, bank_rows, combine, expert_rows
 
@@ -174,6 +174,9 @@ class DeviceDispatch(ExpertDispatch):
         bank_rows(x, self.fast.slots_by_id(layer), ids, bank, activation, self.activations, out, self.kernels)
         self.fast.stats.hits += ids.numel()
         return combine(out, weights, ids, self.kernels)
+
+    def _all_stats(self) -> list[TierStats]:
+        return [*super()._all_stats(), self.fast.below.stats]
 
     def _tiers(self) -> dict[str, Any]:
         host, gpu = self.fast.below.stats, self.fast.stats

@@ -15,7 +15,7 @@ from gmoe.experts.misses import Served, resolve
 from gmoe.experts.policy import Floats, Ids, MissPolicy, PolicyError, Prefetcher, RoutePolicy, WorkingSet, reading
 from gmoe.experts.prefetch import none as no_prefetch
 from gmoe.experts.route import exact
-from gmoe.experts.store import ExpertStore
+from gmoe.experts.store import ExpertStore, TierStats
 from gmoe.experts.transfer import Ticket
 from gmoe.experts.working_set import none as no_working_set
 from gmoe.kernels.ops import Activations, ExpertTable, combine, expert_mlp, expert_rows
@@ -24,6 +24,7 @@ Observer = Callable[[int, Routing], None]
 Beside = Callable[[], object]  # work that does not hang on the experts
 Kept = Callable[[Tensor, Tensor, Tensor, str], Tensor]  # x [T, D], ids and weights [T, k], activation -> [T, D]
 ACTIONS = ("load", "cpu", "twin", "skip", "substitute")
+ASKED = ("hits", "misses", "late")  # of `TierStats`, what a pass asks for
 
 
 class ExpertDispatch:
@@ -47,6 +48,7 @@ class ExpertDispatch:
         self._rerouted = {"count": 0, "mass": 0.0}  # of it, what the route policy chose otherwise
         self._actions = {name: {"count": 0, "mass": 0.0} for name in ACTIONS}
         self._last_layer = -1
+        self._before: list[tuple[dict[str, Any], dict[str, Any]]] = []  # counters, and what they said at the mark
 
     @property
     def listened(self) -> bool:
@@ -95,6 +97,20 @@ class ExpertDispatch:
         y = expert_mlp(x, ids, weights, self.store.table(layer), activation, self.activations)
         beside()
         return y
+
+    def mark(self) -> None:
+        """A pass begins."""
+        asked = [(vars(stats), {name: getattr(stats, name) for name in ASKED}) for stats in self._all_stats()]
+        counted = (self._routed, self._rerouted, *self._actions.values())
+        self._before = asked + [(counter, dict(counter)) for counter in counted]
+
+    def rewind(self) -> None:
+        """The pass is to run again: what it has asked for and chosen is not counted."""
+        for counter, before in self._before:
+            counter.update(before)
+
+    def _all_stats(self) -> list[TierStats]:
+        return [self.store.stats] + ([] if self.store.twin is None else [self.store.twin.stats])
 
     def stats(self) -> dict[str, Any]:
         """Counters by tier and by action; of the routers' choices how many there were, and were made otherwise."""

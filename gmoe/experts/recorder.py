@@ -15,7 +15,8 @@ SLACK = 1.25  # of the limit, when the oldest passes are forgotten
 class Recorder:
     """One `begin_step` a forward pass, then one `record` a routed layer; it costs a copy of ids and weights.
 
-    With `limit`, the oldest passes are forgotten when there are more rows than that, a few passes at a time.
+    A pass whose layers come again runs again: what it recorded before is dropped. With `limit`, the oldest passes are
+    forgotten when there are more rows than that, a few passes at a time.
     """
 
     def __init__(self, header: Header, limit: int = 0):
@@ -23,6 +24,7 @@ class Recorder:
         self.limit = limit
         self.rows = 0
         self._step = -1
+        self._begin, self._last = 0, -1  # the row with which the pass began, and the layer recorded last
         self._now: tuple[Array, ...] = ()
         self._columns: dict[str, Array] = {}  # room for more than `rows`
         self._scored = True  # every row so far came with scores
@@ -33,13 +35,15 @@ class Recorder:
         self._now = request, phase, position
         if self.limit and self.rows > SLACK * self.limit:
             self._forget()
+        self._begin, self._last = self.rows, -1
 
     def record(self, layer: int, ids: Array, weights: Array, scores: Array | None = None) -> None:
         """ids and weights [t, k] of the last t rows of the pass; copied, since buffers are reused.
 
         `scores` [t, E], the router's own, are kept only where every layer gives them.
         """
-        n, at = len(ids), self.rows
+        n, at = len(ids), self.rows if layer > self._last else self._begin
+        self._last = layer
         if not self._columns:
             self._columns = self._room(ids.shape[1], scores is not None)
         while at + n > len(self._columns["ids"]):
