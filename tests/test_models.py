@@ -586,6 +586,15 @@ def test_a_bias_before_the_convolutions_of_kimi_linear_is_refused(tmp_path: Path
         LLM.load(tmp_path / "biased.gguf")
 
 
+def test_beside_one_map_of_queries_keys_and_values_all_have_biases(tmp_path: Path) -> None:
+    with GGUFFile.open(write_model(tmp_path / "m.gguf", "qwen2moe+fused")) as file:
+        rewrite(
+            file, tmp_path / "some.gguf", lambda info, tensor: [(info.name, tensor)] * ("1.attn_k.b" not in info.name)
+        )
+    with pytest.raises(UnsupportedModel, match="blk.1.attn_k.bias: required beside attn_qkv with the biases of others"):
+        LLM.load(tmp_path / "some.gguf")
+
+
 def test_a_temperature_needs_its_length(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", "deepseek2", metadata={"attention.temperature_scale": 0.1})
     with pytest.raises(UnsupportedModel, match="temperature_length: required beside attention.temperature_scale"):

@@ -74,7 +74,10 @@ class GQA:
             parts = [qkv.rows(0, q), qkv.rows(q, q + k), qkv.rows(q + k, q + k + v)]
             if qkv.bias is not None:
                 return parts
-            biases = (w.get(f"attn_{name}", ".bias", len(part)) for name, part in zip("qkv", parts, strict=True))
+            biases = [w.get(f"attn_{name}", ".bias", len(part)) for name, part in zip("qkv", parts, strict=True)]
+            lacking = [f"attn_{name}.bias" for name, bias in zip("qkv", biases, strict=True) if bias is None]
+            if len(lacking) in (1, 2):  # llama.cpp leaves the others out, which is hardly what the file means
+                w.refuse(w.prefix + lacking[0], "required beside attn_qkv with the biases of others")
             return [part.plus(bias) for part, bias in zip(parts, biases, strict=True)]
         return [w.linear(f"attn_{name}", n_embd, width) for name, width in (("q", q), ("k", k), ("v", v))]
 
