@@ -18,7 +18,8 @@ from gmoe.server.stream import Source, Threads
 
 class _Catalog:
     def find(self, name: str) -> Entry:
-        return Entry(name, Path(name), name, 1, 0.0)
+        """The names are of the model that their first letter says."""
+        return Entry(name, Path(name[0]), name[0], 1, 0.0)
 
 
 def host(
@@ -80,6 +81,25 @@ def test_a_context_beyond_the_model_s_own_is_lowered_and_said_once(caplog: pytes
 
     assert asyncio.run(run()) == [[], [said], [said], [said]]
     assert caplog.messages == [f"a: {said}"]
+
+
+def test_all_names_of_a_model_have_it_loaded_once() -> None:
+    loaded: list[int] = []
+
+    async def run() -> None:
+        models = host(lambda options: loaded.append(options.context))
+        async with models.lease("a1") as one, models.lease("a2") as other, models.lease("b") as another:
+            assert one is other is not another and list(models.running) == ["a1", "b"]
+        async with models.lease("a2", num_ctx=512) as larger:
+            assert larger is not one and list(models.running) == ["b", "a2"]
+        async with models.lease("a1") as again:
+            assert again is larger
+        assert await models.unload("a1") and list(models.running) == ["b"]
+        assert not await models.unload("a2")
+        await models.close()
+
+    asyncio.run(run())
+    assert loaded == [64, 64, 512]
 
 
 def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:

@@ -128,7 +128,7 @@ class ModelHost:
     async def unload(self, name: str) -> bool:
         """Forget a model as soon as nobody uses it; False where it was not loaded."""
         entry = await asyncio.to_thread(self.catalog.find, name)
-        running = self.running.get(entry.name)
+        running = self._of(entry)
         if running is None:
             return False
         running.keep_alive = 0.0
@@ -163,7 +163,7 @@ class ModelHost:
 
     def _find(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running | None:
         """The model, perhaps just beginning to be; None where others must end before."""
-        running = self.running.get(entry.name)
+        running = self._of(entry)
         if running is not None and (running.entry.digest != entry.digest or not _suffices(running, num_ctx)):
             if running.users:
                 return None
@@ -172,6 +172,13 @@ class ModelHost:
         if running is None and self._make_room(entry):
             return self._begin(entry, options)
         return running
+
+    def _of(self, entry: Entry) -> Running | None:
+        """What has this name; else the same model by another name."""
+        same = (
+            one for one in self.running.values() if (one.entry.digest, one.entry.path) == (entry.digest, entry.path)
+        )
+        return self.running.get(entry.name) or next(same, None)
 
     def _begin(self, entry: Entry, options: RuntimeOptions) -> Running:
         running = Running(entry, options, keep_alive=self.keep_alive)
