@@ -302,6 +302,13 @@ def test_equal_logits_go_by_id():
     assert drawn == {0, 1, 2}
 
 
+@pytest.mark.parametrize(("name", "left"), [("typical_p", 3), ("top_p", 2)])
+def test_a_mass_that_is_met_is_enough_for_top_p_alone(name, left):
+    params = SamplingParams(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, name: 0.5}, seed=0)
+    sampler = Sampler(params)
+    assert {sampler.sample(np.zeros(4, dtype=np.float32), [0]) for _ in range(200)} == set(range(left))
+
+
 @pytest.mark.parametrize("sparse", [8, 10**9])
 def test_those_that_penalties_make_equal_go_by_id(sparse, monkeypatch):
     monkeypatch.setattr("gmoe.engine.sampler.SPARSE", sparse)

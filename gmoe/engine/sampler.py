@@ -260,14 +260,14 @@ def _top_k(left: _Left, p: SamplingParams, now: _Now) -> _Left:
 
 
 def _typical_p(left: _Left, p: SamplingParams, now: _Now) -> _Left:
-    """Those whose surprise is nearest to the expected one, until the mass is reached (Meister et al., 2022)."""
+    """Those whose surprise is nearest to the expected one, until they are more than the mass (Meister et al., 2022)."""
     if p.typical_p >= 1:
         return left
     ids, x = left.best_first()
     chances = _softmax(x)
     surprise = -np.log(np.maximum(chances, _TINY))
     order = np.argsort(np.abs(surprise - (chances * surprise).sum()), kind="stable")
-    n = int(np.searchsorted(np.cumsum(chances[order]), p.typical_p)) + 1
+    n = int(np.searchsorted(np.cumsum(chances[order]), p.typical_p, side="right")) + 1
     kept = np.sort(order[: max(n, p.min_keep)])
     return _Left(ids[kept], x[kept])
 
