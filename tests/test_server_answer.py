@@ -109,7 +109,14 @@ def test_calls_without_ids_have_some_and_their_results_have_them() -> None:
     assert messages[0]["tool_calls"][1]["id"] is None  # the request's own are left alone
 
 
+def test_ids_of_another_model_are_taken_as_kimi_writes_them() -> None:
+    results = [{"role": "tool", "content": "1", "tool_call_id": id} for id in ("call_b", "functions.f:9", "call_z")]
+    named = list(with_ids([called("functions.f:9", "call_b"), *results], "kimi"))
+    assert [call["id"] for call in named[0]["tool_calls"]] == ["functions.f:9", "functions.g:1"]
+    assert [message["tool_call_id"] for message in named[1:]] == ["functions.g:1", "functions.f:9", "call_z"]
+
+
 def test_results_go_by_the_names_of_their_functions() -> None:
     given = [{"role": "tool", "content": "1", "name": "g"}, {"role": "tool", "content": "2"}]
-    named = list(with_ids([called("a", ""), *given], "kimi"))
-    assert [message["tool_call_id"] for message in named[1:]] == ["functions.g:1", "a"]
+    named = list(with_ids([called("functions.f:5", ""), *given], "kimi"))
+    assert [message["tool_call_id"] for message in named[1:]] == ["functions.g:1", "functions.f:5"]

@@ -116,10 +116,10 @@ def call_id(dialect: str, name: str, n: int) -> str:
     return own(name, n)
 
 
-def taken_id(dialect: str, id: str) -> str:
-    """An id that may be another model's, as the templates of this dialect take it: equal ones stay equal."""
-    own: Callable[[str], str] = getattr(_module(dialect), "taken_id", lambda id: id)
-    return own(id)
+def taken_id(dialect: str, id: str, name: str, n: int) -> str:
+    """The id of the n-th call, of this function, as this dialect's templates take it: `id` may be another model's."""
+    own: Callable[[str, str, int], str] = getattr(_module(dialect), "taken_id", lambda id, name, n: id)
+    return own(id, name, n)
 
 
 def _module(dialect: str) -> ModuleType:

@@ -32,6 +32,12 @@ def call_id(name: str, n: int) -> str:
     return f"functions.{name}:{n}"
 
 
+def taken_id(id: str, name: str, n: int) -> str:
+    """An id as the template takes it: another model's does not show the name of the function."""
+    match = _NAME.fullmatch(id)
+    return id if (match and match[2]) or not name else call_id(name, n)
+
+
 def parser(tools: Tools, prompt: str) -> Parser:
     """A new parser; some answers leave the marks of the section out."""
     return TagParser(Dialect(calls=(TAGS, (BEGIN, "")), read=_read_either), tools, prompt)

@@ -42,7 +42,7 @@ def call_id(name: str, n: int) -> str:
     return f"{n:09x}"[-9:]
 
 
-def taken_id(id: str) -> str:
+def taken_id(id: str, name: str, n: int) -> str:
     """An id as the templates take it: another model's is told by nine letters of its own."""
     return id if _ID.fullmatch(id) else hashlib.sha256(id.encode(errors="replace")).hexdigest()[:9]
 
