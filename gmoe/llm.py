@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ from gmoe.tokenizer.breakers import Breakers
 from gmoe.tokenizer.gochat import template_of
 from gmoe.tokenizer.parsers.choose import dialect_of, known, marks_of, parser_for
 from gmoe.tokenizer.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 Message = Mapping[str, Any]
 
@@ -192,26 +194,23 @@ class LLM:
     def logits(self, ids: Sequence[int], step: int = 0) -> np.ndarray:
         """float32 [len(ids), n_vocab] of one fresh sequence; `step` 1 computes it as if it had been generated."""
         self._check(ids)
-        logits: np.ndarray = self._loop.call(lambda: self._engine.logits(ids, step))
-        return logits
+        return self._aside(lambda: self._engine.logits(ids, step))
 
     def seconds(self, ids: Sequence[int], depth: int, one_by_one: bool) -> float:
         """How long the forward passes of `ids` after the first `depth` take, one by one or in chunks, unsampled."""
         self._check(ids)
-        taken: float = self._loop.call(lambda: timing.seconds(self._engine, ids, depth, one_by_one))
-        return taken
+        return self._aside(lambda: timing.seconds(self._engine, ids, depth, one_by_one))
 
     def embed(self, ids: Sequence[int], pooling: Literal["mean", "last"] = "mean") -> np.ndarray:
         """The final hidden states of one fresh sequence, pooled: float32 [n_embd], of no particular length."""
         self._check(ids)
-        states: np.ndarray = self._loop.call(lambda: self._engine.hidden(ids))
+        states = self._aside(lambda: self._engine.hidden(ids))
         return np.asarray(states.mean(axis=0) if pooling == "mean" else states[-1])
 
     def prompt_logprobs(self, ids: Sequence[int], top: int = 0) -> list[Logprobs]:
         """Of each of `ids` but the first: how probable it was behind those before it, and the `top` likeliest there."""
         self._check(ids)
-        found: list[Logprobs] = self._loop.call(lambda: self._engine.prompt_logprobs(ids, top))
-        return found
+        return self._aside(lambda: self._engine.prompt_logprobs(ids, top))
 
     def generate(self, prompt: str, params: SamplingParams | None = None) -> TextStream:
         """Continue a text; the events of its answer as they come."""
@@ -273,7 +272,7 @@ class LLM:
     def read(self, ids: Sequence[int], n_prompt: int) -> None:
         """Run a text as if its first `n_prompt` tokens were the prompt and the model had written the rest."""
         self._check(ids)
-        self._loop.call(lambda: self._engine.read(ids, n_prompt))
+        self._aside(lambda: self._engine.read(ids, n_prompt))
 
     def record(self, limit: int = 0, scores: bool = False) -> Recorder:
         """Record the routing of all that runs from now on, at most the last `limit` rows; `.trace()` gives it.
@@ -333,6 +332,10 @@ class LLM:
         for guard, path in self._guards:
             if guard.lost:
                 raise TransferError(f"{path} was cut off while in use")
+
+    def _aside(self, work: Callable[[], T]) -> T:
+        """What the engine's thread makes of a text of its own, which to the policies is a request."""
+        return cast(T, self._loop.call(lambda: (self.dispatch.begin_text(), work())[1]))
 
     def _check(self, ids: Sequence[int]) -> None:
         for id in ids:

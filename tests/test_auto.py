@@ -232,6 +232,12 @@ def test_a_run_learns_and_the_next_begins_with_it(tmp_path: Path):
     with gmoe.LLM.load(model, options) as llm:
         assert llm.cache.chooser.verdicts
         assert (llm.logits([5, 6, 7]) == want).all()
+    with gmoe.LLM.load(model, replace(options, working_set="pattern")) as llm:
+        llm.logits([5, 6, 7])
+        llm.read([5, 6, 7, 8], 3)
+        assert len(llm.dispatch.working_set.patterns) == 1  # to policies a text that is measured is a request
+        llm.embed([5, 6, 7])
+        assert len(llm.dispatch.working_set.patterns) == 2
     with pytest.raises(ValueError, match="another model"):
         other = write_model(tmp_path / "other.gguf", seed=9)
         gmoe.LLM.load(other, gmoe.RuntimeOptions(context=64, trace=tmp_path / "m.trace"))

@@ -75,6 +75,10 @@ class ExpertDispatch:
 
     def begin(self, task: str = "") -> None:
         """A new request starts."""
+        self.begin_text(task)
+
+    def begin_text(self, task: str = "") -> None:
+        """To the policies a new request starts; it may be none, but a text that is measured."""
         if not self.store.whole:
             self.store.begin()
             self.route.begin()
