@@ -121,6 +121,20 @@ def test_what_is_kept_stays_where_more_is_foretold_than_there_is_room_for():
     assert [id in replay.pools[1] for id in everyone] == [True, False, True]
 
 
+def test_requests_are_about_what_the_trace_says():
+    trace = synthetic(steps=5)
+    replay = Replay(Schedule(replace(trace, header=replace(trace.header, tasks=("tea", "", "ore")))), 9000)
+    heard = []
+    replay.working_set.begin = heard.append
+    replay.run()
+    assert heard == ["tea", "", "ore"]
+    plain, told = (
+        Replay(Schedule(replace(trace, header=replace(trace.header, tasks=tasks))), 9000, working_set="task").run()
+        for tasks in ((), ("tea", "ore", "tea"))
+    )
+    assert plain.decode != told.decode
+
+
 def test_wasted_bytes():
     trace = by_hand(*[[0, n % 8] for n in range(80)], n_layer=2)  # what follows expert 0 cannot be foretold
     report = Replay(Schedule(trace), 3000, prefetch="transition", machine=Machine(1e6)).run()

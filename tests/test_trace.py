@@ -198,6 +198,8 @@ def test_reuse_and_differences():
     a, b = by_task(recorder.trace(), 9).values()
     assert (a.tolist(), b.tolist()) == ([[2, 0, 0, 0]], [[1, 1, 0, 0]])
     assert difference(a, b) == 0.5 and difference(a, a) == 0
+    recorder.header = replace(recorder.header, tasks=("", ""))  # as prompts without a task leave it
+    assert list(by_task(recorder.trace(), 9)) == ["request 0", "request 1"]
 
 
 def test_a_trace_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

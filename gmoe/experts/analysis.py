@@ -41,10 +41,9 @@ def reuse(trace: Trace) -> NDArray[np.int64]:
 def by_task(trace: Trace, most: int) -> dict[str, NDArray[np.int64]]:
     """The counts of the first `most` tasks; each request is one where nobody said."""
     request = trace.rows["request"]
-    tasks = trace.header.tasks
     requests: dict[str, list[int]] = {}
     for n in np.unique(request).tolist():
-        requests.setdefault(tasks[n] if 0 <= n < len(tasks) else f"request {n}", []).append(n)
+        requests.setdefault(trace.header.task(n) or f"request {n}", []).append(n)
     return {task: counts(trace, np.isin(request, its)) for task, its in islice(requests.items(), most)}
 
 

@@ -127,7 +127,7 @@ class Replay:
             tally = self.report.decode if turn.phase == DECODE else self.report.prefill
             if turn.step != self._step or turn.request != self._request:
                 if turn.request != self._request:
-                    self.begin()
+                    self.begin(self.schedule.header.task(turn.request))
                 self._step, self._request = turn.step, turn.request
                 tally.tokens += len(turn.ids)
                 tally.seconds += self.machine.step_seconds
@@ -137,12 +137,12 @@ class Replay:
             self.layer(turn, tally)
         return self.report
 
-    def begin(self) -> None:
+    def begin(self, task: str = "") -> None:
         """A new request."""
         for evict in self.evicts:
             evict.begin()
         self.prefetcher.begin()
-        self.working_set.begin()
+        self.working_set.begin(task)
 
     def plan(self) -> None:
         """The working set may hold half of the room."""

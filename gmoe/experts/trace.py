@@ -47,6 +47,10 @@ class Header:
     expert_bytes: tuple[int, ...]  # of one expert, by layer; 0 where a layer routes nothing
     tasks: tuple[str, ...] = ()  # what request n was about; empty: nobody said
 
+    def task(self, request: int) -> str:
+        """What a request was about, as far as somebody said."""
+        return self.tasks[request] if 0 <= request < len(self.tasks) else ""
+
     @classmethod
     def read(cls, said: dict[str, Any]) -> "Header":
         """From what JSON gives; raises TypeError or ValueError."""
