@@ -384,7 +384,10 @@ def test_scores_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
     with gmoe.LLM.load(write_model(tmp_path / "m.gguf", "qwen3moe"), gmoe.RuntimeOptions(context=64)) as llm:
         recorder = llm.record(scores=True)
         llm.logits([3, 4, 5])
+        llm.logits([3, 4, 5], step=1)
         trace = recorder.trace()
+    first = trace.rows["layer"] == 0
+    assert trace.rows["phase"][first].tolist() == [0, 0, 0, 0, 1, 1]  # token by token it counts as generated
     assert trace.scores is not None and trace.scores.shape == (len(trace), trace.header.n_expert)
     best = np.sort(np.argsort(-trace.scores, axis=1, kind="stable")[:, : trace.ids.shape[1]], axis=1)
     assert np.mean(best == np.sort(trace.ids, axis=1)) > 0.9, "but for ties at half precision"

@@ -142,7 +142,9 @@ class Engine:
         return self._whole(ids, self.runner.hidden)
 
     def _whole(self, ids: Ids[int], forward: Callable[[Ids[Turn], Ids[int]], np.ndarray], step: int = 0) -> np.ndarray:
-        found = self._passes(Sequence(list(ids), SamplingParams()), forward, step)
+        seq = Sequence(list(ids), SamplingParams())
+        seq.n_prompt = step or seq.n_prompt  # what comes behind it counts as generated
+        found = self._passes(seq, forward, step)
         return np.concatenate([rows.copy() for rows in found])
 
     def _passes(
