@@ -131,5 +131,13 @@ def test_command(model, tmp_path):
     run = CliRunner().invoke(command, [str(model), "--host-memory", small])
     assert run.exit_code == 0 and "20 of 64" in run.output and "made-up routing" in run.output
     assert "most would help" in run.output or "would help much" in run.output
+    with GGUFFile.open(model) as file:
+        _, made = parts(file)
+    rows = {"phase": (made.rows["step"] == 95).astype(np.uint8)}
+    for phase, told in ((rows["phase"], "m.gguf's trace"), (0 * rows["phase"], "made-up routing")):
+        replace(made, rows={**made.rows, "phase": phase}).save(tmp_path / "t.trace")  # one decode pass, or none
+        run = CliRunner().invoke(command, [str(model), "--host-memory", small, "--trace", str(tmp_path / "t.trace")])
+        assert run.exit_code == 0 and told in run.output, run.output
+    assert CliRunner().invoke(command, [str(model), "--threads", "-1"]).exit_code == 2
     run = CliRunner().invoke(command, [str(write_model(tmp_path / "dense.gguf", "llama"))])
     assert run.exit_code == 1 and "no experts" in run.output

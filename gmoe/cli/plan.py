@@ -18,6 +18,7 @@ from gmoe.experts.fingerprint import header
 from gmoe.experts.plan import Plan, Speed, made_up
 from gmoe.experts.plan import plan as reckon
 from gmoe.experts.slots import Group
+from gmoe.experts.trace import Trace
 from gmoe.experts.trace_file import TraceFile
 from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.hparams import Hparams
@@ -25,7 +26,7 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels.cpu_ops import usable_cores
 from gmoe.library.find import model_file
 from gmoe.library.home import home
-from gmoe.options import RuntimeOptions, memory_bytes
+from gmoe.options import MOST_THREADS, RuntimeOptions, memory_bytes
 
 MIB = 1 << 20
 SEQUENCES = 4  # decoded together where nothing else is said
@@ -36,7 +37,9 @@ SEQUENCES = 4  # decoded together where nothing else is said
 @click.option("--host-memory", default="auto", show_default=True, help="Budget for all weights in RAM.")
 @click.option("--gpu-memory", help="Say what a GPU would hold that has so much free: 8GiB; auto: this one.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Routing trace; also found beside the model.")
-@click.option("--threads", default=0, help="CPU threads; 0: the cores this process may use.")
+@click.option(
+    "--threads", type=click.IntRange(0, MOST_THREADS), default=0, help="CPU threads; 0: the cores this process may use."
+)
 def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | None, threads: int) -> None:
     """Say where the weights of MODEL would go on this machine, how fast it would be, and what would help most."""
     with usage():
@@ -49,9 +52,10 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
         budget = budget_of(file, layout, hparams, host_memory)
         known = TraceFile(file.path, trace, header(file, layout, hparams.n_layer))
         costs = _costs(file, layout, threads or usable_cores())
-        routing = known.trace or made_up(known.header, hparams.n_expert_used)
+        told = None if known.trace is None else known.trace.decoding()
+        routing = told or made_up(known.header, hparams.n_expert_used)
         found = reckon(budget, costs, routing, budget.kv_share if budget.asked is None else 0)
-        lines = [*_places(budget, found), *_speeds(found, costs, known)]
+        lines = [*_places(budget, found), *_speeds(found, costs, told)]
         here, card = _here()
         if gpu_memory is not None:
             lines += _on_device(gpu_memory, budget, hparams, costs, known)
@@ -155,13 +159,13 @@ def _copying(slots: list[tuple[Group, int]], costs: Costs, known: TraceFile, lin
     return [f"the others are {does}: the link moves {link / 1e9:.1f} GB/s, {least / 1e9:.1f} pay, and {there}"]
 
 
-def _speeds(plan: Plan, costs: Costs, known: TraceFile) -> list[str]:
+def _speeds(plan: Plan, costs: Costs, told: Trace | None) -> list[str]:
     def row(name: str, speed: Speed) -> str:
         numbers = f"{speed.decode:8.1f} {speed.prefill:9.0f} {100 * speed.hit_rate:7.1f}"
         return f"{name:16}{numbers} {speed.bytes / MIB:14.1f}"
 
     seen = f"{costs.passes} passes seen" if costs.passes else "no run seen yet: the part outside the experts is a guess"
-    whose = f"{known.trace.header.model}'s trace" if known.trace else "made-up routing: there is no trace yet"
+    whose = f"{told.header.model}'s trace" if told else "made-up routing: there is no trace of answers yet"
     lines = [
         "",
         f"{'expected tok/s':16}{'decode':>8} {'prefill':>9} {'hits %':>7} {'read MiB/token':>14}",

@@ -59,7 +59,7 @@ def made_up(header: Header, n_used: int, passes: int = PASSES, seed: int = 0) ->
 
 
 def plan(budget: Budget, costs: Costs, trace: Trace, kv_bytes: int, evict: str = "least_stale") -> Plan:
-    """Raises `TooSmall` (budget.py) where the model cannot run in this budget."""
+    """By a trace of decode passes, one at least. Raises `TooSmall` (budget.py) where this budget is none for the model."""
     layers = len(budget.layout.layers)
     machine = costs.machine(layers, budget.fixed)
     schedule = Schedule(trace.tail(PASSES))
@@ -87,7 +87,7 @@ def _speed(schedule: Schedule, groups: Groups, machine: Machine, evict: str, who
     """The second half of the replay counts: the first fills the pools. A prompt reads all experts that are not here."""
     header, turns = schedule.header, schedule.turns
     replay = Replay(schedule, schedule.bytes, evict, machine=machine, groups=groups)
-    half = len(turns) // 2
+    half = next(n for n, turn in enumerate(turns) if turn.step == turns[len(turns) // 2].step)
     first = replace(replay.feed(turns[:half]).decode)
     second = replay.feed(turns[half:]).decode
     tokens, seconds = second.tokens - first.tokens, second.seconds - first.seconds

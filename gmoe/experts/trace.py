@@ -94,6 +94,10 @@ class Trace:
             yield Event(**where, ids=self.ids[start:end], weights=self.weights[start:end], scores=scores)
             start = end
 
+    def decoding(self) -> "Trace":
+        """What was generated alone, without `matrices`."""
+        return self._some(self.rows["phase"] == 1)
+
     def tail(self, passes: int) -> "Trace":
         """The last passes alone, without `matrices`."""
         step = self.rows["step"]
