@@ -188,6 +188,25 @@ def test_command(tmp_path):
         assert CliRunner().invoke(simulate, [str(path), *given]).exit_code == 2
     knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])
     assert knob.exit_code == 0 and "hobbit" in knob.output
+    knobs = CliRunner().invoke(simulate, [str(path), "--evict", "random:seed=3,activation:scope=request"])
+    assert knobs.exit_code == 0
+    for given, said in (
+        (["--evict", "random:foo=1"], "evict.random: no knob is called 'foo'; there are seed"),
+        (["--evict", "static:seed=1"], "evict.static: no knob is called 'seed'; there are none"),
+        (["--evict", "random:seed=-1"], "the knob seed is -1"),
+        (["--evict", "hobbit:heavy=a"], "the knob heavy is 'a'"),
+        (["--evict", "lru:"], "a knob is key=value"),
+        (["--budget", "."], "'.' is no size"),
+        (["--link", "1GB/s", "--host", "1"], "the host memory is smaller than one expert, 1000 bytes"),
+    ):
+        wrong = CliRunner().invoke(simulate, [str(path), "--budget", "25%", *given])
+        assert wrong.exit_code and said in wrong.output + str(wrong.exception), wrong.output
+    nothing = tmp_path / "nothing.npz"
+    Recorder(Header("m", "", 0, 0, ())).trace().save(nothing)
+    drawn = CliRunner().invoke(simulate, [str(nothing), "--budget", "10", "--plot", str(tmp_path / "curves.png")])
+    assert drawn.exit_code == 0, drawn.exception
+    shown = CliRunner().invoke(trace_command, ["show", str(nothing), "--plot", str(tmp_path / "p.png")])
+    assert shown.exit_code == 1 and "the trace is empty" in shown.output
     assert budgets("25%,10%..30%", Schedule(synthetic(steps=5))) == [16_000, 6400, 12_800, 19_200]
     assert number("0.8GB/s") == 8e8 and number("2GiB") == 2**31
 

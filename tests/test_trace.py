@@ -371,6 +371,12 @@ def test_a_device_is_written_itself(tmp_path: Path) -> None:
         assert heard.result() == "all" and pipe.is_fifo()
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, whole(tmp_path / "none" / "t.csv") as part:
+        part.write_text("")
+    assert raised.value.filename == str(tmp_path / "none" / "t.csv")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/traces is not here")
 @pytest.mark.parametrize("name,layers,k,steps", [("qwen", 48, 6, 128), ("gemma", 30, 6, 128), ("gptoss", 36, 2, 64)])
 def test_shared_traces(name, layers, k, steps):

@@ -49,7 +49,12 @@ def terminal(trace: Trace, width: int = 100) -> str:
 
 
 def png(trace: Trace, path: Path) -> None:
-    """The same as a PNG; raises ImportError without matplotlib, OSError as the file system does."""
+    """The same as a PNG; raises ImportError without matplotlib, OSError as the file system does.
+
+    ValueError where the trace has no rows: there is nothing to draw.
+    """
+    if not len(trace):
+        raise ValueError(f"{path} is not drawn: the trace is empty")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,7 +92,7 @@ def curves(reports: Sequence[Report], all_bytes: int, path: Path) -> None:
         others = [name for name in (report.prefetch, report.working_set) if name != "none"]
         lines.setdefault(" + ".join([report.evict, *others]), []).append(report)
     for name, line in lines.items():
-        share = [100 * report.budget / all_bytes for report in line]
+        share = [100 * report.budget / max(all_bytes, 1) for report in line]
         style = "--" if name in ("belady", "random", "static") else "-"
         hits.plot(share, [100 * report.decode.hit_rate for report in line], style, marker=".", label=name)
         speed.plot(share, [report.decode.tokens_per_second for report in line], style, marker=".", label=name)

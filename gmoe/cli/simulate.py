@@ -110,8 +110,8 @@ def as_text(rows: list[list[str]], as_csv: bool) -> str:
 
 def number(text: str) -> float:
     """'0.8GB/s' -> 8e8."""
-    match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?i?)b?(/s)?", text.strip().lower())
-    if not match or match[2] not in UNITS or match[1].count(".") > 1 or not float(match[1]):
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kmgt]?i?)b?(/s)?", text.strip().lower())
+    if not match or match[2] not in UNITS or not float(match[1]):
         raise click.UsageError(f"{text!r} is no size; say 500MB, 0.8GB/s or 2GiB")
     return float(match[1]) * UNITS[match[2]]
 
@@ -142,13 +142,15 @@ def budget_bytes(text: str, schedule: Schedule) -> int:
 
 
 def policy(text: str) -> tuple[str, dict[str, Any]]:
-    """'hobbit:lru=0.5:lfu=0.5' -> ('hobbit', {'lru': 0.5, 'lfu': 0.5})."""
+    """'hobbit:lru=0.5:lfu=0.5' -> ('hobbit', {'lru': 0.5, 'lfu': 0.5}); what is no number is a text."""
     name, *knobs = text.strip().split(":")
-    given = {}
+    given: dict[str, Any] = {}
     for knob in knobs:
-        key, _, value = knob.partition("=")
+        key, sign, value = knob.partition("=")
+        if not sign:
+            raise click.UsageError(f"{text!r}: a knob is key=value, not {knob!r}")
         try:
             given[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise click.UsageError(f"{text!r}: a knob is key=number, not {knob!r}") from None
+            given[key] = value
     return name, given

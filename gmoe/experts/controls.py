@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from gmoe.experts.expert_id import ExpertId
-from gmoe.experts.policy import EvictionPolicy, Floats, ScoredEviction, load
+from gmoe.experts.policy import MOST, EvictionPolicy, Floats, PolicyError, ScoredEviction, load, within
 from gmoe.experts.schedule import Schedule
 
-CONTROLS = ("random", "static")
+CONTROLS: Mapping[str, tuple[str, ...]] = {"random": ("seed",), "static": ()}  # and their knobs
 
 
 class Random(EvictionPolicy):
@@ -56,10 +56,13 @@ class Static(ScoredEviction):
 
 def eviction(name: str, knobs: Mapping[str, Any], schedule: Schedule) -> EvictionPolicy:
     """A policy of the folder, or a control, for a replay of this schedule."""
-    if name == "random":
-        return Random(**knobs)
-    if name == "static":
-        return Static(schedule)
+    if name in CONTROLS:
+        for knob, value in knobs.items():
+            if knob not in CONTROLS[name]:
+                known = ", ".join(CONTROLS[name]) or "none"
+                raise PolicyError(f"evict.{name}: no knob is called {knob!r}; there are {known}")
+            within(knob, value, 0, MOST)
+        return Random(int(knobs.get("seed", 0))) if name == "random" else Static(schedule)
     future = schedule.future() if name == "belady" else ()
     policy: EvictionPolicy = load("evict", name, knobs, shape=schedule.shape, future=future)
     return policy

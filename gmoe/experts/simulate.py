@@ -85,6 +85,8 @@ class Replay:
         largest = max((self.bytes[turn.layer] for turn in schedule.turns), default=1)
         if budget < largest:
             raise ValueError(f"the budget is smaller than one expert, {largest} bytes")
+        if machine.host and machine.host < largest:
+            raise ValueError(f"the host memory is smaller than one expert, {largest} bytes")
         self.pools = self._pools(budget, groups, lambda: eviction(evict, knobs.get("evict", {}), schedule))
         self.evicts = [pool.evict for pool in dict.fromkeys(self.pools)]
         self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), shape=schedule.shape)
