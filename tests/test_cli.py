@@ -215,6 +215,10 @@ def test_no_command_writes_over_the_model_that_it_reads(tmp_path: Path, command:
         result = gmoe(*(words.get(word, word) for word in command.split()))
         assert result.exit_code == 2 and "is the model itself; write to another file" in result.stderr
     assert Path(model).read_bytes() == before and other.is_symlink()
+    if "TEXT" in command:
+        words["OUT"] = str(text)
+        result = gmoe(*(words.get(word, word) for word in command.split()))
+        assert result.exit_code == 2 and f"{text} is what is read; write to another file" in result.stderr
 
 
 def test_a_model_is_a_path_or_a_name(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The streaming rewrite: identity is byte-equal; drop, replace, rename and split; nothing half-written stays."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -126,4 +127,8 @@ def test_nothing_is_left_of_a_rewrite_that_fails(model: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="3 bytes are not a F32 tensor of shape"):
         rewrite(GGUFFile.open(model), out, lambda info, _: [(info.name, wrong)])
     assert out.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [out]
+    out.unlink()
+    os.mkfifo(out)  # as a device would be, which was replaced by a file
+    with pytest.raises(ValueError, match="is not a file that could be written anew"):
+        rewrite(GGUFFile.open(model), out, identity)
+    assert list(tmp_path.iterdir()) == [out] and out.is_fifo()

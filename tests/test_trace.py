@@ -260,6 +260,18 @@ def test_record_command(model, tmp_path, monkeypatch):
     shown = CliRunner().invoke(command, ["show", str(tmp_path / "t.trace"), "--plot", str(png)])
     assert shown.exit_code == 0 and "passes until" in shown.output and png.read_bytes()[1:4] == b"PNG"
     assert CliRunner().invoke(command, args).exit_code == 2
+    for wrong in (["--window", "0"], ["--limit", "-1"], ["-n", "0"]):
+        assert CliRunner().invoke(command, [*args, "-f", str(prompts), *wrong]).exit_code == 2
+    before, empty = (tmp_path / "t.trace").read_bytes(), tmp_path / "empty"
+    empty.write_text("\n")
+    nothing = CliRunner().invoke(command, [*args, "--prompts", str(empty)])
+    assert nothing.exit_code == 1 and f"{empty}: there is nothing in it" in nothing.output
+    for words in (["export", "T", "-o", "T"], ["show", "T", "--plot", "T"]):
+        told = CliRunner().invoke(command, [str(tmp_path / "t.trace") if word == "T" else word for word in words])
+        assert told.exit_code == 2 and "is what is read" in told.output
+    assert (tmp_path / "t.trace").read_bytes() == before
+    empty.write_bytes(b"a \xff b")
+    assert CliRunner().invoke(command, [*args, "-f", str(empty)]).exit_code == 0
 
 
 def test_a_recording_that_cannot_be_written_goes_elsewhere(tmp_path, monkeypatch, capsys):

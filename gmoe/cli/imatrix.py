@@ -21,7 +21,7 @@ def imatrix(model: str, text: Path, output: Path | None, ctx_size: int, chunks: 
     """Run MODEL over a text and keep how strongly it drives each column of the experts, in llama-imatrix's format."""
     path = model_file(model)
     target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.imatrix.gguf")
-    require_other(path, target)
+    require_other(path, target, text)
     from gmoe.llm import LLM
 
     with LLM.load(path, RuntimeOptions(device="cpu", context=ctx_size, max_sequences=1)) as llm:

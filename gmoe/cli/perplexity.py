@@ -43,7 +43,7 @@ def perplexity(
 
     path = model_file(model)
     if base is not None and not kl_divergence:
-        require_other(path, base)
+        require_other(path, base, text)
     with LLM.load(path, options) as llm:
         say_notes(llm.notices)
         if against is not None:

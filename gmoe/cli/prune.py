@@ -49,7 +49,7 @@ def prune(
     if text is not None and chunks == 1:
         raise click.UsageError("--chunks 1 leaves no window to hold out; it must be 0, or 2 at least")
     path = model_file(source)
-    require_other(path, target)
+    require_other(path, target, text, trace)
     from gmoe.passes.prune import Pruning
 
     with GGUFFile.open(path) as file:

@@ -48,7 +48,7 @@ def quantize(
         parsed = [Override.parse(text) for text in overrides]
         mix_named(type_name)
     path = model_file(source)
-    require_other(path, target)
+    require_other(path, target, imatrix)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
         rewrite_quantized(
@@ -69,7 +69,7 @@ def twin(model: str, type_name: str, output: Path | None, imatrix: Path | None) 
         kind = type_named(type_name)
     path = model_file(model)
     target = output or path.with_name(f"{path.name.removesuffix('.gguf')}.{kind}.twin.gguf")
-    require_other(path, target)
+    require_other(path, target, imatrix)
     importance = read_importance(imatrix) if imatrix else None
     with _bar(path) as progress:
         write_twin(path, target, kind, importance=importance, progress=progress)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gmoe.cli.output import require_unread
 from gmoe.cli.picture import curves
 from gmoe.cli.trace import FILE, read
 from gmoe.experts.machine import Machine
@@ -52,6 +53,8 @@ def simulate(
     """
     if not (0 <= expert_us < float("inf") and 0 <= layer_us < float("inf")):
         raise click.UsageError("--expert-us and --layer-us are numbers of at least 0")
+    if plot is not None:
+        require_unread(plot, file)
     try:
         try:
             schedule = Schedule(read(file))

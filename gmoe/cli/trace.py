@@ -14,7 +14,7 @@ import numpy as np
 
 from gmoe.cli.errors import Group
 from gmoe.cli.options import runtime_flags, take
-from gmoe.cli.output import require_other, say_notes
+from gmoe.cli.output import require_other, require_unread, say_notes
 from gmoe.cli.picture import png, terminal
 from gmoe.cli.sensitivity import sensitivity
 from gmoe.experts.trace import Trace, TraceError
@@ -52,9 +52,17 @@ trace.add_command(sensitivity)
     "--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='File of prompts, a line each; a line may be {"task": ..., "prompt": ...}.',
 )  # fmt: skip
-@click.option("-n", "tokens", default=64, show_default=True, help="Tokens to answer each prompt with.")
-@click.option("--window", default=512, show_default=True, help="Tokens of the text that are one request.")
-@click.option("--limit", default=0, help="Requests to run; 0: all.")
+@click.option(
+    "-n", "tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to answer each prompt with."
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Tokens of the text that are one request.",
+)
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Requests to run; 0: all.")
 @click.option("--scores", is_flag=True, help="Record the probabilities of all experts too.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: MODEL's name, .trace, here."
@@ -73,7 +81,7 @@ def record(
     output = output or Path(path.stem + ".trace")
     if not output.parent.is_dir():
         raise click.ClickException(f"{output}: its folder does not exist")
-    require_other(path, output)
+    require_other(path, output, text, prompts)
     from gmoe.engine.sampling import SamplingParams
     from gmoe.llm import LLM
 
@@ -82,12 +90,14 @@ def record(
         recorder, tasks = llm.record(scores=scores), list[str]()
         window = min(window, llm.context)
         if text is not None:
-            ids = llm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=True, parse_special=False)
+            ids = llm.tokenizer.encode(text.read_text("utf-8", "replace"), add_special=True, parse_special=False)
             work: Sequence[Any] = [ids[at : at + window] for at in range(0, len(ids), window)]
         else:
             assert prompts is not None
-            lines = enumerate(prompts.read_text(encoding="utf-8").splitlines(), 1)
+            lines = enumerate(prompts.read_text("utf-8", "replace").splitlines(), 1)
             work = [_prompt(line, f"{prompts}: line {number}") for number, line in lines if line.strip()]
+        if not work:
+            raise click.ClickException(f"{text or prompts}: there is nothing in it that could be run")
         try:
             for job in work[: limit or None]:
                 tasks.append(text.stem if text is not None else job[0])
@@ -137,6 +147,8 @@ def _save(recorded: Trace, output: Path) -> Path:
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures to this PNG.")
 def show(file: Path, plot: Path | None) -> None:
     """Say whose trace it is, how long, how its layers spread their choices; with pictures."""
+    if plot is not None:
+        require_unread(plot, file)
     read_trace = read(file)
     header, rows = read_trace.header, read_trace.rows
     decode = rows["phase"] == 1
@@ -170,6 +182,8 @@ def show(file: Path, plot: Path | None) -> None:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; .npz or .csv.")
 def export(file: Path, output: Path | None) -> None:
     """Write TRACE as CSV, one line an expert asked for, or as .npz."""
+    if output is not None:
+        require_unread(output, file)
     read_trace = read(file)
     if output is not None and output.suffix == ".npz":
         read_trace.save(output)

@@ -35,6 +35,8 @@ def rewrite(src: GGUFFile, dst: Path, edit: Edit, metadata: Mapping[str, Any] = 
     Keys keep their stored type and value but for those in `metadata`: None drops a key, a numpy scalar or array says
     its type, Python's int, float, bool, str and lists of one of them take the usual ones (u32, f32).
     """
+    if dst.exists() and not dst.is_file():
+        raise ValueError(f"{dst} is not a file that could be written anew; nothing was written")
     keys = _keys(src, metadata)
     alignment = metadata.get("general.alignment", src.metadata.get("general.alignment", 32))
     written: dict[str, tuple[QuantTensor, int]] = {}
