@@ -119,6 +119,7 @@ def test_refusals(folder: Path) -> None:
         ((model, "--kl-divergence"), 2, "--kl-divergence needs --kl-divergence-base"),
         ((model, "--kl-divergence", "--kl-divergence-base", model), 1, "is not a file of --kl-divergence-base"),
         ((model, "-f", folder / "text.txt", "-c", 2), 2, "2 is not in the range x>=4"),
+        ((model, "-f", folder / "text.txt", "-c", 8, "--chunks", -2), 2, "-2 is not in the range x>=0"),
     ]
     for args, code, text in cases:
         result = invoke(*args)

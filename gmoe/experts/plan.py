@@ -59,7 +59,7 @@ def made_up(header: Header, n_used: int, passes: int = PASSES, seed: int = 0) ->
 
 
 def plan(budget: Budget, costs: Costs, trace: Trace, kv_bytes: int, evict: str = "least_stale") -> Plan:
-    """By a trace of decode passes, one at least; raises `TooSmall` (budget.py) where the model cannot run in this budget."""
+    """By a trace of decode passes, one at least; raises `TooSmall` (budget.py) where the budget is too small."""
     layers = len(budget.layout.layers)
     machine = costs.machine(layers, budget.fixed)
     schedule = Schedule(trace.tail(PASSES))

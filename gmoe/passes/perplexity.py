@@ -25,6 +25,8 @@ def windows(ids: Sequence[int], context: int, bos: int | None, chunks: int = 0) 
     """The text in windows of `context`, each begun anew with `bos` if the model wants one. Raises `TextTooShort`."""
     if context < 4:
         raise ValueError(f"a context of {context} tokens leaves nothing to score; it must be 4 at least")
+    if chunks < 0:
+        raise ValueError(f"{chunks} windows are none; it must be 0, for all of the text, or more")
     if len(ids) < 2 * context:
         raise TextTooShort(f"the text has {len(ids)} tokens; a context of {context} needs {2 * context} at least")
     count = len(ids) // context
