@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from traces import synthetic
 
-from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.policy import load, names
 
 TRACE = synthetic()
@@ -13,6 +13,21 @@ SHAPE = TRACE.header.n_layer, TRACE.header.n_expert
 
 def routers(layer, hidden):
     return np.full((1, SHAPE[1]), 1 / SHAPE[1]) if layer % 2 else None
+
+
+class Nobody:
+    """Of whom nothing is here, nor comes."""
+
+    def resident(self, id):
+        return False
+
+    arriving = has_twin = resident
+
+    def here(self, layer):
+        return np.zeros(SHAPE[1], bool)
+
+    def tier(self, id):
+        return Tier.DISK
 
 
 def replay(policy, trace=TRACE):
@@ -29,7 +44,8 @@ def replay(policy, trace=TRACE):
 @pytest.mark.parametrize("name", names("prefetch"))
 def test_prefetch_contract(name):
     """Only experts that exist, of later layers, none twice; same trace, same answer."""
-    first, again = (replay(load("prefetch", name, shape=SHAPE, routers=routers)) for _ in range(2))
+    given = {"shape": SHAPE, "routers": routers, "residency": Nobody(), "matrices": None}
+    first, again = (replay(load("prefetch", name, **given)) for _ in range(2))
     assert [told for _, told in first] == [told for _, told in again]
     for event, told in first:
         assert len(set(told)) == len(told)

@@ -11,9 +11,10 @@ from traces import SHARED, synthetic
 
 from gmoe.cli.simulate import budgets, number, simulate
 from gmoe.cli.trace import trace as trace_command
-from gmoe.experts.expert_id import ExpertId
+from gmoe.experts import policy
+from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.machine import Machine
-from gmoe.experts.policy import PolicyError, names
+from gmoe.experts.policy import PolicyError, Prefetcher, names
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.route_csv import from_route_csv
 from gmoe.experts.schedule import Schedule
@@ -133,6 +134,28 @@ def test_requests_are_about_what_the_trace_says():
         for tasks in ((), ("tea", "ore", "tea"))
     )
     assert plain.decode != told.decode
+
+
+def test_a_replay_offers_what_a_run_does(monkeypatch):
+    class Mine(Prefetcher):
+        """The same number in the next layer, unless it is here."""
+
+        def __init__(self, shape, residency, matrices):
+            self.shape, self.residency, self.asked = shape, residency, []
+
+        def predict(self, layer, hidden, ids, weights, probabilities):
+            there = ExpertId((layer + 1) % self.shape[0], int(ids[0, 0]))
+            here = self.residency
+            self.asked.append((here.resident(there), here.arriving(there)))
+            assert here.here(there.layer)[there.expert] == here.resident(there) == (here.tier(there) == Tier.HOST)
+            return () if here.resident(there) or here.arriving(there) else [there]
+
+    known = policy._policy
+    monkeypatch.setattr(policy, "_policy", lambda kind, name: Mine if kind == "prefetch" else known(kind, name))
+    replay = Replay(Schedule(by_hand(*[[1, 1, 1]] * 3, n_layer=3)), 3000, prefetch="mine", machine=Machine(1e9))
+    report = replay.run()
+    assert replay.prefetcher.asked == [(False, False)] * 2 + [(True, False)] * 7
+    assert report.decode.bytes == 3000 and report.decode.hits == 8
 
 
 def test_wasted_bytes():

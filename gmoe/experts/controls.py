@@ -1,6 +1,7 @@
 """Controls of the simulator: what chance, and a list of the hottest, would do."""
 
 from collections.abc import Container, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,10 @@ class Static(ScoredEviction):
         return self.count
 
 
-def eviction(name: str, knobs: Mapping[str, Any], schedule: Schedule) -> EvictionPolicy:
-    """A policy of the folder, or a control, for a replay of this schedule."""
+def eviction(
+    name: str, knobs: Mapping[str, Any], schedule: Schedule, given: Mapping[str, Any] = MappingProxyType({})
+) -> EvictionPolicy:
+    """A policy of the folder, or a control, for a replay of this schedule; `given` is what else there is to offer."""
     if name in CONTROLS:
         for knob, value in knobs.items():
             if knob not in CONTROLS[name]:
@@ -64,5 +67,5 @@ def eviction(name: str, knobs: Mapping[str, Any], schedule: Schedule) -> Evictio
             within(knob, value, 0, MOST)
         return Random(int(knobs.get("seed", 0))) if name == "random" else Static(schedule)
     future = schedule.future() if name == "belady" else ()
-    policy: EvictionPolicy = load("evict", name, knobs, shape=schedule.shape, future=future)
+    policy: EvictionPolicy = load("evict", name, knobs, **{"shape": schedule.shape, **given}, future=future)
     return policy

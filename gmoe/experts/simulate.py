@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gmoe.experts.controls import eviction
 from gmoe.experts.evict.lru import Policy as Lru
-from gmoe.experts.expert_id import ExpertId
+from gmoe.experts.expert_id import ExpertId, Tier
 from gmoe.experts.machine import Machine
 from gmoe.experts.policy import EvictionPolicy, PolicyError, Prefetcher, WorkingSet, load, real
 from gmoe.experts.pool import SlotPool
@@ -60,7 +63,7 @@ class Report:
 
 
 class Replay:
-    """One replay: pools, their policies, and a clock."""
+    """One replay: pools, their policies, and a clock; to policies it is the `Residency` that a run's store would be."""
 
     def __init__(
         self,
@@ -87,10 +90,11 @@ class Replay:
             raise ValueError(f"the budget is smaller than one expert, {largest} bytes")
         if machine.host and machine.host < largest:
             raise ValueError(f"the host memory is smaller than one expert, {largest} bytes")
-        self.pools = self._pools(budget, groups, lambda: eviction(evict, knobs.get("evict", {}), schedule))
+        given: dict[str, Any] = {"shape": schedule.shape, "matrices": None, "residency": self}
+        self.pools = self._pools(budget, groups, lambda: eviction(evict, knobs.get("evict", {}), schedule, given))
         self.evicts = [pool.evict for pool in dict.fromkeys(self.pools)]
-        self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), shape=schedule.shape)
-        self.working_set: WorkingSet = load("working_set", working_set, knobs.get("working_set"), shape=schedule.shape)
+        self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), **given)
+        self.working_set: WorkingSet = load("working_set", working_set, knobs.get("working_set"), **given)
         self.foretells, self.keeps = prefetch != "none", working_set != "none"
         self.host = SlotPool(machine.host, Lru(), self._size) if machine.host else None
         self.report = Report(evict, prefetch, working_set, budget)
@@ -116,6 +120,26 @@ class Replay:
         pools = [(layers, SlotPool(slots, policy())) for layers, slots in groups]
         of = {layer: pool for layers, pool in pools for layer in layers}
         return [of.get(layer, pools[0][1]) for layer in range(len(self.bytes))]
+
+    def tier(self, id: ExpertId) -> Tier:
+        """HOST where it is resident."""
+        return Tier.HOST if self.resident(id) else Tier.DISK
+
+    def resident(self, id: ExpertId) -> bool:
+        """Whether it can be computed now."""
+        return id in self.pools[id.layer] and not self.arriving(id)
+
+    def arriving(self, id: ExpertId) -> bool:
+        """Whether it is on its way."""
+        return self.ready.get(id, 0.0) > self.now
+
+    def has_twin(self, id: ExpertId) -> bool:
+        """There are none."""
+        return False
+
+    def here(self, layer: int) -> NDArray[np.bool_]:
+        """Which experts of a layer are resident, [E]."""
+        return np.array([self.resident(ExpertId(layer, expert)) for expert in range(self.schedule.shape[1])])
 
     def run(self) -> Report:
         """Replay everything."""
