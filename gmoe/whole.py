@@ -1,9 +1,12 @@
 """Files that are written whole or not at all."""
 
+import errno
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # errors that name no file
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        if error.filename not in (part, str(part)):
+        if error.filename not in (part, str(part)) and (error.filename or error.errno not in FULL):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

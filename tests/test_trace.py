@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_no_half_of_an_export_or_a_picture(tmp_path: Path) ->
             result = CliRunner().invoke(command, list(map(str, asked)))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert result.exit_code == 1 and "File too large" in result.stderr
+        assert result.exit_code == 1 and f"Error: {asked[-1]}: File too large" in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["t.trace"]
 
 
