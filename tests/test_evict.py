@@ -157,6 +157,12 @@ def test_score_window_is_a_mean_over_the_last_runs():
         policy.observe(0, np.array([[0]]), np.ones((1, 1)), lambda first=first: np.array([[first, 1 - first]]))
         gone.append(policy.victim(()).expert)
     assert gone == [1, 1, 0, 0]  # means of the first: 0.9, 0.55, 0.4, 0.45
+    policy = load("evict", "score_window", shape=(2, 1))
+    for layer, score in ((0, 0.4), (1, 0.5), (0, 0.4)):  # the second layer has run less often, and scores more
+        policy.observe(layer, np.array([[0]]), np.ones((1, 1)), lambda score=score: np.array([[score]]))
+    for layer in (0, 1):
+        policy.insert(ExpertId(layer, 0))
+    assert policy.victim(()).layer == 0
 
 
 def test_unknown_names_and_knobs_are_told():

@@ -1,4 +1,4 @@
-"""LRU that spares the next layers: of the older half, the expert whose layer comes round last leaves.
+"""LRU that spares the next layers: the expert unused for longest leaves of those whose layers come later.
 
 After the observation in MoE-Infinity (arXiv 2401.14361) and HOBBIT (2411.01433) that layers run in a known order.
 """

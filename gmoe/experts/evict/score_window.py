@@ -24,4 +24,6 @@ class Policy(ScoredEviction):
         self.runs[layer] += 1
 
     def score(self) -> Floats:
-        return self.sum.round(9)
+        runs = np.clip(self.runs, 1, len(self.history))[:, None]  # that the window holds so far
+        mean: Floats = (self.sum / runs).round(9)
+        return mean
