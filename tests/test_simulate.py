@@ -89,6 +89,10 @@ def test_grouped_pools_have_equal_slots():
     replay = Replay(schedule, 8000, groups=equal_slots(schedule, 8000))
     assert [pool.capacity for pool in replay.pools] == [2, 2]
     assert replay.run().decode.hits == 0
+    replay, asked = Replay(schedule, schedule.bytes, working_set="task", groups=equal_slots(schedule, 8000)), set()
+    replay.working_set.plan = lambda slots: asked.add(slots) or ()
+    replay.run()
+    assert asked == {2}  # half of the slots that there are
 
 
 def test_recorded_scores_reach_the_policies_that_ask():

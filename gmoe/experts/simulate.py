@@ -95,6 +95,7 @@ class Replay:
         self.evicts = [pool.evict for pool in dict.fromkeys(self.pools)]
         self.prefetcher: Prefetcher = load("prefetch", prefetch, knobs.get("prefetch"), **given)
         self.working_set: WorkingSet = load("working_set", working_set, knobs.get("working_set"), **given)
+        self.slots = sum(count for _, count in groups) if groups else budget // largest
         self.foretells, self.keeps = prefetch != "none", working_set != "none"
         self.host = SlotPool(machine.host, Lru(), self._size) if machine.host else None
         self.report = Report(evict, prefetch, working_set, budget)
@@ -172,7 +173,7 @@ class Replay:
 
     def plan(self) -> None:
         """The working set may hold half of the room."""
-        planned = self.working_set.plan(int(self.report.budget / 2 / max(self.bytes)))
+        planned = self.working_set.plan(self.slots // 2)
         self.kept = frozenset(self._real(planned))
         self.queue = [id for id in self._real(planned) if id not in self.pools[id.layer]]
 
