@@ -290,6 +290,11 @@ def test_csv(tmp_path):
     assert got == [
         (1, 0, 0, [[5, 2], [5, 7]]), (1, 0, 1, [[1, 0]]), (2, 1, 0, [[5, 2]]), (2, 1, 1, [[1, 3]])
     ]  # fmt: skip
+    again = [f"1{line[1:]}" for line in CSV.splitlines() if line.startswith("0,")]
+    path.write_text(CSV + "\n".join(again) + "\n")
+    both = from_route_csv(path)
+    assert [(e.step, e.request, e.phase) for e in both.events()][::2] == [(1, 0, 0), (2, 0, 1), (4, 1, 0), (5, 1, 1)]
+    assert both.tail(3).rows["request"].tolist() == [0, 0, 1, 1, 1, 1, 1]
     huge = CSV.replace("n_layer=2", "n_layer=2000000000"), CSV.replace(",5,0.5,1,0", ",99999999999999999999,0.5,1,0")
     for broken in ("", "x", CSV[:-20], CSV.replace("n_expert=8", "n_expert=4"), CSV.replace("phase", "phrase"), *huge):
         path.write_text(broken)

@@ -29,11 +29,14 @@ def from_route_csv(path: Path) -> Trace:
             raise ValueError("a token lacks some of its experts")
         weights = np.array([float(row["weight"]) for row in table], dtype=np.float32).reshape(-1, k)
         first = {name: columns[name][:, 0] for name in ("turn", "phase", "step", "layer")}
-        decode = first["phase"] == 1
-        rows = {
-            "step": np.where(decode, first["step"], first["step"][~decode].max(initial=0)),
-            "request": first["turn"],
-        }
+        step, behind = first["step"].copy(), 0
+        for turn in np.unique(first["turn"]):  # each counts its steps from 0
+            mine = first["turn"] == turn
+            prompt = mine & (first["phase"] != 1)
+            step[prompt] = step[prompt].max(initial=0)
+            step[mine] += behind
+            behind = step[mine].max() + 1
+        rows = {"step": step, "request": first["turn"]}
         rows |= {"phase": first["phase"], "layer": first["layer"], "position": first["step"]}
         expert_bytes = tuple(sizes.get(layer, 0) for layer in range(n_layer))
         name = Path(model["model"]).name
