@@ -2,6 +2,7 @@
 
 import math
 import resource
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gmoe.cli.main import cli
-from gmoe.passes.perplexity import Base, BaseWriter, Divergence, log_probs, perplexities, windows
+from gmoe.passes.perplexity import Base, BaseWriter, Divergence, log_probs, perplexities, ppl, windows
 from tests.factory import write_model
 
 TEXT = "the cat sat on the mat and " * 40
@@ -61,6 +62,14 @@ def test_logits_are_written_and_read_back(tmp_path: Path, n_vocab: int) -> None:
     (tmp_path / "base").write_bytes((tmp_path / "base").read_bytes()[:-1])
     with pytest.raises(ValueError, match="is cut off"):
         Base(tmp_path / "base")
+    for context, n_vocab, count in ((2, 8, 1), (-8, 8, 1), (8, 0, 1), (8, 8, -1)):
+        (tmp_path / "base").write_bytes(b"_logits_" + struct.pack("<iii", context, n_vocab, count) + bytes(400))
+        with pytest.raises(ValueError, match="is no file of --kl-divergence-base"):
+            Base(tmp_path / "base")
+
+
+def test_a_perplexity_that_is_no_number_is_infinite() -> None:
+    assert ppl(math.log(30)) == pytest.approx(30) and ppl(1e4) == math.inf
 
 
 def test_divergence_by_hand() -> None:

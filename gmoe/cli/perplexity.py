@@ -12,7 +12,7 @@ from gmoe.cli.options import runtime_flags, take, window_flags
 from gmoe.cli.output import require_other, say_notes
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions
-from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, scored, windows_of
+from gmoe.passes.perplexity import Base, BaseWriter, Divergence, Mean, log_probs, perplexities, ppl, scored, windows_of
 from gmoe.whole import whole
 
 QUANTILES = {"99.9%": 99.9, "99.0%": 99, "95.0%": 95, "90.0%": 90, "Median": 50, "10.0%": 10, "5.0%": 5, "1.0%": 1}
@@ -53,7 +53,7 @@ def perplexity(
         cut = windows_of(llm.tokenizer, text, ctx_size, chunks)
         click.echo(f"perplexity: calculating perplexity over {len(cut)} chunks, n_ctx={ctx_size}", err=True)
         nll = _score(llm, cut, base)
-        click.echo(f"\nFinal estimate: PPL = {math.exp(nll.mean):.4f} +/- {math.exp(nll.mean) * nll.error:.5f}")
+        click.echo(f"\nFinal estimate: PPL = {ppl(nll.mean):.4f} +/- {ppl(nll.mean) * nll.error:.5f}")
 
 
 def _score(llm: Any, cut: list[list[int]], base: Path | None) -> Mean:
@@ -73,7 +73,7 @@ def _scores(llm: Any, cut: list[list[int]], file: BinaryIO | None) -> Mean:
         if file:
             writer = writer or BaseWriter(file, cut, logits.shape[1])
             writer.add(logits)
-        click.echo(f"[{n}]{math.exp(nll.mean):.4f},", nl=False)
+        click.echo(f"[{n}]{ppl(nll.mean):.4f},", nl=False)
     return nll
 
 
@@ -88,8 +88,8 @@ def _diverge(llm: Any, base: Base) -> None:
         ours = log_probs(llm.logits(window)[where])
         found.add(ours, base.log_probs(n), np.asarray(window[where.start + 1 :]))
         ratio, rms = Mean([found.nll.all - found.base_nll.all]), found.rms_change
-        ppl = math.exp(found.nll.mean)
-        cells = [_pm(ppl, ppl * found.nll.error, 10, 4), _pm(ratio.mean, ratio.error, 10, 5)]
+        mean = ppl(found.nll.mean)
+        cells = [_pm(mean, mean * found.nll.error, 10, 4), _pm(ratio.mean, ratio.error, 10, 5)]
         cells += [_pm(found.kld.mean, found.kld.error, 10, 5), _pm(100 * rms[0], 100 * rms[1], 6, 3) + " %"]
         cells += [_pm(100 * found.same_top.mean, 100 * found.same_top.error, 6, 3) + " %"]
         click.echo(f"{n + 1:4}    " + "    ".join(cells))
@@ -103,19 +103,19 @@ def _pm(value: float, error: float, width: int, digits: int) -> str:
 def _summary(found: Divergence) -> list[str]:
     ours, base = found.nll.all, found.base_nll.all
     ratio = Mean([ours - base])
-    ppl, ppl_base, over = math.exp(ours.mean()), math.exp(base.mean()), math.exp(ratio.mean)
+    mine, ppl_base, over = ppl(ours.mean()), ppl(base.mean()), ppl(ratio.mean)
     spread = float(ours.std() * base.std())
     correlation = float(np.cov(ours, base, bias=True)[0, 1]) / spread if spread else 1.0
     shared = correlation * found.nll.error * found.base_nll.error
-    variance = (ppl * found.nll.error) ** 2 + (ppl_base * found.base_nll.error) ** 2 - 2 * ppl * ppl_base * shared
+    variance = (mine * found.nll.error) ** 2 + (ppl_base * found.base_nll.error) ** 2 - 2 * mine * ppl_base * shared
     rms, kld, change = found.rms_change, found.kld.all, 100 * found.p_change.all
     lines = ["", "====== Perplexity statistics ======"]
-    lines += [f"Mean PPL(Q)                   : {_pm(ppl, ppl * found.nll.error, 10, 6)}"]
+    lines += [f"Mean PPL(Q)                   : {_pm(mine, mine * found.nll.error, 10, 6)}"]
     lines += [f"Mean PPL(base)                : {_pm(ppl_base, ppl_base * found.base_nll.error, 10, 6)}"]
     lines += [f"Cor(ln(PPL(Q)), ln(PPL(base))): {100 * correlation:6.2f}%"]
     lines += [f"Mean ln(PPL(Q)/PPL(base))     : {_pm(ratio.mean, ratio.error, 10, 6)}"]
     lines += [f"Mean PPL(Q)/PPL(base)         : {_pm(over, over * ratio.error, 10, 6)}"]
-    lines += [f"Mean PPL(Q)-PPL(base)         : {_pm(ppl - ppl_base, math.sqrt(max(0.0, variance)), 10, 6)}"]
+    lines += [f"Mean PPL(Q)-PPL(base)         : {_pm(mine - ppl_base, math.sqrt(max(0.0, variance)), 10, 6)}"]
     lines += ["", "====== KL divergence statistics ======"]
     lines += [f"Mean    KLD: {_pm(found.kld.mean, found.kld.error, 10, 6)}", f"Maximum KLD: {kld.max():10.6f}"]
     lines += [f"{name:7} KLD: {np.percentile(kld, q):10.6f}" for name, q in QUANTILES.items()]

@@ -1,6 +1,5 @@
 """`gmoe prune`: a model with fewer experts."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def _choice(
     """The experts that stay, by score, and by search from there on."""
     from gmoe.passes import eep, saliency
     from gmoe.passes.masked import masked
-    from gmoe.passes.perplexity import mean_nll
+    from gmoe.passes.perplexity import mean_nll, ppl
 
     found = saliency.Saliency(pruning.layers, pruning.n_expert)
     ranked: Any
@@ -123,9 +122,9 @@ def _choice(
         starts = [kept, *(pruning.best(found.scores(name)) for name in heard)]
         best, least = eep.search(
             starts, loss, pruning.n_expert, pruning.groups, iterations, seed,
-            lambda tried, least: say(f"searching: {tried} of {iterations}, {math.exp(least):.4f}"),
+            lambda tried, least: say(f"searching: {tried} of {iterations}, {ppl(least):.4f}"),
         )  # fmt: skip
-    told = f"perplexity of its text {math.exp(first):.4f} ({score}) -> {math.exp(least):.4f}"
+    told = f"perplexity of its text {ppl(first):.4f} ({score}) -> {ppl(least):.4f}"
     click.echo(f"eep: {iterations} choices tried, seed {seed}; {told}", err=True)
     return best
 
@@ -149,6 +148,6 @@ def _warn(llm: Any, pruning: Any, score: str, search: str | None) -> None:
 
 
 def _perplexity(llm: Any, cut: Sequence[Sequence[int]]) -> float:
-    from gmoe.passes.perplexity import mean_nll
+    from gmoe.passes.perplexity import mean_nll, ppl
 
-    return math.exp(mean_nll(cut, llm.logits)) if cut else 0.0
+    return ppl(mean_nll(cut, llm.logits)) if cut else 0.0

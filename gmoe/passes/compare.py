@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.experts.calibration import shares
-from gmoe.passes.perplexity import Array, Divergence, log_probs, scored
+from gmoe.passes.perplexity import Array, Divergence, log_probs, ppl, scored
 
 
 class Runner(Protocol):
@@ -41,7 +41,7 @@ class Measured:
     @property
     def ppl(self) -> float:
         """Perplexity of the text."""
-        return math.exp(self.found.nll.mean)
+        return ppl(self.found.nll.mean)
 
     @property
     def changed(self) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ Array = NDArray[np.float64]
 Scorer = Callable[[Sequence[int]], NDArray[np.float32]]  # ids of a fresh sequence -> logits [n, n_vocab]
 
 MAGIC = b"_logits_"
+MOST_NATS = math.log(sys.float_info.max) / 3  # what is reckoned with a perplexity and its square are numbers as well
 REACH = 16.0  # logits more than this below the best are stored as if they were not lower
 
 
@@ -91,6 +93,11 @@ def perplexities(cut: Sequence[Sequence[int]], score: Scorer) -> Iterator[tuple[
         yield nll, logits
 
 
+def ppl(nll: float) -> float:
+    """The perplexity of nats a token; infinite where there is no reckoning with it."""
+    return math.exp(nll) if nll < MOST_NATS else math.inf
+
+
 def mean_nll(cut: Sequence[Sequence[int]], score: Scorer) -> float:
     """The mean negative log-likelihood of all windows, nats a token."""
     return [nll for nll, _ in perplexities(cut, score)][-1].mean
@@ -129,10 +136,13 @@ class Base:
                 raise ValueError(f"{path} is not a file of --kl-divergence-base: it does not begin with {MAGIC!r}")
             self.context, self.n_vocab, count = struct.unpack("<iii", head[8:])
             self._row = 2 * ((self.n_vocab + 1) // 2) + 4
+            if min(self.context - 3, self.n_vocab, count) < 1:
+                told = f"{count} windows of {self.context} tokens, of {self.n_vocab} that there are"
+                raise ValueError(f"{path} is no file of --kl-divergence-base: it has {told}")
             self._rows = self.context - 1 - self.context // 2
             self._begin = 20 + 4 * count * self.context
             want = self._begin + 2 * count * self._rows * self._row
-            if min(self.context, self.n_vocab, count) < 1 or size < want:
+            if size < want:
                 raise ValueError(f"{path} is cut off: {count} windows of {self.context} tokens need {want} bytes")
             cut = np.frombuffer(file.read(4 * count * self.context), "<i4")
         self.path = path
