@@ -335,7 +335,7 @@ class LLM:
 
     def _aside(self, work: Callable[[], T]) -> T:
         """What the engine's thread makes of a text of its own, which to the policies is a request."""
-        return cast(T, self._loop.call(lambda: (self.dispatch.begin_text(), work())[1]))
+        return cast(T, self._loop.call(work, self.dispatch.begin_text))
 
     def _check(self, ids: Sequence[int]) -> None:
         for id in ids:

@@ -78,12 +78,13 @@ class EngineLoop:
             raise RuntimeError(CLOSED)
         return Outputs(seq, outbox, lambda: self._put(lambda: self._abort(seq)))
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Run a function in the engine's thread and give back what it returns or raises."""
+    def call(self, function: Callable[[], Any], begin: Callable[[], None] = lambda: None) -> Any:
+        """Run a function in the engine's thread, behind `begin`, and give back what it returns or raises."""
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
         def run() -> None:
             try:
+                begin()
                 answer.put((function(), None))
             except Exception as error:
                 answer.put((None, error))
