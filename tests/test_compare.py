@@ -48,7 +48,8 @@ def setting(kld: float, cost: float, drop: float, resident: float = 0.2, reader:
 
 
 def test_options_are_fields_and_knobs() -> None:
-    found = options_of("host_memory=500000 miss=skip drop=0.5 evict=lru", 64)
+    found = options_of("host_memory=500000 gpu_memory=4096 miss=skip drop=0.5 evict=lru", 64)
+    assert found.gpu_memory == "4096"
     assert (found.host_memory, found.miss, found.evict, found.policy) == ("500000", "skip", "lru", {"drop": 0.5})
     assert found.context == 64
 

@@ -141,7 +141,7 @@ def options_of(text: str, context: int) -> RuntimeOptions:
             parsed = json.loads(value)
         except ValueError:
             parsed = value
-        (given if name in names else knobs)[name] = str(value) if name == "host_memory" else parsed
+        (given if name in names else knobs)[name] = value if name in ("host_memory", "gpu_memory") else parsed
     with usage():
         options = RuntimeOptions(**given, policy=knobs)
         require_options(options)
