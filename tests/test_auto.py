@@ -136,6 +136,16 @@ def test_joined_traces_begin_at_0_and_never_overflow() -> None:
         assert np.unique(both.rows[name]).tolist() == list(range(1 + len(np.unique(TRACE.rows[name]))))
 
 
+def test_what_requests_were_about_is_kept_where_more_is_learnt(tmp_path: Path) -> None:
+    told = replace(TRACE, header=replace(TRACE.header, tasks=("tea", "ore")))
+    told.save(tmp_path / "m.trace")
+    TraceFile(tmp_path / "m.gguf", None, TRACE.header).save(TRACE)
+    both = Trace.load(tmp_path / "m.trace")
+    n = len(np.unique(TRACE.rows["request"]))
+    assert both.header.tasks == tuple(("tea", "ore", *2 * n * [""])[: 2 * n])
+    assert joined(TRACE, TRACE).header.tasks == ()
+
+
 def test_a_trace_of_other_experts_is_left_alone_or_refused(tmp_path: Path) -> None:
     path, header = tmp_path / "m.trace", TRACE.header
     dense = replace(header, expert_bytes=(0, *header.expert_bytes[1:]))

@@ -83,7 +83,8 @@ class TraceFile:
         for matrix in of_trace(recorded):
             collection.add(matrix.astype(np.float32))
         both = recorded if self._before is None else joined(self._before, recorded)
-        both = replace(both, header=self.header, matrices=collection.matrices())
+        header = replace(self.header, tasks=both.header.tasks)
+        both = replace(both, header=header, matrices=collection.matrices())
         try:
             both.save(self.path)
         except OSError as error:
@@ -100,7 +101,9 @@ def joined(old: Trace, new: Trace) -> Trace:
         numbers = [np.unique(trace.rows[name], return_inverse=True) for trace in (old, new)]
         behind = len(numbers[0][0])
         rows[name] = np.concatenate([numbers[0][1], numbers[1][1] + behind]).astype(ROWS[name])
-    both = Trace(new.header, rows, np.concatenate([old.ids, new.ids]), np.concatenate([old.weights, new.weights]))
+    tasks = [trace.header.task(n) for trace, (its, _) in zip((old, new), numbers, strict=True) for n in its.tolist()]
+    header = replace(new.header, tasks=tuple(tasks) if any(tasks) else ())
+    both = Trace(header, rows, np.concatenate([old.ids, new.ids]), np.concatenate([old.weights, new.weights]))
     step = both.rows["step"]
     if len(both) <= ROWS_KEPT:
         return both
