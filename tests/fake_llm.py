@@ -23,6 +23,7 @@ class FakeLLM:
     modelfile = Modelfile(())
     defaults = SamplingParams()
     dialect = "hermes"
+    template = SimpleNamespace(source="{{ enable_thinking }}")
 
     def __init__(self, pieces: Sequence[str | BaseException] = ("Hello", " there")):
         self.pieces = pieces

@@ -11,7 +11,8 @@ from toy_tokenizers import byte_level
 
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.tokenizer import chat, sandbox
-from gmoe.tokenizer.chat import ChatTemplate, TemplateError, think_values
+from gmoe.tokenizer.chat import ChatTemplate, TemplateError
+from gmoe.tokenizer.thinking import think_values
 from gmoe.tokenizer.tokenizer import Tokenizer
 
 MODELS = sorted((Path(__file__).parents[2] / "shared" / "fixtures" / "open").glob("*.npz"))

@@ -27,6 +27,7 @@ from gmoe.engine.sampling import SamplingParams
 from gmoe.library.find import model_file
 from gmoe.options import RuntimeOptions, memory_bytes
 from gmoe.tokenizer.parsers.choose import parser_for
+from gmoe.tokenizer.thinking import think_values
 from tests.factory import write_model
 from tests.fake_llm import FakeLLM
 
@@ -73,12 +74,11 @@ def test_system_and_thinking_reach_the_template(llm: FakeLLM, model: str) -> Non
     assert gmoe("run", model, "Hi", "--system", "Be brief.", "--no-think").exit_code == 0
     _, messages, _, template = llm.asked[0]
     assert messages[0] == {"role": "system", "content": "Be brief."}
-    assert template == {"enable_thinking": False, "thinking": False}
+    assert template == think_values(False)
     for flags in ("--think=high Hi", "Hi --think=true", "--think Hi", "Hi -- --think=high"):
         assert gmoe("run", model, *flags.split()).exit_code == 0
     assert [asked[1][-1]["content"] for asked in llm.asked[1:]] == ["Hi", "Hi", "Hi", "Hi --think=high"]
-    thinks = {"enable_thinking": True, "thinking": True}
-    assert [asked[3] for asked in llm.asked[1:]] == [thinks | {"reasoning_effort": "high"}, thinks, thinks, {}]
+    assert [asked[3] for asked in llm.asked[1:]] == [think_values("high"), think_values(True), think_values(True), {}]
     assert gmoe("run", model, "Hi", "--think=so-so").exit_code == 2
     del llm.file.metadata["tokenizer.chat_template"]
     refused = gmoe("run", model, "Hi", "--think")

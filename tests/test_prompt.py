@@ -12,6 +12,7 @@ from gmoe.cli.prompt import HELP, Chat, _history, interact
 from gmoe.engine.sampling import SamplingParams
 from gmoe.gguf.file import GGUFFile
 from gmoe.library.modelfile import Command, Modelfile
+from gmoe.tokenizer.thinking import think_values
 from tests.factory import write_model
 from tests.fake_llm import FakeLLM
 
@@ -156,9 +157,9 @@ def test_bad_parameters_change_nothing(chat: Chat, line: str, complaint: str, ca
 @pytest.mark.parametrize(
     ("line", "template"),
     [
-        ("/set think", {"enable_thinking": True, "thinking": True}),
-        ("/set think high", {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"}),
-        ("/set nothink", {"enable_thinking": False, "thinking": False}),
+        ("/set think", think_values(True)),
+        ("/set think high", think_values("high")),
+        ("/set nothink", think_values(False)),
     ],
 )
 def test_thinking_reaches_the_template(chat: Chat, llm: FakeLLM, line: str, template: dict[str, object]) -> None:
@@ -172,7 +173,7 @@ def test_a_format_is_followed_until_it_is_not(chat: Chat, llm: FakeLLM, capsys: 
         chat.line(line)
     chat.line("/set format yaml")
     chat.line("Hi")
-    off, on = ({"enable_thinking": think, "thinking": think} for think in (False, True))
+    off, on = think_values(False), think_values(True)
     assert [asked[3] for asked in llm.asked] == [off, on, on, on]
     followed = [({"type": "object"}, None), ({"type": "object"}, "</think>"), (None, None)]
     assert [(asked[2].schema, asked[2].grammar_after) for asked in llm.asked] == [

@@ -187,14 +187,6 @@ class _Shown:
         self._thinks = False
 
 
-def think_kwargs(think: bool | str | None) -> dict[str, Any]:
-    """What chat templates read about thinking: True, False, a level such as "high", or None for their own default."""
-    if think is None:
-        return {}
-    level = {"reasoning_effort": think} if isinstance(think, str) else {}
-    return {"enable_thinking": bool(think), "thinking": bool(think)} | level
-
-
 def can_think(llm: Any) -> bool:
     """Whether the model's template speaks of thinking."""
     from gmoe.server.models import capabilities

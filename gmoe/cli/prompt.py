@@ -12,11 +12,12 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, write
 from gmoe.cli.errors import say, sentence
 from gmoe.cli.session import Models, save
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.home import home
+from gmoe.tokenizer.thinking import think_values
 
 HELP = """Available Commands:
   /set parameter NAME VALUE   Set a sampling parameter
@@ -160,7 +161,7 @@ class Chat:
 
         after = end_of_thinking(self.llm.dialect) if self.template.get("enable_thinking") else None
         params = replace(self.params, grammar=None, json_schema=self.format, grammar_after=after)
-        return params, self.template or think_kwargs(False)
+        return params, self.template or think_values(False)
 
     def _command(self, words: list[str]) -> bool:
         match words:
@@ -256,12 +257,12 @@ class Chat:
                 self.verbose = word == "verbose"
                 click.echo(f"Set '{word}' mode.")
             case ["think", *level] if len(level) < 2:
-                self.template = think_kwargs(level[0] if level else True)
+                self.template = think_values(level[0] if level else True, self.llm.template.source)
                 if not can_think(self.llm):
                     click.echo(f'warning: model "{self._model}" does not support thinking output', err=True)
                 click.echo("Set 'think' mode.")
             case ["nothink"]:
-                self.template = think_kwargs(False)
+                self.template = think_values(False)
                 click.echo("Set 'nothink' mode.")
             case _:
                 click.echo(f"Usage: /set {SETTINGS}")

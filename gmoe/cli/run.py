@@ -11,13 +11,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, think_kwargs, write
+from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, write
 from gmoe.cli.errors import usage
 from gmoe.cli.options import runtime_flags, sampling_flags, take
 from gmoe.cli.session import Models
 from gmoe.engine.gbnf import GrammarError
 from gmoe.engine.sampling import SamplingParams
 from gmoe.options import RuntimeOptions
+from gmoe.tokenizer.thinking import think_values
 
 LEVELS: dict[str, bool | str] = {"true": True, "false": False, "low": "low", "medium": "medium", "high": "high"}
 
@@ -90,10 +91,11 @@ def run(
     if think and not can_think(llm):
         llm.close()
         raise ValueError(f'"{model}" does not support thinking')
+    thinks = think_values(think, llm.template.source)
     if text is None:
         from gmoe.cli.prompt import Chat, interact
 
-        chat = Chat(llm, params, system, think_kwargs(think), verbose, raw=raw, wordwrap=wrap)
+        chat = Chat(llm, params, system, thinks, verbose, raw=raw, wordwrap=wrap)
         chat.keep(model, models)
         del llm  # another may take its place
         with closing(chat):
@@ -103,7 +105,7 @@ def run(
         figures = Figures(llm, load_seconds)
         messages = messages_of(system, [], text)
         with usage(GrammarError):
-            events = llm.generate(text, params) if raw else llm.chat(messages, params, **think_kwargs(think))
+            events = llm.generate(text, params) if raw else llm.chat(messages, params, **thinks)
         heard: list[Any] = []
         for _ in spoken(events, write, wrap, hidethinking, heard.append):
             pass

@@ -11,10 +11,11 @@ from gmoe.server.calls import with_ids
 from gmoe.server.catalog import Entry
 from gmoe.server.models import capabilities
 from gmoe.server.stream import log
-from gmoe.tokenizer.chat import TemplateError, think_values
+from gmoe.tokenizer.chat import TemplateError
 from gmoe.tokenizer.gofunctions import TemplateError as GoTemplateError
 from gmoe.tokenizer.gotemplate import GoTemplate
 from gmoe.tokenizer.parsers.choose import dialect_of
+from gmoe.tokenizer.thinking import think_values
 
 CUT = "<cut here, for the answer goes on>"
 
