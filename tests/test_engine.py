@@ -285,6 +285,19 @@ def test_a_complete_constraint_ends_the_answer_with_its_token():
     assert seq.finish_reason == "stop"
 
 
+def test_a_process_that_ends_closes_its_loops_first(monkeypatch):
+    at_exit = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    monkeypatch.setattr("atexit.unregister", at_exit.remove)
+    loop = EngineLoop(make(counting, context=100_000, max_sequences=1))
+    left = loop.submit(Sequence([1], GREEDY))
+    next(left)
+    at_exit[0]()
+    assert not at_exit
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        list(left)
+
+
 def test_a_closed_loop_says_so():
     loop = EngineLoop(make(counting, context=100_000, max_sequences=1))
     outputs = loop.submit(Sequence([1], GREEDY))

@@ -1,5 +1,6 @@
 """EngineLoop: the only thread that touches the model; an inbox, and an outbox a sequence."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Outputs:
 
 
 class EngineLoop:
-    """Runs an engine in its own thread until `close`."""
+    """Runs an engine in its own thread until `close`, or until the process ends."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -60,6 +61,7 @@ class EngineLoop:
         self._door = threading.RLock()  # nothing enters the inbox after its last word; Outputs may die inside of it
         self._thread = threading.Thread(target=self._run, name="gmoe-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # Python ends threads by unwinding them, which a kernel answers with an abort
 
     def submit(self, seq: Sequence, begin: Callable[[], None] = lambda: None) -> Outputs:
         """Queue a sequence; `begin` runs in the engine's thread before it. `RuntimeError` where the loop is closed."""
@@ -103,6 +105,7 @@ class EngineLoop:
                 self._inbox.put(None)
             self._closed = True
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _put(self, run: Callable[[], None], long: bool = False) -> bool:
         with self._door:
