@@ -25,6 +25,7 @@ from gmoe.cli.options import HELP, runtime_flags, sampling_flags, take
 from gmoe.cli.run import run
 from gmoe.engine.sampling import SamplingParams
 from gmoe.library.find import model_file
+from gmoe.library.home import home
 from gmoe.options import RuntimeOptions, memory_bytes
 from gmoe.tokenizer.parsers.choose import parser_for
 from gmoe.tokenizer.thinking import think_values
@@ -226,7 +227,19 @@ def test_a_model_is_a_path_or_a_name(tmp_path: Path, model: str, monkeypatch: py
     assert model_file(model) == Path(model)
     with pytest.raises(ValueError, match="is a folder"):
         model_file(str(tmp_path))
+    with pytest.raises(ValueError, match="'' is not a model name"):
+        model_file("")
+    with pytest.raises(ValueError, match="~nobody-here/m.gguf: there is no such file"):
+        model_file("~nobody-here/m.gguf")
+    with pytest.raises(ValueError, match="/dev/null: it is no regular file"):
+        model_file("/dev/null")
     with pytest.raises(ValueError, match="'nobody:latest' not found"):
+        model_file("nobody")
+    monkeypatch.setenv("HOME", str(tmp_path / "mine"))
+    monkeypatch.setenv("GMOE_HOME", "~/things")
+    assert home() == tmp_path / "mine/things"
+    monkeypatch.setenv("GMOE_HOME", "~nobody-here")
+    with pytest.raises(ValueError, match="~nobody-here: there is no such home folder; GMOE_HOME may"):
         model_file("nobody")
 
 

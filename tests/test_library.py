@@ -391,6 +391,7 @@ def test_create_from_a_blob(library: Library, tmp_path: Path) -> None:
     [
         ("FROM nothing", "model 'nothing:latest' not found"),
         ("FROM ./nothing.gguf", "is no name of a model"),
+        ("FROM nothing.gguf", "FROM nothing.gguf: there is no such file"),
         ("FROM .", "is a folder"),
         ("FROM m.gguf\nFROM m.gguf", "more than one FROM"),
         ("FROM m.gguf\nADAPTER lora.gguf", "ADAPTER is not supported"),

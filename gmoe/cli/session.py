@@ -97,9 +97,10 @@ def save(
 
 def _base(library: Any, source: str) -> str:
     """What FROM says: a file, or the blob of a model, so that nothing of what its name stands for now is inherited."""
+    from gmoe.library.home import expanded
     from gmoe.library.name import ModelName
 
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return str(path.resolve())
     if source.startswith("sha256:"):

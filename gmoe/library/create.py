@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from gmoe.library.describe import describe
+from gmoe.library.home import expanded
 from gmoe.library.join import put_model
-from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Layer, Library, LibraryError, Manifest
+from gmoe.library.manifest import (
+    CONFIG_TYPE,
+    GMOE_TYPE,
+    OLLAMA_TYPE,
+    Layer,
+    Library,
+    LibraryError,
+    Manifest,
+    ModelNotFound,
+)
 from gmoe.library.modelfile import PARAMETERS, ROLES, Command, Modelfile
 from gmoe.library.name import InvalidName, ModelName
 
@@ -125,7 +135,9 @@ def _base(
         raise LibraryError(f"{path} is a folder; FROM needs a GGUF file or the name of a model")
     try:
         manifest = library.resolve(ModelName.parse(sources[0]))
-    except InvalidName:
+    except (InvalidName, ModelNotFound) as error:
+        if isinstance(error, ModelNotFound) and not (path and path.suffix == ".gguf"):
+            raise
         raise LibraryError(f"FROM {sources[0]}: there is no such file, and it is no name of a model") from None
     if not manifest.of_kind("model"):
         raise LibraryError(f"FROM {sources[0]}: the model has no GGUF layer")
@@ -179,10 +191,7 @@ def _put_json(library: Library, value: Any, media_type: str) -> Layer:
 
 def path_in(folder: Path, text: str) -> Path:
     """A file that a Modelfile in `folder` names; `~` is the user's home."""
-    try:
-        return folder / Path(text).expanduser()
-    except RuntimeError:
-        return folder / text
+    return folder / expanded(text)
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmoe.library.home import expanded
 from gmoe.library.modelfile import Modelfile
 from gmoe.options import RuntimeOptions
 
@@ -56,13 +57,13 @@ class Package:
 
 def find(model: str | Path) -> Package:
     """A model by its path or name; a `ValueError` where there is none, or one that gmoe cannot run."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_file():
         return Package(path)
-    if path.is_dir():
+    if path.is_dir() and str(model):
         raise ValueError(f"{model} is a folder; name the GGUF file in it")
     if path.suffix == ".gguf" or path.is_absolute() or str(model).startswith("."):
-        raise ValueError(f"{model}: there is no such file")
+        raise ValueError(f"{model}: {'it is no regular file' if path.exists() else 'there is no such file'}")
     from gmoe.library.manifest import Library  # a path does not wait for the library
     from gmoe.library.name import ModelName
 

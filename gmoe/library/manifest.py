@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gmoe.library.demo import Bundle, bundle
-from gmoe.library.home import home
+from gmoe.library.home import expanded, home
 from gmoe.library.name import InvalidName, ModelName
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -318,7 +318,7 @@ class Library:
 def ollama_stores() -> list[Path]:
     """Where an Ollama of this machine keeps its models: $OLLAMA_MODELS, else its default folders that are there."""
     named = os.environ.get("OLLAMA_MODELS")
-    folders = [Path(named)] if named else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+    folders = [Path(named)] if named else [expanded("~/.ollama/models"), Path("/usr/share/ollama/.ollama/models")]
     return [folder for folder in folders if os.access(folder / "manifests", os.R_OK | os.X_OK)]
 
 
