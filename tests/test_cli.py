@@ -263,6 +263,7 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     assert all(f"  {name} " in result.stdout for name in cli.list_commands(click.Context(cli)))
     assert "0.1.0" in gmoe("--version").stdout
+    assert gmoe("-h").stdout == result.stdout and gmoe("rm", "-h").stdout == gmoe("rm", "--help").stdout
 
 
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["show", "no.gguf"]])

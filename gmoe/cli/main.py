@@ -72,7 +72,7 @@ class Commands(Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.command(cls=Commands)
+@click.command(cls=Commands, context_settings={"help_option_names": ["--help", "-h"]})
 @click.version_option(__version__, message="gmoe %(version)s")
 def cli() -> None:
     """Run Mixture-of-Experts GGUF models, exactly."""
