@@ -224,6 +224,8 @@ class LLM:
         **template: Any,
     ) -> TextStream:
         """Answer a conversation by the model's chat template; `template` goes to it (`enable_thinking=False`)."""
+        if astray := template.keys() & SamplingParams.__dataclass_fields__.keys():
+            raise TypeError(f"{min(astray)} is no argument of chat, but a field of SamplingParams")
         messages = self.modelfile.conversation(messages)
         prompt = self.template.render(messages, tools, **template)
         dialect = dialect_of(self.template.source_for(tools), self.modelfile.last("parser"))

@@ -67,6 +67,13 @@ def test_counters_grow(llm: gmoe.LLM) -> None:
     assert after["host"]["hits"] > before["host"]["hits"] and after["host"]["misses"] == 0
 
 
+def test_what_chat_cannot_use_is_refused(llm: gmoe.LLM) -> None:
+    with pytest.raises(TypeError, match="max_tokens is no argument of chat, but a field of SamplingParams"):
+        llm.chat([{"role": "user", "content": "hello"}], max_tokens=2)
+    with pytest.raises(ValueError, match="messages must be a list of mappings"):
+        llm.chat("hello")
+
+
 def test_a_stop_text_ends_the_answer(llm: gmoe.LLM) -> None:
     whole = "".join(event.text for event in llm.generate("hello", GREEDY))
     stop = whole[2:4]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gmoe.engine.sampling import SamplingParams
+from gmoe.engine.sampling import SAMPLERS, SamplingParams
 
 
 def test_defaults_are_ollamas():
@@ -39,10 +39,14 @@ def test_defaults_are_ollamas():
         ("logprobs", 1001, "logprobs is 1001; it must be between 0 and 1000"),
         ("stop", "x", "stop must be a list of texts, none of them empty"),
         ("stop", ("a", ""), "stop must be a list of texts, none of them empty"),
+        ("stop", None, "stop must be a list of texts, none of them empty"),
+        ("logit_bias", None, "logit_bias is None; it must map token ids to numbers"),
+        ("logit_bias", [(5, 1.0)], "logit_bias is [(5, 1.0)]; it must map token ids to numbers"),
         ("logit_bias", {"5": 1.0}, "logit_bias has '5': 1.0; it maps token ids to numbers"),
         ("logit_bias", {5: float("nan")}, "logit_bias has 5: nan; it maps token ids to numbers"),
         ("logit_bias", {5: 10**400}, f"logit_bias has 5: {10**400}; it maps token ids to numbers"),
         ("dry_sequence_breakers", "\n", "dry_sequence_breakers must be a list of texts, none of them empty"),
+        ("samplers", 5, f"samplers has 5; there are {', '.join(SAMPLERS)}"),
         ("dry_base", 0.5, "dry_base is 0.5; it must be at least 1"),
         ("xtc_probability", 2, "xtc_probability is 2; it must be between 0 and 1"),
         ("mirostat", 3, "mirostat is 3; it must be between 0 and 2"),

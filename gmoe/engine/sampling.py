@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,13 +95,15 @@ class SamplingParams:
             self._check_number(name, kind, low, high)
         for name in ("stop", "dry_sequence_breakers"):
             texts = getattr(self, name)
-            if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+            if not _several(texts) or not all(isinstance(text, str) and text for text in texts):
                 raise ValueError(f"{name} must be a list of texts, none of them empty")
-        if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in SAMPLERS]):
-            wrong = self.samplers if isinstance(self.samplers, str) else unknown[0]
-            raise ValueError(f"samplers has {wrong!r}; there are {', '.join(SAMPLERS)}")
+        named = self.samplers if _several(self.samplers) else [self.samplers]
+        if unknown := [name for name in named if name not in SAMPLERS]:
+            raise ValueError(f"samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
         if len(self.samplers) > MOST_SAMPLERS:
             raise ValueError(f"samplers has {len(self.samplers)} names; it must have at most {MOST_SAMPLERS}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers")
         for token, bias in self.logit_bias.items():
             number = isinstance(bias, int | float) and (bias == -_INF or -_MOST <= bias <= _MOST)
             if type(token) is not int or not number:
@@ -147,3 +149,8 @@ class SamplingParams:
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == _INF else f"between {low:g} and {high:g}"
             raise ValueError(f"{name} is {value}; it must be {bounds}")
+
+
+def _several(value: Any) -> bool:
+    """Whether it is a list or the like; one text is not."""
+    return isinstance(value, Collection) and not isinstance(value, str)

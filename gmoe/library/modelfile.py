@@ -103,6 +103,8 @@ class Modelfile:
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """`messages` behind the Modelfile's own; its system text stands first unless they begin with one."""
         system, rest = [], list(messages)
+        if not all(isinstance(message, Mapping) for message in rest):
+            raise ValueError("messages must be a list of mappings such as {'role': 'user', 'content': 'Hi'}")
         if rest and rest[0].get("role") == "system":
             system = [rest.pop(0)]
         elif self.last("system"):
