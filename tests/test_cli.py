@@ -350,6 +350,15 @@ def test_text_that_fits_is_wrapped_into_itself() -> None:
     assert out.getvalue() == text
 
 
+def test_a_script_without_spaces_is_written_as_it_comes() -> None:
+    out: list[str] = []
+    wrapped = Wrapped(lambda piece: out.append(piece) if piece else None, width=9)
+    for piece in ("a 日", "本語", "の文。"):
+        wrapped(piece)
+        assert out[-1] == piece[-1]
+    assert "".join(out) == "a 日本語\nの文。"
+
+
 def test_figures_count_one_answer_only() -> None:
     llm = FakeLLM()
     list(llm.generate("first"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, Protocol, cast
+from unicodedata import east_asian_width
 
 import click
 
@@ -55,7 +56,7 @@ def messages_of(system: str | None, before: Sequence[Mapping[str, Any]], text: s
 
 
 class Wrapped:
-    """Writes text with lines broken between words; a word wider than a line is left whole."""
+    """Writes text with lines broken between words and wide letters; a word wider than a line is left whole."""
 
     def __init__(self, write: Write, width: int | None = None):
         self._write, self._width = write, width
@@ -69,20 +70,28 @@ class Wrapped:
                 self._space(character)
             else:
                 self._word += character
+                if _cells(character) > 1:  # scripts without spaces break anywhere, and are not held back
+                    self.end()
 
     def end(self) -> None:
         """Write the word that waits."""
         width = self._width or shutil.get_terminal_size().columns - 1
-        if self._column and self._column + len(self._word) > width:
+        cells = _cells(self._word)
+        if self._column and self._column + cells > width:
             self._write("\n")
             self._column = 0
         self._write(self._word)
-        self._column += len(self._word)
+        self._column += cells
         self._word = ""
 
     def _space(self, character: str) -> None:
         self._write(character)
         self._column = 0 if character == "\n" else self._column + 1
+
+
+def _cells(text: str) -> int:
+    """The columns that a terminal gives it: two for a wide letter."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def spoken(
