@@ -217,7 +217,7 @@ def test_show(chat: Chat, llm: FakeLLM, tmp_path: Path, capsys: Captured) -> Non
     out = capsys.readouterr().out
     for text in (
         "qwen3moe",
-        "temperature             0.8",
+        "dry_sequence_breakers ('\\n'",
         "No system message",
         "<|im_start|>",
         "No license",

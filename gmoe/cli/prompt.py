@@ -314,7 +314,7 @@ class Chat:
             click.echo(modelfile_text(self._model, self.llm.file.path, self.llm.modelfile), nl=False)
         elif what == "parameters":
             for row in fields(SamplingParams):
-                click.echo(f"{row.name:<24}{getattr(self.params, row.name)}")
+                click.echo(f"{row.name:<22}{getattr(self.params, row.name)}")
         elif what == "system":
             click.echo(
                 self.system or self.llm.modelfile.last("system") or "No system message was specified for this model."
