@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from gmoe.cli.main import cli
 from gmoe.cli.show import FILE_TYPES, describe
 from gmoe.gguf.file import GGUFFile
+from gmoe.library.modelfile import Command, Modelfile
 from tests.factory import CHATML, Shape, add_tokenizer, write_model
 
 
@@ -98,6 +99,9 @@ def test_licence_parameters_and_capabilities(tmp_path: Path) -> None:
     assert list(found["License"]) == ["mit"]
     assert show(str(path), "--license").stdout == "mit\n"
     assert show(str(path), "--parameters").stdout == "temp    0.6\n"
+    with GGUFFile.open(path) as file:
+        own = Modelfile((Command("parameter", "false", "use_mmap"),))
+        assert "    use_mmap    false\n" in describe(file, modelfile=own)
 
 
 def test_text_of_a_file_does_not_command_the_terminal(tmp_path: Path) -> None:

@@ -207,6 +207,8 @@ def _short(value: Any) -> str:
     if hasattr(value, "__len__"):
         head = ", ".join(str(entry) for entry in list(value[:3]))
         return f"[{head}{', ...' if len(value) > 3 else ''}] ({len(value)} entries)"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
