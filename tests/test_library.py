@@ -18,7 +18,7 @@ from gmoe.gguf.rewrite import identity, rewrite
 from gmoe.library import demo
 from gmoe.library.create import create, modelfile_of
 from gmoe.library.describe import describe, human_number
-from gmoe.library.find import find
+from gmoe.library.find import Package, find
 from gmoe.library.manifest import CONFIG_TYPE, GMOE_TYPE, OLLAMA_TYPE, Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import parse_modelfile
 from gmoe.library.name import ModelName
@@ -254,6 +254,13 @@ def test_a_package_s_options_and_sampling(user: Path) -> None:
     assert (options.host_memory, options.threads, options.context, options.kv_type) == ("6GiB", 3, 100, "f32")
     assert options.trace is not None and options.trace.read_bytes() == b"trace"
     assert package.options().context == 512
+    lossy = Package(package.path, parse_modelfile("FROM x\n# gmoe: quality fast"))
+    exact = lossy.options(RuntimeOptions(max_kld=0))
+    assert (exact.quality, exact.max_kld) == ("exact", 0)
+    measured = Package(package.path, parse_modelfile("FROM x\n# gmoe: max_kld 0.5")).options(
+        RuntimeOptions(quality="high")
+    )
+    assert (measured.quality, measured.max_kld) == ("high", None)
 
 
 def test_an_adapter_is_refused(user: Path) -> None:

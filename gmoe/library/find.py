@@ -40,6 +40,9 @@ class Package:
                 own.setdefault(name, value)
         changed = {f.name: getattr(given, f.name) for f in fields(given)}
         changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+        for one, other in (("quality", "max_kld"), ("max_kld", "quality")):  # they say the same
+            if one in changed:
+                own.pop(other, None)
         return replace(RuntimeOptions(**own), **changed)
 
     @property
