@@ -152,6 +152,12 @@ def test_flags_become_options(llm: FakeLLM, model: str) -> None:
     assert llm.asked[0][2] == SamplingParams(32, 0, **params)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["run", "serve", "bench", "perplexity"])
+def test_every_runtime_option_is_a_flag(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command and {field.name for field in fields(RuntimeOptions)} <= {one.name for one in command.params}
+
+
 def test_without_flags_the_defaults_hold() -> None:
     seen: list[object] = []
 

@@ -128,8 +128,8 @@ def _flags(kind: type[Any], without: frozenset[str] = frozenset()) -> Callable[[
     return add
 
 
-runtime_flags = _flags(RuntimeOptions, without=frozenset({"seed"}))  # --seed is the request's
-sampling_flags = _flags(SamplingParams)
+runtime_flags = _flags(RuntimeOptions)
+sampling_flags = _flags(SamplingParams, without=frozenset({"seed"}))  # of a command that has both it is the request's
 
 
 def window_flags(tokens: int, chunks: int) -> Callable[[F], F]:
