@@ -99,6 +99,8 @@ def test_a_system_message_of_several_lines(chat: Chat) -> None:
     for line in ('/set system """Be brief.', 'Be kind."""'):
         chat.line(line)
     assert chat.system == "Be brief.\nBe kind."
+    chat.line('/set system """As pasted:\n\n  - be  brief"""')
+    assert chat.system == "As pasted:\n\n  - be  brief"
 
 
 @pytest.mark.parametrize("line", ["/bye", "/exit"])

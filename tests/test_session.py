@@ -130,9 +130,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_session_as_it_was(
         chat.llm is llm
         and "model 'nobody:latest' not found; gmoe pull nobody would fetch it" in capsys.readouterr().err
     )
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
-    type_in(chat, f"/load {tmp_path / 'broken.gguf'}")
-    assert capsys.readouterr().err.startswith("Error: ")
+    (tmp_path / "broken one.gguf").write_bytes(b"GGUF")
+    type_in(chat, f"/load {tmp_path / 'broken one.gguf'}")
+    assert "broken one.gguf is not a valid GGUF file" in capsys.readouterr().err
     assert chat.messages == before
     type_in(chat, "and")
     assert len(chat.messages) == 4 and chat.messages[-1]["content"]
@@ -146,10 +146,10 @@ def test_without_any_model_the_session_ends(chat: Chat, file: str, tmp_path: Pat
 
 
 def test_wrong_names_are_one_sentence(chat: Chat, capsys: Captured) -> None:
-    type_in(chat, "/save", "/load a b", "/save ://")
+    type_in(chat, "/save", "/load", "/load a b", "/save ://")
     heard = capsys.readouterr()
     assert heard.out == "Usage: /save NAME\nUsage: /load NAME\n"
-    assert heard.err.startswith("Error: ") and heard.err.count("\n") == 1
+    assert heard.err.startswith("Error: 'a b' is not a model name") and heard.err.count("\n") == 2
     assert "mine" not in str(Library.default().models())
 
 

@@ -112,7 +112,9 @@ class Chat:
         elif text.lstrip().startswith('"""'):
             self._begin(text.lstrip()[3:], self._ask)
         elif text.startswith("/"):
-            return self._command(text.split())
+            last = {"/set system": 2, "/save": 1, "/load": 1}  # the word that is taken as it stands, spaces and all
+            at = next((n for begin, n in last.items() if text.startswith(f"{begin} ")), -1)
+            return self._command(text.strip().split(maxsplit=at))
         elif text.strip():
             self._ask(text)
         return True
