@@ -33,7 +33,7 @@ from gmoe.experts.device_budget import KV_SHARE
 from gmoe.experts.device_cache import DeviceCache
 from gmoe.experts.device_dispatch import tiers
 from gmoe.experts.device_store import DeviceStore
-from gmoe.experts.expert import Hidden, Routing
+from gmoe.experts.expert import Routing
 from gmoe.experts.fingerprint import header
 from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
@@ -142,7 +142,7 @@ class LLM:
         kv_bytes, longest = (cache_bytes, CHUNKS[0]) if device is None else (0, USUAL)
         self.chunk = budget.chunk(kv_bytes, longest)  # the most prompt tokens that run together
         with kept(self.store), at_work(True):
-            self.cache.furnish(cache_bytes, self._routers, self._record, self.steps, home())
+            self.cache.furnish(cache_bytes, self.model.routed, self._record, self.steps, home())
             with speaks(device, "taking the KV cache"):
                 engine = Engine(
                     Replay(self.model)
@@ -351,15 +351,6 @@ class LLM:
         if first:
             self._counts["prompt_tokens"] += n_prompt
         self._counts["prompt_seconds" if first else "decode_seconds"] += seconds
-
-    def _routers(self, layer: int, hidden: Hidden) -> np.ndarray | None:
-        """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""
-        routing = getattr(self.model.ffn[layer], "routing", None)
-        if routing is None:
-            return None
-        ids, weights = routing(hidden.rows)[:2]
-        probabilities = torch.zeros(len(ids), self.hparams.n_expert)
-        return probabilities.scatter_(1, ids.cpu().long(), weights.cpu()).numpy()
 
     def _make_room(self) -> None:
         """A pass has found the device's memory too small: its expert cache shrinks, and the pass runs again."""

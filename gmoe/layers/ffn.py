@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gmoe.experts.dispatch import ExpertDispatch
-from gmoe.experts.expert import Routing
+from gmoe.experts.expert import Hidden, Routing
 from gmoe.gguf.layout import LayerExperts
 from gmoe.kernels.formats import FORMATS, QuantTensor
 from gmoe.kernels.ops import activate, dequantize, gated, residual, situ, under, within
@@ -15,7 +15,18 @@ from gmoe.layers.weights import Weights
 UNGATED = ("relu2",)  # activations of one matrix
 AT_ONCE = 128  # rows of a prompt whose gates and ups stand in memory together; the kernels take no more at a time
 
-__all__ = ["DenseFFN", "ExpertDispatch", "GatedFFN", "MoEFFN", "UngatedFFN", "led_by_dense", "situ", "under", "within"]
+__all__ = [
+    "DenseFFN",
+    "ExpertDispatch",
+    "GatedFFN",
+    "Hidden",
+    "MoEFFN",
+    "UngatedFFN",
+    "led_by_dense",
+    "situ",
+    "under",
+    "within",
+]
 
 
 class DenseFFN:

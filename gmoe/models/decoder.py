@@ -8,11 +8,12 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gmoe.layers.batch import Batch
-from gmoe.layers.ffn import ExpertDispatch
+from gmoe.layers.ffn import ExpertDispatch, Hidden
 from gmoe.layers.kv_cache import KeepsBeside, KvShape, KvType, PagedKVCache, bytes_per_slot
 from gmoe.layers.norm import Bare, RMSNorm, Whole
 from gmoe.layers.recurrent_cache import RecurrentCache, RecurrentLayer
@@ -160,6 +161,15 @@ class Decoder:
         if self.dispatch.listened:  # to whoever hears of routings, every row counts
             return last
         return max((n for n, part in enumerate(self.parts) if part.mixes), default=last)
+
+    def routed(self, layer: int, hidden: Hidden) -> np.ndarray | None:
+        """The probabilities [T, E] that a layer's router gives to the rows `hidden`; None where it routes nothing."""
+        routing = getattr(self.ffn[layer], "routing", None)
+        if routing is None:
+            return None
+        ids, weights = routing(hidden.rows)[:2]
+        probabilities = torch.zeros(len(ids), self.hparams.n_expert)
+        return probabilities.scatter_(1, ids.cpu().long(), weights.cpu()).numpy()
 
     def new_cache(self, n_blocks: int, block_size: int, kv_type: KvType) -> PagedKVCache:
         """An empty cache for this model."""
