@@ -23,6 +23,7 @@ from tests.fake_device import FakeDevice
 from tools import gpu_end_to_end, gpu_kernels, gpu_suite, gpu_tune
 from tools.gpu_end_to_end import Clock, Sizes
 
+TRITONS = "ignore:AnnAssign.__init__ missing:DeprecationWarning"  # its own, from Python 3.13 on
 SMALL = Sizes(prompt=9, depth=3, generate=2, threads=1, vocabulary=250)
 
 
@@ -192,7 +193,7 @@ def test_attention_compiles_for_a_card_that_is_not_here() -> None:
         "print(max(step_needs((8, 128, 128), 'q8_0', '8.9').values()))"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, "-W", "error", "-W", TRITONS, "-c", program],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "HOME": "/tmp"},
