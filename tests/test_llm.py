@@ -264,10 +264,10 @@ def test_a_parser_of_ollama_alone_leaves_it_to_the_template(tmp_path: Path, monk
     monkeypatch.setenv("GMOE_HOME", str(tmp_path / "home"))
     write_model(tmp_path / "m.gguf", template="{{ messages[0].content }}<think>")
     (tmp_path / "strange.gguf").write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"qwen3moe", b"cogitoxx"))
-    for name, file, parser in (("a", "m.gguf", "cohere"), ("b", "m.gguf", "tomorrow"), ("c", "strange.gguf", "cogito")):
+    for name, file, parser in (("a", "m.gguf", "olmo3"), ("b", "m.gguf", "tomorrow"), ("c", "strange.gguf", "cogito")):
         text = f"FROM {file}\nTEMPLATE {{{{ .Prompt }}}}\nRENDERER {parser}\nPARSER {parser}\n"
         create(Library.default(), ModelName.parse(name), parse_modelfile(text), tmp_path)
-    for name, parser in (("a", "cohere"), ("b", "tomorrow")):
+    for name, parser in (("a", "olmo3"), ("b", "tomorrow")):
         with gmoe.LLM.load(name) as llm:
             assert llm.dialect == "think" and llm.template.source == "{{ messages[0].content }}<think>"
             assert f"PARSER {parser} is not known: answers are read as the chat template shows" in llm.notices

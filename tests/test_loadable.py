@@ -49,7 +49,7 @@ REFUSED = [
     ),
     ("# gmoe: route adaptive_k\n# gmoe: policy.threshold x", "line 3: the knob threshold is 'x'"),
     ("# gmoe: miss hobbit\n# gmoe: policy.t1 .85\n# gmoe: policy.t2 .7", "line 4: the knob t1 is 0.85 and t2 is 0.7"),
-    ("PARSER klingon", "line 2: PARSER klingon is not supported; supported: deepseek,"),
+    ("PARSER klingon", "line 2: PARSER klingon is not supported; supported: cohere, deepseek,"),
     ("PARAMETER num_thread 513", "line 2: num_thread: threads is 513; it must be at most 512"),
     ("PARAMETER top_p -0.1", "line 2: top_p is -0.1; it must be between 0 and 1"),
     ("PARAMETER top_p nan", "line 2: top_p is nan; it must be a finite number"),
@@ -175,7 +175,7 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
     [
         ({"template": "{{ .System }}\n{{ if .Prompt }}"}, "line 2 of the template: {{ if }} has no {{ end }}"),
         ({"template": '{{ template "x" }}'}, "line 1 of the template: template is"),
-        ({"parser": "klingon"}, "PARSER klingon is not supported; supported: deepseek,"),
+        ({"parser": "klingon"}, "PARSER klingon is not supported; supported: cohere, deepseek,"),
         ({"parameters": {"num_thread": 513}}, "num_thread: threads is 513; it must be"),
         ({"parameters": {"top_p": -3}}, "top_p is -3.0; it must be between 0 and 1"),
         ({"parameters": {"top_k": "many"}}, "top_k must be a whole number, not 'many'"),

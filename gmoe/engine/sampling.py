@@ -97,8 +97,8 @@ class SamplingParams:
             texts = getattr(self, name)
             if not _several(texts) or not all(isinstance(text, str) and text for text in texts):
                 raise ValueError(f"{name} must be a list of texts, none of them empty")
-        named = self.samplers if _several(self.samplers) else [self.samplers]
-        if unknown := [name for name in named if name not in SAMPLERS]:
+        several = _several(self.samplers)
+        if unknown := [name for name in self.samplers if name not in SAMPLERS] if several else [self.samplers]:
             raise ValueError(f"samplers has {unknown[0]!r}; there are {', '.join(SAMPLERS)}")
         if len(self.samplers) > MOST_SAMPLERS:
             raise ValueError(f"samplers has {len(self.samplers)} names; it must have at most {MOST_SAMPLERS}")
