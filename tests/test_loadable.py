@@ -174,7 +174,6 @@ def test_a_twin_and_a_trace_are_of_the_model(tmp_path: Path, monkeypatch: pytest
     ("body", "sentence"),
     [
         ({"template": "{{ .System }}\n{{ if .Prompt }}"}, "line 2 of the template: {{ if }} has no {{ end }}"),
-        ({"template": '{{ template "x" }}'}, "line 1 of the template: template is"),
         ({"parser": "klingon"}, "PARSER klingon is not supported; supported: cohere, deepseek,"),
         ({"parameters": {"num_thread": 513}}, "num_thread: threads is 513; it must be"),
         ({"parameters": {"top_p": -3}}, "top_p is -3.0; it must be between 0 and 1"),

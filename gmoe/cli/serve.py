@@ -43,7 +43,7 @@ def address(host: str | None, port: int | None) -> tuple[str, int]:
 )
 @click.option(
     "--max-queue",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=1),
     default=512,
     show_default=True,
     help="Requests that may wait; further ones get 503.",

@@ -1,6 +1,7 @@
 """Ollama's dialect: what it says of models and does with them, all but talking to them."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from gmoe.server.body import Body, read
 from gmoe.server.catalog import Entry
 from gmoe.server.host import Running
 from gmoe.server.models import capabilities, facts_in, facts_of, plain
+from gmoe.tokenizer.gofunctions import Beyond
 from gmoe.tokenizer.gotemplate import GoTemplate
 
 SHOWN_LINES = (
@@ -229,7 +231,8 @@ def recipe(body: CreateBody) -> Modelfile:
     try:
         for command in commands:
             require_loadable(command, {})
-        GoTemplate.parse(body.template or "")
+        with suppress(Beyond):  # the GGUF's template counts then
+            GoTemplate.parse(body.template or "")
     except ValueError as error:
         raise Refused(400, str(error)) from None
     return modelfile

@@ -15,6 +15,10 @@ class TemplateError(ValueError):
     """A template that gmoe cannot render; its text is one sentence."""
 
 
+class Beyond(TemplateError):
+    """A template that is more than gmoe's part of the language."""
+
+
 def read(value: Any, name: str) -> Any:
     """The field of a mapping, by its name or the name in snake case; None where there is neither."""
     if not isinstance(value, Mapping):

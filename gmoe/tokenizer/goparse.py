@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gmoe.tokenizer.gofunctions import FUNCTIONS, TemplateError, read
+from gmoe.tokenizer.gofunctions import FUNCTIONS, Beyond, TemplateError, read
 
 MAX_DEPTH = 50  # blocks and parentheses within one another
 
@@ -88,8 +88,8 @@ class _Parser:
             raise self.error(f"{{{{ {end} }}}} belongs to no block")
         return nodes
 
-    def error(self, what: str) -> TemplateError:
-        return TemplateError(f"line {self.text.count(chr(10), 0, self.at) + 1} of the template: {what}")
+    def error(self, what: str, kind: type[TemplateError] = TemplateError) -> TemplateError:
+        return kind(f"line {self.text.count(chr(10), 0, self.at) + 1} of the template: {what}")
 
     def nodes(self, loop: bool) -> tuple[tuple[Node, ...], str]:
         """The pieces up to `end`, `else` or the end of the text, and which of these it was."""
@@ -135,7 +135,7 @@ class _Parser:
         match = _TOKEN.match(self.text, self.at)
         if match is None or match.lastgroup is None:
             rest = self.text[self.at : self.at + 20].strip()
-            raise self.error(f"{rest!r} is not supported" if rest else "{{ is never closed")
+            raise self.error(f"{rest!r} is not supported", Beyond) if rest else self.error("{{ is never closed")
         self.at = match.end()
         return _Token(match.lastgroup, match[match.lastgroup])
 
@@ -156,7 +156,7 @@ class _Parser:
             rest = self.tokens[1:]
             if rest:
                 if word != "if" or rest[0] != _Token("word", "if"):
-                    raise self.error(f"else {rest[0].text} is not supported here")
+                    raise self.error(f"else {rest[0].text} is not supported here", Beyond)
                 return Node(word, "", pipeline, body, (self.block(rest[1:], word, loop),))
             otherwise, end = self.nodes(loop)
         if end != "end" or len(self.tokens) != 1:
@@ -174,7 +174,7 @@ class _Parser:
                 raise self.error(f"{marks[0]} cannot be given a value")
         value = self.pipe(rest)
         if rest:
-            raise self.error(f"{rest[0].text!r} is not supported here")
+            raise self.error(f"{rest[0].text!r} is not supported here", Beyond)
         return Pipeline(value, frozenset(self.fields), tuple(names), declares)
 
     def pipe(self, tokens: list[_Token]) -> Value:
@@ -198,7 +198,7 @@ class _Parser:
                 raise self.error(f"{name} is not a function")
             return self.operand(tokens)
         if name not in FUNCTIONS and name not in ("and", "or"):
-            raise self.error(f"{name} is not supported")
+            raise self.error(f"{name} is not supported", Beyond)
         tokens.pop(0)
         arguments = []
         while tokens and tokens[0].text != "|" and tokens[0].kind != "close":
@@ -224,7 +224,7 @@ class _Parser:
         if kind == "word" and text in FUNCTIONS:
             return _call(text, [])
         if text != "(":
-            raise self.error(f"{text!r} is not supported here")
+            raise self.error(f"{text!r} is not supported here", Beyond)
         value = self.pipe(tokens)
         if not tokens or tokens[0].kind != "close":
             raise self.error("a parenthesis is not closed")
@@ -236,7 +236,7 @@ class _Parser:
         try:
             return str(json.loads(text))
         except ValueError:
-            raise self.error(f"{text} has an escape that is not supported") from None
+            raise self.error(f"{text} has an escape that is not supported", Beyond) from None
 
 
 def parse(text: str) -> tuple[Node, ...]:
