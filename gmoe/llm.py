@@ -160,7 +160,9 @@ class LLM:
                 )
             engine.runner.rescue, engine.runner.turn = self._make_room, at_work
             engine.runner.checks += [self._check_file, self.store.check]
-            engine.runner.observers += [self.steps, lambda turns: self.dispatch.mark()]
+            engine.runner.observers.append(self.steps)
+            if device is not None:  # whose passes may run again
+                engine.runner.observers.append(lambda turns: self.dispatch.mark())
             if device is not None and device.compiles:
                 prepare(engine, Weights(file, self.hparams, n_ctx, "float"), layout, kv_type, self.notices, progress)
         self._loop = EngineLoop(engine)

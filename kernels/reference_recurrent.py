@@ -169,7 +169,10 @@ def channel_space(
 ) -> Tensor:
     """S = exp(dt * a) * S + B (dt * x)'; y = silu(z) * (S'C + d * x), where dt is its softplus."""
     channels = x.shape[1]
-    blocks = lambda part: pad(part, (0, -channels % 16)).unflatten(-1, (-1, 16))  # noqa: E731
+
+    def blocks(part: Tensor) -> Tensor:
+        return pad(part, (0, -channels % 16)).unflatten(-1, (-1, 16))
+
     dt = torch.nn.functional.softplus(dt)
     a, dt, new, y = blocks(rule.a.t()).transpose(0, 1), blocks(dt), blocks(dt * x), torch.empty_like(x)  # a [B, dk, 16]
     for begin, end, source, target, kept, kept_after in _each(paths):
