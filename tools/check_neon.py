@@ -17,7 +17,18 @@ CPU = Path(__file__).parents[1] / "kernels" / "cpu"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 OLD = "cortex-a72"  # a CPU without dot products
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
-SHARED = ["portable", "step_portable", "experts", "step", "states", "cores", "pool", "shared", "check_levels"]
+SHARED = [
+    "features",
+    "portable",
+    "step_portable",
+    "experts",
+    "step",
+    "states",
+    "cores",
+    "pool",
+    "shared",
+    "check_levels",
+]
 NEON = {
     "step_neon": ["-O1"],
     "neon": ["-O1", "-march=armv8.2-a+dotprod"],
@@ -42,7 +53,7 @@ def tables() -> bytes:
 def program(compiler: str, folder: Path, levels: dict[str, list[str]]) -> Path:
     """A program that checks a level of the step and some of the kernels, sources, against the portable ones."""
     step, *kernels = levels
-    found = ", ".join(f"&{name}()" for name in kernels)
+    found = ", ".join(f"&{name}" for name in kernels)
     names = {
         **levels,
         **{name: ["-O1", f"-DLEVELS={found}", f"-DSTEP={step}"] for name in SHARED if name not in levels},

@@ -9,13 +9,8 @@ namespace {
 
 #include "level256.h"
 
-bool here() { return __builtin_cpu_supports("avx2") && has_f16c() && __builtin_cpu_supports("fma"); }
-
 }  // namespace
 
-const Level& avx2() {
-  static const Level level = level_of("avx2", here);
-  return level;
-}
+constexpr Level avx2 = level_of("avx2", has_avx2);
 
 }  // namespace gmoe

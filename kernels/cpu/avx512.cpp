@@ -31,6 +31,7 @@ constexpr int zero_code = 128;  // of signed codes in a tile, since `vpdpbusd` w
 #include "ahead.h"
 #include "pack512.h"
 #include "nvfp4_512.h"
+#include "asking.h"
 #include "stream.h"
 #include "stream512.h"
 #include "winograd512.h"
@@ -40,19 +41,8 @@ constexpr int zero_code = 128;  // of signed codes in a tile, since `vpdpbusd` w
 #include "plain.h"
 #include "table.h"
 
-bool here() {
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bitalg") &&
-         __builtin_cpu_supports("gfni") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-         has_f16c();
-}
-
 }  // namespace
 
-const Level& avx512() {
-  static const Level level = level_of("avx512", here, put_side_by_side);
-  return level;
-}
+constexpr Level avx512 = level_of("avx512", has_avx512, put_side_by_side);
 
 }  // namespace gmoe

@@ -113,13 +113,7 @@ struct Level {
   void (*side_by_side)(const Activation* a, int tokens, Eight* to, Far* far);
 };
 
-const Level& portable();
-const Level& avx2();
-const Level& avxvnni();
-const Level& avx512();
-const Level& amx();
-const Level& neon();
-const Level& neon_i8mm();
+extern const Level portable, avx2, avxvnni, avx512, amx, neon, neon_i8mm;
 
 // This thread's memory for a call of a kernel, 64-byte aligned; the next call of `scratch` may move it.
 char* scratch(size_t bytes);

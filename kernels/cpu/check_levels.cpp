@@ -76,7 +76,7 @@ class Guarded {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count == 3 && STEP().here()) return StepCheck(STEP(), next).run() ? 1 : 0;
+  if (count == 3 && STEP.here()) return StepCheck(STEP, next).run() ? 1 : 0;
   if (count != 2) return 2;
   std::ifstream file(arguments[1], std::ios::binary);
   std::vector<char> data((std::istreambuf_iterator<char>(file)), {});
@@ -94,9 +94,9 @@ int main(int count, char** arguments) {
   int wrong = 0;
   const Level* const levels[] = {LEVELS};
   for (const Level* level : levels)
-    if (!level->here() || !STEP().here()) return std::printf("this CPU has not %s\n", level->name), 3;
-  for (int f = 0; f < portable().count; f++) {
-    const Format& plain = portable().formats[f];
+    if (!level->here() || !STEP.here()) return std::printf("this CPU has not %s\n", level->name), 3;
+  for (int f = 0; f < portable.count; f++) {
+    const Format& plain = portable.formats[f];
     uint32_t hash = 2166136261u;
     for (int cols : {512, plain.block == 256 ? 768 : plain.block == 64 ? 320 : 352})
       for (int tokens : {1, 3, 41}) {
@@ -108,7 +108,7 @@ int main(int count, char** arguments) {
         std::vector<float> x(size_t(tokens) * size_t(cols)), a(size_t(tokens) * rows), b(a.size());
         for (float& value : x) value = (float(next() & 0xffff) - 32768.0f) / 8192.0f;
         const Product one = {&plain, w.data(), row_bytes, rows, nullptr, a.data()};
-        matmul(portable(), &one, 1, cols, x.data(), tokens, 1);
+        matmul(portable, &one, 1, cols, x.data(), tokens, 1);
         for (const Level* level : levels) {
           const Product other = {&level->formats[f], w.data(), row_bytes, rows, nullptr, b.data()};
           matmul(*level, &other, 1, cols, x.data(), tokens, 2);
@@ -119,7 +119,7 @@ int main(int count, char** arguments) {
         for (Curve curve : {Curve::swiglu, Curve::geglu, Curve::reglu, Curve::swiglu_oai, Curve::swiglu_within,
                             Curve::swiglu_under, Curve::situ}) {
           const Gate kind = {curve, 7.0f, 5.0f};
-          portable().gate(kind, gate.data(), a.data(), int(a.size()));
+          portable.gate(kind, gate.data(), a.data(), int(a.size()));
           levels[0]->gate(kind, gate.data(), b.data(), int(b.size()));
           if (std::memcmp(a.data(), b.data(), a.size() * 4)) wrong++, std::printf("activations differ\n");
         }
@@ -132,6 +132,6 @@ int main(int count, char** arguments) {
       }
     std::printf("%s %08x\n", plain.name, hash);
   }
-  wrong += StepCheck(STEP(), next).run();
+  wrong += StepCheck(STEP, next).run();
   return wrong ? 1 : 0;
 }

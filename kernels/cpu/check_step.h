@@ -48,13 +48,13 @@ class StepCheck {
         const std::vector<float> x = floats(n), weight = floats(n), bias = floats(n);
         std::vector<float> a(n), b(n);
         const float *w = parts & 1 ? weight.data() : nullptr, *plus = parts & 2 ? bias.data() : nullptr;
-        step_portable().norm(x.data(), n, w, plus, 1e-6f, a.data());
+        step_portable.norm(x.data(), n, w, plus, 1e-6f, a.data());
         fast_.norm(x.data(), n, w, plus, 1e-6f, b.data());
         same(a, b, "norm");
-        step_portable().centre(x.data(), n, a.data());
+        step_portable.centre(x.data(), n, a.data());
         fast_.centre(x.data(), n, b.data());
         same(a, b, "centre");
-        step_portable().residual(x.data(), 0.7f, n, a.data());
+        step_portable.residual(x.data(), 0.7f, n, a.data());
         fast_.residual(x.data(), 0.7f, n, b.data());
         same(a, b, "residual");
       }
@@ -66,7 +66,7 @@ class StepCheck {
       for (bool halves : {false, true}) {
         const std::vector<float> cos = floats(turned / 2, 1.0f), sin = floats(turned / 2, 1.0f);
         std::vector<float> a = floats(3 * 128), b = a;
-        step_portable().rotate(a.data(), 3, 128, turned, halves, cos.data(), sin.data());
+        step_portable.rotate(a.data(), 3, 128, turned, halves, cos.data(), sin.data());
         fast_.rotate(b.data(), 3, 128, turned, halves, cos.data(), sin.data());
         same(a, b, "rotate");
       }
@@ -78,7 +78,7 @@ class StepCheck {
       for (int n : {96, 101}) {
         const std::vector<float> gate = floats(n, 20.0f), up = floats(n, 20.0f);
         std::vector<float> a(n), b(n);
-        step_portable().gate(kind, 7.0f, 5.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, a.data());
+        step_portable.gate(kind, 7.0f, 5.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, a.data());
         fast_.gate(kind, 7.0f, 5.0f, kind == 3 ? nullptr : gate.data(), up.data(), n, b.data());
         same(a, b, "gate");
       }
@@ -90,7 +90,7 @@ class StepCheck {
       for (int d : {96, 101}) {
         const std::vector<float> mixes = floats((2 + n) * n, 5.0f), x = floats(size_t(n) * d), y = floats(d);
         std::vector<float> read[2], write[2], out[2];
-        const Step* const steps[] = {&step_portable(), &fast_};
+        const Step* const steps[] = {&step_portable, &fast_};
         for (int i = 0; i < 2; i++) {
           read[i].resize(n);
           write[i].resize(size_t(n) * (n + 1));
@@ -119,7 +119,7 @@ class StepCheck {
           std::vector<float> a(6), b(6);
           const bool enough = !(variant & 1) || experts >= 12;  // in the groups that are used
           if (!enough) continue;
-          step_portable().choose(r, logits.data(), ids.data(), a.data());
+          step_portable.choose(r, logits.data(), ids.data(), a.data());
           fast_.choose(r, logits.data(), other_ids.data(), b.data());
           // the last kind asks the C library, which may be another on another machine
           same(ids, other_ids, "choose", gating != Gating::sqrt_softplus);
@@ -155,7 +155,7 @@ class StepCheck {
       Kept one(number, heads, shape.dk, shape.dv, blocks), other(number, heads, shape.dk, shape.dv, blocks);
       for (int slot = 0; slot < context; slot++) {
         const std::vector<float> key = floats(size_t(heads) * shape.dk), value = floats(size_t(heads) * shape.dv);
-        step_portable().store(one.cache, slot, key.data(), value.data());
+        step_portable.store(one.cache, slot, key.data(), value.data());
         fast_.store(other.cache, slot, key.data(), value.data());
       }
       same(one.keys, other.keys, "keys");
@@ -177,7 +177,7 @@ class StepCheck {
                                  positions.data(), cap};
         Attention fast = plain;
         fast.out = b.data();
-        attend(step_portable(), plain, table.data(), blocks, starts, 1, 1);
+        attend(step_portable, plain, table.data(), blocks, starts, 1, 1);
         attend(fast_, fast, table.data(), blocks, starts, 1, 2);
         same(a, b, names[int(number)]);
       }
@@ -202,7 +202,7 @@ class StepCheck {
       const std::vector<float> norm = floats(values), matrices = floats(size_t(slots) * n_value * size.dk * size.dv);
       std::vector<float> out[2], spaced[2], faded[2], apart[2];
       std::vector<float> kept_inputs[2], kept_matrices[2], kept_spaces[2], kept_faded[2], kept_apart[2];
-      const Step* const steps[] = {&step_portable(), &fast_};
+      const Step* const steps[] = {&step_portable, &fast_};
       for (int i = 0; i < 2; i++) {
         kept_inputs[i] = past;
         kept_matrices[i] = kept_spaces[i] = kept_faded[i] = kept_apart[i] = matrices;

@@ -1,33 +1,22 @@
-// What `__builtin_cpu_supports` of some compilers does not know. Static: no code is shared between instruction sets.
+// What this CPU and its system allow: all that runs before a level is chosen. `features.cpp` is compiled for any CPU; a
+// level's own file holds nothing but data (`Level`, `Step`) until its `here` has said yes, and no code that another
+// file might come to share.
 #pragma once
-#include <cpuid.h>
-
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace gmoe {
 
-static inline bool has_f16c() {
-  unsigned a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
-}
+bool has_all();  // that portable code needs
 
-static inline bool has_avxvnni() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-}
-
-#if defined(__linux__)
-// Whether there are products of bytes by AMX, and the system lets this process use its registers, which it asks for.
-static inline bool may_use_amx() {
-  constexpr long request = 0x1023, tile_data = 18;
-  unsigned a, b, c, d;
-  const unsigned tiles = 1u << 24 | 1u << 25;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tiles) != tiles) return false;
-  return syscall(SYS_arch_prctl, request, tile_data) == 0;
-}
+#if defined(__x86_64__)
+bool has_avx2();  // with F16C and FMA
+bool has_avxvnni();
+bool has_avx512_vnni();  // AVX-512's form of what `has_avxvnni` stands for
+bool has_avx512_step();  // what the rows of a step need
+bool has_avx512();       // with VNNI, VBMI, BITALG and GFNI
+bool has_amx();          // beside it; asks the system for its registers
+#elif defined(__aarch64__)
+bool has_dot_products();
+bool has_i8mm();
 #endif
 
 }  // namespace gmoe

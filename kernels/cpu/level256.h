@@ -21,6 +21,7 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, const Sixteen& c) {
 #include "grids256.h"
 #include "sums256.h"
 #include "nvfp4_256.h"
+#include "asking.h"
 #include "stream.h"
 #include "stream256.h"
 #include "ahead.h"

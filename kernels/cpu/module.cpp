@@ -27,26 +27,26 @@ namespace {
 
 #if defined(__x86_64__)
 const Level* const all_levels[] = {
-    &portable(),
-    &avx2(),
+    &portable,
+    &avx2,
 #if defined(GMOE_AVXVNNI)
-    &avxvnni(),
+    &avxvnni,
 #endif
-    &avx512(),
+    &avx512,
 #if defined(GMOE_AMX)
-    &amx(),
+    &amx,
 #endif
 };
 #elif defined(__aarch64__)
 const Level* const all_levels[] = {
-    &portable(),
-    &neon(),
+    &portable,
+    &neon,
 #if defined(GMOE_I8MM)
-    &neon_i8mm(),
+    &neon_i8mm,
 #endif
 };
 #else
-const Level* const all_levels[] = {&portable()};
+const Level* const all_levels[] = {&portable};
 #endif
 
 // What this CPU runs, slowest first, up to the one that GMOE_CPU_LEVEL names.
@@ -103,7 +103,7 @@ std::vector<std::string> levels() {
 
 std::vector<std::string> format_names() {
   std::vector<std::string> names;
-  for (int i = 0; i < portable().count; i++) names.push_back(portable().formats[i].name);
+  for (int i = 0; i < portable.count; i++) names.push_back(portable.formats[i].name);
   return names;
 }
 

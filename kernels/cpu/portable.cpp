@@ -1,5 +1,6 @@
 // The level of any CPU: plain C++.
 #include "block.h"
+#include "features.h"
 
 namespace gmoe {
 namespace {
@@ -33,13 +34,8 @@ inline Sixteen fused(const Sixteen& a, const Sixteen& b, Sixteen c) {
 #include "plain.h"
 #include "table.h"
 
-bool here() { return true; }
-
 }  // namespace
 
-const Level& portable() {
-  static const Level level = level_of("portable", here);
-  return level;
-}
+constexpr Level portable = level_of("portable", has_all);
 
 }  // namespace gmoe

@@ -113,10 +113,7 @@ struct Step {
   void (*learn_channels)(const Channels&, const Paths&, int sequence, int first, int count);
 };
 
-const Step& step_portable();
-const Step& step_avx2();
-const Step& step_avx512();
-const Step& step_neon();
+extern const Step step_portable, step_avx2, step_avx512, step_neon;
 
 void norm(const Step&, const float* x, int rows, int n, const float* weight, const float* bias, float eps, float* y,
           int threads);

@@ -12,16 +12,10 @@
 namespace gmoe {
 namespace {
 
-const char* const level_name = "avx2";
-
-bool here() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-}
-
 #include "step_level.h"
 
 }  // namespace
 
-const Step& step_avx2() { return step; }
+constexpr Step step_avx2 = step_of("avx2", has_avx2);
 
 }  // namespace gmoe

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "features.h"
 #include "step.h"
 
 #define AVX512_LEVEL
@@ -11,17 +12,10 @@
 namespace gmoe {
 namespace {
 
-const char* const level_name = "avx512";
-
-bool here() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
 #include "step_level.h"
 
 }  // namespace
 
-const Step& step_avx512() { return step; }
+constexpr Step step_avx512 = step_of("avx512", has_avx512_step);
 
 }  // namespace gmoe

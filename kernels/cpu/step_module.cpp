@@ -21,11 +21,11 @@ namespace {
 
 const Step& step_named(const std::string& name) {
 #if defined(__x86_64__)
-  for (const Step* step : {&step_portable(), &step_avx2(), &step_avx512()})
+  for (const Step* step : {&step_portable, &step_avx2, &step_avx512})
 #elif defined(__aarch64__)
-  for (const Step* step : {&step_portable(), &step_neon()})
+  for (const Step* step : {&step_portable, &step_neon})
 #else
-  for (const Step* step : {&step_portable()})
+  for (const Step* step : {&step_portable})
 #endif
     if (step->name == name && step->here()) return *step;
   throw std::invalid_argument("this CPU has no level " + name);

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "features.h"
 #include "step.h"
 
 #define NEON_LANES
@@ -11,14 +12,10 @@
 namespace gmoe {
 namespace {
 
-const char* const level_name = "neon";
-
-bool here() { return true; }
-
 #include "step_level.h"
 
 }  // namespace
 
-const Step& step_neon() { return step; }
+constexpr Step step_neon = step_of("neon", has_all);
 
 }  // namespace gmoe

@@ -3,21 +3,16 @@
 
 #include <cstring>
 
+#include "features.h"
 #include "step.h"
 
 namespace gmoe {
 namespace {
 
-const char* const level_name = "portable";
-
-bool here() {
-  return true;
-}
-
 #include "step_level.h"
 
 }  // namespace
 
-const Step& step_portable() { return step; }
+constexpr Step step_portable = step_of("portable", has_all);
 
 }  // namespace gmoe

@@ -1,36 +1,6 @@
 // One token and types of blocks of 256: each row's bytes are read once, in order.
 // A level states before this file `sums_of_block<F>`, 8 or 16; `asks<F>`; `put_in_order<F>(q, to)`; and `WideSums<F>`.
 
-// Which lines are asked for ahead of what is read. A Zen 4's own prefetcher follows bytes in order better than asking
-// does, unless a block takes so many instructions that the next loads wait behind them; but it stays within 4 KB, and
-// would find each page only once its first lines have been waited for. A Xeon wants both, and pages that are further
-// away. Beyond the weights' end asking does nothing.
-enum class Asking { pages, lines, both };
-
-inline bool is_intel() {
-  static const bool intel = __builtin_cpu_is("intel");
-  return intel;
-}
-
-// What a step of SIZE bytes at `s` asks for: what is read 2 KB later, and one line, from its first on, of a later page.
-template <Asking HOW, int SIZE>
-inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
-  constexpr _mm_hint near = HOW == Asking::both ? _MM_HINT_T0 : _MM_HINT_NTA;
-  constexpr int pages = HOW == Asking::both ? 3 : 1;
-#pragma GCC unroll 32
-  for (int i = 0; i < SIZE && HOW != Asking::pages; i += 64) _mm_prefetch((const char*)s + 2048 + i, near);
-  if (HOW == Asking::lines) return;
-  const uintptr_t at = uintptr_t(s), line = (at & 4095) >> (SIZE < 1024 ? 3 : 4) & ~uintptr_t(63);
-  _mm_prefetch((const char*)((at | 4095) + 1 + 4096 * (pages - 1) + line), _MM_HINT_T1);
-}
-// Ask for what a call reads first, while it prepares.
-inline void ask_first(const uint8_t* s) {
-  const bool intel = is_intel();
-  for (int i = 0; i < 2048; i += 64)
-    if (intel) _mm_prefetch((const char*)s + i, _MM_HINT_T0);
-    else _mm_prefetch((const char*)s + i, _MM_HINT_NTA);
-}
-
 // A token's activations in the order of codes in registers, the first three blocks once more behind the last, so that
 // four lie side by side wherever one begins.
 template <class F>

@@ -9,7 +9,7 @@ constexpr Format quantized(const char* name) {
   return {name, F::block, F::bytes, F::wide ? Rounding::wide : Rounding::narrow, quantized_rows<F>, by_winograd<F>};
 }
 
-const Format formats[] = {
+constexpr Format formats[] = {
     {"F32", 1, 4, Rounding::none, plain_rows<F32>, false},
     {"F16", 1, 2, Rounding::f16, plain_rows<F16>, false},
     {"BF16", 1, 2, Rounding::bf16, plain_rows<BF16>, false},
@@ -45,7 +45,7 @@ const Format formats[] = {
   return read_words(p, size, [](const uint8_t*) {});
 }
 
-inline Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
+constexpr Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
   return {name, here, formats, sizeof formats / sizeof *formats, round_row, gate_rows,
           add_row, read_all, side_by_side};
 }
