@@ -1,12 +1,14 @@
 // Which lines are asked for ahead of what is read. A Zen 4's own prefetcher follows bytes in order better than asking
 // does, unless a block takes so many instructions that the next loads wait behind them; but it stays within 4 KB, and
-// would find each page only once its first lines have been waited for. A Xeon wants both, and pages that are further
-// away. Beyond the weights' end asking does nothing.
+// would find each page only once its first lines have been waited for. A Zen 3's falls behind, and lines are enough for
+// it. A Xeon wants both, and pages that are further away. Beyond the weights' end asking does nothing.
 enum class Asking { pages, lines, both };
 
-inline bool is_intel() {
-  static const bool intel = __builtin_cpu_is("intel");
-  return intel;
+inline Asking asking() {
+  static const Asking how = __builtin_cpu_is("intel")           ? Asking::both
+                            : __builtin_cpu_supports("avx512f") ? Asking::pages
+                                                                : Asking::lines;
+  return how;
 }
 
 // What a step of SIZE bytes at `s` asks for: what is read 2 KB later, and one line, from its first on, of a later page.
@@ -22,8 +24,8 @@ inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 }
 // Ask for what a call reads first, while it prepares.
 inline void ask_first(const uint8_t* s) {
-  const bool intel = is_intel();
+  const bool close = asking() == Asking::both;
   for (int i = 0; i < 2048; i += 64)
-    if (intel) _mm_prefetch((const char*)s + i, _MM_HINT_T0);
+    if (close) _mm_prefetch((const char*)s + i, _MM_HINT_T0);
     else _mm_prefetch((const char*)s + i, _MM_HINT_NTA);
 }

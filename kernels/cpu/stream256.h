@@ -10,7 +10,7 @@ inline void put_narrow(const Activation& a, int8_t* to) {
   for (int j = 0; j < 8; j++) reinterpret_cast<int32_t*>(to + 256)[j] = a.low32[j] / -128 * F::bias;
 }
 
-template <class F, bool INTEL>
+template <class F, Asking HOW>
 void narrow_stream(const Job& job, int token, int begin, int end) {
   constexpr int size = 256 / F::block * F::bytes;
   const int whole = job.cols / 256, left = job.cols % 256, rest = left / F::block * F::bytes;
@@ -26,7 +26,7 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
     s = job.weights + size_t(r) * job.row_bytes;
     float acc = 0.0f;
     for (int n = 0; n < whole; n++, s += size) {
-      if (INTEL) ask_ahead<Asking::both, size>(s);
+      if (HOW != Asking::pages) ask_ahead<HOW, size>(s);
       if constexpr (F::pairs) acc = acc + narrow_value<F>(s, job.at(token, n), order + met<F> * n);
       else acc = acc + value_by_16<F>(s, job.at(token, n), order + met<F> * n);
     }
@@ -40,9 +40,16 @@ void narrow_stream(const Job& job, int token, int begin, int end) {
   }
 }
 
+template <class F, Asking HOW>
+inline void stream_asking(const Job& job, int token, int begin, int end) {
+  if constexpr (F::wide) wide_stream<F, HOW>(job, token, begin, end);
+  else narrow_stream<F, HOW>(job, token, begin, end);
+}
+
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  constexpr Asking usual = asks<F> ? Asking::lines : Asking::pages;
-  if constexpr (F::wide) (is_intel() ? wide_stream<F, Asking::both> : wide_stream<F, usual>)(job, token, begin, end);
-  else (is_intel() ? narrow_stream<F, true> : narrow_stream<F, false>)(job, token, begin, end);
+  const Asking how = asks<F> && asking() == Asking::pages ? Asking::lines : asking();
+  if (how == Asking::both) stream_asking<F, Asking::both>(job, token, begin, end);
+  else if (how == Asking::lines) stream_asking<F, Asking::lines>(job, token, begin, end);
+  else if constexpr (!asks<F>) stream_asking<F, Asking::pages>(job, token, begin, end);
 }

@@ -87,6 +87,6 @@ inline void stream_asking(const Job& job, int token, int begin, int end) {
 
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  if (is_intel()) stream_asking<F, Asking::both>(job, token, begin, end);
+  if (asking() == Asking::both) stream_asking<F, Asking::both>(job, token, begin, end);
   else stream_asking<F, asks<F> ? Asking::lines : Asking::pages>(job, token, begin, end);
 }

@@ -5,7 +5,7 @@ template <class F>
 constexpr int sums_of_block = Block<F>::eight ? 8 : 16;  // of activations that it needs
 
 template <class F>
-constexpr bool asks = !__is_same(F, Q6_K);  // ahead for weights, on every CPU: these have fewer bytes an instruction
+constexpr bool asks = F::wide && !__is_same(F, Q6_K);  // for lines, on every CPU: these have fewer bytes an instruction
 
 template <class F>
 constexpr bool by_two = vnni && F::wide && F::bias == 128;  // two groups share two registers
