@@ -40,7 +40,8 @@ constexpr Format formats[] = {
 
 [[maybe_unused]] uint64_t read_all(const uint8_t* p, size_t size) {
 #if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
-  if (asking() != Asking::pages) return read_words(p, size, [](const uint8_t* at) { ask_ahead<Asking::both, 256>(at); });
+  if (asking() != Asking::pages)
+    return read_words(p, size, [](const uint8_t* at) { ask_ahead<Asking::both, 256>(at); });
 #endif
   return read_words(p, size, [](const uint8_t*) {});
 }
