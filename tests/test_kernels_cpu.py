@@ -75,6 +75,17 @@ def test_matmul(name: str, level: str) -> None:
 
 
 @pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("name", NAMES)
+def test_one_token_and_rows_enough_to_be_read_in_runs(name: str, level: str) -> None:
+    """Some CPUs read four runs of a task's rows at once where each has a page or more, and the rows behind them."""
+    for cols in columns(FORMATS[name])[1:]:
+        w, x = random_rows(name, 1003, cols), activations(2, cols)
+        both = cpu_ops.matmul(x, w, level="portable")
+        assert torch.equal(cpu_ops.matmul(x[:1], w, level=level, threads=1), both[:1])
+        assert torch.equal(cpu_ops.matmul(x[1:], w, level=level, threads=2), both[1:])
+
+
+@pytest.mark.parametrize("level", cpu_ops.levels())
 @pytest.mark.parametrize("name", [name for name in NAMES if FORMATS[name].block_size > 1])
 def test_the_largest_codes_and_activations_do_not_overflow(name: str, level: str) -> None:
     w = random_rows(name, 256, 256)

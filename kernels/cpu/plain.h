@@ -76,33 +76,71 @@ inline float tree(const Sixteen& lanes) {
 #endif
 }
 
-constexpr int plain_chunk = 512;  // elements of a row that are widened at once
+constexpr int plain_chunk = 512;  // elements of a row that are multiplied at once
 constexpr int plain_tokens = 64;
-#if defined(AVX512_LEVEL)
-constexpr int rows_a_tile = 4, tokens_a_tile = 6;  // whose sums fit into the registers
+
+// Sixteen lanes are `parts` registers. A level widens a chunk first, or numbers on their way into a register.
+#if defined(AVX256_LEVEL)
+using Part = __m256;
+constexpr int parts = 2, rows_a_tile = 3, tokens_a_tile = 4;
+constexpr bool widens_first = false;
+inline Part& part(Sixteen& x, int k) { return k ? x.high : x.low; }
+inline Part fused(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+template <class F>
+inline Part numbers(const uint8_t* p, int k) {
+  const __m128i* bits = (const __m128i*)p + k;
+  if (__is_same(F, F32)) return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * k);
+  if (__is_same(F, F16)) return _mm256_cvtph_ps(_mm_loadu_si128(bits));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits)), 16));
+}
 #else
-constexpr int rows_a_tile = 2, tokens_a_tile = 3;
+using Part = Sixteen;
+#if defined(AVX512_LEVEL)
+constexpr int parts = 1, rows_a_tile = 4, tokens_a_tile = 6;
+#else
+constexpr int parts = 1, rows_a_tile = 2, tokens_a_tile = 3;
+#endif
+constexpr bool widens_first = true;
+inline Part& part(Sixteen& x, int) { return x; }
+template <class F>
+inline Part numbers(const uint8_t* p, int) {
+  return numbers<F>(p);
+}
 #endif
 
-// ROWS rows of widened numbers times T tokens; the sums go on from where they are.
-template <int ROWS, int T>
-inline void add_products(const float (*w)[plain_chunk], const float* const* x, int from, int n,
+// The nth numbers, `n` of them, of ROWS rows times T tokens; the sums go on from where they are.
+template <class F, int ROWS, int T>
+inline void add_products(const uint8_t* const* w, const float* const* x, int from, int n,
                          Sixteen (*sum)[plain_tokens]) {
-  Sixteen s[ROWS][T];
-  for (int r = 0; r < ROWS; r++)
-    for (int t = 0; t < T; t++) s[r][t] = sum[r][t];
-  for (int i = 0; i < n; i += 16)
-    for (int t = 0; t < T; t++) {
-      Sixteen y = sixteen(x[t] + from + i);
-      for (int r = 0; r < ROWS; r++) s[r][t] = fused(sixteen(w[r] + i), y, s[r][t]);
+#pragma GCC unroll 1
+  for (int k = 0; k < parts; k++) {
+    Part s[ROWS][T];
+    for (int r = 0; r < ROWS; r++)
+      for (int t = 0; t < T; t++) s[r][t] = part(sum[r][t], k);
+    for (int i = 0; i < n; i += 16) {
+      Part v[ROWS];
+      for (int r = 0; r < ROWS; r++) v[r] = numbers<F>(w[r] + size_t(i) * F::bytes, k);
+      for (int t = 0; t < T; t++) {
+        const Part y = numbers<F32>(reinterpret_cast<const uint8_t*>(x[t] + from + i), k);
+        for (int r = 0; r < ROWS; r++) s[r][t] = fused(v[r], y, s[r][t]);
+      }
     }
-  for (int r = 0; r < ROWS; r++)
-    for (int t = 0; t < T; t++) sum[r][t] = s[r][t];
+    for (int r = 0; r < ROWS; r++)
+      for (int t = 0; t < T; t++) part(sum[r][t], k) = s[r][t];
+  }
+}
+
+// Tokens [t, tokens), T at a time and then fewer.
+template <class F, int ROWS, int T = tokens_a_tile>
+inline void add_tokens(const uint8_t* const* w, const float* const* x, int from, int n, int t, int tokens,
+                       Sixteen (*sum)[plain_tokens]) {
+  for (; t + T <= tokens; t += T) add_products<F, ROWS, T>(w, x + t, from, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+  if constexpr (T > 1) add_tokens<F, ROWS, (T > 4 ? 4 : T / 2)>(w, x, from, n, t, tokens, sum);
 }
 
 template <class F, int ROWS>
 inline void plain_strip(const Job& job, int row, int from, int tokens) {
-  alignas(64) float w[ROWS][plain_chunk];
+  alignas(64) float widened[ROWS][plain_chunk];
   Sixteen sum[ROWS][plain_tokens];
   const float* x[plain_tokens];
   for (int t = 0; t < tokens; t++) {
@@ -110,25 +148,32 @@ inline void plain_strip(const Job& job, int row, int from, int tokens) {
     for (int r = 0; r < ROWS; r++) sum[r][t] = zeros();
   }
   for (int i = 0; i < job.cols; i += plain_chunk) {
-    int n = job.cols - i < plain_chunk ? job.cols - i : plain_chunk, t = 0;
-    for (int r = 0; r < ROWS; r++)
-      widen<F>(job.weights + size_t(row + r) * job.row_bytes + size_t(i) * F::bytes, n, w[r]);
-    for (constexpr int T = tokens_a_tile; t + T <= tokens; t += T)
-      add_products<ROWS, T>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
-    for (; t + 2 <= tokens; t += 2) add_products<ROWS, 2>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
-    for (; t < tokens; t++) add_products<ROWS, 1>(w, x + t, i, n, (Sixteen(*)[plain_tokens])(&sum[0][t]));
+    const int n = job.cols - i < plain_chunk ? job.cols - i : plain_chunk;
+    const uint8_t* w[ROWS];
+    for (int r = 0; r < ROWS; r++) w[r] = job.weights + size_t(row + r) * job.row_bytes + size_t(i) * F::bytes;
+    if constexpr (!widens_first) {
+      if (n % 16 == 0) {
+        add_tokens<F, ROWS>(w, x, i, n, 0, tokens, sum);
+        continue;
+      }
+    }
+    for (int r = 0; r < ROWS; r++) {
+      widen<F>(w[r], n, widened[r]);
+      w[r] = reinterpret_cast<const uint8_t*>(widened[r]);
+    }
+    add_tokens<F32, ROWS>(w, x, i, n, 0, tokens, sum);
   }
   for (int t = 0; t < tokens; t++)
     for (int r = 0; r < ROWS; r++) job.out[from + t][row + r] = tree(sum[r][t]);
 }
 
-// One token: ROWS rows as they lie.
+// One token: ROWS rows, each `apart` rows behind the one before.
 template <class F, int ROWS>
-inline void plain_stream(const Job& job, int row) {
+inline void plain_stream(const Job& job, int row, int apart) {
   const uint8_t* w[ROWS];
   const float* x = job.floats(0);
   Sixteen sum[ROWS];
-  for (int r = 0; r < ROWS; r++) w[r] = job.weights + size_t(row + r) * job.row_bytes, sum[r] = zeros();
+  for (int r = 0; r < ROWS; r++) w[r] = job.weights + size_t(row + r * apart) * job.row_bytes, sum[r] = zeros();
   int i = 0;
   for (; i + 16 <= job.cols; i += 16) {
     const Sixteen y = sixteen(x + i);
@@ -141,20 +186,28 @@ inline void plain_stream(const Job& job, int row) {
       sum[r] = fused(numbers<F>(last), sixteen(x + i), sum[r]);
     }
   }
-  for (int r = 0; r < ROWS; r++) job.out[0][row + r] = tree(sum[r]);
+  for (int r = 0; r < ROWS; r++) job.out[0][row + r * apart] = tree(sum[r]);
+}
+
+template <class F, int ROWS = rows_a_tile>
+inline void plain_strips(const Job& job, int row, int from, int tokens) {
+  for (; row + ROWS <= job.end; row += ROWS) plain_strip<F, ROWS>(job, row, from, tokens);
+  if constexpr (ROWS > 1) plain_strips<F, ROWS == 3 ? 2 : 1>(job, row, from, tokens);
 }
 
 template <class F>
 void plain_rows(const Job& job) {
   if (job.tokens == 1) {
     int row = job.begin;
-    for (; row + 4 <= job.end; row += 4) plain_stream<F, 4>(job, row);
-    for (; row < job.end; row++) plain_stream<F, 1>(job, row);
+#if defined(AVX256_LEVEL)
+    const int apart = rows_apart(job, job.begin, job.end);
+    for (int r = 0; r < apart; r++) plain_stream<F, 4>(job, row + r, apart);
+    row += 4 * apart;
+#endif
+    for (; row + 4 <= job.end; row += 4) plain_stream<F, 4>(job, row, 1);
+    for (; row < job.end; row++) plain_stream<F, 1>(job, row, 1);
     return;
   }
-  for (int from = 0; from < job.tokens; from += plain_tokens) {
-    int tokens = job.tokens - from < plain_tokens ? job.tokens - from : plain_tokens, row = job.begin;
-    for (constexpr int R = rows_a_tile; row + R <= job.end; row += R) plain_strip<F, R>(job, row, from, tokens);
-    for (; row < job.end; row++) plain_strip<F, 1>(job, row, from, tokens);
-  }
+  for (int from = 0; from < job.tokens; from += plain_tokens)
+    plain_strips<F>(job, job.begin, from, job.tokens - from < plain_tokens ? job.tokens - from : plain_tokens);
 }

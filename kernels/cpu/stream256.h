@@ -10,34 +10,102 @@ inline void put_narrow(const Activation& a, int8_t* to) {
   for (int j = 0; j < 8; j++) reinterpret_cast<int32_t*>(to + 256)[j] = a.low32[j] / -128 * F::bias;
 }
 
+// A token's activations as blocks of 32 or 64 meet them.
+template <class F>
+class OrderedNarrow {
+ public:
+  static constexpr int size = 256 / F::block * F::bytes;
+
+  OrderedNarrow(const Job& job, int token)
+      : whole(job.cols / 256), job_(job), token_(token), left_(job.cols % 256), rest_(left_ / F::block * F::bytes) {
+    order_ = reinterpret_cast<int8_t*>(scratch(size_t(whole + 1) * met<F>));
+    for (int n = 0; n < whole + (rest_ ? 1 : 0); n++) {
+      if constexpr (F::pairs) put_narrow<F>(job.at(token, n), order_ + met<F> * n);
+      else put_by_16<F>(job.at(token, n), order_ + met<F> * n);
+    }
+  }
+  // `sum` and what the nth 256 weights of a row add.
+  inline __attribute__((always_inline)) float add(float sum, const uint8_t* s, int n) const {
+    if constexpr (F::pairs) return sum + narrow_value<F>(s, job_.at(token_, n), order_ + met<F> * n);
+    else return sum + value_by_16<F>(s, job_.at(token_, n), order_ + met<F> * n);
+  }
+  // What is left of a row behind the last whole 256.
+  float add_rest(float sum, const uint8_t* s) {
+    if (!rest_) return sum;
+    if (job_.stop - s < size) s = static_cast<const uint8_t*>(__builtin_memcpy(last_, s, size_t(rest_)));
+    const int8_t* y = order_ + met<F> * whole;
+    if constexpr (F::pairs) return sum + narrow_value<F, true>(s, job_.at(token_, whole), y, left_ / 32);
+    else return sum + value_by_16<F>(s, job_.at(token_, whole), y);
+  }
+  const int whole;
+
+ private:
+  const Job& job_;
+  const int token_, left_, rest_;
+  int8_t* order_;
+  alignas(32) uint8_t last_[size] = {};
+};
+
 template <class F, Asking HOW>
 void narrow_stream(const Job& job, int token, int begin, int end) {
-  constexpr int size = 256 / F::block * F::bytes;
-  const int whole = job.cols / 256, left = job.cols % 256, rest = left / F::block * F::bytes;
-  alignas(32) uint8_t last[size] = {};
   const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
   ask_first(s);
-  int8_t* const order = reinterpret_cast<int8_t*>(scratch(size_t(whole + 1) * met<F>));
-  for (int n = 0; n < whole + (rest ? 1 : 0); n++) {
-    if constexpr (F::pairs) put_narrow<F>(job.at(token, n), order + met<F> * n);
-    else put_by_16<F>(job.at(token, n), order + met<F> * n);
-  }
+  OrderedNarrow<F> held(job, token);
   for (int r = begin; r < end; r++) {
     s = job.weights + size_t(r) * job.row_bytes;
     float acc = 0.0f;
-    for (int n = 0; n < whole; n++, s += size) {
-      if (HOW != Asking::pages) ask_ahead<HOW, size>(s);
-      if constexpr (F::pairs) acc = acc + narrow_value<F>(s, job.at(token, n), order + met<F> * n);
-      else acc = acc + value_by_16<F>(s, job.at(token, n), order + met<F> * n);
+    for (int n = 0; n < held.whole; n++, s += held.size) {
+      if (HOW != Asking::pages) ask_ahead<HOW, OrderedNarrow<F>::size>(s);
+      acc = held.add(acc, s, n);
     }
-    if (rest) {
-      if (job.stop - s < size) s = static_cast<const uint8_t*>(__builtin_memcpy(last, s, size_t(rest)));
-      const int8_t* y = order + met<F> * whole;
-      if constexpr (F::pairs) acc = acc + narrow_value<F, true>(s, job.at(token, whole), y, left / 32);
-      else acc = acc + value_by_16<F>(s, job.at(token, whole), y);
-    }
-    job.out[token][r] = acc;
+    job.out[token][r] = held.add_rest(acc, s);
   }
+}
+
+// Four runs of `rows` rows each from row `begin`, a row of each at once, and their activations once for all.
+template <class F>
+void apart_wide(const Job& job, int token, int begin, int rows) {
+  const int blocks = job.cols / 256;
+  const size_t apart = rows * job.row_bytes;
+  const uint8_t* s = job.weights + size_t(begin) * job.row_bytes;
+  const Ordered<F> met(job, token, 0);
+  float* const out = job.out[token] + begin;
+  for (int r = 0; r < rows; r++) {
+    __m128 acc = _mm_setzero_ps();
+    for (int b = 0; b < blocks; b++, s += F::bytes) {
+      for (int k = 0; k < 4; k++) ask_in_run<F::bytes>(s + k * apart);
+      WideSums<F> sums;
+      sums.template put<4, true>(s, met.y + 256 * b, met.sums + sums_of_block<F> * b, apart);
+      acc = _mm_fmadd_ps(_mm_set1_ps(met.d[b]), sums.values(), acc);
+    }
+    alignas(16) float four[4];
+    _mm_store_ps(four, acc);
+    for (int k = 0; k < 4; k++) out[r + k * rows] = four[k];
+  }
+}
+
+template <class F>
+void apart_narrow(const Job& job, int token, int begin, int rows) {
+  const size_t apart = rows * job.row_bytes;
+  OrderedNarrow<F> held(job, token);
+  float* const out = job.out[token] + begin;
+  for (int r = 0; r < rows; r++) {
+    const uint8_t* s = job.weights + size_t(begin + r) * job.row_bytes;
+    float acc[4] = {};
+    for (int n = 0; n < held.whole; n++, s += held.size)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; k++) {
+        ask_in_run<OrderedNarrow<F>::size>(s + k * apart);
+        acc[k] = held.add(acc[k], s + k * apart, n);
+      }
+    for (int k = 0; k < 4; k++) out[r + k * rows] = held.add_rest(acc[k], s + k * apart);
+  }
+}
+
+template <class F>
+inline void apart(const Job& job, int token, int begin, int rows) {
+  if constexpr (F::wide) apart_wide<F>(job, token, begin, rows);
+  else apart_narrow<F>(job, token, begin, rows);
 }
 
 template <class F, Asking HOW>
@@ -48,8 +116,12 @@ inline void stream_asking(const Job& job, int token, int begin, int end) {
 
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
-  const Asking how = asks<F> && asking() == Asking::pages ? Asking::lines : asking();
-  if (how == Asking::both) stream_asking<F, Asking::both>(job, token, begin, end);
-  else if (how == Asking::lines) stream_asking<F, Asking::lines>(job, token, begin, end);
-  else if constexpr (!asks<F>) stream_asking<F, Asking::pages>(job, token, begin, end);
+  if (asking() == Asking::both) return stream_asking<F, Asking::both>(job, token, begin, end);
+  if constexpr (!vnni) {  // of Intel's CPUs alone
+    const int rows = rows_apart(job, begin, end);
+    if (rows) apart<F>(job, token, begin, rows);
+    begin += 4 * rows;
+    if (begin == end) return;
+  }
+  stream_asking<F, asks<F> ? Asking::lines : Asking::pages>(job, token, begin, end);
 }

@@ -5,7 +5,7 @@ template <class F>
 constexpr int sums_of_block = Block<F>::eight ? 8 : 16;  // of activations that it needs
 
 template <class F>
-constexpr bool asks = F::wide && !__is_same(F, Q6_K);  // for lines, on every CPU: these have fewer bytes an instruction
+constexpr bool asks = F::wide && !__is_same(F, Q6_K);  // for lines, on every CPU: fewer bytes an instruction
 
 template <class F>
 constexpr bool by_two = vnni && F::wide && F::bias == 128;  // two groups share two registers
@@ -122,20 +122,23 @@ inline __attribute__((always_inline)) void block_sums(const Block<F>& block, con
   }
 }
 
-// The values of N <= 4 blocks before floats are made of them; `y` and `sums`: what they meet, as of `Ordered`.
+// The values of N <= 4 blocks, `apart` bytes from each other; `y` and `sums`: what they meet, as of `Ordered`, all of
+// them the SAME or one behind the other.
 template <class F>
 class WideSums {
  public:
-  template <int N>
-  inline __attribute__((always_inline)) void put(const uint8_t* s, const int8_t* y, const int16_t* sums) {
+  template <int N, bool SAME = false>
+  inline __attribute__((always_inline)) void put(const uint8_t* s, const int8_t* y, const int16_t* sums,
+                                                 size_t apart = F::bytes) {
     __m256i total[4];
     __m128i low[4];
     float d[4] = {}, m[4] = {};
     for (int i = 0; i < 4; i++) total[i] = _mm256_setzero_si256(), low[i] = _mm_setzero_si128();
 #pragma GCC unroll 4
     for (int i = 0; i < N; i++) {
-      const Block<F> block(s + i * F::bytes);
-      block_sums<F>(block, y + 256 * i, sums + sums_of_block<F> * i, total[i], low[i]);
+      const Block<F> block(s + i * apart);
+      const int n = SAME ? 0 : i;
+      block_sums<F>(block, y + 256 * n, sums + sums_of_block<F> * n, total[i], low[i]);
       d[i] = block.d();
       if (F::lows) m[i] = block.m();
     }

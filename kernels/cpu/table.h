@@ -40,10 +40,11 @@ constexpr Format formats[] = {
 
 [[maybe_unused]] uint64_t read_all(const uint8_t* p, size_t size) {
 #if defined(AVX512_LEVEL) || defined(AVX256_LEVEL)
-  if (asking() != Asking::pages)
-    return read_words(p, size, [](const uint8_t* at) { ask_ahead<Asking::both, 256>(at); });
+  if (asking() == Asking::lines) return read_words(p, size, size / 256 * 64, [](const uint8_t*) {});
+  if (asking() == Asking::both)
+    return read_words(p, size, 64, [](const uint8_t* at) { ask_ahead<Asking::both, 256>(at); });
 #endif
-  return read_words(p, size, [](const uint8_t*) {});
+  return read_words(p, size, 64, [](const uint8_t*) {});
 }
 
 constexpr Level level_of(const char* name, bool (*here)(), decltype(Level::side_by_side) side_by_side = nullptr) {
