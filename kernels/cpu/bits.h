@@ -10,8 +10,8 @@ inline T load(const void* p) {
 
 typedef uint64_t EightWords __attribute__((vector_size(64), aligned(1)));
 
-// The sum of some bytes' words: the least that a product could do with them. Of four runs, `apart` bytes from each other,
-// 64 bytes are read at a time: 64 bytes are a run, and all are read as they lie, or a quarter is. ask(p) comes before.
+// The sum of some bytes' words: the least that a product could do. Of four runs, `apart` bytes from each other,
+// 64 bytes are read at a time: of 64 bytes, so that all are read as they lie, or of a quarter. ask(p) comes before.
 template <class Ask>
 inline uint64_t read_words(const uint8_t* p, size_t size, size_t apart, Ask ask) {
   const uint8_t *const end = p + size, *left = p + size / 256 * 256;
