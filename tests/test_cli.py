@@ -272,6 +272,13 @@ def test_help_names_every_command() -> None:
     assert gmoe("-h").stdout == result.stdout and gmoe("rm", "-h").stdout == gmoe("rm", "--help").stdout
 
 
+def test_the_module_is_the_program() -> None:
+    for args, status in ((["--version"], 0), (["dream"], 2)):
+        found = subprocess.run([sys.executable, "-m", "gmoe", *args], capture_output=True, text=True)
+        assert (found.returncode, found.stdout) == (status, gmoe(*args).stdout)
+        assert "No such command 'dream'" in found.stderr or not status
+
+
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["show", "no.gguf"]])
 def test_what_needs_no_model_imports_no_torch(args: list[str]) -> None:
     script = (

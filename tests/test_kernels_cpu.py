@@ -12,6 +12,7 @@ import torch
 from gmoe.kernels import cpu_ops, cpu_step
 from gmoe.kernels.cpu_step import HeadMaps, Linears
 from gmoe.kernels.formats import FORMATS, QuantFormat, QuantTensor
+from gmoe.kernels.grids import grid
 from gmoe.kernels.ops import activate, matmul
 from gmoe.kernels.record import record
 from gmoe.kernels.reference import dequantize
@@ -164,6 +165,41 @@ def test_sums_of_16_at_the_limits_of_words_change_no_bit(name: str, codes: slice
     w = random_rows(name, 32, 256)
     for row in range(24):
         w.data[row, codes] = row % 2 * 255
+    whole = cpu_ops.matmul(x, w, level=level)
+    assert_near(whole, x, w)
+    assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))
+
+
+@pytest.mark.parametrize("level", cpu_ops.levels())
+@pytest.mark.parametrize("total", [528, 529, 762, 763, 1016])
+@pytest.mark.parametrize("name", ["IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S"])
+def test_sums_of_eight_at_the_limits_of_words_change_no_bit(name: str, total: int, level: str) -> None:
+    """The first two, or last two, activations of four columns add up to `total`, and meet a grid's largest points."""
+    eight = np.full(8, 127)
+    eight[1:] = (total - 127) // 7 + (np.arange(7) < (total - 127) % 7)
+    places = np.arange(16) // 2 % 2 == 0  # 0 and 1 of each four
+    groups = []
+    for here in (places, ~places):
+        group = np.zeros(16, dtype=int)
+        group[here] = eight
+        groups += [np.tile(group, 16), -np.tile(group, 16)]
+    x = torch.from_numpy(np.stack(groups).astype(np.float32)).repeat_interleave(4, 0)
+    x = torch.cat([x, activations(3, 256), x])
+    w = random_rows(name, 32, 256)
+    at, high = w.format.offset("qs"), np.array([0, 0, 0, 0xF0], dtype=np.uint8)  # of words of signs and a scale
+    largest = [grid(name).reshape(-1, grid(name).shape[1] // 4, 4)[..., two].sum((1, 2)) for two in ([0, 1], [2, 3])]
+    for row in range(24):  # all signs plus
+        data, best = w.data[row], int(largest[row % 2].argmax())
+        if name == "IQ3_XXS":
+            data[at : at + 64], data[at + 64 :] = best, data[at + 64 :] & np.tile(high, 8)
+        elif name == "IQ2_XXS":
+            words = data[at:].reshape(8, 8)
+            words[:, :4], words[:, 4:] = best, words[:, 4:] & high
+        elif name == "IQ2_XS":
+            data[at : at + 64].view(np.uint16)[:] = best
+        else:
+            data[at : at + 32], data[at + 32 : at + 64] = best & 255, 0
+            data[at + 64 : at + 72] = (best >> 8) * 0b01010101
     whole = cpu_ops.matmul(x, w, level=level)
     assert_near(whole, x, w)
     assert torch.equal(whole, cpu_ops.matmul(x, w, level="portable"))

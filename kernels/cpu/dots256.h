@@ -17,6 +17,10 @@ constexpr int run = 32767 / (254 * largest<F>) >= COLUMNS ? COLUMNS : run<F, COL
 template <class F>
 constexpr int run<F, 0> = 1;
 
+// Of codes of which two columns fit: four, for tokens that are small enough (`Met::small`), as nearly all are.
+template <class F, int COLUMNS>
+constexpr bool by_four = !vnni && !words<F> && F::bias && run<F, COLUMNS> == 2;
+
 inline __m256i word(const void* p) { return _mm256_set1_epi32(load<int32_t>(p)); }
 
 template <class F>
@@ -26,18 +30,43 @@ constexpr int met_bytes = !F::bias ? int(sizeof(Activation)) : words<F> ? 512 : 
 template <class F>
 class Met {
  public:
+  static constexpr bool sorts = by_four<F, F::pairs ? 8 : 4>;
+
   Met(const Job& job, int from, int tokens) : job_(job), from_(from), tokens_(tokens) {
     if (!F::bias) return;
     const int blocks = (job.cols + 255) / 256;
-    to_ = reinterpret_cast<uint8_t*>(scratch(size_t(tokens + 3) * blocks * met_bytes<F>));
+    const size_t bytes = size_t(tokens + 3) * blocks * met_bytes<F>;
+    to_ = reinterpret_cast<uint8_t*>(scratch(bytes + (sorts ? size_t(tokens) * blocks : 0)));
+    small_ = to_ + bytes;
     for (int n = 0; n < blocks; n++)
-      for (int t = 0; t < tokens; t++) put(job.at(from + t, n).q, to_ + (size_t(n) * tokens + t) * met_bytes<F>);
+      for (int t = 0; t < tokens; t++) {
+        const size_t at = size_t(n) * tokens + t;
+        put(job.at(from + t, n).q, to_ + at * met_bytes<F>);
+        if (sorts) small_[at] = is_small(job.at(from + t, n).q);
+      }
+  }
+  // Whether four columns of the nth block fit for tokens [t, t + 4).
+  bool small(int t, int n) const {
+    return load<uint32_t>(small_ + size_t(n) * tokens_ + t) == 0x01010101;
   }
   const uint8_t* at(int t, int n) const {
     return F::bias ? to_ + (size_t(n) * tokens_ + t) * met_bytes<F> : (const uint8_t*)job_.at(from_ + t, n).q;
   }
 
  private:
+  // Whether the sizes of any four columns' first two, and last two, activations add up to little enough.
+  static bool is_small(const int8_t* q) {
+    constexpr int most = 32767 / largest<F>;
+    __m256i above = _mm256_setzero_si256();
+    for (int k = 0; k < 8; k++) {
+      const __m256i size = _mm256_abs_epi8(_mm256_load_si256((const __m256i*)q + k));
+      __m256i sum = _mm256_maddubs_epi16(size, byte32(1));
+      sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4e));
+      sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0xb1));
+      above = _mm256_or_si256(above, _mm256_cmpgt_epi16(sum, _mm256_set1_epi16(int16_t(most))));
+    }
+    return _mm256_testz_si256(above, above);
+  }
   static void put(const int8_t* q, uint8_t* y) {
     __m256i* to = (__m256i*)y;
     for (int k = 0; k < 8; k++) {
@@ -52,7 +81,7 @@ class Met {
   }
   const Job& job_;
   int from_, tokens_;
-  uint8_t* to_ = nullptr;
+  uint8_t *to_ = nullptr, *small_ = nullptr;
 };
 
 template <class F>
@@ -66,14 +95,18 @@ inline __m256i two_dots(__m256i q, __m256i y) {
   return F::bias ? _mm256_maddubs_epi16(y, q) : _mm256_maddubs_epi16(q, y);
 }
 
-// total[u] += by times the sums of code * y over columns [c, c + COLUMNS).
-template <class F, int COLUMNS, int T>
+// total[u] += by times the sums of code * y over columns [c, c + COLUMNS), `here` of them in 16 bits.
+template <class F, int COLUMNS, int T, int here>
 inline __attribute__((always_inline)) void add_dots(const Tile& tile, const uint8_t* y, int c, const __m256i* by,
                                                     __m256i (*total)[2]) {
-  constexpr int here = run<F, COLUMNS>;
+  constexpr int starts = here / run<F, COLUMNS>;
 #pragma GCC unroll 8
   for (int i = 0; i < COLUMNS; i += here) {
     __m256i sum[T][2];
+    auto start = [&](int h) {
+      const __m256i(*from)[2] = tile.start + (c + i) / here * starts;
+      return starts == 2 ? _mm256_add_epi16(from[0][h], from[1][h]) : from[0][h];
+    };
 #pragma GCC unroll 8
     for (int k = 0; k < here; k++) {
       const __m256i* q = tile.q[c + i + k];
@@ -83,7 +116,7 @@ inline __attribute__((always_inline)) void add_dots(const Tile& tile, const uint
         for (int h = 0; h < 2; h++) {
           const __m256i x = two_dots<F>(q[h], at);
           if (k) sum[u][h] = _mm256_add_epi16(sum[u][h], x);
-          else sum[u][h] = F::bias ? _mm256_add_epi16(x, tile.start[(c + i) / here][h]) : x;
+          else sum[u][h] = F::bias ? _mm256_add_epi16(x, start(h)) : x;
           asm("" : "+x"(sum[u][h]));  // or a compiler adds in another order, which takes more registers than there are
         }
       }

@@ -102,7 +102,7 @@ void pack_narrow(const uint8_t* s, size_t row_bytes, int blocks, Unpacked& u, Ti
   }
 }
 
-template <class F, int T>
+template <class F, int T, bool FOUR = false>
 __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
   constexpr int columns = F::pairs ? 8 : 4, groups = 64 / columns;
   constexpr bool eight = Block<F>::eight;
@@ -123,7 +123,7 @@ __attribute__((noinline)) void wide_tile(const Tile& tile, const Activation* a, 
           for (int h = 0; h < 2; h++)
             total[u][h] = _mm256_add_epi32(total[u][h], _mm256_mullo_epi32(dot[u][h], _mm256_srai_epi32(by[h], 16)));
       } else {
-        add_dots<F, columns, T>(tile, y, columns * g, by, total);
+        add_dots<F, columns, T, FOUR ? 4 : run<F, columns>>(tile, y, columns * g, by, total);
       }
     }
   }
@@ -150,7 +150,7 @@ inline __attribute__((always_inline)) void sums_of(const Tile& tile, const uint8
     for (int h = 0; h < 2; h++) dot[u][h] = vnni && F::bias ? tile.start[n][h] : _mm256_setzero_si256();
   if constexpr (vnni) dots<F, COLUMNS, T>(tile, y, COLUMNS * n, dot);
   else if constexpr (words<F>) dots<F, 2 * COLUMNS, T>(tile, y, 2 * COLUMNS * n, dot);
-  else add_dots<F, COLUMNS, T>(tile, y, COLUMNS * n, ones, dot);
+  else add_dots<F, COLUMNS, T, run<F, COLUMNS>>(tile, y, COLUMNS * n, ones, dot);
 }
 
 // v[j] of the narrow types, where place(j) == at.
@@ -198,9 +198,9 @@ __attribute__((noinline)) void narrow_tile(const Tile& tile, const Activation* a
     for (int h = 0; h < 2; h++) acc[u][h] = _mm256_add_ps(acc[u][h], value[u][h]);
 }
 
-template <class F, int T>
+template <class F, int T, bool FOUR = false>
 inline void tile_tokens(const Tile& tile, const Activation* a, const uint8_t* y, __m256 (*acc)[2]) {
-  if constexpr (F::wide) wide_tile<F, T>(tile, a, y, acc);
+  if constexpr (F::wide) wide_tile<F, T, FOUR>(tile, a, y, acc);
   else narrow_tile<F, T>(tile, a, y, acc);
 }
 
@@ -236,7 +236,9 @@ void quantized_rows(const Job& job) {
         int t = 0;
         for (; t + 4 <= tokens; t += 4) {
           ahead.ask();
-          tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+          constexpr bool sorts = Met<F>::sorts;
+          if (sorts && met.small(t, n)) tile_tokens<F, 4, sorts>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
+          else tile_tokens<F, 4>(tile, &job.at(from + t, n), met.at(t, n), acc + t);
         }
         ahead.ask_for_all();
         last_tokens<F, 3>(tile, &job.at(from + t, n), met.at(t, n), acc + t, tokens - t);
