@@ -14,6 +14,16 @@ struct BF16 {
   static float at(const uint8_t* p) { return as_float(uint32_t(load<uint16_t>(p)) << 16); }
 };
 
+#if defined(AVX256_LEVEL)
+template <class F>
+inline __m256 numbers(const uint8_t* p, int k) {  // the kth eight of sixteen
+  if (__is_same(F, F32)) return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * k);
+  const __m128i bits = _mm_loadu_si128((const __m128i*)p + k);
+  if (__is_same(F, F16)) return _mm256_cvtph_ps(bits);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+#endif
+
 template <class F>
 inline Sixteen numbers(const uint8_t* p) {  // sixteen
 #if defined(AVX512_LEVEL)
@@ -23,12 +33,7 @@ inline Sixteen numbers(const uint8_t* p) {  // sixteen
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
 #elif defined(AVX256_LEVEL)
-  if (F::bytes == 2) {
-    const __m128i low = _mm_loadu_si128((const __m128i*)p), high = _mm_loadu_si128((const __m128i*)p + 1);
-    if (__is_same(F, F16)) return {_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)};
-    auto up = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
-    return {up(low), up(high)};
-  }
+  return {numbers<F>(p, 0), numbers<F>(p, 1)};
 #elif defined(NEON_LEVEL)
   if (F::bytes == 2) {
     auto four = [&](int k) {
@@ -86,13 +91,6 @@ constexpr int parts = 2, rows_a_tile = 3, tokens_a_tile = 4;
 constexpr bool widens_first = false;
 inline Part& part(Sixteen& x, int k) { return k ? x.high : x.low; }
 inline Part fused(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
-template <class F>
-inline Part numbers(const uint8_t* p, int k) {
-  const __m128i* bits = (const __m128i*)p + k;
-  if (__is_same(F, F32)) return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * k);
-  if (__is_same(F, F16)) return _mm256_cvtph_ps(_mm_loadu_si128(bits));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits)), 16));
-}
 #else
 using Part = Sixteen;
 #if defined(AVX512_LEVEL)
@@ -108,7 +106,7 @@ inline Part numbers(const uint8_t* p, int) {
 }
 #endif
 
-// The nth numbers, `n` of them, of ROWS rows times T tokens; the sums go on from where they are.
+// `n` numbers of ROWS rows, at `w`, times those of T tokens from `from` on; the sums go on from where they are.
 template <class F, int ROWS, int T>
 inline void add_products(const uint8_t* const* w, const float* const* x, int from, int n,
                          Sixteen (*sum)[plain_tokens]) {

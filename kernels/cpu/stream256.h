@@ -117,7 +117,7 @@ inline void stream_asking(const Job& job, int token, int begin, int end) {
 template <class F>
 inline void stream(const Job& job, int token, int begin, int end) {
   if (asking() == Asking::both) return stream_asking<F, Asking::both>(job, token, begin, end);
-  if constexpr (!vnni) {  // of Intel's CPUs alone
+  if constexpr (!vnni) {  // without AVX-512 Intel's CPUs alone have it
     const int rows = rows_apart(job, begin, end);
     if (rows) apart<F>(job, token, begin, rows);
     begin += 4 * rows;
