@@ -27,7 +27,7 @@ inline __attribute__((always_inline)) void ask_ahead(const uint8_t* s) {
 template <int SIZE>
 inline __attribute__((always_inline)) void ask_in_run(const uint8_t* s) {
 #pragma GCC unroll 32
-  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 512 + i, _MM_HINT_T0);
+  for (int i = 0; i < SIZE; i += 64) _mm_prefetch((const char*)s + 320 + i, _MM_HINT_T0);
 }
 // How many rows of each of four runs are read at once; 0: as they lie.
 inline int rows_apart(const Job& job, int begin, int end) {

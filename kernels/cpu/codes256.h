@@ -202,9 +202,12 @@ inline __m256 scales_of(const uint8_t* s, int at) {
 }
 template <>
 inline __m256 scales_of<MXFP4>(const uint8_t* s, int) {
-  auto of = [&](int j) { return uint64_t(s[j * MXFP4::bytes]); };
-  auto four = [&](int j) { return of(j) | of(j + 2) << 8 | of(j + 4) << 16 | of(j + 6) << 24; };
-  const __m256i e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(four(0) | four(1) << 32)));
+  auto block = [&](int j) { return _mm_loadu_si128((const __m128i*)(s + j * MXFP4::bytes)); };
+  auto four = [&](int j) {
+    const __m128i first = _mm_unpacklo_epi8(block(j), block(j + 2));
+    return _mm_unpacklo_epi16(first, _mm_unpacklo_epi8(block(j + 4), block(j + 6)));
+  };
+  const __m256i e = _mm256_cvtepu8_epi32(_mm_unpacklo_epi32(four(0), four(1)));
   const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
   const __m256i small = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);  // the larger one below two
   return _mm256_castsi256_ps(_mm256_max_epi32(normal, small));

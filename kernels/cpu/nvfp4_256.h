@@ -19,10 +19,10 @@ inline void put_by_16(const Activation& a, int8_t* to) {
   }
 }
 
-// The value of four blocks of 64; y: what `put_by_16` made of their activations. What lies behind a row's end meets
-// zeros, and its scales are numbers whatever they are.
+// The values of four blocks of 64, two each, without the scales of activations; y: what `put_by_16` made of these. What
+// lies behind a row's end meets zeros, and its scales are numbers whatever they are.
 template <class F>
-inline __attribute__((always_inline)) float value_by_16(const uint8_t* s, const Activation& a, const int8_t* y) {
+inline __attribute__((always_inline)) __m256 values_by_16(const uint8_t* s, const int8_t* y) {
   const __m256i values = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)fp4_values));
   auto block = [&](int i) {  // four words of each group
     const __m256i x = loaded(s + i * F::bytes + 4);
@@ -43,7 +43,7 @@ inline __attribute__((always_inline)) float value_by_16(const uint8_t* s, const 
   const __m256i d = as_halves(_mm256_cvtepu8_epi16(_mm_unpacklo_epi64(scales(0), scales(2))));
   const __m256 p = _mm256_mul_ps(floats_of(_mm256_castsi256_si128(d)), two(0));
   const __m256 q = _mm256_mul_ps(floats_of(_mm256_extracti128_si256(d, 1)), two(2));
-  return block_value(_mm256_add_ps(_mm256_shuffle_ps(p, q, 0x88), _mm256_shuffle_ps(p, q, 0xdd)), a);
+  return _mm256_add_ps(_mm256_shuffle_ps(p, q, 0x88), _mm256_shuffle_ps(p, q, 0xdd));
 }
 
 // 256 codes in order less the bias, and the scales of the first and the last 16 of each 32 by place.

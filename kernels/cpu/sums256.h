@@ -151,20 +151,31 @@ class WideSums {
   __m128 value_;
 };
 
-// What 256 weights of a narrow type add, of their v, the even ones before the odd ones.
-inline __attribute__((always_inline)) float block_value(__m256 v, const Activation& a) {
-  const __m256 d = _mm256_load_ps(a.d);
-  __m128 q = _mm_mul_ps(_mm256_castps256_ps128(d), _mm256_castps256_ps128(v));
-  q = _mm_fmadd_ps(_mm256_extractf128_ps(d, 1), _mm256_extractf128_ps(v, 1), q);
+// The sum of eight values times scales: 0 and 4, 1 and 5, ..., then their first and third, their second and fourth.
+inline __attribute__((always_inline)) float sum_of_8(__m256 v, const float* d) {
+  __m128 q = _mm_mul_ps(_mm_load_ps(d), _mm256_castps256_ps128(v));
+  q = _mm_fmadd_ps(_mm_load_ps(d + 4), _mm256_extractf128_ps(v, 1), q);
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
+// Likewise those of four times eight values.
+inline __attribute__((always_inline)) __m128 sums_of_8(const __m256* v, const float* d) {
+  const __m256 low = _mm256_broadcast_ps((const __m128*)d), high = _mm256_broadcast_ps((const __m128*)(d + 4));
+  auto two = [&](__m256 x, __m256 y) {
+    const __m256 q = _mm256_mul_ps(low, _mm256_permute2f128_ps(x, y, 0x20));
+    return _mm256_fmadd_ps(high, _mm256_permute2f128_ps(x, y, 0x31), q);
+  };
+  const __m256 x = two(v[0], v[2]), y = two(v[1], v[3]);
+  const __m256 q = _mm256_add_ps(_mm256_shuffle_ps(x, y, 0x44), _mm256_shuffle_ps(x, y, 0xee));
+  const __m128 a = _mm256_castps256_ps128(q), b = _mm256_extractf128_ps(q, 1);
+  return _mm_add_ps(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
+}
 
-// The value of eight blocks of 32, where PART only of the first `count`; y: their activations as `codes_of_two` has
-// codes, and F::bias times their sums.
+// The values of eight blocks of 32 without the scales of activations, the even ones before the odd ones, where PART only
+// of the first `count`; y: their activations as `codes_of_two` has codes, and F::bias times their sums or, where there
+// are lows, the sums.
 template <class F, bool PART = false>
-inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const Activation& a, const int8_t* y,
-                                                         int count = 8) {
+inline __attribute__((always_inline)) __m256 narrow_values(const uint8_t* s, const int8_t* y, int count = 8) {
   const __m256i ones = _mm256_set1_epi16(1);
   auto two = [&](int i, int h) { return _mm256_load_si256((const __m256i*)(y + 64 * i + 32 * h)); };
   auto of_two = [&](int i) {  // blocks 2 i and 2 i + 1
@@ -182,15 +193,13 @@ inline __attribute__((always_inline)) float narrow_value(const uint8_t* s, const
     return _mm256_madd_epi16(pairs_added(a, b, [](__m256i x, __m256i y) { return _mm256_add_epi16(x, y); }), ones);
   };
   __m256i sum = pairs_added(of_four(0), of_four(2));  // even blocks, odd blocks
-  if (F::bias && (F::bias != 128 || vnni)) sum = _mm256_sub_epi32(sum, _mm256_load_si256((const __m256i*)(y + 256)));
+  const __m256i low = _mm256_load_si256((const __m256i*)(y + 256));
+  if (F::bias && (F::bias != 128 || vnni)) sum = _mm256_sub_epi32(sum, low);
   __m256 v = _mm256_mul_ps(scales_of<F>(s, 0), _mm256_cvtepi32_ps(sum));
-  if (F::lows) {
-    const __m256i low = _mm256_srai_epi32(_mm256_load_si256((const __m256i*)a.low32), 7);  // minus the sums of y
-    v = _mm256_fnmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(low), v);
-  }
+  if (F::lows) v = _mm256_fmadd_ps(scales_of<F>(s, 2), _mm256_cvtepi32_ps(low), v);
   if (PART) {  // what is behind them is the next row's, and its scales may be no numbers
     const __m256i places = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     v = _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), places)));
   }
-  return block_value(v, a);
+  return v;
 }
