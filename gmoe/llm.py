@@ -49,6 +49,7 @@ from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
 from gmoe.library.modelfile import Modelfile
+from gmoe.loadable import options_to_load
 from gmoe.machine import usable_cores
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
@@ -183,7 +184,7 @@ class LLM:
         long load is doing.
         """
         package = find(path)
-        options = package.options(options)
+        options = options_to_load(package, options)
 
         def on(device: str, why: str) -> LLM:
             chosen, said = on_device(options, device, why)

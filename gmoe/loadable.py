@@ -1,6 +1,7 @@
 """What a Modelfile or a command says that nothing could be loaded with: known before any model is."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def _card() -> bool:
     return usable()
 
 
+def options_to_load(package: Package, given: RuntimeOptions | None = None) -> RuntimeOptions:
+    """`Package.options`, where knobs of a policy leave with it if another is `given` in its place."""
+    options, given = package.options(given), given or RuntimeOptions()
+    now = {kind: getattr(options, kind) for kind in POLICIES}
+    before = {kind: getattr(RuntimeOptions(**package.modelfile.options), kind) for kind in POLICIES}
+    kept = _knobs_of(now) | set(given.policy)
+    gone = _knobs_of({kind: name for kind, name in before.items() if name != now[kind]}) - kept
+    return replace(options, policy={knob: value for knob, value in options.policy.items() if knob not in gone})
+
+
 def passed_over(modelfile: Modelfile) -> list[str]:
     """What loading would do without, a sentence each."""
     try:
@@ -110,6 +121,11 @@ def _require_knob(knob: str, knobs: Mapping[str, Any], chosen: Mapping[str, str]
         except policy.PolicyError:
             if knob == list(together)[-1] or not _stands(kind, chosen[kind], alone):
                 raise
+
+
+def _knobs_of(chosen: Mapping[str, str]) -> set[str]:
+    """What the policies take that are known; one that is not is refused elsewhere."""
+    return {knob for kind, name in chosen.items() if name in policy.names(kind) for knob in policy.knobs_of(kind, name)}
 
 
 def _stands(kind: str, name: str, knobs: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """RuntimeOptions: the whole configuration of a running model, plain frozen data."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,17 @@ class RuntimeOptions:
                 if not isinstance(value, str | Path) or not str(value):
                     raise ValueError(f"{name} is {value!r}; it must be a path")
                 object.__setattr__(self, name, Path(value))
+
+    @property
+    def insisted(self) -> frozenset[str]:
+        """Fields that count before a Modelfile's even where they are the defaults: those of `insisting`."""
+        return self.__dict__.get("_insisted", frozenset())
+
+    def insisting(self, names: Iterable[str]) -> "RuntimeOptions":
+        """The same options, with these fields `insisted` upon; other fields do where they are not the defaults."""
+        options = replace(self)
+        object.__setattr__(options, "_insisted", frozenset(names))
+        return options
 
 
 def memory_bytes(text: str, total: int, name: str = "memory") -> int:

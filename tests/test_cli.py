@@ -172,6 +172,8 @@ def test_without_flags_the_defaults_hold() -> None:
     assert seen == [SamplingParams(), RuntimeOptions()]
     assert CliRunner().invoke(command, ["--seed", "-1"]).exit_code == 0
     assert seen[2:] == seen[:2]  # any seed
+    assert CliRunner().invoke(command, ["--quality", "exact", "--threads", "3"]).exit_code == 0
+    assert isinstance(seen[5], RuntimeOptions) and seen[5].insisted == {"quality", "threads"}
 
 
 @pytest.mark.parametrize(

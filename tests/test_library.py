@@ -263,6 +263,14 @@ def test_a_package_s_options_and_sampling(user: Path) -> None:
     assert (measured.quality, measured.max_kld) == ("high", None)
 
 
+def test_what_is_insisted_upon_counts_though_it_is_the_default() -> None:
+    package = Package(Path("x"), parse_modelfile("FROM x\n# gmoe: max_kld 0.5\n# gmoe: kv_type q8_0\n# gmoe: seed 3"))
+    assert package.options(RuntimeOptions()).max_kld == 0.5
+    options = package.options(RuntimeOptions().insisting(["quality", "kv_type"]))
+    assert (options.quality, options.max_kld, options.kv_type, options.seed) == ("exact", None, "f16", 3)
+    assert RuntimeOptions().insisting(["quality"]) == RuntimeOptions()
+
+
 def test_an_adapter_is_refused(user: Path) -> None:
     library = Library.default()
     manifest = create(library, A, parse_modelfile(f"FROM {write_gguf(user / 'm.gguf')}"), user)

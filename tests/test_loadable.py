@@ -19,7 +19,7 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package, find
 from gmoe.library.manifest import Library
 from gmoe.library.modelfile import Command, Modelfile, ModelfileError, parse_modelfile
-from gmoe.loadable import NOBODY, require_loadable, require_options
+from gmoe.loadable import NOBODY, options_to_load, require_loadable, require_options
 from gmoe.options import POLICIES, RuntimeOptions
 from gmoe.passes.twin import twin
 from gmoe.server.ask import Refused
@@ -200,3 +200,17 @@ def test_what_ollama_takes_for_automatic_is_automatic() -> None:
     )
     assert (package.options().context, package.options().threads) == (0, 0)
     assert package.sampling == {"top_k": 0, "top_p": 1.0}
+
+
+def test_knobs_leave_with_their_policy_and_others_stay() -> None:
+    text = "FROM x\n# gmoe: miss hobbit\n# gmoe: route adaptive_k\n"
+    text += "# gmoe: policy.t1 0.5\n# gmoe: policy.t2 0.8\n# gmoe: policy.threshold 0.1"
+    package = Package(Path(), parse_modelfile(text))
+    assert options_to_load(package).policy == {"t1": 0.5, "t2": 0.8, "threshold": 0.1}
+    assert options_to_load(package, RuntimeOptions(miss="load")).policy == {"threshold": 0.1}
+    assert options_to_load(package, RuntimeOptions().insisting(["miss"])).policy == {"threshold": 0.1}
+    assert options_to_load(package, RuntimeOptions(policy={"t2": 0.9})).policy == {
+        "t1": 0.5, "t2": 0.9, "threshold": 0.1,
+    }  # fmt: skip
+    both = options_to_load(package, RuntimeOptions(miss="load", policy={"t1": 0.9}))
+    assert both.policy == {"t1": 0.9, "threshold": 0.1}  # refused where it is loaded, since the user says it

@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gmoe.cli.errors import usage
 from gmoe.engine.sampling import SAMPLERS, SamplingParams
@@ -159,4 +160,12 @@ def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
         made = kind(**{name: given.pop(name) for name in names})
         if isinstance(made, RuntimeOptions):
             require_options(made)
+            made = made.insisting(_said())
     return made
+
+
+def _said() -> set[str]:
+    """The arguments of the running command that stand on its command line."""
+    ctx = click.get_current_context(silent=True)
+    given = ctx.params if ctx else {}
+    return {name for name in given if ctx and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}

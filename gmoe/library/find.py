@@ -27,7 +27,10 @@ class Package:
     modelfile: Modelfile = Modelfile(())
 
     def options(self, given: RuntimeOptions | None = None) -> RuntimeOptions:
-        """What to load it with: what is `given` and not a default, else what the Modelfile says. Raises ValueError."""
+        """What to load it with: what is `given` and not a default, or insisted upon, else what the Modelfile says.
+
+        Of knobs each is looked at by itself. Raises ValueError.
+        """
         default, given = RuntimeOptions(), given or RuntimeOptions()
         own, parameters = self.modelfile.options, self.modelfile.parameters
         for parameter, name in (("num_ctx", "context"), ("num_thread", "threads")):
@@ -39,7 +42,11 @@ class Package:
                     raise ValueError(f"{parameter}: {error}") from None
                 own.setdefault(name, value)
         changed = {f.name: getattr(given, f.name) for f in fields(given)}
-        changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+        changed = {
+            name: value for name, value in changed.items() if value != getattr(default, name) or name in given.insisted
+        }
+        if "policy" in changed:
+            changed["policy"] = {**own.get("policy", {}), **changed["policy"]}
         for one, other in (("quality", "max_kld"), ("max_kld", "quality")):  # they say the same
             if one in changed:
                 own.pop(other, None)

@@ -11,6 +11,7 @@ from gmoe.library.find import Package
 from gmoe.library.manifest import Library, LibraryError, Manifest, ModelNotFound
 from gmoe.library.modelfile import Modelfile
 from gmoe.library.name import InvalidName, ModelName
+from gmoe.loadable import options_to_load
 from gmoe.options import RuntimeOptions
 from gmoe.server.ask import Refused
 
@@ -100,7 +101,7 @@ class Catalog:
 
 def options_for(entry: Entry, base: RuntimeOptions, num_ctx: int | None, num_thread: int | None) -> RuntimeOptions:
     """What to load a model with: the server's flags, then the request's wishes, then what the Modelfile says."""
-    options = Package(entry.path, entry.modelfile).options(base)
+    options = options_to_load(Package(entry.path, entry.modelfile), base)
     return replace(options, context=max(0, num_ctx or options.context), threads=max(0, num_thread or options.threads))
 
 
