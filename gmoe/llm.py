@@ -39,8 +39,7 @@ from gmoe.experts.memory import available, return_freed
 from gmoe.experts.recorder import Recorder
 from gmoe.experts.store import kept
 from gmoe.experts.transfer import TransferError
-from gmoe.gguf.file import GGUFFile, UnsupportedModel
-from gmoe.gguf.hparams import Hparams
+from gmoe.gguf.file import GGUFFile
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels import cpu_ops
 from gmoe.kernels.cpu_ops import Guard
@@ -49,7 +48,7 @@ from gmoe.layers.weights import Weights
 from gmoe.library.find import Package, find
 from gmoe.library.home import home
 from gmoe.library.modelfile import Modelfile
-from gmoe.loadable import options_to_load
+from gmoe.loadable import hparams_of, options_to_load
 from gmoe.machine import usable_cores
 from gmoe.models import decoder
 from gmoe.options import RuntimeOptions
@@ -82,9 +81,7 @@ class LLM:
         options, setting = calibration.chosen(options, file)
         self.file, self.options = file, options
         name = str(file.path)
-        if file.architecture and (why := decoder.refusal(file.architecture)):  # before its keys are missed
-            raise UnsupportedModel(name, "general.architecture", why)
-        self.hparams = Hparams.from_metadata(file.metadata, name)
+        self.hparams = hparams_of(file)
         self.tokenizer = Tokenizer.from_gguf(file.metadata, name)
         self._grammars = Grammars(self.tokenizer)
         self.modelfile = package.modelfile if package else Modelfile(())

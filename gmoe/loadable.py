@@ -11,7 +11,7 @@ from gmoe.experts import policy
 from gmoe.experts.calibration import budget_of
 from gmoe.experts.fingerprint import header
 from gmoe.experts.trace_file import TraceFile
-from gmoe.gguf.file import GGUFFile
+from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.library.find import Package
@@ -76,6 +76,15 @@ def options_to_load(package: Package, given: RuntimeOptions | None = None) -> Ru
     return replace(options, policy={knob: value for knob, value in options.policy.items() if knob not in gone})
 
 
+def hparams_of(file: GGUFFile) -> Hparams:
+    """What the file says; an architecture that is unknown is told before the keys that it lacks."""
+    from gmoe.models.decoder import refusal  # which imports torch
+
+    if file.architecture and (why := refusal(file.architecture)):
+        raise UnsupportedModel(str(file.path), "general.architecture", why)
+    return Hparams.from_metadata(file.metadata, str(file.path))
+
+
 def passed_over(modelfile: Modelfile) -> list[str]:
     """What loading would do without, a sentence each."""
     try:
@@ -88,7 +97,7 @@ def passed_over(modelfile: Modelfile) -> list[str]:
 def require_fitting(kind: str, path: Path, model: Path) -> None:
     """Raises ValueError where the file is no "twin" or no "trace" of this model."""
     with GGUFFile.open(model) as file:
-        hparams = Hparams.from_metadata(file.metadata, str(model))
+        hparams = hparams_of(file)
         layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
         if kind == "trace":
             TraceFile(model, path, header(file, layout, hparams.n_layer))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -128,6 +128,18 @@ def test_what_goes_wrong_in_an_answer(llm: FakeLLM, model: str, error: BaseExcep
     assert (result.exit_code, result.stdout) == (status, "Hel")
     assert result.stderr == "Note: it is a fake\n" + text
     assert llm.closed and llm.answers_closed == 1
+
+
+def test_what_is_said_of_a_broken_answer_begins_a_line_on_a_terminal(
+    llm: FakeLLM, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    llm.pieces = ["Hel ", KeyboardInterrupt()]
+    mine, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal, redirect_stdout(terminal), suppress(SystemExit):
+        cli(["run", model, "Hi"])
+    assert os.read(mine, 100) == b"Hel \r\n"
+    os.close(mine)
 
 
 def test_every_field_is_a_flag_with_a_line_of_help() -> None:

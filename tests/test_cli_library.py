@@ -80,7 +80,7 @@ def test_errors(home: Path, arguments: tuple[str, ...], sentence: str) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1].startswith(sentence)
-    assert len(result.stderr.splitlines()[-1]) < 900
+    assert len(result.stderr.splitlines()[-1]) < 900 and "" not in result.stderr.splitlines()
 
 
 def test_wrong_usage(home: Path) -> None:

@@ -202,6 +202,18 @@ def test_what_ollama_takes_for_automatic_is_automatic() -> None:
     assert package.sampling == {"top_k": 0, "top_p": 1.0}
 
 
+def test_an_unknown_architecture_is_told_before_the_keys_that_it_lacks(tmp_path: Path) -> None:
+    data = write_model(tmp_path / "m.gguf").read_bytes().replace(b"qwen3moe", b"cogitoxx")
+    path = tmp_path / "strange.gguf"
+    path.write_bytes(data.replace(b"cogitoxx.block_count", b"cogitoxx.blockscount"))
+    text = tmp_path / "text"
+    text.write_text("one two three " * 20)
+    prune = ["prune", path, "x", "--keep", "1", "-f", text]
+    for arguments in (["plan", path], ["pack", path, "x"], ["twin", path, "-o", "x"], prune):
+        result = CliRunner().invoke(cli, [str(word) for word in arguments])
+        assert "general.architecture: 'cogitoxx'; supported: " in result.stderr, result.stderr
+
+
 def test_knobs_leave_with_their_policy_and_others_stay() -> None:
     text = "FROM x\n# gmoe: miss hobbit\n# gmoe: route adaptive_k\n"
     text += "# gmoe: policy.t1 0.5\n# gmoe: policy.t2 0.8\n# gmoe: policy.threshold 0.1"

@@ -351,6 +351,27 @@ CASES: list[tuple[str, str, list[Any]]] = [
     ("harmony", "no header at all", [content("no header at all")]),
     ("harmony", "<|channel|>commentary to=functions.time<|message|>{bad<|call|>", [content("{bad")]),
     ("harmony", "<|channel|>final", []),
+    ("solar", "<|content|>Hi<|end|><|flush|>", [content("Hi")]),
+    (
+        "solar",
+        "<|think|>Hm.<|end|><|begin|>assistant<|content|>Hi <b>",
+        [thinking("Hm."), content("Hi <b>")],
+    ),
+    (
+        "solar",
+        "<|think|>Hm.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>weather"
+        '<|tool_call:args|>{"city": "Rome"}<|tool_call:end|><|tool_call:begin|>f<|tool_call:name|>time'
+        "<|tool_call:args|>{}<|tool_call:end|><|calls|>",
+        [thinking("Hm."), call(ROME._replace(id="a1b2c3d4e5")), call(ToolCall("time", {}, "f"))],
+    ),
+    ("solar", "<|tool_calls|>weather<|calls|>", [content("weather")]),
+    (
+        "solar",
+        "<|tool_calls|><|tool_call:begin|>a<|tool_call:end|>",
+        [content("<|tool_call:begin|>a<|tool_call:end|>")],
+    ),
+    ("solar", "no header at all", [content("no header at all")]),
+    ("solar", "<|begin|>assistant", []),
     (
         "dsml",
         "I look.\n\n<｜DSML｜function_calls>\n"
@@ -515,6 +536,8 @@ PROMPTS = [
     ("harmony", "<|start|>assistant", "<|channel|>final<|message|>Hi", [content("Hi")]),
     ("harmony", "<|start|>assistant<|channel|>final<|message|>", "Hi", [content("Hi")]),
     ("harmony", "<|start|>assistant<|channel|>analysis<|message|>", "Hm", [thinking("Hm")]),
+    ("solar", "<|begin|>assistant<|think|><|end|><|begin|>assistant", "<|content|>Hi", [content("Hi")]),
+    ("solar", "<|begin|>assistant<|think|>", "Hm<|end|><|begin|>assistant<|content|>", [thinking("Hm")]),
 ]
 
 
@@ -589,6 +612,7 @@ def test_every_dialect_has_cases_and_marks() -> None:
         ("lfm2", "<think>", "</think>"),
         ("gemma4", "<|channel>thought\n", "<channel|>"),
         ("harmony", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+        ("solar", "<|think|>", "<|content|>"),
         ("mistral", "[THINK]", "[/THINK]"),
         ("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
         ("hunyuan", "<think:opensource>", "</think:opensource>"),
@@ -720,6 +744,7 @@ def test_any_text_is_parsed_alike_whole_and_in_letters(dialect: str, words: list
         ("<|im_start|>", "glm-4.6", "glm4"),
         ("<|im_start|>", "hermes", "hermes"),
         ("<|start|>assistant<|channel|>", None, "harmony"),
+        ("<|tool_call:begin|>{{ id }}<|tool_call:name|>{{ name }}<|tool_call:args|>", None, "solar"),
         ("<think> <tool_call> {{ tool | tojson }}", None, "hermes"),
         ("<think> <tool_call> <function=example>", None, "qwen3_coder"),
         ("<tool_call> <arg_key>", None, "glm4"),

@@ -211,6 +211,8 @@ def test_command(tmp_path):
     assert drawn.exit_code == 0 and (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     wrong = CliRunner().invoke(simulate, [str(path), "--evict", "lru,nope"])
     assert wrong.exit_code == 2 and "no policy is called 'nope'" in wrong.output
+    endless = CliRunner().invoke(simulate, [str(path), "--budget", "10%..99999999%"])
+    assert endless.exit_code == 2 and "a range ends at 100%" in endless.output
     for given in (["--budget", "90%..10%"], ["--expert-us", "nan"], ["--layer-us", "-1"], ["--expert-us", "inf"]):
         assert CliRunner().invoke(simulate, [str(path), *given]).exit_code == 2
     knob = CliRunner().invoke(simulate, [str(path), "--evict", "hobbit:lru=1.0:fld=0.0", "--budget", "25%"])

@@ -126,18 +126,24 @@ def push(name: str, insecure: bool) -> None:
 def _bars() -> Iterator[Callable[[Progress], None]]:
     """A line for each step and a bar for each blob, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    tasks: dict[str, TaskID] = {}
 
-        def report(step: Progress) -> None:
-            if not step.digest:
-                bars.console.print(step.status, highlight=False)
-                return
-            if step.digest not in tasks:
-                tasks[step.digest] = bars.add_task(step.status, total=step.total)
-            bars.update(tasks[step.digest], completed=step.completed)
+    def report(step: Progress) -> None:
+        if not step.digest:
+            bars.console.print(step.status, highlight=False)
+            return
+        if not tasks:  # not before: the end of no bars is an empty line
+            bars.start()
+        if step.digest not in tasks:
+            tasks[step.digest] = bars.add_task(step.status, total=step.total)
+        bars.update(tasks[step.digest], completed=step.completed)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def human_bytes(size: int) -> str:

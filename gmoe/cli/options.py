@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
@@ -160,7 +160,7 @@ def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
         made = kind(**{name: given.pop(name) for name in names})
         if isinstance(made, RuntimeOptions):
             require_options(made)
-            made = made.insisting(_said())
+            return cast(T, made.insisting(_said()))
     return made
 
 

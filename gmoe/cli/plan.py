@@ -26,6 +26,7 @@ from gmoe.gguf.layout import ExpertLayout
 from gmoe.kernels.cpu_ops import usable_cores
 from gmoe.library.find import model_file
 from gmoe.library.home import home
+from gmoe.loadable import hparams_of
 from gmoe.options import MOST_THREADS, RuntimeOptions, memory_bytes
 
 MIB = 1 << 20
@@ -45,7 +46,7 @@ def plan(model: str, host_memory: str, gpu_memory: str | None, trace: Path | Non
     with usage():
         RuntimeOptions(host_memory=host_memory, gpu_memory=gpu_memory or "auto", threads=threads)  # as a run takes them
     with GGUFFile.open(model_file(model)) as file:
-        hparams = Hparams.from_metadata(file.metadata, str(file.path))
+        hparams = hparams_of(file)
         layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
         if not layout.layers:
             raise click.ClickException(f"{file.path} has no experts: it is used straight from the map")

@@ -107,8 +107,13 @@ def run(
         with usage(GrammarError):
             events = llm.generate(text, params) if raw else llm.chat(messages, params, **thinks)
         heard: list[Any] = []
-        for _ in spoken(events, write, wrap, hidethinking, heard.append):
-            pass
+        try:
+            for _ in spoken(events, write, wrap, hidethinking, heard.append):
+                pass
+        except BaseException:
+            if sys.stdout.isatty():  # what is said next begins a line
+                click.echo()
+            raise
         click.echo()
         if params.logprobs is not None:
             click.echo("\n".join(probabilities(heard, llm.tokenizer)), err=True)

@@ -130,6 +130,8 @@ def budgets(text: str, schedule: Schedule) -> list[int]:
             begin, end = (number(end.strip()[:-1]) for end in (first, last))
             if begin > end:
                 raise click.UsageError(f"{part!r}: the range is empty")
+            if end > 100:
+                raise click.UsageError(f"{part!r}: a range ends at 100%, which is all experts")
             count = int((end - begin) / 10 + 1e-9) + 1
             sizes += [budget_bytes(f"{begin + 10 * n}%", schedule) for n in range(count)]
         else:

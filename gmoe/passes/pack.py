@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
-from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.gguf.rewrite import rewrite
 from gmoe.kernels.formats import QuantTensor
+from gmoe.loadable import hparams_of
 
 STACKED = re.compile(r"(blk\.\d+\.)ffn_(gate_up|gate|up|down)_exps\.weight")
 
@@ -21,7 +21,7 @@ def pack(src: Path, dst: Path) -> None:
     Nothing but names and places changes. Raises UnsupportedModel where there are no stacked experts.
     """
     with GGUFFile.open(src) as file:
-        hparams = Hparams.from_metadata(file.metadata, str(src))
+        hparams = hparams_of(file)
         layout = ExpertLayout(file, hparams.n_layer, hparams.n_expert)
         stacks: dict[str, list[str]] = {}  # by block: its roles, in the file's order
         for name in file.tensors:

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmoe.gguf.file import GGUFFile, TensorInfo, UnsupportedModel
-from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.gguf.rewrite import rewrite
 from gmoe.kernels.formats import QuantTensor
+from gmoe.loadable import hparams_of
 from gmoe.models.llama4 import MAVERICK_EXPERTS
 
 Kept = Mapping[int, tuple[int, ...]]  # layer -> the experts that stay, ascending
@@ -34,7 +34,7 @@ class Pruning:
     def __init__(self, file: GGUFFile, keep: int):
         self.file, self.keep = file, keep
         name = str(file.path)
-        self.hparams = hp = Hparams.from_metadata(file.metadata, name)
+        self.hparams = hp = hparams_of(file)
         layout = ExpertLayout(file, hp.n_block, hp.n_expert)
         self.layers, self.n_expert = tuple(layout.layers), hp.n_expert
         if not self.layers:

@@ -5,10 +5,10 @@ from pathlib import Path
 from gmoe.experts.twin import FINGERPRINT, MADE_OF
 from gmoe.gguf.file import GGUFFile, UnsupportedModel
 from gmoe.gguf.fingerprint import fingerprint
-from gmoe.gguf.hparams import Hparams
 from gmoe.gguf.layout import ExpertLayout
 from gmoe.gguf.rewrite import rewrite
 from gmoe.kernels.quantize import encodable
+from gmoe.loadable import hparams_of
 from gmoe.passes.mixes import fitting
 from gmoe.passes.quantize import Importance, Progress, edit_of
 
@@ -24,7 +24,7 @@ def twin(
     """Write the experts of `src` in `type_name` to `dst`. Raises ValueError, one sentence each."""
     kind = type_named(type_name)
     with GGUFFile.open(src) as file:
-        hparams = Hparams.from_metadata(file.metadata, str(src))
+        hparams = hparams_of(file)
         names = ExpertLayout(file, hparams.n_layer, hparams.n_expert).names
         if not names:
             raise UnsupportedModel(str(src), "expert_count", "the model has no experts, so that it can have no twin")

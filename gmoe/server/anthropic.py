@@ -11,6 +11,7 @@ from gmoe.server.body import Body, read, short
 from gmoe.server.lacking import ELSEWHERE, checked
 from gmoe.server.openai import DEFAULTS, chosen_tools, encode, media
 from gmoe.server.stream import Chunk
+from gmoe.tokenizer.thinking import thoughts
 
 __all__ = ["encode", "media", "parse", "parse_count", "refuse", "render"]
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
@@ -167,13 +168,13 @@ def _messages(model: str, message: AnthropicMessage) -> list[dict[str, Any]]:
     """One message as one or more of those that templates read: results of tools have their own."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
-    results, texts, thoughts, calls = [], [], [], []
+    results, texts, thought, calls = [], [], [], []
     for block in message.content:
         kind = block.get("type")
         if kind == "text":
             texts.append(str(block.get("text", "")))
         elif kind == "thinking":
-            thoughts.append(str(block.get("thinking", "")))
+            thought.append(str(block.get("thinking", "")))
         elif kind == "redacted_thinking":
             continue
         elif kind == "tool_use":
@@ -187,11 +188,11 @@ def _messages(model: str, message: AnthropicMessage) -> list[dict[str, Any]]:
         else:
             raise Refused(400, f"content of the type {short(kind)} is not supported")
     entry: dict[str, Any] = {"role": message.role, "content": "".join(texts)}
-    if thoughts:
-        entry["thinking"] = entry["reasoning_content"] = "".join(thoughts)
+    if thought:
+        entry |= thoughts("".join(thought))
     if calls:
         entry["tool_calls"] = calls
-    return [*results, entry] if texts or calls or thoughts or not results else results
+    return [*results, entry] if texts or calls or thought or not results else results
 
 
 def _text(model: str, content: Any) -> str:

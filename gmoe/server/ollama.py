@@ -13,6 +13,7 @@ from gmoe.server.ask import Ask, Chosen, End, Event, Events, Loading, Piece, Ref
 from gmoe.server.body import Body, read, short
 from gmoe.server.lacking import checked
 from gmoe.server.stream import Chunk, to_bytes
+from gmoe.tokenizer.thinking import thoughts
 
 media = "application/x-ndjson"
 DEFAULTS: Mapping[str, Any] = {}  # those of SamplingParams are Ollama's
@@ -138,7 +139,7 @@ def parse_chat(body: Any) -> Ask:
         refuse_images(given.model, message.images)
         entry: dict[str, Any] = {"role": message.role.lower(), "content": message.content or ""}
         if message.thinking:
-            entry |= {"thinking": message.thinking, "reasoning_content": message.thinking}
+            entry |= thoughts(message.thinking)
         if message.tool_calls:
             entry["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": call.function.model_dump()}

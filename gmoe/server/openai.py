@@ -16,6 +16,7 @@ from gmoe.server.lacking import ELSEWHERE, OPENAI, checked
 from gmoe.server.llama_options import SamplingBody, sampled
 from gmoe.server.ollama import LEVELS, keep_alive_of
 from gmoe.server.stream import Chunk, to_bytes
+from gmoe.tokenizer.thinking import thoughts
 
 media = "text/event-stream"
 DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
@@ -161,8 +162,8 @@ def message_of(name: str, message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates read it."""
     role = "system" if message.role == "developer" else "tool" if message.role == "function" else message.role
     entry: dict[str, Any] = {"role": role, "content": text_of(name, message.content)}
-    if message.reasoning_content or message.reasoning:
-        entry["reasoning_content"] = entry["thinking"] = message.reasoning_content or message.reasoning
+    if thought := message.reasoning_content or message.reasoning:
+        entry |= thoughts(thought)
     if message.tool_calls:
         entry["tool_calls"] = [read_call(call) for call in message.tool_calls]
     for key in ("name", "tool_call_id"):

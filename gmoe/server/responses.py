@@ -24,6 +24,7 @@ from gmoe.server.openai import (
     think_of,
 )
 from gmoe.server.stream import Chunk
+from gmoe.tokenizer.thinking import thoughts
 
 LOGPROBS = "message.output_text.logprobs"  # as `include` has it
 __all__ = ["encode", "media", "parse", "refuse", "render"]
@@ -223,7 +224,7 @@ def _message(model: str, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"role": "tool", "content": text_of(model, item.get("output")), "tool_call_id": item.get("call_id")}
     if kind == "reasoning":
         text = text_of(model, item.get("content") or item.get("summary"))
-        return {"role": "assistant", "content": "", "thinking": text, "reasoning_content": text}
+        return {"role": "assistant", "content": "", **thoughts(text)}
     raise Refused(400, f"input: an item of the type {short(kind)} is not supported")
 
 
@@ -234,11 +235,11 @@ def _of_one_turn(before: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
 
 
 def _merged(before: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, Any]:
-    thoughts = [one["thinking"] for one in (before, message) if one.get("thinking")]
+    thought = [one["thinking"] for one in (before, message) if one.get("thinking")]
     calls = [*before.get("tool_calls", ()), *message.get("tool_calls", ())]
     merged: dict[str, Any] = {"role": "assistant", "content": before["content"] or message["content"]}
-    if thoughts:
-        merged["thinking"] = merged["reasoning_content"] = "\n\n".join(thoughts)
+    if thought:
+        merged |= thoughts("\n\n".join(thought))
     return merged | ({"tool_calls": calls} if calls else {})
 
 

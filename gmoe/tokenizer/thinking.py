@@ -14,4 +14,11 @@ def think_values(think: bool | str | None, source: str = "") -> dict[str, Any]:
     values["thinking_mode"] = "enabled" if think else "disabled"
     if isinstance(think, str):
         return values | {"reasoning_effort": "high" if think == "max" else think, "thinking_effort": think}
+    if not think and "<|think|><|end|>" in source:  # Solar Open's, which thinks unless little is asked for
+        return values | {"reasoning_effort": "minimal"}
     return values | ({"reasoning_effort": "high"} if think and "'no_think'" in source else {})
+
+
+def thoughts(text: str) -> dict[str, str]:
+    """The thinking of an earlier message, by every name that templates have for it."""
+    return dict.fromkeys(("thinking", "reasoning_content", "reasoning"), text)

@@ -171,9 +171,9 @@ inline __attribute__((always_inline)) __m128 sums_of_8(const __m256* v, const fl
   return _mm_add_ps(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
 }
 
-// The values of eight blocks of 32 without the scales of activations, the even ones before the odd ones, where PART only
-// of the first `count`; y: their activations as `codes_of_two` has codes, and F::bias times their sums or, where there
-// are lows, the sums.
+// The values of eight blocks of 32 without the scales of activations, the even ones before the odd ones, where PART
+// only of the first `count`; y: their activations as `codes_of_two` has codes, and F::bias times their sums or, where
+// there are lows, the sums.
 template <class F, bool PART = false>
 inline __attribute__((always_inline)) __m256 narrow_values(const uint8_t* s, const int8_t* y, int count = 8) {
   const __m256i ones = _mm256_set1_epi16(1);

@@ -10,6 +10,7 @@ from gmoe.tokenizer.parsers.tags import THINK, Parser
 
 _SIGNS = (  # the first that a template contains
     ("<|channel|>", "harmony"),
+    ("<|tool_call:args|>", "solar"),
     ("｜DSML｜", "dsml"),
     ("]<]minimax[>[", "minimax_m3"),
     ("<|START_TEXT|>", "cohere"),
@@ -59,7 +60,7 @@ _OLLAMA = {  # Ollama's names for PARSER
 _WRITTEN_ELSEWHERE = frozenset(  # Ollama's too, for which there is no file here
     "cogito deepseek-ocr glm-ocr glimmer laguna nemotron-3-nano olmo3 qwen3-vl".split()
 )
-_NO_DIALECTS = {"arguments", "choose", "tags", "__init__"}
+_NO_DIALECTS = {"arguments", "choose", "sections", "tags", "__init__"}
 DIALECTS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_DIALECTS))
 
 
