@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "block.h"
-#include "features.h"
+#include "cpu_features.h"
 
 #define AVX512_LEVEL
 

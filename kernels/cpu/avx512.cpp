@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #include "block.h"
-#include "features.h"
+#include "cpu_features.h"
 
 #define AVX512_LEVEL  // the loops have registers of 64 bytes
 

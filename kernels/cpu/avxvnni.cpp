@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #include "block.h"
-#include "features.h"
+#include "cpu_features.h"
 
 namespace gmoe {
 namespace {

@@ -2,7 +2,7 @@
 #include <arm_neon.h>
 
 #include "block.h"
-#include "features.h"
+#include "cpu_features.h"
 
 #define NEON_I8MM
 

@@ -1,6 +1,6 @@
 // The level of any CPU: plain C++.
 #include "block.h"
-#include "features.h"
+#include "cpu_features.h"
 
 namespace gmoe {
 namespace {

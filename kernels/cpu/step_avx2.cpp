@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "step.h"
-#include "features.h"
+#include "cpu_features.h"
 
 #define AVX256_LEVEL
 

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "features.h"
+#include "cpu_features.h"
 #include "step.h"
 
 #define AVX512_LEVEL

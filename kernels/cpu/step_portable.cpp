@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "features.h"
+#include "cpu_features.h"
 #include "step.h"
 
 namespace gmoe {

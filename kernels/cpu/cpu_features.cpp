@@ -1,4 +1,4 @@
-#include "features.h"
+#include "cpu_features.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

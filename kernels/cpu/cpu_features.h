@@ -1,6 +1,6 @@
-// What this CPU and its system allow: all that runs before a level is chosen. `features.cpp` is compiled for any CPU; a
-// level's own file holds nothing but data (`Level`, `Step`) until its `here` has said yes, and no code that another
-// file might come to share.
+// What this CPU and its system allow: all that runs before a level is chosen. `cpu_features.cpp` is compiled for any
+// CPU; a level's own file holds nothing but data (`Level`, `Step`) until its `here` has said yes, and no code that
+// another file might come to share.
 #pragma once
 
 namespace gmoe {
