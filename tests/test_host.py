@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gmoe.library.manifest import Layer, Manifest
+from gmoe.library.modelfile import parse_modelfile
 from gmoe.options import RuntimeOptions
 from gmoe.server.ask import Refused
 from gmoe.server.catalog import Entry
@@ -89,17 +91,53 @@ def test_all_names_of_a_model_have_it_loaded_once() -> None:
     async def run() -> None:
         models = host(lambda options: loaded.append(options.context))
         async with models.lease("a1") as one, models.lease("a2") as other, models.lease("b") as another:
-            assert one is other is not another and list(models.running) == ["a1", "b"]
+            assert one.running is other.running is not another.running and list(models.running) == ["a1", "b"]
         async with models.lease("a2", num_ctx=512) as larger:
-            assert larger is not one and list(models.running) == ["b", "a2"]
+            assert larger.running is not one.running and list(models.running) == ["b", "a2"]
         async with models.lease("a1") as again:
-            assert again is larger
+            assert again.running is larger.running and again.entry.name == "a1"
         assert await models.unload("a1") and list(models.running) == ["b"]
         assert not await models.unload("a2")
         await models.close()
 
     asyncio.run(run())
     assert loaded == [64, 64, 512]
+
+
+def test_names_share_a_file_where_their_modelfiles_load_it_alike() -> None:
+    texts = {name: f"FROM x\n{rest}" for name, rest in (
+        ("plain", ""), ("pirate", "SYSTEM Arr\nPARAMETER temperature 0"), ("small", "PARAMETER num_ctx 32"),
+        ("large", "PARAMETER num_ctx 512"), ("lossy", "# gmoe: miss skip"),
+    )}  # fmt: skip
+    manifest, loaded = Manifest(Layer("", "", 0), ()), list[tuple[int, str]]()
+
+    def find(name: str) -> Entry:
+        return Entry(name, Path("blob"), texts[name], 1, 0.0, parse_modelfile(texts[name]), manifest)
+
+    def load(path: Path, options: RuntimeOptions) -> Any:
+        loaded.append((options.context, options.miss))
+        hparams, context = SimpleNamespace(n_ctx_train=1024), options.context or 1024
+        return SimpleNamespace(hparams=hparams, context=context, notices=[], stats={}, close=lambda: None)
+
+    async def run() -> None:
+        models = ModelHost(SimpleNamespace(find=find), RuntimeOptions(), load, max_loaded=9)  # type: ignore[arg-type]
+        async with models.lease("small") as small, models.lease("large") as large, models.lease("plain") as plain:
+            async with models.lease("pirate") as pirate, models.lease("lossy") as lossy:
+                assert pirate.running is plain.running and pirate.entry.modelfile.last("system") == "Arr"
+                assert len({one.running for one in (small, large, plain, lossy)}) == 4
+                assert list(plain.running.names) == ["plain", "pirate"]
+        texts["small"], texts["plain"] = texts["large"], texts["lossy"]  # made again
+        async with models.lease("small") as more, models.lease("plain") as other:
+            assert (more.running, other.running) == (large.running, lossy.running)
+            assert list(plain.running.names) == ["pirate"] and list(large.running.names) == ["large", "small"]
+        texts["lossy"] += "\nPARAMETER num_ctx 16"  # who wants less than before has it loaded again
+        async with models.lease("lossy") as less:
+            assert less.llm.context == 16
+        assert await models.unload("pirate") and "plain" not in models.running
+        await models.close()
+
+    asyncio.run(run())
+    assert loaded == [(32, "auto"), (512, "auto"), (0, "auto"), (0, "skip"), (16, "skip")]
 
 
 def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:

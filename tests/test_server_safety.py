@@ -221,7 +221,7 @@ def test_a_model_is_the_same_in_any_letters_and_lives_on_without_its_name(tmp_pa
         library = live.service.host.catalog.library
         library.remove(ModelName.parse("oWN"))  # as another process may
         named = {model["name"]: model["details"]["family"] for model in live.http.get("/api/ps").json()["models"]}
-        assert named == {"Own:latest": "qwen3moe"}
+        assert named == {"Own:latest": "qwen3moe", "demo:latest": "qwen3moe"}
 
 
 def test_uploads_that_stall_keep_nobody_else_waiting(live: Live) -> None:

@@ -29,6 +29,11 @@ class Entry:
     manifest: Manifest | None = None
 
     @property
+    def identity(self) -> tuple[Path, str]:
+        """Changes when the GGUF does; a blob of the library is named by what it is."""
+        return self.path, "" if self.manifest else self.digest
+
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """Ollama's parameters, by name."""
         return self.modelfile.parameters

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,8 @@ Load = Callable[[Any, RuntimeOptions], Any]
 class Running:
     """A model in memory. `expires` is a time of `time.monotonic`, None while it is used or forever."""
 
-    entry: Entry
+    entry: Entry  # the first under which it was asked for
+    wanted: RuntimeOptions  # of that, without what a request wants
     options: RuntimeOptions
     began: float = field(default_factory=time.monotonic)
     llm: Any = None  # None while it loads
@@ -36,6 +37,7 @@ class Running:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
     timer: asyncio.TimerHandle | None = None
+    names: dict[str, Entry] = field(default_factory=dict)  # under which it was asked for, and last by each
     extra: dict[str, Any] = field(default_factory=dict)  # what others keep beside a model as long as it lives
 
     @property
@@ -47,9 +49,23 @@ class Running:
         return datetime.fromtimestamp(time.time() + left, UTC)
 
 
-class ModelHost:
-    """Leases models. At most `max_loaded` are in memory; one that nobody uses makes room, the longest unused first.
+@dataclass(frozen=True, eq=False)
+class Lease:
+    """A model in memory as a request has it: other names may have other Modelfiles."""
 
+    entry: Entry
+    running: Running
+
+    @property
+    def llm(self) -> Any:
+        """What answers."""
+        return self.running.llm
+
+
+class ModelHost:
+    """Leases models; names whose Modelfiles load a file alike share it.
+
+    At most `max_loaded` are in memory; one that nobody uses makes room, the longest unused first.
     `max_queue` requests may wait beside those that models are answering.
     """
 
@@ -97,7 +113,7 @@ class ModelHost:
         keep_alive: float | None = None,
         num_ctx: int | None = None,
         num_thread: int | None = None,
-    ) -> AsyncIterator[Running]:
+    ) -> AsyncIterator[Lease]:
         """The model of a name, loaded, and not unloaded meanwhile. Raises `Refused`, and what loading raises."""
         entry = await asyncio.to_thread(self.catalog.find, name)
         options = options_for(entry, self.options, num_ctx, num_thread)
@@ -115,7 +131,7 @@ class ModelHost:
                     running.keep_alive = keep_alive
                 if running.llm.context < options.context:
                     _tell_lowered(running)
-                yield running
+                yield Lease(entry, running)
                 return
             finally:
                 running.users -= 1
@@ -128,7 +144,7 @@ class ModelHost:
     async def unload(self, name: str) -> bool:
         """Forget a model as soon as nobody uses it; False where it was not loaded."""
         entry = await asyncio.to_thread(self.catalog.find, name)
-        running = self._of(entry)
+        running = self._of(entry) or self.running.get(entry.name)
         if running is None:
             return False
         running.keep_alive = 0.0
@@ -155,6 +171,9 @@ class ModelHost:
             finally:
                 self._line.remove(place)
                 self._changed.notify_all()
+            for one in self.running.values():
+                one.names.pop(entry.name, None)
+            running.names[entry.name] = entry
             running.users += 1
             if running.timer:
                 running.timer.cancel()
@@ -164,24 +183,24 @@ class ModelHost:
     def _find(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running | None:
         """The model, perhaps just beginning to be; None where others must end before."""
         running = self._of(entry)
-        if running is not None and (running.entry.digest != entry.digest or not _suffices(running, num_ctx)):
-            if running.users:
+        if running is not None and _suffices(running, num_ctx):
+            return running
+        for old in (running, self.running.get(entry.name)):  # this name's may be of what it stood for before
+            if old is not None and old.users:
                 return None
-            self._drop(running)
-            running = None
-        if running is None and self._make_room(entry):
-            return self._begin(entry, options)
-        return running
+            if old is not None and self.running.get(old.entry.name) is old:
+                self._drop(old)
+        return self._begin(entry, options) if self._make_room(entry) else None
 
     def _of(self, entry: Entry) -> Running | None:
-        """What has this name; else the same model by another name."""
-        same = (
-            one for one in self.running.values() if (one.entry.digest, one.entry.path) == (entry.digest, entry.path)
-        )
-        return self.running.get(entry.name) or next(same, None)
+        """The model that this entry can have, its own name's before others'."""
+        wanted = options_for(entry, self.options, None, None)
+        fit = [one for one in self.running.values() if _fits(one, entry, wanted)]
+        return min(fit, key=lambda one: one.entry.name != entry.name, default=None)
 
     def _begin(self, entry: Entry, options: RuntimeOptions) -> Running:
-        running = Running(entry, options, keep_alive=self.keep_alive)
+        wanted = options_for(entry, self.options, None, None)
+        running = Running(entry, wanted, options, keep_alive=self.keep_alive)
         self.running[entry.name] = running
         task = asyncio.create_task(self._fill(running))
         self._closing.add(task)
@@ -268,6 +287,17 @@ def _tell_lowered(running: Running) -> None:
     if said not in running.llm.notices:
         running.llm.notices.append(said)
         log.warning("%s: %s", running.entry.name, said)
+
+
+def _fits(running: Running, entry: Entry, wanted: RuntimeOptions) -> bool:
+    """Whether it is this entry's file, loaded as its Modelfile wants it; under another name with more context too."""
+    if running.entry.identity != entry.identity or replace(running.wanted, context=wanted.context) != wanted:
+        return False
+    if running.wanted.context == wanted.context:
+        return True
+    if running.entry.name == entry.name or not wanted.context:
+        return False
+    return running.options.context >= wanted.context if running.llm is None else _suffices(running, wanted.context)
 
 
 def _suffices(running: Running, num_ctx: int | None) -> bool:

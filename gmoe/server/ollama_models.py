@@ -103,13 +103,13 @@ def summary(entry: Entry) -> dict[str, Any]:
 
 
 def loaded(running: Iterable[Running]) -> dict[str, Any]:
-    """The body of /api/ps, the longest-lived first."""
+    """The body of /api/ps, the longest-lived first; a model that several names share is there for each."""
     models = sorted(running, key=lambda r: r.expires_at, reverse=True)
-    return {"models": [_loaded(one) for one in models]}
+    return {"models": [_loaded(one, entry) for one in models for entry in one.names.values()]}
 
 
-def _loaded(running: Running) -> dict[str, Any]:
-    entry, llm = running.entry, running.llm
+def _loaded(running: Running, entry: Entry) -> dict[str, Any]:
+    llm = running.llm
     state = {"status": "loading"} if llm is None else {"experts": experts(llm), "notices": list(llm.notices)}
     details = {} if llm is None else facts_in(llm.file)["details"]  # the library may have forgotten the file
     return {

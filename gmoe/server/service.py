@@ -20,7 +20,7 @@ from gmoe.options import RuntimeOptions
 from gmoe.server.answer import Answer
 from gmoe.server.ask import Ask, End, Events, Loading, Refused
 from gmoe.server.catalog import Catalog
-from gmoe.server.host import ModelHost, Running
+from gmoe.server.host import Lease, ModelHost, Running
 from gmoe.server.several import Several
 from gmoe.server.stream import Chunk, Dialect, Source, Streamed, Threads, log, refused_of, to_bytes
 from gmoe.server.watch import PATIENCE, Watch
@@ -41,7 +41,7 @@ class Service:
         self.seconds = seconds
         self.threads = Threads(THREADS)
         self.uploads = Threads(THREADS)  # as slow as their clients
-        self.last_used = ""
+        self.last_used = self.last_loaded = ""  # a name, and that under which its model was loaded
         self.looked = -PATIENCE  # when somebody last asked for the live view
 
     def load(self, path: Path, options: RuntimeOptions) -> LLM:
@@ -84,32 +84,35 @@ class Service:
             if ask.progress and ask.stream:
                 yield self._with_progress(ask, render, began)
                 return
-            async with self.lease(ask) as running:
-                chunks = self._answer(running, ask, render, began)
+            async with self.lease(ask) as lease:
+                chunks = self._answer(lease, ask, render, began)
                 try:
                     yield chunks
                 finally:
                     await chunks.aclose()
 
     @asynccontextmanager
-    async def lease(self, ask: Ask) -> AsyncIterator[Running]:
+    async def lease(self, ask: Ask) -> AsyncIterator[Lease]:
         """The model of a request."""
-        async with self.host.lease(ask.model, ask.keep_alive, ask.num_ctx, ask.num_thread) as running:
-            self.last_used = running.entry.name
+        async with self.host.lease(ask.model, ask.keep_alive, ask.num_ctx, ask.num_thread) as lease:
+            self._note(lease)
             if time.monotonic() - self.looked < PATIENCE:  # so that the first answer of a model is seen too
-                self.watch(running).attend()
-            yield running
+                self.watch(lease.running).attend()
+            yield lease
+
+    def _note(self, lease: Lease) -> None:
+        self.last_used, self.last_loaded = lease.entry.name, lease.running.entry.name
 
     def watch(self, running: Running) -> Watch:
         """The live view of a model, which lives as long as it does."""
         watch: Watch = running.extra.setdefault("watch", Watch(running.llm))
         return watch
 
-    def _answer(self, running: Running, ask: Ask, render: Render, began: float) -> Any:
+    def _answer(self, lease: Lease, ask: Ask, render: Render, began: float) -> Any:
         if ask.empty:
             return _given(render(ask, iter([End("load")])))
         waited = time.perf_counter() - began
-        answers = [Answer(running.llm, running.entry, part, waited) for part in ask.parts or [ask]]
+        answers = [Answer(lease.llm, lease.entry, part, waited) for part in ask.parts or [ask]]
         answer = Several(answers) if ask.parts else answers[0]
         return self.threads.iterate(Source.of(lambda: render(ask, iter(answer)), answer.cancel))
 
@@ -139,11 +142,11 @@ class Service:
     ) -> tuple[list[np.ndarray], int, float]:  # fmt: skip
         """Unit vectors float32 [n_embd or `dimensions`] of texts or ids, their tokens, and the seconds of loading."""
         began = time.perf_counter()
-        async with self.host.admitted(), self.host.lease(name, keep_alive, num_ctx) as running:
-            self.last_used = running.entry.name
+        async with self.host.admitted(), self.host.lease(name, keep_alive, num_ctx) as lease:
+            self._note(lease)
             waited = time.perf_counter() - began
             left = threading.Event()
-            work = _embedding(running.llm, inputs, truncate, dimensions, left)
+            work = _embedding(lease.llm, inputs, truncate, dimensions, left)
             vectors, count = await self.threads.run(work, left.set)
         return vectors, count, waited
 
@@ -158,8 +161,8 @@ class Service:
 
     async def with_model(self, name: str | None, work: Callable[[LLM], Any]) -> Any:
         """Run something short in a thread, on a model that is loaded if need be."""
-        async with self.host.admitted(), self.host.lease(self.named(name)) as running:
-            return await asyncio.to_thread(work, running.llm)
+        async with self.host.admitted(), self.host.lease(self.named(name)) as lease:
+            return await asyncio.to_thread(work, lease.llm)
 
     def named(self, name: str | None) -> str:
         """The model that is meant: of a request that names none, the one last used, or the only one there is."""

@@ -116,8 +116,8 @@ class TextApi:
     async def count_tokens(self, request: Request) -> Response:
         """POST /v1/messages/count_tokens"""
         ask = anthropic.parse_count(await read_json(request))
-        async with self.host.admitted(), self.service.lease(ask) as running:
-            prompt = await asyncio.to_thread(prompt_of, running.llm, running.entry, ask)
+        async with self.host.admitted(), self.service.lease(ask) as lease:
+            prompt = await asyncio.to_thread(prompt_of, lease.llm, lease.entry, ask)
         return json_response({"input_tokens": len(prompt.ids)})
 
     async def completion(self, request: Request) -> Response:
@@ -151,8 +151,8 @@ class TextApi:
             think_strict=False,
             only_render=True,
         )
-        async with self.host.admitted(), self.service.lease(ask) as running:
-            prompt = await asyncio.to_thread(prompt_of, running.llm, running.entry, ask)
+        async with self.host.admitted(), self.service.lease(ask) as lease:
+            prompt = await asyncio.to_thread(prompt_of, lease.llm, lease.entry, ask)
         return json_response({"prompt": prompt.text})
 
     async def models(self, request: Request) -> Response:
@@ -174,8 +174,8 @@ class TextApi:
 
     async def props(self, request: Request) -> Response:
         """GET /props"""
-        running = self.host.running.get(self.service.last_used)
-        return json_response(llama.props(running, running.entry.name if running else ""))
+        running = self.host.running.get(self.service.last_loaded)
+        return json_response(llama.props(running, self.service.last_used if running else ""))
 
     async def slots(self, request: Request) -> Response:
         """GET /slots"""
