@@ -18,7 +18,7 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 OLD = "cortex-a72"  # a CPU without dot products
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread"]
 SHARED = [
-    "features",
+    "cpu_features",
     "portable",
     "step_portable",
     "experts",

@@ -13,6 +13,8 @@ namespace {
 
 #if defined(__AVX512VNNI__)  // so built to be checked on CPUs that have the operation in AVX-512's form only
 constexpr Level avxvnni = level_of("avxvnni", has_avx512_vnni);
+#elif defined(GMOE_VNNI_EMULATED)  // or in none
+constexpr Level avxvnni = level_of("avxvnni", has_avx2);
 #else
 constexpr Level avxvnni = level_of("avxvnni", has_avxvnni);
 #endif
