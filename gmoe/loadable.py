@@ -71,8 +71,8 @@ def options_to_load(package: Package, given: RuntimeOptions | None = None) -> Ru
     options, given = package.options(given), given or RuntimeOptions()
     now = {kind: getattr(options, kind) for kind in POLICIES}
     before = {kind: getattr(RuntimeOptions(**package.modelfile.options), kind) for kind in POLICIES}
-    kept = _knobs_of(now) | set(given.policy)
-    gone = _knobs_of({kind: name for kind, name in before.items() if name != now[kind]}) - kept
+    stay = {kind: name for kind, name in now.items() if name == before[kind]}
+    gone = _knobs_of(before) - _knobs_of(stay) - set(given.policy)
     return replace(options, policy={knob: value for knob, value in options.policy.items() if knob not in gone})
 
 

@@ -617,6 +617,10 @@ def test_a_format_is_followed_and_thinking_only_where_asked_for(llm: FakeLLM, mo
     assert gmoe("run", model, "Hi", "--format", "json", "--think").exit_code == 0
     assert gmoe("run", model, "Hi", "--format", "json", "--think", "--grammar-after", "So:").exit_code == 0
     assert [asked[2].grammar_after for asked in llm.asked[2:]] == ["<channel|>", "So:"]
+    llm.dialect = "solar"  # whose answers have a header, thinking or not
+    assert gmoe("run", model, "Hi", "--format", "json").exit_code == 0
+    assert gmoe("run", model, "Hi", "--format", "json", "--raw").exit_code == 0
+    assert [asked[2].grammar_after for asked in llm.asked[4:]] == ["<|content|>", None]
     assert gmoe("run", model, "Hi", "--format", "yaml").exit_code == 2
 
 

@@ -91,12 +91,13 @@ def test_all_names_of_a_model_have_it_loaded_once() -> None:
     async def run() -> None:
         models = host(lambda options: loaded.append(options.context))
         async with models.lease("a1") as one, models.lease("a2") as other, models.lease("b") as another:
-            assert one.running is other.running is not another.running and list(models.running) == ["a1", "b"]
+            assert one.running is other.running is not another.running and list(models.running) == ["a1", "a2", "b"]
         async with models.lease("a2", num_ctx=512) as larger:
             assert larger.running is not one.running and list(models.running) == ["b", "a2"]
         async with models.lease("a1") as again:
             assert again.running is larger.running and again.entry.name == "a1"
-        assert await models.unload("a1") and list(models.running) == ["b"]
+        assert await models.unload("a1") and list(models.running) == ["b", "a2"], "its other name keeps it"
+        assert await models.unload("a2") and list(models.running) == ["b"]
         assert not await models.unload("a2")
         await models.close()
 
@@ -122,22 +123,64 @@ def test_names_share_a_file_where_their_modelfiles_load_it_alike() -> None:
     async def run() -> None:
         models = ModelHost(SimpleNamespace(find=find), RuntimeOptions(), load, max_loaded=9)  # type: ignore[arg-type]
         async with models.lease("small") as small, models.lease("large") as large, models.lease("plain") as plain:
+            assert len({one.running for one in (small, large, plain)}) == 3
             async with models.lease("pirate") as pirate, models.lease("lossy") as lossy:
                 assert pirate.running is plain.running and pirate.entry.modelfile.last("system") == "Arr"
-                assert len({one.running for one in (small, large, plain, lossy)}) == 4
-                assert list(plain.running.names) == ["plain", "pirate"]
-        texts["small"], texts["plain"] = texts["large"], texts["lossy"]  # made again
-        async with models.lease("small") as more, models.lease("plain") as other:
-            assert (more.running, other.running) == (large.running, lossy.running)
-            assert list(plain.running.names) == ["pirate"] and list(large.running.names) == ["large", "small"]
-        texts["lossy"] += "\nPARAMETER num_ctx 16"  # who wants less than before has it loaded again
-        async with models.lease("lossy") as less:
-            assert less.llm.context == 16
-        assert await models.unload("pirate") and "plain" not in models.running
+                assert lossy.running not in (small.running, large.running, plain.running)
+                texts["plain"] = texts["lossy"]  # made again, while what it stood for answers
+                async with models.lease("plain") as other:
+                    assert other.running is lossy.running and list(plain.running.names) == ["pirate"]
+            async with models.lease("small", num_ctx=256) as more:
+                assert more.running is large.running
+        assert small.running not in models.loaded, "no name is left"
+        assert {name: one.llm.context for name, one in models.running.items()} == {
+            "large": 512, "small": 512, "pirate": 1024, "lossy": 1024, "plain": 1024,
+        }  # fmt: skip
+        texts["large"] = "FROM x\n# gmoe: miss cpu\nPARAMETER num_ctx 16"
+        async with models.lease("large") as less:
+            assert less.llm.context == 16 and list(models.running) == ["small", "pirate", "lossy", "plain", "large"]
+        assert await models.unload("pirate") and not await models.unload("pirate")
         await models.close()
 
     asyncio.run(run())
-    assert loaded == [(32, "auto"), (512, "auto"), (0, "auto"), (0, "skip"), (16, "skip")]
+    assert loaded == [(32, "auto"), (512, "auto"), (0, "auto"), (0, "skip"), (16, "cpu")]
+
+
+def test_who_wants_more_context_takes_the_place_of_who_wanted_less_and_is_shared() -> None:
+    texts = {"small": "FROM x\nPARAMETER num_ctx 32", "large": "FROM x\nPARAMETER num_ctx 512"}
+    manifest = Manifest(Layer("", "", 0), ())
+
+    def find(name: str) -> Entry:
+        return Entry(name, Path("blob"), name, 1, 0.0, parse_modelfile(texts[name]), manifest)
+
+    def load(path: Path, options: RuntimeOptions) -> Any:
+        hparams = SimpleNamespace(n_ctx_train=1024)
+        return SimpleNamespace(hparams=hparams, context=options.context, notices=[], stats={}, close=lambda: None)
+
+    async def run() -> None:
+        models = ModelHost(SimpleNamespace(find=find), RuntimeOptions(), load)  # type: ignore[arg-type]
+        for name in ("small", "large", "small"):
+            async with models.lease(name) as lease:
+                assert len(models.loaded) == 1
+        assert lease.llm.context == 512 and list(models.running) == ["large", "small"]
+        await models.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_s_small_context_is_not_another_modelfile_s() -> None:
+    loaded: list[int] = []
+
+    async def run() -> None:
+        models = host(lambda options: loaded.append(options.context))
+        async with models.lease("a1", num_ctx=32) as less:
+            assert less.llm.context == 32
+        async with models.lease("a2") as usual:  # the server's flag says 64
+            assert usual.llm.context == 64 and usual.llm.notices == []
+        await models.close()
+
+    asyncio.run(run())
+    assert loaded == [32, 64]
 
 
 def test_nobody_passes_one_who_waits_for_a_model_to_end() -> None:

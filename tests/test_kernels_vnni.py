@@ -1,4 +1,4 @@
-"""The level with VNNI in 32-byte registers, built with AVX-512's form of the operation, or with none, for other CPUs."""
+"""The level with VNNI in 32-byte registers, built with AVX-512's form of the operation or with none, for other CPUs."""
 
 import shutil
 import subprocess

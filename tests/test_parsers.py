@@ -361,7 +361,7 @@ CASES: list[tuple[str, str, list[Any]]] = [
         "solar",
         "<|think|>Hm.<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>weather"
         '<|tool_call:args|>{"city": "Rome"}<|tool_call:end|><|tool_call:begin|>f<|tool_call:name|>time'
-        "<|tool_call:args|>{}<|tool_call:end|><|calls|>",
+        "<|tool_call:args|><|tool_call:end|><|calls|>",
         [thinking("Hm."), call(ROME._replace(id="a1b2c3d4e5")), call(ToolCall("time", {}, "f"))],
     ),
     ("solar", "<|tool_calls|>weather<|calls|>", [content("weather")]),

@@ -75,7 +75,9 @@ def test_answers_to_one_request_have_seeds_of_their_own() -> None:
         ("<|turn>model\n", {"reasoning_effort": "high"}, "gemma4", "<channel|>", None),
         ("<|channel>thought\n<channel|>", {}, "gemma4", None, None),
         ("<|start|>assistant", {}, "harmony", "<|channel|>final<|message|>", None),
+        ("<|start|>assistant", {"reasoning_effort": "none"}, "harmony", "<|channel|>final<|message|>", None),
         ("<|begin|>assistant", {}, "solar", "<|content|>", None),
+        ("<|begin|>assistant", {"reasoning_effort": "none"}, "solar", "<|content|>", None),
         ("<|Assistant|>", {}, "plain", None, None),
     ],
 )

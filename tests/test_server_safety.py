@@ -217,7 +217,7 @@ def test_a_model_is_the_same_in_any_letters_and_lives_on_without_its_name(tmp_pa
         live.http.post("/api/copy", json={"source": "Demo", "destination": "Own"})
         for name in ("own", "OWN", "Own:latest", "DEMO"):
             live.lines("/api/generate", {"model": name})
-        assert list(live.service.host.running) == ["Own:latest"], "demo is another name of the same"
+        assert len(live.service.host.loaded) == 1, "demo is another name of the same"
         library = live.service.host.catalog.library
         library.remove(ModelName.parse("oWN"))  # as another process may
         named = {model["name"]: model["details"]["family"] for model in live.http.get("/api/ps").json()["models"]}

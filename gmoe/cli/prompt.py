@@ -159,9 +159,10 @@ class Chat:
         """The parameters and the template's values for an answer."""
         if self.format is None:
             return self.params, self.template
-        from gmoe.tokenizer.parsers.choose import end_of_thinking
+        from gmoe.tokenizer.parsers.choose import end_of_thinking, headed
 
-        after = end_of_thinking(self.llm.dialect) if self.template.get("enable_thinking") else None
+        begins = self.template.get("enable_thinking") or (headed(self.llm.dialect) and not self.raw)
+        after = end_of_thinking(self.llm.dialect) if begins else None
         params = replace(self.params, grammar=None, json_schema=self.format, grammar_after=after)
         return params, self.template or think_values(False)
 

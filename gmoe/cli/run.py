@@ -74,14 +74,14 @@ def run(
     think = think if think_level is None else LEVELS[think_level]
     if format_ is not None:
         flags["json_schema"] = format_
-        think = think or False
+        think = think if raw else think or False
     said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     said |= {name: flags[name] for name in ("json_schema", "grammar_after", "grammar_unless") if format_ is not None}
     take(SamplingParams, flags)
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    models = Models(options, said, insecure, thinks=format_ is not None and bool(think))
+    models = Models(options, said, insecure, thinks=None if format_ is None or raw else bool(think))
     models.file_of(model)  # it is there, before anybody types
     text = prompt_text(prompt)
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
@@ -111,7 +111,7 @@ def run(
             for _ in spoken(events, write, wrap, hidethinking, heard.append):
                 pass
         except BaseException:
-            if sys.stdout.isatty():  # what is said next begins a line
+            if heard and sys.stdout.isatty():  # what is said next begins a line
                 click.echo()
             raise
         click.echo()

@@ -26,10 +26,13 @@ class Opened(NamedTuple):
 class Models:
     """Opens models; `options` and the sampling flags that were `given` count for each of them.
 
-    Where one `thinks` before it follows a format, its dialect says where that begins, unless `grammar_after` does.
+    Where a format is to be followed, `thinks` says whether thinking comes first; the dialect then says where the format
+    begins, unless `grammar_after` does. None: there is no format.
     """
 
-    def __init__(self, options: RuntimeOptions, given: Mapping[str, Any], insecure: bool = False, thinks: bool = False):
+    def __init__(
+        self, options: RuntimeOptions, given: Mapping[str, Any], insecure: bool = False, thinks: bool | None = None
+    ):
         self.options, self.given, self.insecure, self._thinks = options, given, insecure, thinks
 
     def file_of(self, model: str) -> Path:
@@ -53,12 +56,13 @@ class Models:
         began = time.perf_counter()
         with waiting(f"loading {name}") as say:
             from gmoe.llm import LLM
-            from gmoe.tokenizer.parsers.choose import end_of_thinking
+            from gmoe.tokenizer.parsers.choose import end_of_thinking, headed
 
             llm = LLM.load(model, self.options, lambda said: say(f"loading {name}, {said}"))
         say_notes(llm.notices)
         said = {f.name: self.given[f.name] for f in fields(SamplingParams) if f.name in self.given}
-        if self._thinks and said.get("grammar_after") is None:
+        begins = self._thinks or (self._thinks is not None and headed(llm.dialect))
+        if begins and said.get("grammar_after") is None:
             said["grammar_after"] = end_of_thinking(llm.dialect)
         return Opened(llm, replace(llm.defaults, **said), time.perf_counter() - began)
 

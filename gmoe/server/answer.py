@@ -16,7 +16,7 @@ from gmoe.server.models import capabilities
 from gmoe.server.prompt import Prompt, prompt_of
 from gmoe.text import TextEvent, TextStream
 from gmoe.tokenizer.parsers.arguments import ToolCall as Written
-from gmoe.tokenizer.parsers.choose import call_id, dialect_of, marks_of, parser_for, thinking_of
+from gmoe.tokenizer.parsers.choose import call_id, dialect_of, headed, marks_of, parser_for, thinking_of
 
 PARAMS = frozenset(f.name for f in fields(SamplingParams))
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -158,6 +158,8 @@ class Answer:
         if begin and text.endswith(begin):
             return end, None
         values = self.ask.template_values
+        if headed(dialect):
+            return end, None
         off = False in (self.ask.think, values.get("enable_thinking"), values.get("thinking"))
         if off or "thinking" not in capabilities(self.llm.file.metadata, self.entry.modelfile):
             return None, None

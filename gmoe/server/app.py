@@ -83,9 +83,10 @@ class _Views:
         """GET /api/experts: the live view of each model in memory."""
         found = []
         self.service.looked = time.monotonic()
-        for name, running in list(self.service.host.running.items()):
+        for running in list(self.service.host.loaded):
             if running.llm is not None:
-                found.append({"model": name, **await asyncio.to_thread(self.service.watch(running).look)})
+                seen = await asyncio.to_thread(self.service.watch(running).look)
+                found += [{"model": name, **seen} for name in running.names]
         return json_response({"models": found, "pending": self.service.host.pending})
 
     async def openapi(self, request: Request) -> Response:

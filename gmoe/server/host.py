@@ -24,7 +24,7 @@ Load = Callable[[Any, RuntimeOptions], Any]
 class Running:
     """A model in memory. `expires` is a time of `time.monotonic`, None while it is used or forever."""
 
-    entry: Entry  # the first under which it was asked for
+    entry: Entry  # for which it was loaded
     wanted: RuntimeOptions  # of that, without what a request wants
     options: RuntimeOptions
     began: float = field(default_factory=time.monotonic)
@@ -37,8 +37,13 @@ class Running:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
     timer: asyncio.TimerHandle | None = None
-    names: dict[str, Entry] = field(default_factory=dict)  # under which it was asked for, and last by each
+    names: dict[str, Entry] = field(default_factory=dict)  # under which it was asked for, as they were last
     extra: dict[str, Any] = field(default_factory=dict)  # what others keep beside a model as long as it lives
+
+    @property
+    def name(self) -> str:
+        """The first that it has."""
+        return next(iter(self.names), self.entry.name)
 
     @property
     def expires_at(self) -> datetime:
@@ -81,7 +86,7 @@ class ModelHost:
     ):
         self.catalog, self.options = catalog, options
         self.keep_alive, self.max_loaded, self.max_queue = keep_alive, max_loaded, max_queue
-        self.running: dict[str, Running] = {}
+        self.loaded: list[Running] = []
         self.retired: dict[str, dict[str, Any]] = {}  # by name, the counters of models that are no longer loaded
         self.pending = 0  # requests that were admitted and are not done
         self._load = load
@@ -92,8 +97,12 @@ class ModelHost:
     @property
     def answering(self) -> int:
         """How many of the pending requests models are answering; the others wait."""
-        loaded = [one for one in self.running.values() if one.llm is not None]
-        return sum(min(one.users, one.options.max_sequences) for one in loaded)
+        return sum(min(one.users, one.options.max_sequences) for one in self.loaded if one.llm is not None)
+
+    @property
+    def running(self) -> dict[str, Running]:
+        """The models by all of their names."""
+        return {name: one for one in self.loaded for name in one.names}
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -117,15 +126,16 @@ class ModelHost:
         """The model of a name, loaded, and not unloaded meanwhile. Raises `Refused`, and what loading raises."""
         entry = await asyncio.to_thread(self.catalog.find, name)
         options = options_for(entry, self.options, num_ctx, num_thread)
+        need = num_ctx or options_for(entry, self.options, None, None).context
         while True:
-            running = await self._take(entry, options, num_ctx)
+            running = await self._take(entry, options, need)
             try:
                 await running.ready.wait()
                 if isinstance(running.failure, ValueError) and not isinstance(running.failure, GGUFError):
                     raise Refused(500, str(running.failure))  # what the server was told, not what it is asked
                 if running.failure:
                     raise running.failure
-                if not _suffices(running, num_ctx) and running.options.context < options.context:
+                if not _suffices(running, need):
                     continue  # it was being loaded for somebody who wants less
                 if keep_alive is not None:
                     running.keep_alive = keep_alive
@@ -142,11 +152,14 @@ class ModelHost:
                     self._changed.notify_all()
 
     async def unload(self, name: str) -> bool:
-        """Forget a model as soon as nobody uses it; False where it was not loaded."""
+        """Forget a model as soon as nobody uses it, or its name where it has others; False where it was not loaded."""
         entry = await asyncio.to_thread(self.catalog.find, name)
-        running = self._of(entry) or self.running.get(entry.name)
+        running = self.running.get(entry.name)
         if running is None:
             return False
+        if len(running.names) > 1:
+            del running.names[entry.name]
+            return True
         running.keep_alive = 0.0
         running.stopping = True
         if not running.users:
@@ -155,53 +168,57 @@ class ModelHost:
 
     async def close(self) -> None:
         """Unload everything; requests that still run end with an error."""
-        for running in list(self.running.values()):
+        for running in list(self.loaded):
             self._drop(running)
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _take(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running:
+    async def _take(self, entry: Entry, options: RuntimeOptions, need: int) -> Running:
         """A user more of a model that is there or beginning to be; waits for room, and for whoever came before."""
         place = object()
         async with self._changed:
             self._line.append(place)
             try:
-                while self._line[0] is not place or (running := self._find(entry, options, num_ctx)) is None:
+                while self._line[0] is not place or (running := self._find(entry, options, need)) is None:
                     await self._changed.wait()
             finally:
                 self._line.remove(place)
                 self._changed.notify_all()
-            for one in self.running.values():
-                one.names.pop(entry.name, None)
-            running.names[entry.name] = entry
+            self._name(running, entry)
             running.users += 1
             if running.timer:
                 running.timer.cancel()
                 running.timer = None
         return running
 
-    def _find(self, entry: Entry, options: RuntimeOptions, num_ctx: int | None) -> Running | None:
+    def _find(self, entry: Entry, options: RuntimeOptions, need: int) -> Running | None:
         """The model, perhaps just beginning to be; None where others must end before."""
-        running = self._of(entry)
-        if running is not None and _suffices(running, num_ctx):
-            return running
-        for old in (running, self.running.get(entry.name)):  # this name's may be of what it stood for before
-            if old is not None and old.users:
-                return None
-            if old is not None and self.running.get(old.entry.name) is old:
-                self._drop(old)
-        return self._begin(entry, options) if self._make_room(entry) else None
-
-    def _of(self, entry: Entry) -> Running | None:
-        """The model that this entry can have, its own name's before others'."""
         wanted = options_for(entry, self.options, None, None)
-        fit = [one for one in self.running.values() if _fits(one, entry, wanted)]
-        return min(fit, key=lambda one: one.entry.name != entry.name, default=None)
+        fit = [one for one in self.loaded if _fits(one, entry, wanted)]
+        best = min(fit, key=lambda one: (not _suffices(one, need), entry.name not in one.names), default=None)
+        if best is not None and _suffices(best, need):
+            return best
+        replaced = [one for one in self.loaded if list(one.names) == [entry.name] or one is best]
+        if any(one.users and (one is not best or one.wanted == wanted) for one in replaced):
+            return None
+        for one in replaced:
+            if not one.users:  # else another Modelfile's, with less context, goes on beside it
+                self._drop(one)
+        return self._begin(entry, wanted, options) if self._make_room(entry) else None
 
-    def _begin(self, entry: Entry, options: RuntimeOptions) -> Running:
-        wanted = options_for(entry, self.options, None, None)
+    def _name(self, running: Running, entry: Entry) -> None:
+        """Its name is this model's from now on; one that so has lost its last goes when nobody uses it."""
+        for one in [one for one in self.loaded if one is not running and entry.name in one.names]:
+            del one.names[entry.name]
+            if not one.names:
+                one.keep_alive = 0.0
+                if not one.users:
+                    self._drop(one)
+        running.names[entry.name] = entry
+
+    def _begin(self, entry: Entry, wanted: RuntimeOptions, options: RuntimeOptions) -> Running:
         running = Running(entry, wanted, options, keep_alive=self.keep_alive)
-        self.running[entry.name] = running
+        self.loaded.append(running)
         task = asyncio.create_task(self._fill(running))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -211,14 +228,14 @@ class ModelHost:
         try:
             running.llm = await asyncio.to_thread(self._load, running.entry.path, running.options)
             for notice in running.llm.notices:
-                log.warning("%s: %s", running.entry.name, notice)
+                log.warning("%s: %s", running.name, notice)
         except Exception as error:
             running.failure = error
             self._forget(running)
         running.load_seconds = time.monotonic() - running.began
         running.used = time.monotonic()
         running.ready.set()
-        if running.llm is not None and self.running.get(running.entry.name) is not running:
+        if running.llm is not None and running not in self.loaded:
             await asyncio.to_thread(running.llm.close)  # it was dropped while it loaded
         elif not running.users:
             self._rest(running)
@@ -226,13 +243,13 @@ class ModelHost:
     def _make_room(self, entry: Entry) -> bool:
         """Drop idle models until one more may be loaded; False where all are busy."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        idle = sorted((r for r in self.running.values() if not r.users), key=lambda r: r.used)
-        while self.running:
-            bytes_loaded = sum(running.entry.size for running in self.running.values())
-            if len(self.running) < self.max_loaded and bytes_loaded + entry.size <= memory:
+        idle = sorted((r for r in self.loaded if not r.users), key=lambda r: r.used)
+        while self.loaded:
+            bytes_loaded = sum(running.entry.size for running in self.loaded)
+            if len(self.loaded) < self.max_loaded and bytes_loaded + entry.size <= memory:
                 return True
             if not idle:
-                return len(self.running) < self.max_loaded
+                return len(self.loaded) < self.max_loaded
             self._drop(idle.pop(0))
         return True
 
@@ -241,7 +258,7 @@ class ModelHost:
         if running.timer:
             running.timer.cancel()
             running.timer = None
-        if self.running.get(running.entry.name) is not running or running.keep_alive < 0:
+        if running not in self.loaded or running.keep_alive < 0:
             return
         if running.keep_alive == 0:
             self._drop(running)
@@ -259,15 +276,15 @@ class ModelHost:
         if running.timer:
             running.timer.cancel()
         if running.llm is not None:
-            name = running.entry.name
+            name = running.name
             self.retired[name] = added(self.retired.get(name, {}), running.llm.stats)
             task = asyncio.create_task(asyncio.to_thread(running.llm.close))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     def _forget(self, running: Running) -> None:
-        if self.running.get(running.entry.name) is running:
-            del self.running[running.entry.name]
+        if running in self.loaded:
+            self.loaded.remove(running)
 
 
 def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,22 +303,27 @@ def _tell_lowered(running: Running) -> None:
     said = f"the context is {running.llm.context} tokens, all that the model was trained for: more was asked for"
     if said not in running.llm.notices:
         running.llm.notices.append(said)
-        log.warning("%s: %s", running.entry.name, said)
+        log.warning("%s: %s", running.name, said)
 
 
 def _fits(running: Running, entry: Entry, wanted: RuntimeOptions) -> bool:
-    """Whether it is this entry's file, loaded as its Modelfile wants it; under another name with more context too."""
+    """Whether it is this entry's file, loaded as its Modelfile wants it but for how much context there is.
+
+    As much as the model has wants who names none. A name whose Modelfile was changed has all of it anew.
+    """
     if running.entry.identity != entry.identity or replace(running.wanted, context=wanted.context) != wanted:
         return False
+    before = running.names.get(entry.name)
     if running.wanted.context == wanted.context:
         return True
-    if running.entry.name == entry.name or not wanted.context:
+    if before is not None and before.digest != entry.digest:
         return False
-    return running.options.context >= wanted.context if running.llm is None else _suffices(running, wanted.context)
+    whole = running.llm is not None and running.llm.context >= running.llm.hparams.n_ctx_train
+    return wanted.context > 0 or whole
 
 
-def _suffices(running: Running, num_ctx: int | None) -> bool:
-    """Whether a loaded model has the context that a request names, or all that it can have."""
-    if running.llm is None:
+def _suffices(running: Running, need: int) -> bool:
+    """Whether a model has the context that is asked for, all that it can have, or is about to have what it can."""
+    if running.llm is None or running.options.context >= need:
         return True
-    return bool(min(num_ctx or 0, running.llm.hparams.n_ctx_train) <= running.llm.context)
+    return bool(min(need, running.llm.hparams.n_ctx_train) <= running.llm.context)

@@ -73,7 +73,7 @@ class LibraryApi:
 
     async def ps(self, request: Request) -> Response:
         """The models in memory."""
-        return json_response(loaded(self.host.running.values()))
+        return json_response(loaded(self.host.loaded))
 
     async def show(self, request: Request) -> Response:
         """All about one."""

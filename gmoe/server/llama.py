@@ -88,7 +88,7 @@ def slots(running: Iterable[Running]) -> list[dict[str, Any]]:
             continue
         for n in range(one.llm.options.max_sequences):
             busy = n < one.users
-            found.append({"id": len(found), "model": one.entry.name, "n_ctx": one.llm.context, "is_processing": busy})
+            found.append({"id": len(found), "model": one.name, "n_ctx": one.llm.context, "is_processing": busy})
     return found
 
 

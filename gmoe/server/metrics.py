@@ -19,7 +19,7 @@ media = "text/plain; version=0.0.4; charset=utf-8"
 
 def render(host: ModelHost) -> str:
     """All series; what an unloaded model had counted stays in the totals."""
-    running = {name: experts(one.llm) for name, one in host.running.items() if one.llm is not None}
+    running = {one.name: experts(one.llm) for one in host.loaded if one.llm is not None}
     stats = dict(host.retired)
     for name, now in running.items():
         stats[name] = added(stats.get(name, {}), now)
@@ -37,7 +37,7 @@ def render(host: ModelHost) -> str:
     lines += _series("llamacpp:requests_processing", "gauge", "Number of requests processing.", [({}, busy)])
     deferred: list[tuple[dict[str, str], float]] = [({}, host.pending - busy)]
     lines += _series("llamacpp:requests_deferred", "gauge", "Number of requests deferred.", deferred)
-    loaded = [({"model": name}, one.entry.size) for name, one in host.running.items() if one.llm is not None]
+    loaded = [({"model": one.name}, one.entry.size) for one in host.loaded if one.llm is not None]
     lines += _series("gmoe_model_bytes", "gauge", "Size of the models that are loaded.", loaded)
     return "\n".join([*lines, *_experts(stats)]) + "\n"
 

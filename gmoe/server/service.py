@@ -41,7 +41,7 @@ class Service:
         self.seconds = seconds
         self.threads = Threads(THREADS)
         self.uploads = Threads(THREADS)  # as slow as their clients
-        self.last_used = self.last_loaded = ""  # a name, and that under which its model was loaded
+        self.last_used = ""
         self.looked = -PATIENCE  # when somebody last asked for the live view
 
     def load(self, path: Path, options: RuntimeOptions) -> LLM:
@@ -95,13 +95,10 @@ class Service:
     async def lease(self, ask: Ask) -> AsyncIterator[Lease]:
         """The model of a request."""
         async with self.host.lease(ask.model, ask.keep_alive, ask.num_ctx, ask.num_thread) as lease:
-            self._note(lease)
+            self.last_used = lease.entry.name
             if time.monotonic() - self.looked < PATIENCE:  # so that the first answer of a model is seen too
                 self.watch(lease.running).attend()
             yield lease
-
-    def _note(self, lease: Lease) -> None:
-        self.last_used, self.last_loaded = lease.entry.name, lease.running.entry.name
 
     def watch(self, running: Running) -> Watch:
         """The live view of a model, which lives as long as it does."""
@@ -143,7 +140,7 @@ class Service:
         """Unit vectors float32 [n_embd or `dimensions`] of texts or ids, their tokens, and the seconds of loading."""
         began = time.perf_counter()
         async with self.host.admitted(), self.host.lease(name, keep_alive, num_ctx) as lease:
-            self._note(lease)
+            self.last_used = lease.entry.name
             waited = time.perf_counter() - began
             left = threading.Event()
             work = _embedding(lease.llm, inputs, truncate, dimensions, left)

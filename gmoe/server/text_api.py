@@ -167,19 +167,19 @@ class TextApi:
 
     async def health(self, request: Request) -> Response:
         """GET /health"""
-        loading = self.host.running and all(one.llm is None for one in self.host.running.values())
+        loading = self.host.loaded and all(one.llm is None for one in self.host.loaded)
         if loading:
             raise Refused(503, "Loading model")
         return json_response({"status": "ok"})
 
     async def props(self, request: Request) -> Response:
         """GET /props"""
-        running = self.host.running.get(self.service.last_loaded)
+        running = self.host.running.get(self.service.last_used)
         return json_response(llama.props(running, self.service.last_used if running else ""))
 
     async def slots(self, request: Request) -> Response:
         """GET /slots"""
-        slots = llama.slots(self.host.running.values())
+        slots = llama.slots(self.host.loaded)
         if "fail_on_no_slot" in request.query_params and all(slot["is_processing"] for slot in slots):
             raise Refused(503, "no slot available")
         return json_response(slots)

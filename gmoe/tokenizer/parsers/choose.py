@@ -111,6 +111,11 @@ def end_of_thinking(dialect: str) -> str | None:
     return thinking_of(dialect)[1]
 
 
+def headed(dialect: str) -> bool:
+    """Whether that text is there even where a model has not thought."""
+    return getattr(_module(dialect), "HEADED", False)
+
+
 def call_id(dialect: str, name: str, n: int) -> str:
     """The id of the n-th call, of this function, where nobody gave it one."""
     own: Callable[[str, int], str] = getattr(_module(dialect), "call_id", lambda name, n: f"call_{n:024x}")

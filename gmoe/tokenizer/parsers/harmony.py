@@ -9,7 +9,7 @@ from gmoe.tokenizer.parsers.tags import Parser
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")
 MARKS = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
-ANSWER = f"{CHANNEL}final{MESSAGE}"
+ANSWER, HEADED = f"{CHANNEL}final{MESSAGE}", True
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"to=(?!assistant\b)([^\s<]+)")
 

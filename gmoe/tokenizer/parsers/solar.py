@@ -9,7 +9,7 @@ KINDS = {THINK: "thinking", CONTENT: "content", CALLS: "tool_call"}
 ENDS = ("<|end|>", "<|calls|>", "<|flush|>")
 CALL, NAME, ARGUMENTS, CALLED = "<|tool_call:begin|>", "<|tool_call:name|>", "<|tool_call:args|>", "<|tool_call:end|>"
 MARKS = (BEGIN, *KINDS, *ENDS, CALL, NAME, ARGUMENTS, CALLED)
-ANSWER = CONTENT
+ANSWER, HEADED = CONTENT, True
 
 
 class _Solar(SectionParser):
@@ -28,7 +28,7 @@ class _Solar(SectionParser):
             name, _, text = call.partition(ARGUMENTS)
             if not name.strip():
                 raise Unreadable("a call has no name")
-            calls.append(call_of({"name": name.strip(), "arguments": read_json(text)})._replace(id=id.strip()))
+            calls.append(call_of({"name": name.strip(), "arguments": read_json(text or "{}")})._replace(id=id.strip()))
         return calls
 
 
