@@ -224,6 +224,8 @@ def test_knobs_leave_with_their_policy_and_others_stay() -> None:
     assert options_to_load(package, RuntimeOptions(policy={"t2": 0.9})).policy == {
         "t1": 0.5, "t2": 0.9, "threshold": 0.1,
     }  # fmt: skip
+    assert options_to_load(package, RuntimeOptions().insisting(["quality"])) == RuntimeOptions()
+    assert options_to_load(package, RuntimeOptions(quality="high", miss="skip")).miss == "skip"  # refused by loading
     merged = Package(Path(), parse_modelfile("FROM x\n# gmoe: miss merged\n# gmoe: policy.share 0.3"))
     assert options_to_load(merged, RuntimeOptions(miss="twin")).policy == {}  # whose share is another
     both = options_to_load(package, RuntimeOptions(miss="load", policy={"t1": 0.9}))

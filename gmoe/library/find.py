@@ -47,9 +47,9 @@ class Package:
         }
         if "policy" in changed:
             changed["policy"] = {**own.get("policy", {}), **changed["policy"]}
-        for one, other in (("quality", "max_kld"), ("max_kld", "quality")):  # they say the same
-            if one in changed:
-                own.pop(other, None)
+        for one, other in (("quality", "max_kld"), ("max_kld", "quality")):  # they say the same, and choose the others
+            for name in (other, "route", "miss") if one in changed else ():
+                own.pop(name, None)
         return replace(RuntimeOptions(**own), **changed)
 
     @property

@@ -214,6 +214,8 @@ class ModelHost:
                 one.keep_alive = 0.0
                 if not one.users:
                     self._drop(one)
+        if not running.names:
+            running.keep_alive = self.keep_alive  # it may have lost its last before
         running.names[entry.name] = entry
 
     def _begin(self, entry: Entry, wanted: RuntimeOptions, options: RuntimeOptions) -> Running:
