@@ -151,7 +151,7 @@ def test_who_wants_more_context_takes_the_place_of_who_wanted_less_and_is_shared
     manifest = Manifest(Layer("", "", 0), ())
 
     def find(name: str) -> Entry:
-        return Entry(name, Path("blob"), name, 1, 0.0, parse_modelfile(texts[name]), manifest)
+        return Entry(name, Path("blob"), texts[name], 1, 0.0, parse_modelfile(texts[name]), manifest)
 
     def load(path: Path, options: RuntimeOptions) -> Any:
         hparams = SimpleNamespace(n_ctx_train=1024)
@@ -163,6 +163,9 @@ def test_who_wants_more_context_takes_the_place_of_who_wanted_less_and_is_shared
             async with models.lease(name) as lease:
                 assert len(models.loaded) == 1
         assert lease.llm.context == 512 and list(models.running) == ["large", "small"]
+        texts["large"] = "FROM x\nPARAMETER num_ctx 16"  # made again: all of it counts, less context too
+        async with models.lease("large") as less:
+            assert less.llm.context == 16 and models.running["small"] is lease.running
         await models.close()
 
     asyncio.run(run())

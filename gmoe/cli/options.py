@@ -160,11 +160,11 @@ def take(kind: Callable[..., T], given: dict[str, Any]) -> T:
         made = kind(**{name: given.pop(name) for name in names})
         if isinstance(made, RuntimeOptions):
             require_options(made)
-            return cast(T, made.insisting(_said()))
+            return cast(T, made.insisting(said()))
     return made
 
 
-def _said() -> set[str]:
+def said() -> set[str]:
     """The arguments of the running command that stand on its command line."""
     ctx = click.get_current_context(silent=True)
     given = ctx.params if ctx else {}

@@ -9,11 +9,10 @@ from io import TextIOWrapper
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from gmoe.cli.answer import Figures, can_think, messages_of, probabilities, spoken, write
 from gmoe.cli.errors import usage
-from gmoe.cli.options import runtime_flags, sampling_flags, take
+from gmoe.cli.options import runtime_flags, said, sampling_flags, take
 from gmoe.cli.session import Models
 from gmoe.engine.gbnf import GrammarError
 from gmoe.engine.sampling import SamplingParams
@@ -50,10 +49,7 @@ class _Run(click.Command):
 @click.option("--nowordwrap", is_flag=True, help="Do not break lines between words on a terminal.")
 @sampling_flags
 @runtime_flags
-@click.pass_context
 def run(
-    ctx: click.Context,
-    /,
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
@@ -75,13 +71,13 @@ def run(
     if format_ is not None:
         flags["json_schema"] = format_
         think = think if raw else think or False
-    said = {name: flags[name] for name in flags if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    said |= {name: flags[name] for name in ("json_schema", "grammar_after", "grammar_unless") if format_ is not None}
+    given = {name: flags[name] for name in said() & flags.keys()}
+    given |= {name: flags[name] for name in ("json_schema", "grammar_after", "grammar_unless") if format_ is not None}
     take(SamplingParams, flags)
     options = take(RuntimeOptions, flags)
     if raw and (system is not None or think is not None):
         raise click.UsageError("--system and --think need the chat template, which --raw leaves out")
-    models = Models(options, said, insecure, thinks=None if format_ is None or raw else bool(think))
+    models = Models(options, given, insecure, thinks=None if format_ is None or raw else bool(think))
     models.file_of(model)  # it is there, before anybody types
     text = prompt_text(prompt)
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,9 @@ class Catalog:
         return Entry(str(name), path, manifest.digest, manifest.size, manifest.modified, modelfile, manifest)
 
 
-def options_for(entry: Entry, base: RuntimeOptions, num_ctx: int | None, num_thread: int | None) -> RuntimeOptions:
-    """What to load a model with: the server's flags, then the request's wishes, then what the Modelfile says."""
-    options = options_to_load(Package(entry.path, entry.modelfile), base)
-    return replace(options, context=max(0, num_ctx or options.context), threads=max(0, num_thread or options.threads))
+def options_for(entry: Entry, base: RuntimeOptions) -> RuntimeOptions:
+    """What to load a model with where a request wishes nothing: the server's flags, then what the Modelfile says."""
+    return options_to_load(Package(entry.path, entry.modelfile), base)
 
 
 def _of_file(name: str, path: Path) -> Entry:

@@ -125,17 +125,19 @@ class ModelHost:
     ) -> AsyncIterator[Lease]:
         """The model of a name, loaded, and not unloaded meanwhile. Raises `Refused`, and what loading raises."""
         entry = await asyncio.to_thread(self.catalog.find, name)
-        options = options_for(entry, self.options, num_ctx, num_thread)
-        need = num_ctx or options_for(entry, self.options, None, None).context
+        wanted = options_for(entry, self.options)
+        options = replace(
+            wanted, context=max(0, num_ctx or wanted.context), threads=max(0, num_thread or wanted.threads)
+        )
         while True:
-            running = await self._take(entry, options, need)
+            running = await self._take(entry, wanted, options)
             try:
                 await running.ready.wait()
                 if isinstance(running.failure, ValueError) and not isinstance(running.failure, GGUFError):
                     raise Refused(500, str(running.failure))  # what the server was told, not what it is asked
                 if running.failure:
                     raise running.failure
-                if not _suffices(running, need):
+                if not _suffices(running, options.context):
                     continue  # it was being loaded for somebody who wants less
                 if keep_alive is not None:
                     running.keep_alive = keep_alive
@@ -173,13 +175,13 @@ class ModelHost:
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _take(self, entry: Entry, options: RuntimeOptions, need: int) -> Running:
+    async def _take(self, entry: Entry, wanted: RuntimeOptions, options: RuntimeOptions) -> Running:
         """A user more of a model that is there or beginning to be; waits for room, and for whoever came before."""
         place = object()
         async with self._changed:
             self._line.append(place)
             try:
-                while self._line[0] is not place or (running := self._find(entry, options, need)) is None:
+                while self._line[0] is not place or (running := self._find(entry, wanted, options)) is None:
                     await self._changed.wait()
             finally:
                 self._line.remove(place)
@@ -191,9 +193,9 @@ class ModelHost:
                 running.timer = None
         return running
 
-    def _find(self, entry: Entry, options: RuntimeOptions, need: int) -> Running | None:
+    def _find(self, entry: Entry, wanted: RuntimeOptions, options: RuntimeOptions) -> Running | None:
         """The model, perhaps just beginning to be; None where others must end before."""
-        wanted = options_for(entry, self.options, None, None)
+        need = options.context
         fit = [one for one in self.loaded if _fits(one, entry, wanted)]
         best = min(fit, key=lambda one: (not _suffices(one, need), entry.name not in one.names), default=None)
         if best is not None and _suffices(best, need):
@@ -315,9 +317,9 @@ def _fits(running: Running, entry: Entry, wanted: RuntimeOptions) -> bool:
     """
     if running.entry.identity != entry.identity or replace(running.wanted, context=wanted.context) != wanted:
         return False
-    before = running.names.get(entry.name)
     if running.wanted.context == wanted.context:
         return True
+    before = running.names.get(entry.name)
     if before is not None and before.digest != entry.digest:
         return False
     whole = running.llm is not None and running.llm.context >= running.llm.hparams.n_ctx_train

@@ -19,10 +19,12 @@ media = "text/plain; version=0.0.4; charset=utf-8"
 
 def render(host: ModelHost) -> str:
     """All series; what an unloaded model had counted stays in the totals."""
-    running = {one.name: experts(one.llm) for one in host.loaded if one.llm is not None}
-    stats = dict(host.retired)
-    for name, now in running.items():
-        stats[name] = added(stats.get(name, {}), now)
+    stats, sizes = dict(host.retired), dict[str, int]()
+    for running in host.loaded:
+        if running.llm is not None:
+            name = running.name
+            stats[name] = added(stats.get(name, {}), experts(running.llm))
+            sizes[name] = sizes.get(name, 0) + running.entry.size
     lines: list[str] = []
     for key, (name, help) in TOTALS.items():
         lines += _series(name, "counter", help, [({}, sum(one.get(key, 0) for one in stats.values()))])
@@ -37,7 +39,7 @@ def render(host: ModelHost) -> str:
     lines += _series("llamacpp:requests_processing", "gauge", "Number of requests processing.", [({}, busy)])
     deferred: list[tuple[dict[str, str], float]] = [({}, host.pending - busy)]
     lines += _series("llamacpp:requests_deferred", "gauge", "Number of requests deferred.", deferred)
-    loaded = [({"model": one.name}, one.entry.size) for one in host.loaded if one.llm is not None]
+    loaded = [({"model": name}, size) for name, size in sizes.items()]
     lines += _series("gmoe_model_bytes", "gauge", "Size of the models that are loaded.", loaded)
     return "\n".join([*lines, *_experts(stats)]) + "\n"
 
